@@ -1,0 +1,69 @@
+# Every target sets up what it needs in .venv first, once; all it takes is Python 3.11 to 3.13 with pip, and make.
+# To choose the Python: make PYTHON=python3.12 demo
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# One stamp for each set of packages; a set is installed again when the lists of packages change.
+SETS := pyproject.toml constraints.txt
+CORE := .venv/.core-installed
+COURSE := .venv/.course-installed
+DEV := .venv/.dev-installed
+
+.PHONY: help demo test lab bench lint clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@echo "make <target>:"
+	@sed -n '/^[a-z-]*:.*  ## /{ s/:.*## /              /; s/^\(.\{13\}\) */  \1/; p; }' Makefile
+
+demo: $(CORE)  ## see speculative decoding pay off on this machine, in about a minute
+	@$(BIN)/specdec demo
+
+test: lint  ## style, types and all tests
+	$(BIN)/python -m pytest
+
+lab: $(COURSE)  ## open the course in JupyterLab
+	@$(BIN)/jupyter lab $(if $(wildcard notebooks),--LabApp.default_url=/lab/tree/notebooks)
+
+bench: $(CORE)  ## compare with transformers, side by side
+	@$(BIN)/python benchmarks/compare_peers.py
+
+lint: $(DEV)  ## style, types and spelling only
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+clean:  ## remove caches and builds; .venv stays (delete it to set up afresh)
+	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find . -name .venv -prune -o -name .ipynb_checkpoints -type d -prune -exec rm -rf {} +
+
+# The larger sets contain the smaller ones, so they leave those stamps too.
+$(CORE): $(SETS) | .venv/.created
+	@echo "Installing specdec_ref and what it needs into .venv (once, a few minutes; PyTorch is the large part) ..."
+	@$(PIP_INSTALL) -e .
+	@touch $(CORE)
+
+$(COURSE): $(SETS) | .venv/.created
+	@echo "Installing specdec_ref and JupyterLab into .venv (once, a few minutes) ..."
+	@$(PIP_INSTALL) -e '.[course]'
+	@touch $(CORE) $(COURSE)
+
+$(DEV): $(SETS) | .venv/.created
+	@echo "Installing specdec_ref, the course's and the developers' tools into .venv (once, a few minutes) ..."
+	@$(PIP_INSTALL) -e '.[course,dev]'
+	@touch $(CORE) $(COURSE) $(DEV)
+
+# A .venv that works is kept. Where venv or pip is missing it says so before anything half-made is left behind.
+.venv/.created:
+	@command -v $(PYTHON) >/dev/null 2>&1 || \
+	  { echo "$(PYTHON) was not found. Install Python 3.11, 3.12 or 3.13, or name one: make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+	  { echo "Python 3.11, 3.12 or 3.13 is needed, and $(PYTHON) is `$(PYTHON) -V 2>&1`. Name another: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "$(PYTHON) has no venv module (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
+	@touch $@

@@ -1,0 +1,314 @@
+"""Real models behind one small protocol, and the pair that ships.
+
+The loop asks two things of a language model: score some more tokens, and forget the last ones. `TransformersModel` does
+both for any causal LM of transformers whose attention can be rewound; a table of conditional probabilities is another.
+"""
+
+import itertools
+import json
+import os
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from specdec_ref.cache import RewindableCache
+from specdec_ref.errors import SpecdecError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+PREFILL_CHUNK = 512
+"""Tokens of a prompt scored in one forward pass: bounds the memory of a long prompt."""
+
+
+class LanguageModel(Protocol):
+    """What the decoding loop needs of a model: rows of tokens that grow by `extend` and shrink by `rewind`."""
+
+    vocab_size: int
+    context: int
+    device: torch.device
+
+    def start(self, batch: int, capacity: int) -> None:
+        """Begin `batch` empty rows that will hold at most `capacity` tokens."""
+        ...
+
+    def prefill(self, tokens: list[list[int]]) -> None:
+        """Append tokens, one list per row, of any lengths, without scores."""
+        ...
+
+    def extend(self, tokens: Tensor) -> Tensor:
+        """Append tokens [B, n] and return next-token logits [B, n, V] after each of them."""
+        ...
+
+    def rewind(self, lengths: list[int]) -> None:
+        """Forget all but the first `lengths[row]` tokens of every row."""
+        ...
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows only, in this order."""
+        ...
+
+
+class TransformersModel:
+    """A `LanguageModel` over an unmodified transformers causal LM, with a `RewindableCache`.
+
+    vocab_size: score only the first so many ids (a draft may have more padding rows than its target). Raises
+    SpecdecError where the model's state cannot be rewound (recurrent or chunked layers, encoder-decoder).
+    """
+
+    def __init__(self, model: "PreTrainedModel", vocab_size: int | None = None):
+        check_rewindable(model)
+        self.model = model.eval()
+        config: PretrainedConfig = model.config.get_text_config(decoder=True)
+        rows: int = model.get_output_embeddings().weight.shape[0]
+        self.vocab_size = min(rows, vocab_size or rows)
+        self.context: int = context_length(config)
+        self.device: torch.device = model.device
+        self._windows = attention_windows(config)
+        self.cache = RewindableCache(1, 0, self.device)
+
+    def start(self, batch: int, capacity: int) -> None:
+        self.cache = RewindableCache(batch, capacity, self.device)
+
+    @torch.inference_mode()
+    def prefill(self, tokens: list[list[int]]) -> None:
+        before = list(self.cache.lengths)
+        longest = max(map(len, tokens))
+        # Short rows are padded on the right; what the padding wrote is taken back at the end.
+        padded = torch.tensor([row + [0] * (longest - len(row)) for row in tokens], device=self.device)
+        for chunk in padded.split(PREFILL_CHUNK, dim=1) if longest else ():
+            self._forward(chunk, keep_logits=1)
+        self.rewind([n + len(row) for n, row in zip(before, tokens, strict=True)])
+
+    @torch.inference_mode()
+    def extend(self, tokens: Tensor) -> Tensor:
+        return self._forward(tokens, keep_logits=0)
+
+    def rewind(self, lengths: list[int]) -> None:
+        self.cache.rewind(lengths)
+
+    def keep(self, rows: list[int]) -> None:
+        self.cache.keep(rows)
+
+    def _forward(self, tokens: Tensor, keep_logits: int) -> Tensor:
+        positions, visible = self.cache.advance(tokens.shape[1])
+        masks = {
+            kind: _additive(visible, positions, window, self.model.dtype) for kind, window in self._windows.items()
+        }
+        logits: Tensor = self.model(
+            input_ids=tokens,
+            position_ids=positions.expand(tokens.shape),
+            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=keep_logits,
+        ).logits
+        return logits[..., : self.vocab_size]
+
+
+def _additive(visible: Tensor, positions: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+    """The mask that every attention implementation of transformers takes: 0 where visible, else the lowest number."""
+    if window is not None:
+        slots = torch.arange(visible.shape[-1], device=visible.device)
+        visible = visible & (slots > (positions[..., None] - window)[:, None])
+    elif visible.stride(-1) == 0:  # one token that sees everything
+        return torch.zeros((), dtype=dtype, device=visible.device).expand(visible.shape)
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
+
+
+def context_length(config: "PretrainedConfig") -> int:
+    """How many tokens a model of this configuration can hold."""
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        if isinstance(value := getattr(config, name, None), int) and value > 0:
+            return value
+    raise SpecdecError(f"{config.model_type}: its configuration names no context length (max_position_embeddings)")
+
+
+def attention_windows(config: "PretrainedConfig") -> dict[str, int | None]:
+    """Kinds of attention layer that a model has, with their sliding window in tokens (None: sees everything).
+
+    All tokens stay in our cache, so a sliding window is a matter of the mask alone, and can be rewound like any other.
+    """
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not kinds:  # one kind of layer: Llama, GPT-2; Mistral with its window
+        return {"all": window}
+    return {kind: window if kind == "sliding_attention" else None for kind in sorted(kinds)}
+
+
+def check_rewindable(model: "PreTrainedModel") -> None:
+    """Raises SpecdecError for a model that keeps a running state, which cannot take tokens back after a rejection."""
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "is_encoder_decoder", False):
+        raise SpecdecError(f"{config.model_type} is an encoder-decoder model: takes a decoder-only causal LM")
+    unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if unknown or getattr(model, "_is_stateful", False):
+        what = ", ".join(sorted(unknown)) or "a recurrent state"
+        raise SpecdecError(f"{config.model_type} has layers with {what}, which cannot be rewound after a rejection")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A target, a draft and the tokenizer that both use. `target` and `draft` are plain transformers models."""
+
+    target: "PreTrainedModel"
+    draft: "PreTrainedModel | None"
+    tokenizer: "PreTrainedTokenizerBase"
+
+    @property
+    def device(self) -> torch.device:
+        """Where both models are."""
+        return self.target.device
+
+    @property
+    def context(self) -> int:
+        """Tokens that both models can hold."""
+        models = [m for m in (self.target, self.draft) if m is not None]
+        return min(context_length(m.config.get_text_config(decoder=True)) for m in models)
+
+    @property
+    def eos(self) -> frozenset[int]:
+        """Ids that end a generation: the target's own."""
+        ids = self.target.generation_config.eos_token_id
+        ids = self.target.config.eos_token_id if ids is None else ids
+        return frozenset([ids] if isinstance(ids, int) else ids or [])
+
+
+PRETRAINED = Path(str(resources.files("specdec_ref"))) / "pretrained"
+DEFAULT_DRAFT = "draft-small"
+
+
+def shipped() -> tuple[str, ...]:
+    """Names of the models that ship: 'target' and the drafts. `load_pair(draft=name)` takes them."""
+    return tuple(sorted(p.parent.name for p in PRETRAINED.glob("*/model.safetensors")))
+
+
+def held_out_prompts() -> dict[str, str]:
+    """Beginnings of functions from standard-library modules that no shipped model was trained on, by name."""
+    prompts: dict[str, str] = json.loads((PRETRAINED / "prompts.json").read_text(encoding="utf-8"))
+    return prompts
+
+
+def load_pair(
+    target: str | os.PathLike[str] | None = None,
+    draft: str | os.PathLike[str] | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> Pair:
+    """Load a target and its draft, ready to decode with.
+
+    target, draft: a folder, a hub name, or one of `shipped()`; neither: the pair that ships here, with no network. A
+    target of your own without a draft gives a pair for prompt lookup. device: 'cpu', 'cuda', …; default the GPU where
+    there is one. dtype: default float32 on CPU, bfloat16 elsewhere. Only safetensors are read, and no code of the
+    model's own is run. Raises SpecdecError where a model cannot be loaded or the two cannot work together.
+    """
+    where = usable_device(device)
+    kind = _dtype(dtype, where)
+    ours = target is None
+    if ours and draft is None:
+        draft = DEFAULT_DRAFT
+    target_model = _load_model("target", "target" if ours else target, where, kind)
+    tokenizer = _load_tokenizer("target", "target" if ours else target)
+    _check_vocabulary("target", target_model, tokenizer)
+    draft_model = None
+    if draft is not None:
+        draft_model = _load_model("draft", draft, where, kind)
+        check_compatible(target_model, tokenizer, draft_model, _load_tokenizer("draft", draft))
+    return Pair(target_model, draft_model, tokenizer)
+
+
+def check_compatible(
+    target: "PreTrainedModel",
+    target_tokenizer: "PreTrainedTokenizerBase",
+    draft: "PreTrainedModel",
+    draft_tokenizer: "PreTrainedTokenizerBase",
+) -> None:
+    """Check that a draft can propose to a target: same ids for the same strings, both can be rewound.
+
+    Sizes prove nothing: the maps from string to id are compared. Rows of the embedding beyond the vocabulary (padding)
+    may differ in number. Raises SpecdecError with the first difference.
+    """
+    _check_vocabulary("draft", draft, draft_tokenizer)
+    ours, theirs = target_tokenizer.get_vocab(), draft_tokenizer.get_vocab()
+    if ours != theirs:
+        by_id = {i: s for s, i in ours.items()}, {i: s for s, i in theirs.items()}
+        first = next(i for i in itertools.count() if by_id[0].get(i) != by_id[1].get(i))
+        raise SpecdecError(
+            f"draft: its vocabulary is not the target's: id {first} is {by_id[0].get(first)!r} for the target and "
+            f"{by_id[1].get(first)!r} for the draft ({len(ours)} and {len(theirs)} tokens)"
+        )
+
+
+def _check_vocabulary(role: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    check_rewindable(model)
+    rows, largest = model.get_output_embeddings().weight.shape[0], max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise SpecdecError(f"{role}: its tokenizer has ids up to {largest}, but the model scores only {rows} tokens")
+
+
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name, tried out; None: the GPU where there is one, else the CPU. Raises SpecdecError."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        here = "cpu, cuda" if torch.cuda.is_available() else "cpu (PyTorch sees no CUDA GPU here)"
+        raise SpecdecError(f"device={str(device)!r}: not usable; this machine has {here}") from error
+    return where
+
+
+def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise SpecdecError(f"dtype={dtype!r}: takes float32, float64, bfloat16 or float16")
+    return kind
+
+
+def _source(role: str, name: str | os.PathLike[str] | None) -> str:
+    if isinstance(name, str) and name in shipped():
+        return str(PRETRAINED / name)
+    if not isinstance(name, (str, os.PathLike)) or not str(name).strip():
+        raise SpecdecError(f"{role}={name!r}: takes a folder, a hub name, or one of {', '.join(shipped())}")
+    return str(name)
+
+
+def _load_model(
+    role: str, name: str | os.PathLike[str] | None, device: torch.device, dtype: torch.dtype
+) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    source = _source(role, name)
+    local = Path(source).is_dir()
+    if local and not (Path(source) / "config.json").is_file():
+        raise SpecdecError(f"{role}={str(name)!r}: not a model folder, it has no config.json")
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=local
+        )
+    except Exception as error:  # every library below has its own errors for a bad file; the caller needs one line
+        raise SpecdecError(f"{role}={str(name)!r}: cannot be loaded: {_one_line(error)}") from error
+    loaded: PreTrainedModel = model.to(device).eval()
+    return loaded
+
+
+def _load_tokenizer(role: str, name: str | os.PathLike[str] | None) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    source = _source(role, name)
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=Path(source).is_dir())
+    except Exception as error:
+        raise SpecdecError(f"{role}={str(name)!r}: its tokenizer cannot be loaded: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

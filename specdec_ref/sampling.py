@@ -1,0 +1,108 @@
+"""From logits to probabilities, and from probabilities to tokens.
+
+`Sampling` is applied in the same way to target and draft; temperature 0 is an exact one-hot, so greedy decoding is no
+special case anywhere. `Randomness` is the only source of chance in the package: two verbs, nothing else draws.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from specdec_ref.errors import SpecdecError
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn: temperature, then top-k, then top-p, in the order that transformers applies them.
+
+    temperature: ≥ 0; 0 is greedy (all mass on the largest logit, the first of equals). top_k: keep the k largest
+    logits (equals of the k-th are kept too); None keeps all. top_p: keep the smallest set of most likely tokens whose
+    mass reaches top_p, in (0, 1]; None keeps all. Raises SpecdecError for any other value.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.temperature) or not 0 <= self.temperature < math.inf:
+            raise SpecdecError(f"temperature={self.temperature!r}: takes a finite number ≥ 0 (0 is greedy)")
+        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k is True or self.top_k < 1):
+            raise SpecdecError(f"top_k={self.top_k!r}: takes a whole number ≥ 1, or None to keep all tokens")
+        if self.top_p is not None and not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise SpecdecError(f"top_p={self.top_p!r}: takes a number in (0, 1], or None to keep all tokens")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is left to chance."""
+        return self.temperature == 0
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The distribution that a token is drawn from. logits: [..., V] → [..., V], rows sum to one.
+
+        Computed in float32, or float64 for float64 logits. A row with NaN or +inf, or with nothing but −inf, comes
+        out as NaN, which the decoding loop reports.
+        """
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.greedy:
+            largest, token = logits.max(-1, keepdim=True)
+            one = (largest - largest) + 1  # NaN where the row was not a row of numbers
+            return torch.zeros_like(logits).scatter_(-1, token, one)
+        if self.temperature != 1:
+            logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature  # no overflow, however cold
+        if self.top_k is not None and self.top_k < logits.shape[-1]:
+            kth = logits.topk(self.top_k, dim=-1).values[..., -1:]
+            logits = logits.masked_fill(logits < kth, -math.inf)
+        p = logits.softmax(-1)
+        if self.top_p is not None and self.top_p < 1:
+            ordered, token = p.sort(stable=True, dim=-1, descending=True)
+            before = ordered.cumsum(-1) - ordered  # mass of the tokens that are more likely
+            p = p.masked_fill(torch.zeros_like(p, dtype=torch.bool).scatter_(-1, token, before >= self.top_p), 0)
+            p = p / p.sum(-1, keepdim=True)
+        return p
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+class Randomness(Protocol):
+    """The only two things that chance decides. The exact proof swaps in one that plays every outcome."""
+
+    def draw(self, probabilities: Tensor) -> Tensor:
+        """One token from each row. probabilities: [..., V] → [...], int64. Never a token of probability 0."""
+        ...
+
+    def accept(self, probability: Tensor) -> Tensor:
+        """True with that probability, independently. probability: [...] → [...], bool. 0 is never, 1 is always."""
+        ...
+
+
+class SeededRandomness:
+    """Pseudo-random numbers from one `torch.Generator`: the same seed on the same device gives the same tokens.
+
+    Rows of a batch are independent of each other, but share the stream.
+    """
+
+    def __init__(self, seed: int | None = None, device: torch.device | str = "cpu"):
+        self._generator = torch.Generator(device=device)
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+
+    def draw(self, probabilities: Tensor) -> Tensor:
+        """An exponential race, won by token i with probability p_i (what torch.multinomial does for one sample)."""
+        arrival = torch.empty_like(probabilities).exponential_(generator=self._generator)
+        return (probabilities / arrival).argmax(-1)
+
+    def accept(self, probability: Tensor) -> Tensor:
+        """u < probability with u uniform in [0, 1)."""
+        u = torch.rand(probability.shape, generator=self._generator, dtype=probability.dtype, device=probability.device)
+        return u < probability

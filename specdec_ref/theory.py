@@ -1,0 +1,73 @@
+"""What speculative decoding should gain, from four measured numbers.
+
+α: chance that a drafted token is accepted. c: time of a draft step / time of a target step. v: time to score k + 1
+tokens / time to score one. o (`overhead`): what else a round costs, in target steps. The formulas take α as the same at
+every position; that and v > 1 are the two reasons why a measured speedup differs from the papers' formula (v = 1).
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+
+from specdec_ref.errors import SpecdecError
+
+Real = TypeVar("Real", float, np.ndarray)
+Cost = float | Callable[[int], float]
+"""v: one number for every k, or a function of the number of scored tokens, v(1) = 1."""
+
+
+def expected_tokens(alpha: Real, k: int) -> Real:
+    """Tokens that a round emits on average: 1 + α + … + αᵏ = (1 − αᵏ⁺¹)/(1 − α).
+
+    alpha: number or array in [0, 1]. k ≥ 0. The leading 1 is the token that every round adds: the residual's, or the
+    bonus token. Leviathan et al. 2022, equation 1. Raises SpecdecError.
+    """
+    _check(alpha, k)
+    return sum(alpha**i for i in range(1, k + 1)) + alpha**0
+
+
+def predicted_speedup(alpha: Real, k: int, c: float, v: Cost = 1.0, overhead: float = 0.0) -> Real:
+    """S = E[tokens] / (k·c + v(k + 1) + o), against one target step per token (S = 1 at k = 0).
+
+    alpha: number or array in [0, 1]; c, overhead: target steps, ≥ 0; v: a number, or a function of the number of scored
+    tokens. Leviathan et al. 2022, theorem 3.8, is the case v = 1, o = 0. Raises SpecdecError.
+    """
+    if c < 0 or overhead < 0:
+        raise SpecdecError(f"c={c}, overhead={overhead}: take numbers ≥ 0, in units of one target step")
+    if k == 0:
+        return expected_tokens(alpha, 0)
+    return expected_tokens(alpha, k) / (k * c + _scoring(v, k) + overhead)
+
+
+def best_k(alpha: float, c: float, v: Cost = 1.0, overhead: float = 0.0, max_k: int = 32) -> int:
+    """The k in 0…max_k with the largest predicted speedup; 0 says: do not speculate."""
+    return max(range(max_k + 1), key=lambda k: float(predicted_speedup(alpha, k, c, v, overhead)))
+
+
+def break_even_alpha(k: int, c: float, v: Cost = 1.0, overhead: float = 0.0) -> float:
+    """The α at which k drafted tokens gain nothing (S = 1); inf where even α = 1 does not pay. Within 1e-12."""
+    if k < 1:
+        raise SpecdecError(f"k={k!r}: takes a whole number ≥ 1")
+    low, high = 0.0, 1.0
+    if predicted_speedup(high, k, c, v, overhead) < 1:
+        return float("inf")
+    while high - low > 1e-12:  # S grows with α, so halving finds the crossing
+        middle = (low + high) / 2
+        low, high = (low, middle) if predicted_speedup(middle, k, c, v, overhead) >= 1 else (middle, high)
+    return high
+
+
+def _scoring(v: Cost, k: int) -> float:
+    cost = float(v(k + 1)) if callable(v) else float(v)
+    if not cost > 0:
+        raise SpecdecError(f"v={cost!r}: takes a number > 0, the time to score k + 1 tokens in target steps")
+    return cost
+
+
+def _check(alpha: object, k: object) -> None:
+    values = np.asarray(alpha, dtype=float)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise SpecdecError(f"alpha={alpha!r}: takes a probability, 0 ≤ α ≤ 1")
+    if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 0:
+        raise SpecdecError(f"k={k!r}: takes a whole number ≥ 0")

@@ -1,0 +1,1 @@
+"""Making the pair that ships: corpus, tokenizer, target, distilled drafts, model card."""

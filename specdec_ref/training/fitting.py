@@ -1,0 +1,199 @@
+"""The training loop: the same for the target, a plain draft and distilled drafts, on CPU and on CUDA.
+
+Several models may learn from one batch at once: distillation pays for the target's forward pass only once for all
+drafts. Every batch is a function of (seed, step), so an interrupted run that resumes goes through the same batches.
+"""
+
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from specdec_ref.training.distillation import Losses
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast to learn. `contexts`: (share of the steps, window length in tokens), in order."""
+
+    steps: int
+    tokens_per_step: int
+    learning_rate: float
+    contexts: tuple[tuple[float, int], ...]
+    warmup: int = 100
+    weight_decay: float = 0.1
+
+    def context_at(self, step: int) -> int:
+        """Window length in tokens at `step`."""
+        done = step / self.steps
+        for share, context in self.contexts:
+            if done < share:
+                return context
+            done -= share
+        return self.contexts[-1][1]
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, then linear decay to zero."""
+        return self.learning_rate * min((step + 1) / self.warmup, (self.steps - step) / self.steps, 1.0)
+
+
+class Windows:
+    """Random windows of token streams; stream i is drawn from with probability `shares[i]`."""
+
+    def __init__(self, streams: Sequence[Tensor], shares: Sequence[float], seed: int):
+        self._streams = streams
+        self._shares = torch.tensor(shares)
+        self._seed = seed
+
+    def batch(self, step: int, rows: int, context: int) -> Tensor:
+        """`rows` windows of `context` + 1 token ids, [rows, context + 1]; the same for the same (seed, step)."""
+        chance = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
+        windows = []
+        for which in torch.multinomial(self._shares, rows, replacement=True, generator=chance).tolist():
+            stream = self._streams[which]
+            start = int(torch.randint(0, max(1, len(stream) - context), (), generator=chance))
+            windows.append(stream[start : start + context + 1])
+        return torch.stack(windows).long()
+
+
+@dataclass
+class Tick:
+    """What the loop reports as it goes."""
+
+    step: int
+    steps: int
+    loss: dict[str, float]
+    seconds_left: float
+    tokens_per_second: float
+
+
+def half_precision_pays(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 faster than float32 (CUDA, CPUs with AVX512-BF16 or AMX)."""
+    return device.type != "cpu" or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
+
+
+def fit(
+    models: Mapping[str, nn.Module],
+    losses: Losses,
+    windows: Windows,
+    plan: Plan,
+    checkpoint: Path,
+    *,
+    on_tick: Callable[[Tick], None] = lambda tick: None,
+    evaluate: Callable[[int], None] = lambda step: None,
+    evaluate_every: int = 500,
+    save_every: float = 120.0,
+    compiled: bool = False,
+) -> None:
+    """Train `models` in place for `plan.steps` steps; resume from `checkpoint` where it exists.
+
+    The state is saved every `save_every` seconds and when interrupted (Ctrl-C), atomically; nothing but the step under
+    way is lost. `evaluate(step)` is called every `evaluate_every` steps and after the last.
+    """
+    device = next(next(iter(models.values())).parameters()).device
+    optimizers = [o for model in models.values() for o in _optimizers(model, plan)]
+    done = _load(checkpoint, models, optimizers)
+    if done >= plan.steps:
+        return
+    if compiled:
+        losses = torch.compile(losses, dynamic=False)
+    for model in models.values():
+        model.train()
+    saved_at = began = time.monotonic()
+    first = done
+    window: list[dict[str, Tensor]] = []
+    with _Interrupt() as interrupt:
+        for step in range(done, plan.steps):
+            if step <= first + 3:  # what went before is compilation and warm-up
+                began = time.monotonic()
+            context = plan.context_at(step)
+            batch = windows.batch(step, plan.tokens_per_step // context, context).to(device, non_blocking=True)
+            now = losses(batch, torch.tensor(step / plan.steps, device=device))
+            torch.stack(list(now.values())).sum().backward()
+            for model in models.values():
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = plan.learning_rate_at(step)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            done = step + 1
+            window = [*window, {name: loss.detach() for name, loss in now.items()}][-50:]
+            if done % 10 == 0 or done == plan.steps:
+                pace = (time.monotonic() - began) / max(1, done - first - 3)
+                mean = {name: float(torch.stack([w[name] for w in window]).mean()) for name in models}
+                if not all(map(math.isfinite, mean.values())):
+                    raise FloatingPointError(f"the loss is no longer a number at step {step}: {mean}")
+                on_tick(Tick(done, plan.steps, mean, pace * (plan.steps - done), plan.tokens_per_step / pace))
+            if done % evaluate_every == 0 or done == plan.steps:
+                evaluate(done)
+            if time.monotonic() - saved_at > save_every or done == plan.steps or interrupt.came:
+                _save(checkpoint, models, optimizers, done)
+                saved_at = time.monotonic()
+            if interrupt.came:
+                raise KeyboardInterrupt
+
+
+class _Interrupt:
+    """Holds Ctrl-C back until the step is done, so that the saved weights are whole. A second one acts at once."""
+
+    came = False
+
+    def __enter__(self) -> "_Interrupt":
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def _note(self, number: int, frame: object) -> None:
+        self.came = True
+        signal.signal(signal.SIGINT, self._before)
+
+    def __exit__(self, *error: object) -> None:
+        if self._main:
+            signal.signal(signal.SIGINT, self._before)
+
+
+def _optimizers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers (it needs about half the tokens AdamW does here), AdamW for the rest."""
+    matrices: list[Tensor] = []
+    rest: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        (matrices if parameter.ndim == 2 and ".layers." in name else rest).append(parameter)
+    adam = torch.optim.AdamW(rest, lr=plan.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    if not matrices:
+        return [adam]
+    muon = torch.optim.Muon(
+        matrices, lr=plan.learning_rate, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    return [muon, adam]
+
+
+def _save(path: Path, models: Mapping[str, nn.Module], optimizers: list[torch.optim.Optimizer], step: int) -> None:
+    state = {
+        "step": step,
+        "models": {name: model.state_dict() for name, model in models.items()},
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def _load(path: Path, models: Mapping[str, nn.Module], optimizers: list[torch.optim.Optimizer]) -> int:
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for name, model in models.items():
+        model.load_state_dict(state["models"][name])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    return int(state["step"])

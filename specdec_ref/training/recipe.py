@@ -1,0 +1,68 @@
+"""What `specdec train` makes: the shapes of the models and how long each learns. `tiny` is the same in miniature."""
+
+from dataclasses import dataclass
+
+from specdec_ref.training.fitting import Plan
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama-architecture model: layers, width, width of the feed-forward part, attention heads."""
+
+    layers: int
+    width: int
+    inner: int
+    heads: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights, but the text.
+
+    `drafts` are distilled from the target. The draft `plain_of` is trained a second time, on the text alone, with the
+    same batches and as many steps: what differs between the two is what they learn from.
+    """
+
+    vocab_size: int
+    context: int
+    target: Shape
+    target_plan: Plan
+    drafts: dict[str, Shape]
+    drafts_plan: Plan
+    plain_of: str
+    library_share: float = 0.7
+    seed: int = 0
+    documents: int | None = None  # read only so many of the library's files, and of the tests'
+    evaluation_characters: int = 100_000  # held-out text looked at while training; the card measures all of it
+
+
+RECIPES = {
+    "full": Recipe(
+        vocab_size=2048,
+        context=1024,
+        target=Shape(layers=10, width=320, inner=864, heads=5),
+        target_plan=Plan(1950, 8192, 3e-3, ((0.75, 256), (0.25, 1024))),
+        drafts={
+            "draft-small": Shape(layers=1, width=192, inner=512, heads=3),
+            "draft-medium": Shape(layers=2, width=192, inner=512, heads=3),
+            "draft-large": Shape(layers=4, width=256, inner=704, heads=4),
+        },
+        drafts_plan=Plan(1200, 8192, 4e-3, ((0.8, 256), (0.2, 1024))),
+        plain_of="draft-small",
+    ),
+    "tiny": Recipe(
+        vocab_size=320,
+        context=128,
+        target=Shape(layers=2, width=64, inner=128, heads=2),
+        target_plan=Plan(30, 1024, 5e-3, ((1.0, 64),), warmup=5),
+        drafts={
+            "draft-small": Shape(layers=1, width=32, inner=64, heads=1),
+            "draft-medium": Shape(layers=1, width=48, inner=96, heads=1),
+            "draft-large": Shape(layers=2, width=48, inner=96, heads=1),
+        },
+        drafts_plan=Plan(30, 1024, 5e-3, ((1.0, 64),), warmup=5),
+        plain_of="draft-small",
+        documents=60,
+        evaluation_characters=4_000,
+    ),
+}

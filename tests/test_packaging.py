@@ -1,0 +1,144 @@
+"""The promises of the packaging: the lists of dependencies agree, and what the README says to type exists."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PINNED_EXTRAS = ("course", "dev")
+
+
+def pins() -> dict[str, Version]:
+    """Every line of constraints.txt must be an exact pin."""
+    found: dict[str, Version] = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        requirement = Requirement(line)
+        (specifier,) = requirement.specifier
+        assert specifier.operator == "==", line
+        assert requirement.name not in found, line
+        found[canonicalize_name(requirement.name)] = Version(specifier.version)
+    return found
+
+
+def requirements() -> list[Requirement]:
+    extras = PROJECT["optional-dependencies"]
+    return [Requirement(line) for line in [*PROJECT["dependencies"], *(r for e in PINNED_EXTRAS for r in extras[e])]]
+
+
+def code_of(markdown: str) -> Iterator[str]:
+    """The lines of fenced code blocks and the inline code of a Markdown text."""
+    fence = re.compile(r"^```.*?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    for block in fence.findall(markdown):
+        yield from block.splitlines()
+    yield from re.findall(r"`([^`\n]+)`", fence.sub("", markdown))
+
+
+def readme_commands() -> set[str]:
+    """What the README's code says to type, without prompt signs and comments."""
+    code = code_of((ROOT / "README.md").read_text(encoding="utf-8"))
+    return {re.sub(r"\s+#.*", "", line).strip().removeprefix("$ ").strip() for line in code}
+
+
+def make_targets() -> set[str]:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=str)
+def test_what_was_tested_satisfies_what_is_asked_for(requirement: Requirement) -> None:
+    assert pins()[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=str)
+def test_requirements_are_lower_bounds_only(requirement: Requirement) -> None:
+    assert [s.operator for s in requirement.specifier] == [">="]
+
+
+def test_pins_hold_on_every_machine() -> None:
+    """A local version (`+cpu`, `+cu130`) exists for some machines only."""
+    assert [name for name, version in pins().items() if version.local] == []
+
+
+@pytest.mark.parametrize(("name", "oldest"), [("torch", "2.11.0"), ("transformers", "5.17.0")])
+def test_promised_old_versions_are_admitted(name: str, oldest: str) -> None:
+    (requirement,) = (r for r in map(Requirement, PROJECT["dependencies"]) if r.name == name)
+    assert Version(oldest) in requirement.specifier
+
+
+@pytest.mark.parametrize(
+    ("version", "admitted"),
+    [("3.10.99", False), ("3.11.0", True), ("3.12.0", True), ("3.13.99", True), ("3.14", False)],
+)
+def test_python_311_to_313_is_admitted(version: str, admitted: bool) -> None:
+    assert (version in SpecifierSet(PROJECT["requires-python"])) == admitted
+
+
+def test_conda_environment_asks_for_the_same_python_and_leaves_the_rest_to_the_project() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    python, pip, from_pip = environment["dependencies"]
+    assert python.split(maxsplit=1)[0] == "python"
+    assert SpecifierSet(python.split(maxsplit=1)[1]) == SpecifierSet(PROJECT["requires-python"])
+    assert pip == "pip"
+    assert from_pip == {"pip": ["-c constraints.txt", f"-e .[{','.join(PINNED_EXTRAS)}]"]}
+
+
+def test_classifiers_name_the_admitted_pythons() -> None:
+    named = {c.rsplit(" ", 1)[1] for c in PROJECT["classifiers"] if re.search(r"Python :: 3\.\d+$", c)}
+    assert named == {f"3.{minor}" for minor in range(9, 20) if f"3.{minor}" in SpecifierSet(PROJECT["requires-python"])}
+
+
+def test_ci_runs_the_readmes_test_command_and_nothing_else() -> None:
+    script = ROOT / ".ci" / "run"
+    lines = script.read_text(encoding="utf-8").splitlines()
+    commands = [line for line in lines if line and not line.startswith(("#", "set ", "cd "))]
+    assert commands == ["make test"]
+    assert "make test" in readme_commands()
+
+
+def test_ci_script_stops_at_the_first_failure() -> None:
+    assert "set -euo pipefail" in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+
+
+def test_readmes_make_commands_have_a_target() -> None:
+    named = {target for line in readme_commands() for target in re.findall(r"\bmake ([a-z][a-z-]*)", line)}
+    assert named >= {"demo", "test", "lab"}
+    assert named <= make_targets()
+
+
+def test_every_make_target_is_in_the_help() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    helped = set(re.findall(r"^([a-z][a-z-]*):.*  ## ", makefile, re.MULTILINE))
+    assert helped == make_targets()
+
+
+def test_console_script_leads_to_a_function() -> None:
+    module, function = PROJECT["scripts"]["specdec"].split(":")
+    assert callable(getattr(import_module(module), function))
+
+
+def test_licence_is_stated_and_its_text_is_there() -> None:
+    assert PROJECT["license"] == "MIT"
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in PROJECT["license-files"]]
+    assert [text.splitlines()[0] for text in texts] == ["MIT License"]
+
+
+def test_package_says_that_it_is_typed() -> None:
+    assert (ROOT / "specdec_ref" / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt", "environment.yml", "Makefile", ".ci/run"])
+def test_set_up_names_no_package_index(name: str) -> None:
+    """Where packages come from is the user's own choice and configuration."""
+    assert not re.search(r"index-url|find-links|trusted-host", (ROOT / name).read_text(encoding="utf-8"))
