@@ -2,12 +2,16 @@
 
 A step writes its keys and values at (row, position); whatever stands behind a row's length is hidden by the mask and
 overwritten later. So taking back rejected tokens is an assignment of lengths, with nothing copied, cropped or zeroed
-(a zeroed key is not a masked key: it still gets weight e⁰). It plugs into unmodified transformers models, which only
-ever call `update`: give them explicit `position_ids` and a 4-D mask.
+(a zeroed key is not a masked key: it still gets weight e⁰). No shape depends on how many tokens were accepted, so that
+a step can be recorded once and replayed. Unmodified transformers models only ever call `update`: they need explicit
+`position_ids` and a 4-D mask beside it.
 """
 
 import torch
 from torch import Tensor
+
+WINDOW = 128
+"""Attention looks at this many slots, or a multiple: as many as the longest row needs."""
 
 
 class RewindableCache:
@@ -21,11 +25,10 @@ class RewindableCache:
         self.capacity = capacity
         self.device = torch.device(device)
         self.lengths = [0] * batch
-        self._keys: dict[int, Tensor] = {}
-        self._values: dict[int, Tensor] = {}
-        self._rows = torch.arange(batch, device=self.device)[:, None]
-        self._slots: Tensor | slice = slice(0, 0)
-        self._visible = 0
+        self.rows = torch.arange(batch, device=self.device)[:, None]
+        self.slots: dict[int, tuple[Tensor, Tensor]] = {}
+        self._window = 0
+        self._positions = torch.empty(1, 0, dtype=torch.int64)
 
     def rewind(self, lengths: list[int]) -> None:
         """Forget what lies behind `lengths` (one per row, in tokens, at most the present ones)."""
@@ -34,44 +37,39 @@ class RewindableCache:
         self.lengths = list(lengths)
 
     def advance(self, n: int) -> tuple[Tensor, Tensor]:
-        """Make room for `n` tokens in every row. Returns positions [B or 1, n] and which slots each may see,
-        [B or 1, 1, n, W] bool (W: slots up to the longest row). `update` then writes to those positions.
+        """Make room for `n` tokens in every row, which `update` then writes.
+
+        Returns their positions, [B, n], or [1, n] where all rows are equally long, and which slots each may see,
+        [B or 1, 1, n, W] bool.
         """
-        longest = max(self.lengths) + n
-        if longest > self.capacity:
-            raise AssertionError(f"{longest} tokens in a cache for {self.capacity}")
-        same = min(self.lengths) + n == longest
-        if same:  # rows in step (always so for one sequence): plain slices
-            start = longest - n
-            positions = torch.arange(start, longest, device=self.device)[None]
-            self._slots = slice(start, longest)
+        shortest, longest = min(self.lengths), max(self.lengths)
+        if longest + n > self.capacity:
+            raise AssertionError(f"{longest + n} tokens in a cache for {self.capacity}")
+        if shortest == longest:
+            self._positions = torch.arange(longest, longest + n, device=self.device)[None]
         else:
             starts = torch.tensor(self.lengths, device=self.device)[:, None]
-            positions = starts + torch.arange(n, device=self.device)
-            self._slots = positions
-        self._visible = longest
-        if same and n == 1:
-            mask = torch.ones((), dtype=torch.bool, device=self.device).expand(1, 1, 1, longest)
-        else:
-            mask = (torch.arange(longest, device=self.device) <= positions[..., None])[:, None]
+            self._positions = starts + torch.arange(n, device=self.device)
+        self._window = min(self.capacity, -(-(longest + n) // WINDOW) * WINDOW)
         self.lengths = [length + n for length in self.lengths]
-        return positions, mask
+        slots = torch.arange(self._window, device=self.device)
+        return self._positions, (slots <= self._positions[..., None])[:, None]
 
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write one layer's new keys and values, [B, H, n, D]; return all visible ones, [B, H, W, D]."""
-        if layer_idx not in self._keys:
-            self._keys[layer_idx] = _room(keys, self.capacity)
-            self._values[layer_idx] = _room(values, self.capacity)
-        all_keys, all_values = self._keys[layer_idx], self._values[layer_idx]
-        if isinstance(self._slots, slice):
-            all_keys[:, :, self._slots] = keys
-            all_values[:, :, self._slots] = values
-        else:
-            all_keys[self._rows, :, self._slots] = keys.transpose(1, 2)
-            all_values[self._rows, :, self._slots] = values.transpose(1, 2)
-        return all_keys[:, :, : self._visible], all_values[:, :, : self._visible]
+        """Write one layer's new keys and values, [B, H, n, D]; return all that the mask is about, [B, H, W, D]."""
+        if layer_idx not in self.slots:
+            self.slots[layer_idx] = self._room(keys), self._room(values)
+        seen = self.window(layer_idx)
+        for slots, new in zip(seen, (keys, values), strict=True):
+            write(slots, new, self._positions, self.rows)
+        return seen
+
+    def window(self, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """The slots of a layer that the last `advance` made its mask for: keys and values, [B, H, W, D]."""
+        keys, values = self.slots[layer_idx]
+        return keys[:, :, : self._window], values[:, :, : self._window]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens of the longest row (part of what transformers asks of a cache)."""
@@ -82,22 +80,27 @@ class RewindableCache:
         index = torch.tensor(rows, device=self.device)
         self.lengths = [self.lengths[row] for row in rows]
         self.batch = len(rows)
-        self._rows = torch.arange(self.batch, device=self.device)[:, None]
-        for layers in (self._keys, self._values):
-            for layer, slots in layers.items():
-                layers[layer] = slots.index_select(0, index)
+        self.rows = self.rows[: self.batch]
+        self.slots = {i: (k.index_select(0, index), v.index_select(0, index)) for i, (k, v) in self.slots.items()}
 
     def row(self, row: int) -> dict[int, tuple[Tensor, Tensor]]:
         """What is valid of one row, by layer: keys and values [H, length, D]. For looking and for tests."""
         n = self.lengths[row]
-        return {i: (self._keys[i][row, :, :n], self._values[i][row, :, :n]) for i in self._keys}
+        return {i: (keys[row, :, :n], values[row, :, :n]) for i, (keys, values) in self.slots.items()}
 
     @property
     def bytes(self) -> int:
         """Memory held, in bytes."""
-        return sum(t.nbytes for layers in (self._keys, self._values) for t in layers.values())
+        return sum(t.nbytes for layer in self.slots.values() for t in layer)
+
+    def _room(self, states: Tensor) -> Tensor:
+        batch, heads, _, width = states.shape
+        return states.new_zeros(batch, heads, self.capacity, width)
 
 
-def _room(states: Tensor, capacity: int) -> Tensor:
-    batch, heads, _, width = states.shape
-    return states.new_zeros(batch, heads, capacity, width)
+def write(slots: Tensor, new: Tensor, positions: Tensor, rows: Tensor) -> None:
+    """slots[row, :, positions[row]] = new[row], in place. slots: [B, H, W, D], new: [B, H, n, D], rows: [B, 1]."""
+    if positions.shape[0] == 1:
+        slots.index_copy_(2, positions[0], new)
+    else:
+        slots[rows, :, positions] = new.transpose(1, 2)

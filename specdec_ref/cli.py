@@ -2,6 +2,7 @@
 instant."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,7 +75,7 @@ def demo(
     from specdec_ref.models import held_out_prompts
 
     texts = held_out_prompts()
-    console.print(_headline(pair), "\n")
+    console.print(_headline(pair) + (" · no network used" if target is None else ""), "\n")
     if not as_json:
         _stream(
             console, pair, texts["textwrap._wrap_chunks"] if "textwrap._wrap_chunks" in texts else min(texts.values())
@@ -94,7 +95,8 @@ def demo(
     )
     console.print("next: make lab opens the course", style="bold")
     if svg is not None:
-        console.save_svg(str(svg), title="make demo")
+        picture = console.export_svg(title="make demo")
+        svg.write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL), encoding="utf-8")  # no web fonts
 
 
 @app.command()
@@ -161,6 +163,7 @@ def train(
     """
     import torch
 
+    from specdec_ref.measurement.costs import measure_costs
     from specdec_ref.models import usable_device
     from specdec_ref.training.card import write_card
     from specdec_ref.training.recipe import RECIPES
@@ -178,7 +181,13 @@ def train(
                 recipe, output.with_name(output.name + ".work"), output, where, compiled, None, on_stage, on_tick
             ).run()
     torch.set_grad_enabled(False)
-    facts = write_card(output, where, quick=tiny, on_stage=lambda what: console.print(f"measuring: {what}"))
+    facts = write_card(
+        output,
+        where,
+        lambda pair: measure_costs(pair, max_k=4, context=min(200, pair.context // 2), repeats=5 if tiny else 31).c,
+        quick=tiny,
+        on_stage=lambda what: console.print(f"measuring: {what}"),
+    )
     print(json.dumps(facts, indent=1)) if as_json else console.print(
         f"ready: {output}, described in {output / 'README.md'}"
     )

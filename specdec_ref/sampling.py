@@ -98,9 +98,12 @@ class SeededRandomness:
             self._generator.manual_seed(seed)
 
     def draw(self, probabilities: Tensor) -> Tensor:
-        """An exponential race, won by token i with probability p_i (what torch.multinomial does for one sample)."""
-        arrival = torch.empty_like(probabilities).exponential_(generator=self._generator)
-        return (probabilities / arrival).argmax(-1)
+        """The first token at which the cumulative probability exceeds u, uniform in [0, 1); in float64."""
+        cumulative = probabilities.double().cumsum(-1)
+        total = cumulative[..., -1:]
+        u = torch.rand(total.shape, generator=self._generator, dtype=total.dtype, device=total.device) * total
+        u = torch.minimum(u, total.nextafter(torch.zeros_like(total)))  # rounding must not reach the total
+        return torch.searchsorted(cumulative, u, right=True).squeeze(-1).clamp_(max=probabilities.shape[-1] - 1)
 
     def accept(self, probability: Tensor) -> Tensor:
         """u < probability with u uniform in [0, 1)."""

@@ -1,6 +1,6 @@
-"""What several test files share: tiny random models of each architecture, a tokenizer that knows half characters, a pair.
+"""What several test files share: tiny random models of each architecture, a tokenizer with half characters, a pair.
 
-Nothing here touches the network or a shipped weight; torch runs on one thread, and every test starts from the same seed.
+Nothing here touches the network or a shipped weight; torch runs on one thread; every test starts from the same seed.
 """
 
 import copy
@@ -87,7 +87,7 @@ def build_model(kind: str = "llama", seed: int = 0, **changes: object) -> "PreTr
     return model
 
 
-def disturb(model: "PreTrainedModel", noise: float = 0.1, seed: int = 1) -> "PreTrainedModel":
+def disturb(model: "PreTrainedModel", noise: float = 0.05, seed: int = 1) -> "PreTrainedModel":
     """A copy whose weights differ a little: a draft that the target accepts often, but not always."""
     torch.manual_seed(seed)
     draft = copy.deepcopy(model)

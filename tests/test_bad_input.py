@@ -34,7 +34,8 @@ END = "<|end|>"
 CONTEXT = 64
 ROWS = 260  # 257 ids and three rows of padding
 NAN, INF = float("nan"), float("inf")
-ALWAYS_END_HERE = 20  # seconds; a case takes milliseconds, so this is a hang
+GPU = torch.cuda.is_available()
+HUNG_AFTER = 60  # seconds; a case takes milliseconds
 
 
 # A workshop of tiny models: byte-level tokenizer, one Llama layer of width 16, and every way to break the folder.
@@ -230,7 +231,7 @@ def no_network_and_no_hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         pytest.fail("reached for the network")
 
     def hung(*args: object) -> None:
-        pytest.fail(f"still running after {ALWAYS_END_HERE} seconds")
+        pytest.fail(f"still running after {HUNG_AFTER} seconds")
 
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)  # another file may have imported it before the variable was set
     monkeypatch.setattr(socket.socket, "connect", refuse)
@@ -239,7 +240,7 @@ def no_network_and_no_hang(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
         return
     before = signal.signal(signal.SIGALRM, hung)
-    signal.alarm(ALWAYS_END_HERE)
+    signal.alarm(HUNG_AFTER)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
@@ -309,12 +310,16 @@ class OnlyProposes:
         return sd.Draft(torch.ones(len(sequences), k, dtype=torch.int64))
 
 
-def ids(rows: int, k: int, token: int = 5) -> torch.Tensor:
-    return torch.full((rows, k), token)
+def ids(b: int, k: int, token: int = 5) -> torch.Tensor:
+    return torch.full((b, k), token)
 
 
-def flat(rows: int, k: int, width: int = ROWS) -> torch.Tensor:
-    return torch.full((rows, k, width), 1 / width)
+def flat(b: int, k: int, width: int = ROWS) -> torch.Tensor:
+    return torch.full((b, k, width), 1 / width)
+
+
+def speedup(**changes: Any) -> float:
+    return sd.predicted_speedup(**{"alpha": 0.5, "k": 4, "c": 0.1, **changes})
 
 
 # The table. `bad`: raises SpecdecError whose one line holds these words. `edge`: the result passes this check.
@@ -366,7 +371,7 @@ K_AND_CONTROLLER = [
     bad("generate: k is a model", lambda w: w.generate(k=w.pair.draft), "k=", "controller"),
     bad("generate: k is a controller's class", lambda w: w.generate(k=sd.FixedK), "k=", "controller"),
     bad("generate: k is a controller without max_k", lambda w: w.generate(k=OnlyNextK()), "k=", "controller", "max_k"),
-    bad("FixedK: -1", lambda w: sd.FixedK(-1), "k=-1", "whole number"),
+    bad("generate: k=FixedK(-1)", lambda w: w.generate(k=sd.FixedK(-1)), "k", "-1"),
     *[
         bad(f"controller: next_k gives {answer!r}", lambda w, a=answer: w.generate(k=Says(a)), "next_k", repr(answer))
         for answer in (-1, 5, 1000, 2.0, None, "3")
@@ -439,8 +444,8 @@ LENGTH_SEED_STOP = [
 
 SAMPLING = [
     *[
-        bad(f"Sampling: {argument}={value!r}", lambda w, a=argument, v=value: sd.Sampling(**{a: v}), f"{argument}={value!r}", takes)
-        for argument, takes, values in (
+        bad(f"Sampling: {name}={value!r}", lambda w, n=name, v=value: sd.Sampling(**{n: v}), f"{name}={value!r}", takes)
+        for name, takes, values in (
             ("temperature", "≥ 0", (-0.1, NAN, INF, -INF, "1", True, None, 1j)),
             ("top_p", "(0, 1]", (0, 0.0, 2, -1, NAN, "0.9", True)),
             ("top_k", "whole number", (0, -1, 1.5, "5", True, False)),
@@ -543,21 +548,21 @@ DRAFTER = [
     *[
         bad(f"drafter: {what}", lambda w, m=make: w.generate(drafter=Proposes(m)), "draft", *words)
         for what, make, words in (
-            ("returns None", lambda rows, k: None, ("Draft", "None")),
-            ("returns a plain tensor", lambda rows, k: ids(rows, k), ("Draft", "tensor")),
-            ("more tokens than asked", lambda rows, k: sd.Draft(ids(rows, k + 1)), ("4", "3")),
-            ("far more tokens than asked", lambda rows, k: sd.Draft(ids(rows, 500)), ("500", "3")),
-            ("id too large", lambda rows, k: sd.Draft(ids(rows, k, ROWS)), (str(ROWS), "vocabulary")),
-            ("id -1", lambda rows, k: sd.Draft(ids(rows, k, -1)), ("-1", "vocabulary")),
-            ("id too large, with q", lambda rows, k: sd.Draft(ids(rows, k, ROWS), flat(rows, k)), (str(ROWS), "vocabulary")),
-            ("float tokens", lambda rows, k: sd.Draft(ids(rows, k).float()), ("tokens", "int64")),
-            ("one row too many", lambda rows, k: sd.Draft(ids(rows + 1, k)), ("tokens", "[2, 3]")),
-            ("one dimension", lambda rows, k: sd.Draft(ids(rows, k)[0]), ("tokens", "[3]")),
-            ("q for another batch", lambda rows, k: sd.Draft(ids(rows, k), flat(rows + 1, k)), ("probabilities", "[2, 3, 260]")),
-            ("q for fewer tokens", lambda rows, k: sd.Draft(ids(rows, k), flat(rows, k - 1)), ("probabilities", "[1, 2, 260]")),
-            ("q too wide", lambda rows, k: sd.Draft(ids(rows, k), flat(rows, k, 300)), ("probabilities", "[1, 3, 300]")),
-            ("q of NaN", lambda rows, k: sd.Draft(ids(rows, k), flat(rows, k) * NAN), ("NaN",)),
-            ("lengths for another batch", lambda rows, k: sd.Draft(ids(rows, k), None, torch.tensor([k] * (rows + 1))), ("lengths", "[2]")),
+            ("returns None", lambda b, k: None, ("Draft", "None")),
+            ("returns a plain tensor", lambda b, k: ids(b, k), ("Draft", "tensor")),
+            ("more tokens than asked", lambda b, k: sd.Draft(ids(b, k + 1)), ("4", "3")),
+            ("far more tokens than asked", lambda b, k: sd.Draft(ids(b, 500)), ("500", "3")),
+            ("id too large", lambda b, k: sd.Draft(ids(b, k, ROWS)), ("260", "vocabulary")),
+            ("id too large, with q", lambda b, k: sd.Draft(ids(b, k, ROWS), flat(b, k)), ("260", "vocabulary")),
+            ("id -1", lambda b, k: sd.Draft(ids(b, k, -1)), ("-1", "vocabulary")),
+            ("float tokens", lambda b, k: sd.Draft(ids(b, k).float()), ("tokens", "int64")),
+            ("one row too many", lambda b, k: sd.Draft(ids(b + 1, k)), ("tokens", "[2, 3]")),
+            ("one dimension", lambda b, k: sd.Draft(ids(b, k)[0]), ("tokens", "[3]")),
+            ("q for another batch", lambda b, k: sd.Draft(ids(b, k), flat(b + 1, k)), ("probabilities", "[2, 3, 260]")),
+            ("q for fewer tokens", lambda b, k: sd.Draft(ids(b, k), flat(b, k - 1)), ("probabilities", "[1, 2, 260]")),
+            ("q too wide", lambda b, k: sd.Draft(ids(b, k), flat(b, k, 300)), ("probabilities", "[1, 3, 300]")),
+            ("q of NaN", lambda b, k: sd.Draft(ids(b, k), flat(b, k) * NAN), ("NaN",)),
+            ("lengths for another batch", lambda b, k: sd.Draft(ids(b, k), None, ids(2, 1)[:, 0]), ("lengths", "[2]")),
         )
     ],
     edge(
@@ -574,7 +579,7 @@ DRAFTER = [
 
 LOADING = [
     *[
-        bad(f"load_pair: {name} as {role}", lambda w, n=name, r=role: w.load(*([n] if r == "target" else ["good", n])), role, *words)
+        bad(f"load_pair: {name} as {role}", lambda w, n=name, r=role: w.load(**{"target": "good", r: n}), role, *words)
         for role in ("target", "draft")
         for name, words in (
             ("no config", ("config.json",)),
@@ -605,12 +610,12 @@ LOADING = [
     bad("load_pair: draft has another string", lambda w: w.load("good", "renamed"), "draft", "<|stop|>", END),
     edge(
         "load_pair: draft has more padding rows",
-        lambda w: [w.generate(["def f", "a"], pair=w.load("good", "padded"), sampling=s) for s in (COLD, sd.Sampling())],
+        lambda w: [w.generate(["de", "a"], pair=w.load("good", "padded"), sampling=s) for s in (COLD, sd.Sampling())],
         lambda runs: all(len(g.tokens) == 12 and max(g.tokens) < ROWS for run in runs for g in run),
     ),
     edge(
         "load_pair: target has more padding rows",
-        lambda w: [w.generate(["def f", "a"], pair=w.load("padded", "good"), sampling=s) for s in (COLD, sd.Sampling())],
+        lambda w: [w.generate(["de", "a"], pair=w.load("padded", "good"), sampling=s) for s in (COLD, sd.Sampling())],
         lambda runs: all(len(g.tokens) == 12 for run in runs for g in run),
     ),
     edge(
@@ -620,27 +625,27 @@ LOADING = [
     ),
     bad("load_pair: missing folder", lambda w: sd.load_pair(str(w.root / "gone")), "target", "gone", "folder"),
     bad("load_pair: missing folder as a Path", lambda w: sd.load_pair(w.root / "gone"), "target", "gone", "folder"),
-    bad("load_pair: missing folder as draft", lambda w: sd.load_pair(w.folder("good"), w.root / "gone"), "draft", "gone", "folder"),
+    bad("load_pair: no draft folder", lambda w: sd.load_pair(w.folder("draft"), "a/b/c"), "draft='a/b/c'", "folder"),
     bad("load_pair: a file", lambda w: sd.load_pair(str(weights(Path(w.folder("good"))))), "target", "folder"),
     bad("load_pair: empty folder", lambda w: sd.load_pair(empty_folder(w.root)), "target", "config.json"),
     bad("load_pair: target=''", lambda w: sd.load_pair(""), "target=''", "folder"),
     bad("load_pair: target=5", lambda w: sd.load_pair(5), "target=5", "folder"),  # type: ignore[arg-type]
     bad("load_pair: target is a model", lambda w: sd.load_pair(w.pair.target), "target=", "folder"),
-    bad("load_pair: hub name while offline", lambda w: sd.load_pair("nobody/nothing"), "target='nobody/nothing'", "offline"),
+    bad("load_pair: hub name while offline", lambda w: sd.load_pair("nobody/nothing"), "'nobody/nothing'", "offline"),
     bad("load_pair: not a possible hub name", lambda w: sd.load_pair("no such*name"), "target='no such*name'", "hub"),
-    bad("load_pair: unknown shipped name", lambda w: ship(w, draft="draft-huge"), "draft='draft-huge'", models.DEFAULT_DRAFT),
+    bad("load_pair: unknown shipped name", lambda w: ship(w, draft="huge"), "draft='huge'", models.DEFAULT_DRAFT),
     bad("load_pair: nothing ships", lambda w: ship_nothing(w, sd.load_pair), "target", "specdec train"),
     bad("held_out_prompts: nothing ships", lambda w: ship_nothing(w, sd.held_out_prompts), "prompts.json"),
-    bad("load_pair: device='cuda' where there is none", lambda w: w.load(device="cuda"), "device='cuda'", "cpu", skip=torch.cuda.is_available()),
+    bad("load_pair: device='cuda' where none is", lambda w: w.load(device="cuda"), "device='cuda'", "cpu", skip=GPU),
     bad("load_pair: device='nonsense'", lambda w: w.load(device="nonsense"), "device='nonsense'", "cpu"),
     bad("load_pair: device=''", lambda w: w.load(device=""), "device=''", "cpu"),
-    bad("load_pair: device=5", lambda w: w.load(device=5), "device=", "5", "cpu", skip=torch.cuda.is_available()),
+    bad("load_pair: device=5", lambda w: w.load(device=5), "device=", "5", "cpu", skip=GPU),
     bad("load_pair: device=2.5", lambda w: w.load(device=2.5), "device=", "2.5", "cpu"),
     bad("load_pair: device='meta'", lambda w: w.load(device="meta"), "device='meta'", "cpu"),
     bad("load_pair: dtype='int8'", lambda w: w.load(dtype="int8"), "dtype='int8'", "float32"),
     bad("load_pair: dtype='nonsense'", lambda w: w.load(dtype="nonsense"), "dtype='nonsense'", "float32"),
     bad("load_pair: dtype=torch.int64", lambda w: w.load(dtype=torch.int64), "dtype=torch.int64", "float32"),
-    bad("load_pair: dtype='float8_e4m3fn'", lambda w: w.load(dtype="float8_e4m3fn"), "dtype='float8_e4m3fn'", "float32"),
+    bad("load_pair: dtype='float8_e4m3fn'", lambda w: w.load(dtype="float8_e4m3fn"), "float8_e4m3fn", "float32"),
     bad("load_pair: dtype=16", lambda w: w.load(dtype=16), "dtype=16", "float32"),
     bad("TransformersModel: recurrent model", lambda w: sd.TransformersModel(tiny_recurrent()), "mamba", "rewound"),
     bad("TransformersModel: a name", lambda w: sd.TransformersModel("gpt2"), "model='gpt2'"),  # type: ignore[arg-type]
@@ -648,18 +653,18 @@ LOADING = [
 
 THEORY = [
     *[
-        bad(f"expected_tokens: alpha={value!r}", lambda w, v=value: sd.expected_tokens(v, 4), f"alpha={value!r}", "probability")
-        for value in (-0.1, 1.5, NAN, "x", None)
+        bad(f"expected_tokens: alpha={a!r}", lambda w, a=a: sd.expected_tokens(a, 4), f"alpha={a!r}", "probability")
+        for a in (-0.1, 1.5, NAN, "x", None)
     ],
-    bad("expected_tokens: one alpha of an array", lambda w: sd.expected_tokens(np.array([0.5, 1.5]), 4), "alpha", "1.5"),
-    bad("expected_tokens: a bad alpha in a long array", lambda w: sd.expected_tokens(np.full(500, 2.0), 4), "alpha", "2."),
+    bad("expected_tokens: one alpha of an array", lambda w: sd.expected_tokens(np.array([0, 1.5]), 4), "alpha=", "1.5"),
+    bad("expected_tokens: a long array of alphas", lambda w: sd.expected_tokens(np.full(500, 2.0), 4), "alpha=", "2."),
     *[
-        bad(f"expected_tokens: k={value!r}", lambda w, v=value: sd.expected_tokens(0.5, v), f"k={value!r}", "whole number")
-        for value in (-1, 2.5, True, "4", None)
+        bad(f"expected_tokens: k={k!r}", lambda w, k=k: sd.expected_tokens(0.5, k), f"k={k!r}", "whole number")
+        for k in (-1, 2.5, True, "4", None)
     ],
     *[
-        bad(f"predicted_speedup: {argument}={value!r}", lambda w, a=argument, v=value: sd.predicted_speedup(**{"alpha": 0.5, "k": 4, "c": 0.1, a: v}), f"{argument}={value!r}")
-        for argument, values in (
+        bad(f"predicted_speedup: {name}={value!r}", lambda w, n=name, v=value: speedup(**{n: v}), f"{name}={value!r}")
+        for name, values in (
             ("alpha", (-0.1, 1.5)),
             ("k", (-1, 2.5, "4")),
             ("c", (-0.1, NAN, "x", None)),
@@ -670,15 +675,16 @@ THEORY = [
     ],
     bad("predicted_speedup: k=0, c=-1", lambda w: sd.predicted_speedup(0.5, 0, -1), "c=-1"),
     bad("predicted_speedup: v(n) is 0", lambda w: sd.predicted_speedup(0.5, 4, 0.1, v=lambda n: 0), "v=0", "> 0"),
-    edge("expected_tokens: alpha=0, alpha=1", lambda w: [sd.expected_tokens(a, 4) for a in (0.0, 1.0)], lambda e: e == [1, 5]),
+    edge("expected_tokens: alpha=0", lambda w: sd.expected_tokens(0.0, 4), lambda tokens: tokens == 1),
+    edge("expected_tokens: alpha=1", lambda w: sd.expected_tokens(1.0, 4), lambda tokens: tokens == 5),
     bad("best_k: alpha=2", lambda w: sd.best_k(2, 0.1), "alpha=2", "probability"),
     bad("best_k: c=nan", lambda w: sd.best_k(0.5, NAN), "c=nan"),
     bad("best_k: max_k=-1", lambda w: sd.best_k(0.5, 0.1, max_k=-1), "max_k=-1", "whole number"),
     bad("best_k: max_k=2.5", lambda w: sd.best_k(0.5, 0.1, max_k=2.5), "max_k=2.5", "whole number"),  # type: ignore[arg-type]
     edge("best_k: max_k=0", lambda w: sd.best_k(0.9, 0.1, max_k=0), lambda k: k == 0),
     *[
-        bad(f"break_even_alpha: k={value!r}", lambda w, v=value: sd.break_even_alpha(v, 0.1), f"k={value!r}", "whole number")
-        for value in (0, -1, 2.5, "4")
+        bad(f"break_even_alpha: k={k!r}", lambda w, k=k: sd.break_even_alpha(k, 0.1), f"k={k!r}", "whole number")
+        for k in (0, -1, 2.5, "4")
     ],
     bad("break_even_alpha: c=-1", lambda w: sd.break_even_alpha(4, -1), "c=-1"),
     edge("break_even_alpha: a draft dearer than the target", lambda w: sd.break_even_alpha(4, 2.0), lambda a: a == INF),
@@ -736,7 +742,7 @@ def test_a_hub_name_while_offline_fails_at_once(workshop: Workshop) -> None:
     began = time.perf_counter()
     with pytest.raises(sd.SpecdecError):
         sd.load_pair("nobody/nothing")
-    assert time.perf_counter() - began < 3
+    assert time.perf_counter() - began < 10
 
 
 def test_a_failed_call_leaves_the_pair_as_it_was(workshop: Workshop) -> None:

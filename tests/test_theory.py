@@ -1,6 +1,7 @@
 """The promises of `theory`: its formulas agree with simulation, with sums by hand and with the literature's numbers."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -73,10 +74,8 @@ def test_break_even_for_one_token_of_a_free_verify_is_the_cost_of_its_draft() ->
     assert break_even_alpha(1, c=0.37) == pytest.approx(0.37, abs=1e-9)  # (1 + α) / (1 + c) = 1
 
 
-@pytest.mark.parametrize(
-    ("alpha", "c", "v"), [(0.0, 0.01, 1.0), (0.9, 1.0, 1.0), (0.1, 0.2, 1.0), (0.9, 0.0, lambda n: float(n))]
-)
-def test_a_useless_draft_has_best_k_0(alpha: float, c: float, v: float) -> None:
+@pytest.mark.parametrize(("alpha", "c", "v"), [(0.0, 0.01, 1.0), (0.9, 1.0, 1.0), (0.1, 0.2, 1.0), (0.9, 0.0, float)])
+def test_a_useless_draft_has_best_k_0(alpha: float, c: float, v: float | Callable[[int], float]) -> None:
     assert best_k(alpha, c, v) == 0
 
 
@@ -88,32 +87,32 @@ def test_best_k_is_the_best_of_all_and_keeps_to_max_k() -> None:
     assert best_k(1.0, 0.0, max_k=5) == 5
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        lambda: expected_tokens(-0.1, 2),
-        lambda: expected_tokens(1.1, 2),
-        lambda: expected_tokens(math.nan, 2),
-        lambda: expected_tokens(np.array([0.5, 1.5]), 2),
-        lambda: expected_tokens(0.5, -1),
-        lambda: expected_tokens(0.5, 2.5),
-        lambda: expected_tokens(0.5, True),
-        lambda: predicted_speedup(0.5, 2, c=-0.1),
-        lambda: predicted_speedup(0.5, 2, c=math.nan),
-        lambda: predicted_speedup(0.5, 2, c=0.1, overhead=-1),
-        lambda: predicted_speedup(0.5, 2, c=0.1, overhead=math.nan),
-        lambda: predicted_speedup(0.5, 2, c=0.1, v=0),
-        lambda: predicted_speedup(0.5, 2, c=0.1, v=math.nan),
-        lambda: predicted_speedup(0.5, 2, c=0.1, v=lambda n: -1.0),
-        lambda: best_k(1.5, c=0.1),
-        lambda: best_k(0.5, c=-0.1),
-        lambda: best_k(0.5, c=0.1, max_k=-1),
-        lambda: break_even_alpha(0, c=0.1),
-        lambda: break_even_alpha(2.5, c=0.1),
-        lambda: break_even_alpha(2, c=-1),
-    ],
-)
-def test_a_wrong_argument_raises_one_line(wrong: object) -> None:
+WRONG: dict[str, Callable[[], object]] = {
+    "alpha below 0": lambda: expected_tokens(-0.1, 2),
+    "alpha above 1": lambda: expected_tokens(1.1, 2),
+    "alpha NaN": lambda: expected_tokens(math.nan, 2),
+    "one alpha of an array": lambda: expected_tokens(np.array([0.5, 1.5]), 2),
+    "k below 0": lambda: expected_tokens(0.5, -1),
+    "k broken": lambda: expected_tokens(0.5, 2.5),
+    "k a truth value": lambda: expected_tokens(0.5, True),
+    "c below 0": lambda: predicted_speedup(0.5, 2, c=-0.1),
+    "c NaN": lambda: predicted_speedup(0.5, 2, c=math.nan),
+    "overhead below 0": lambda: predicted_speedup(0.5, 2, c=0.1, overhead=-1),
+    "overhead NaN": lambda: predicted_speedup(0.5, 2, c=0.1, overhead=math.nan),
+    "v zero": lambda: predicted_speedup(0.5, 2, c=0.1, v=0),
+    "v NaN": lambda: predicted_speedup(0.5, 2, c=0.1, v=math.nan),
+    "v negative at some n": lambda: predicted_speedup(0.5, 2, c=0.1, v=lambda n: -1.0),
+    "best_k, alpha above 1": lambda: best_k(1.5, c=0.1),
+    "best_k, c below 0": lambda: best_k(0.5, c=-0.1),
+    "best_k, max_k below 0": lambda: best_k(0.5, c=0.1, max_k=-1),
+    "break-even, k 0": lambda: break_even_alpha(0, c=0.1),
+    "break-even, k broken": lambda: break_even_alpha(2.5, c=0.1),
+    "break-even, c below 0": lambda: break_even_alpha(2, c=-1),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_a_wrong_argument_raises_one_line(wrong: Callable[[], object]) -> None:
     with pytest.raises(SpecdecError) as error:
         wrong()
     assert "\n" not in str(error.value)

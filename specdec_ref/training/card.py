@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from specdec_ref.measurement.costs import measure_costs
-from specdec_ref.models import load_pair
+from specdec_ref.models import Pair, load_pair
 from specdec_ref.training.corpus import HELD_OUT, collect
 from specdec_ref.training.evaluation import compare, excerpt, held_out_loss
 
@@ -56,12 +55,17 @@ Python Software Foundation and the authors named in the modules.
 
 
 def write_card(
-    folder: Path, device: torch.device, *, quick: bool = False, on_stage: Callable[[str], None] = lambda what: None
+    folder: Path,
+    device: torch.device,
+    draft_cost: Callable[[Pair], float],
+    *,
+    quick: bool = False,
+    on_stage: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
     """Measure the pair in `folder` on held-out text of this interpreter; write README.md and measurements.json there.
 
-    quick: a small part of the held-out text. Returns the measurements. Raises SpecdecError where the pair cannot be
-    loaded.
+    draft_cost: measures c of a pair. quick: a small part of the held-out text. Returns the measurements. Raises
+    SpecdecError where the pair cannot be loaded.
     """
     names = sorted(path.parent.name for path in folder.glob("draft-*/config.json"))
     corpus = collect()
@@ -81,10 +85,9 @@ def write_card(
     compared = compare(target, {name: _model(pair.draft) for name, pair in pairs.items()}, documents, tokenizer)
     for name, pair in pairs.items():
         on_stage(f"step times of {name}")
-        costs = measure_costs(pair, max_k=4, context=min(200, context // 2), repeats=5 if quick else 31)
         facts["drafts"][name] = {
             **_shape(_model(pair.draft)),
-            "c": costs.c,
+            "c": draft_cost(pair),
             "acceptance": compared[name].acceptance,
             "agreement": compared[name].agreement,
             "nats_per_character": compared[name].nats_per_character,
@@ -127,4 +130,7 @@ def _rows(facts: dict[str, Any]) -> list[str]:
         return f"| `{name}` | {size} | {learnt} | {compared} | {f['nats_per_character']:.3f} |"
 
     rows = [row("target", "text", facts["target"])]
-    return rows + [row(n, "text" if n.endswith("-plain") else "target", f) for n, f in facts["drafts"].items()]
+    drafts = sorted(
+        facts["drafts"].items(), key=lambda draft: (draft[1]["parameters"], not draft[0].endswith("-plain"))
+    )
+    return rows + [row(n, "text" if n.endswith("-plain") else "target", f) for n, f in drafts]

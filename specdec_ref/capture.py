@@ -1,0 +1,96 @@
+"""Steps recorded once and replayed: on a CPU, half the time of a small model's step is Python finding its way.
+
+A step of fixed shape does the same operations every time, so its first run is recorded (torch.jit.trace) and later ones
+replay the record: the same operations in the same order, hence the same numbers to the last bit. Nothing is fused,
+reordered or rounded otherwise.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from specdec_ref.cache import write
+
+PLAIN_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Model types whose forward pass is embedding, rotary positions, layers, norm and head, and nothing more."""
+
+_records: "WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Any]]" = WeakKeyDictionary()
+
+
+def layer_by_layer(
+    model: Any, tokens: Tensor, positions: Tensor, mask: Any, cache: Any, keep_logits: int = 0
+) -> Tensor:
+    """The forward pass of a plain family, without the bookkeeping of transformers' outer functions.
+
+    tokens, positions: [B, n]; mask: additive, or one per kind of layer; returns logits of the last `keep_logits`
+    tokens, 0 for all, [B, n or keep_logits, V].
+    """
+    body = model.model
+    hidden = body.embed_tokens(tokens)
+    rotary = body.rotary_emb(hidden, position_ids=positions)
+    for i, layer in enumerate(body.layers):
+        hidden = layer(
+            hidden,
+            attention_mask=mask[model.config.layer_types[i]] if isinstance(mask, dict) else mask,
+            position_ids=positions,
+            position_embeddings=rotary,
+            past_key_values=cache,
+            use_cache=True,
+        )
+    logits: Tensor = model.lm_head(body.norm(hidden[:, -keep_logits:]))
+    return logits
+
+
+def can_be_recorded(model: nn.Module) -> bool:
+    """Whether a record would stay true: a plain family on a CPU, and nobody's hooks or patches in the model."""
+    parameter = next(model.parameters())
+    return parameter.device.type == "cpu" and not any(
+        "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks for module in model.modules()
+    )
+
+
+class _Step(nn.Module):
+    """A step whose cache comes in as tensors: keys and values of every layer, in turn."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor, positions: Tensor, mask: Tensor, rows: Tensor, *slots: Tensor) -> Tensor:
+        return layer_by_layer(self.model, tokens, positions.expand(tokens.shape), mask, _Slots(slots, positions, rows))
+
+
+class _Slots:
+    """The cache as the layers see it while a step is recorded."""
+
+    def __init__(self, slots: tuple[Tensor, ...], positions: Tensor, rows: Tensor):
+        self._slots, self._positions, self._rows = slots, positions, rows
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: object, **kwargs: object) -> Any:
+        seen = self._slots[2 * layer_idx : 2 * layer_idx + 2]
+        for slots, new in zip(seen, (keys, values), strict=True):
+            write(slots, new, self._positions, self._rows)
+        return seen
+
+
+def recorded_step(
+    model: nn.Module, tokens: Tensor, positions: Tensor, mask: Tensor, rows: Tensor, slots: list[Tensor]
+) -> Tensor:
+    """`layer_by_layer` over tokens [B, n] with the cache's `slots`, replayed; recorded where this shape is new.
+
+    One record serves any number of slots. Returns logits [B, n, V].
+    """
+    records = _records.setdefault(model, {})
+    shape = (*tokens.shape, *positions.shape, slots[0].dtype)
+    if shape not in records:
+        with warnings.catch_warnings(action="ignore"):  # the tracer's about Python values, which the shape fixes
+            step: Callable[..., Tensor] = torch.jit.trace(
+                _Step(model).eval(), (tokens, positions, mask, rows, *slots), check_trace=False
+            )
+        records[shape] = step
+    logits: Tensor = records[shape](tokens, positions, mask, rows, *slots)
+    return logits

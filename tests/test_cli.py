@@ -1,0 +1,95 @@
+"""The promises of the command line: instant help, JSON that parses, exit status, errors of one line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from specdec_ref.cli import round_text
+from specdec_ref.decoding import Round
+
+
+def specdec(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "specdec_ref", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("module", ["specdec_ref", "specdec_ref.cli"])
+def test_importing_is_light(module: str) -> None:
+    """PyTorch alone takes seconds: neither `import specdec_ref` nor `specdec --help` may load it."""
+    heavy = "torch", "transformers", "matplotlib", "scipy", "numpy"
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", [(), ("demo",), ("bench",), ("train",)])
+def test_every_command_has_help(command: tuple[str, ...]) -> None:
+    done = specdec(*command, "--help")
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("demo", "--device", "nonsense"), "device"),
+        (("demo", "--target", "no/such/folder", "--device", "cpu"), "target"),
+        (("bench", "--repeats", "0"), "--repeats 0"),
+        (("bench", "--temperature", "-1"), "temperature"),
+        (("train", "no-such-pair", "--card"), "no-such-pair"),
+    ],
+)
+def test_wrong_use_is_one_line_and_status_2(arguments: tuple[str, ...], words: str) -> None:
+    done = specdec(*arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_unknown_options_are_status_2() -> None:
+    assert specdec("demo", "--nonsense").returncode == 2
+
+
+def test_demo_prints_json_with_everything_the_table_shows() -> None:
+    done = specdec("demo", "--json", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    modes = {mode["name"]: mode for mode in json.loads(done.stdout)["modes"]}
+    assert set(modes) == {"greedy", "T = 1"}
+    assert modes["greedy"]["identical_prompts"] == modes["greedy"]["prompts"] == 6
+    for mode in modes.values():
+        assert mode["speculative"]["tokens_per_round"] > 1
+        assert mode["formula"] > 0
+
+
+def test_bench_prints_one_result_for_every_k() -> None:
+    done = specdec(
+        "bench", "--json", "--device", "cpu", "--max-k", "2", "--tokens", "16", "--prompts", "1", "--repeats", "1"
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line["k"] for line in json.loads(done.stdout)["results"]] == [0, 1, 2]
+
+
+class Letters:
+    """A tokenizer of the alphabet."""
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(chr(97 + i) for i in ids)
+
+
+@pytest.mark.parametrize(
+    ("played", "shown"),
+    [
+        (Round((0, 1, 2), 1, (0, 5), 0, 0), "a✗bf"),
+        (Round((0, 1), 2, (0, 1, 2), 0, 0), "ab★c"),
+        (Round((), 0, (3,), 0, 0), "★d"),
+        (Round((0, 1, 2), 3, (0, 1), 0, 0), "ab"),
+    ],
+    ids=["rejected and replaced", "all accepted", "nothing drafted", "ended inside the round"],
+)
+def test_rounds_are_told_apart_without_colour(played: Round, shown: str) -> None:
+    console = Console(no_color=True, width=80)
+    with console.capture() as capture:
+        console.print(round_text(played, Letters()), end="")
+    assert capture.get() == shown

@@ -1,0 +1,449 @@
+"""The promises of `decoding`: the text that transformers itself generates, whoever drafts; ends that are exact; streams
+that say what `generate` says; rounds that add up; and one wait for the device in a round.
+"""
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+from scipy import stats
+from transformers import PreTrainedModel
+
+from specdec_ref import (
+    GREEDY,
+    Drafter,
+    FixedK,
+    Generation,
+    ModelDrafter,
+    Pair,
+    PromptLookupDrafter,
+    Round,
+    Sampling,
+    SeededRandomness,
+    TransformersModel,
+    generate_autoregressive,
+    generate_speculative,
+    stream_speculative,
+)
+from specdec_ref.decoding import Row, speculate
+
+PROMPTS = [[5], [40, 3, 12, 12, 61, 7, 30, 2, 9], [7, 9, 11] * 6]
+NEW = 24
+
+
+def by_transformers(model: PreTrainedModel, prompt: list[int], n: int, eos: int | None = None) -> tuple[int, ...]:
+    """What transformers' own greedy `generate` adds to one prompt."""
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=n,
+            do_sample=False,
+            eos_token_id=eos,
+            pad_token_id=0,
+        )
+    return tuple(out[0, len(prompt) :].tolist())
+
+
+@pytest.fixture(scope="module")
+def expected(pair: Pair) -> list[tuple[int, ...]]:
+    texts = [by_transformers(pair.target, prompt, NEW) for prompt in PROMPTS]
+    assert all(len(set(text)) > 8 for text in texts), "texts that repeat themselves would hide mistakes"
+    return texts
+
+
+@pytest.fixture(scope="module")
+def twins(pair: Pair) -> Pair:
+    """The target as its own draft."""
+    return Pair(pair.target, pair.target, pair.tokenizer)
+
+
+def ending_with(pair: Pair, eos: int | list[int]) -> Pair:
+    """The same pair, whose target ends at other tokens."""
+    target = copy.deepcopy(pair.target)
+    target.generation_config.eos_token_id = eos
+    return Pair(target, pair.draft, pair.tokenizer)
+
+
+def tokens_of(generations: list[Generation]) -> list[tuple[int, ...]]:
+    return [generation.tokens for generation in generations]
+
+
+DRAFTERS: dict[str, Callable[[Pair], Drafter]] = {
+    "model": lambda pair: ModelDrafter(TransformersModel(pair.draft)),
+    "self": lambda pair: ModelDrafter(TransformersModel(pair.target)),
+    "min_confidence": lambda pair: ModelDrafter(TransformersModel(pair.draft), min_confidence=0.4),
+    "prompt lookup": lambda pair: PromptLookupDrafter(),
+}
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 3, 4, 5, 6, NEW + 9])
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_greedy_text_is_transformers_own_for_each_prompt_of_a_ragged_batch(
+    drafter: str, k: int, pair: Pair, expected: list[tuple[int, ...]]
+) -> None:
+    # Under greedy sampling every drafted token has probability 1, so min_confidence needs a sampled draft to stop;
+    # it is met in test_drafting. Here it must at least change nothing.
+    result = generate_speculative(
+        pair, PROMPTS, k=k, max_new_tokens=NEW, sampling=GREEDY, drafter=DRAFTERS[drafter](pair)
+    )
+    assert tokens_of(result) == expected
+
+
+@pytest.mark.parametrize("kind", "qwen2 qwen3 gpt2 mistral gemma2 gemma3".split())
+def test_greedy_text_is_transformers_own_for_every_architecture(
+    kind: str, pair: Pair, tiny_model: Callable[..., PreTrainedModel], disturbed: Callable[..., PreTrainedModel]
+) -> None:
+    target = tiny_model(kind, seed=2)
+    result = generate_speculative(
+        Pair(target, disturbed(target), pair.tokenizer), PROMPTS, k=3, max_new_tokens=16, sampling=GREEDY
+    )
+    assert tokens_of(result) == [by_transformers(target, prompt, 16) for prompt in PROMPTS]
+
+
+def test_the_pair_of_these_tests_accepts_some_tokens_and_rejects_others(pair: Pair) -> None:
+    accepted = Counter(
+        r.accepted
+        for g in generate_speculative(pair, PROMPTS, k=3, max_new_tokens=NEW, sampling=GREEDY)
+        for r in g.rounds
+    )
+    assert set(accepted) == {0, 1, 2, 3}
+
+
+def test_a_prompt_of_a_list_gets_what_it_would_get_alone(pair: Pair) -> None:
+    together = generate_speculative(pair, PROMPTS, k=3, max_new_tokens=NEW, sampling=GREEDY)
+    alone = [generate_speculative(pair, prompt, k=3, max_new_tokens=NEW, sampling=GREEDY) for prompt in PROMPTS]
+    assert tokens_of(together) == tokens_of(alone)
+    assert [g.text for g in together] == [g.text for g in alone]
+    assert [[r.accepted for r in g.rounds] for g in together] == [[r.accepted for r in g.rounds] for g in alone]
+
+
+def test_an_empty_list_gives_an_empty_list(pair: Pair) -> None:
+    assert generate_speculative(pair, []) == []
+
+
+def test_text_ids_tuples_and_tensors_are_the_same_prompt(pair: Pair) -> None:
+    text = "the end, and"
+    ids = pair.tokenizer(text)["input_ids"]
+    prompts = [text, ids, tuple(ids), torch.tensor(ids)]
+    alone = [generate_speculative(pair, p, max_new_tokens=8, sampling=GREEDY) for p in prompts]
+    listed = generate_speculative(pair, prompts, max_new_tokens=8, sampling=GREEDY)
+    assert {g.tokens for g in [*alone, *listed]} == {by_transformers(pair.target, ids, 8)}
+    assert {g.prompt_tokens for g in [*alone, *listed]} == {tuple(ids)}
+
+
+def test_a_draft_equal_to_the_target_is_always_accepted_greedily(twins: Pair) -> None:
+    for generation in generate_speculative(twins, PROMPTS, k=4, max_new_tokens=NEW, sampling=GREEDY):
+        assert generation.acceptance_rate == 1
+        assert [r.accepted for r in generation.rounds] == [4, 4, 4, 4, 3]
+
+
+def test_a_draft_equal_to_the_target_is_always_accepted_when_sampling(twins: Pair) -> None:
+    # p and q differ by the rounding of float32, 1e-6, so that a new seed would fail for 1 in 10,000.
+    for generation in generate_speculative(twins, PROMPTS, k=4, max_new_tokens=NEW, seed=0):
+        assert generation.acceptance_rate == 1
+
+
+@pytest.mark.parametrize("sampling", [None, Sampling(0.7, top_k=20, top_p=0.9)], ids=str)
+@pytest.mark.parametrize("k", [0, 3])
+def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(
+    k: int, sampling: Sampling | None, pair: Pair
+) -> None:
+    def tokens(seed: int) -> list[tuple[int, ...]]:
+        return tokens_of(generate_speculative(pair, PROMPTS, k=k, max_new_tokens=NEW, sampling=sampling, seed=seed))
+
+    assert tokens(5) == tokens(5) != tokens(6)
+
+
+def test_autoregressive_is_speculative_with_k_0(pair: Pair) -> None:
+    one_by_one = generate_autoregressive(pair, PROMPTS[1], max_new_tokens=NEW, seed=5)
+    assert one_by_one.tokens == generate_speculative(pair, PROMPTS[1], k=0, max_new_tokens=NEW, seed=5).tokens
+    assert all(len(r.emitted) == 1 and not r.drafted for r in one_by_one.rounds)
+
+
+@pytest.mark.parametrize("k", [0, 1, 2])
+def test_the_first_two_tokens_have_the_joint_frequencies_of_the_targets_own_probabilities(k: int, pair: Pair) -> None:
+    """2,000 samples in one batch against transformers' logits. A new seed would reject a right loop once in 1,000."""
+    sampling, prompt, samples, top = Sampling(top_k=4), PROMPTS[1], 2000, 4
+
+    def most_likely(tokens: list[int]) -> tuple[list[int], list[float]]:
+        with torch.inference_mode():
+            logits = pair.target(input_ids=torch.tensor([tokens])).logits[0, -1].double()
+        largest = logits.topk(top)
+        return largest.indices.tolist(), largest.values.softmax(-1).tolist()
+
+    law = {
+        (a, b): chance * then
+        for a, chance in zip(*most_likely(prompt), strict=True)
+        for b, then in zip(*most_likely([*prompt, a]), strict=True)
+    }
+    result = generate_speculative(pair, [prompt] * samples, k=k, max_new_tokens=2, sampling=sampling, seed=11)
+    counts = Counter(tokens_of(result))
+    assert counts.keys() <= law.keys()
+    # Cells that expect fewer than 5 are taken together, as the test asks for.
+    rare = [cell for cell, chance in law.items() if samples * chance < 5]
+    cells = [[cell] for cell in law if cell not in rare] + ([rare] if rare else [])
+    observed = [sum(counts[cell] for cell in group) for group in cells]
+    predicted = [samples * sum(law[cell] for cell in group) for group in cells]
+    assert stats.chisquare(observed, predicted).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7])
+@pytest.mark.parametrize("k", [0, 4])
+def test_max_new_tokens_is_exact(n: int, k: int, pair: Pair, expected: list[tuple[int, ...]]) -> None:
+    for generation, tokens in zip(
+        generate_speculative(pair, PROMPTS, k=k, max_new_tokens=n, sampling=GREEDY), expected, strict=True
+    ):
+        assert generation.tokens == tokens[:n]
+        assert generation.finish == "length"
+
+
+@pytest.mark.parametrize("at", [0, 1, 3, 4, 7, 12])
+def test_an_end_token_inside_a_block_is_the_last_one(at: int, twins: Pair, expected: list[tuple[int, ...]]) -> None:
+    for prompt, tokens in zip(PROMPTS, expected, strict=True):
+        eos = tokens[at]
+        result = generate_speculative(ending_with(twins, eos), prompt, k=5, max_new_tokens=NEW, sampling=GREEDY)
+        assert result.tokens == by_transformers(twins.target, prompt, NEW, eos)
+        assert result.finish == "eos"
+
+
+def test_any_of_several_end_tokens_ends_and_rows_end_on_their_own(twins: Pair, expected: list[tuple[int, ...]]) -> None:
+    ends = [expected[0][2], expected[1][9]]
+    results = generate_speculative(ending_with(twins, ends), PROMPTS, k=5, max_new_tokens=NEW, sampling=GREEDY)
+    for result, tokens in zip(results, expected, strict=True):
+        first = next((i for i, token in enumerate(tokens) if token in ends), None)
+        assert result.tokens == (tokens if first is None else tokens[: first + 1])
+        assert result.finish == ("length" if first is None else "eos")
+
+
+def test_the_end_token_is_among_the_tokens_but_not_in_the_text(twins: Pair, expected: list[tuple[int, ...]]) -> None:
+    result = generate_speculative(
+        ending_with(twins, expected[1][4]), PROMPTS[1], k=5, max_new_tokens=NEW, sampling=GREEDY
+    )
+    assert result.text == twins.tokenizer.decode(result.tokens[:-1], skip_special_tokens=True)
+
+
+def first_with(pair: Pair, tokens: tuple[int, ...], stops: tuple[str, ...]) -> int | None:
+    """How many tokens it takes until the text holds a stop string."""
+    texts = [pair.tokenizer.decode(tokens[:n]) for n in range(len(tokens) + 1)]
+    return next((n for n, text in enumerate(texts) if any(stop in text for stop in stops)), None)
+
+
+@pytest.mark.parametrize("k", [0, 5])
+@pytest.mark.parametrize(("start", "length"), [(0, 1), (1, 3), (4, 2), (6, 5), (11, 4), (13, 1)])
+def test_a_stop_string_ends_the_text_before_it_also_inside_a_block(
+    start: int, length: int, k: int, twins: Pair, expected: list[tuple[int, ...]]
+) -> None:
+    for prompt, tokens in zip(PROMPTS, expected, strict=True):
+        whole = twins.tokenizer.decode(tokens)
+        stop = whole[start : start + length]
+        result = generate_speculative(twins, prompt, k=k, max_new_tokens=NEW, sampling=GREEDY, stop=stop)
+        assert result.tokens == tokens[: first_with(twins, tokens, (stop,))]
+        assert result.text == whole[: whole.index(stop)]
+        assert result.finish == "stop"
+        assert sum(len(r.emitted) for r in result.rounds) == len(result.tokens)
+
+
+def test_each_row_of_a_list_ends_at_its_own_first_stop_string(twins: Pair, expected: list[tuple[int, ...]]) -> None:
+    texts = [twins.tokenizer.decode(tokens) for tokens in expected]
+    stops = (texts[0][9:12], texts[1][3:5], "never there")
+    results = generate_speculative(twins, PROMPTS, k=5, max_new_tokens=NEW, sampling=GREEDY, stop=stops)
+    for result, tokens, text in zip(results, expected, texts, strict=True):
+        n = first_with(twins, tokens, stops)
+        assert result.tokens == tokens[:n]
+        assert result.text == text[: min((text.index(s) for s in stops if s in text), default=None)]
+        assert result.finish == ("length" if n is None else "stop")
+
+
+@pytest.mark.parametrize("k", [0, 4])
+@pytest.mark.parametrize("missing", [0, 1, 3, 6])
+def test_a_prompt_may_fill_the_context_and_gets_at_least_one_token(
+    missing: int, k: int, pair: Pair, tiny_model: Callable[..., PreTrainedModel]
+) -> None:
+    context = 24
+    target = tiny_model("llama", max_position_embeddings=context)
+    prompt = [(7 * i) % 64 for i in range(context - missing)]
+    result = generate_speculative(Pair(target, target, pair.tokenizer), prompt, k=k, max_new_tokens=50, sampling=GREEDY)
+    text = list(prompt)
+    with torch.inference_mode():
+        while len(text) <= context:
+            text.append(int(target(input_ids=torch.tensor([text])).logits[0, -1].argmax()))
+    assert [*prompt, *result.tokens] == text
+    assert len(result.tokens) == missing + 1
+    assert result.finish == "context"
+
+
+def test_rows_of_a_batch_reach_the_end_of_the_context_on_their_own(
+    pair: Pair, tiny_model: Callable[..., PreTrainedModel], disturbed: Callable[..., PreTrainedModel]
+) -> None:
+    target = tiny_model("llama", max_position_embeddings=24)
+    prompts = [[(7 * i + n) % 64 for i in range(n)] for n in (24, 22, 17, 3)]
+    results = generate_speculative(
+        Pair(target, disturbed(target), pair.tokenizer), prompts, k=4, max_new_tokens=10, sampling=GREEDY
+    )
+    assert [g.finish for g in results] == ["context", "context", "context", "length"]
+    assert [len(g.tokens) for g in results] == [1, 3, 8, 10]
+    for prompt, generation in zip(prompts[2:], results[2:], strict=True):
+        n = min(10, 24 - len(prompt))  # transformers ends one token earlier
+        assert generation.tokens[:n] == by_transformers(target, prompt, n)
+
+
+def test_a_draft_with_a_shorter_context_limits_the_pair(pair: Pair, tiny_model: Callable[..., PreTrainedModel]) -> None:
+    draft = tiny_model("gpt2", n_positions=20)
+    result = generate_speculative(
+        Pair(pair.target, draft, pair.tokenizer), PROMPTS[1], k=4, max_new_tokens=50, sampling=GREEDY
+    )
+    assert len(PROMPTS[1]) + len(result.tokens) == 20 + 1
+    assert result.finish == "context"
+    assert result.tokens == by_transformers(pair.target, PROMPTS[1], 12)
+
+
+@pytest.mark.parametrize("rows", [60, 72])
+def test_a_draft_with_other_padding_rows_changes_no_token(
+    rows: int, pair: Pair, expected: list[tuple[int, ...]], tiny_model: Callable[..., PreTrainedModel]
+) -> None:
+    draft = tiny_model("llama", vocab_size=rows)
+    prompt = [7, 9, 11] * 6
+    twenty = Pair(pair.target, draft, pair.tokenizer)
+    if max(expected[2]) < rows:
+        assert generate_speculative(twenty, prompt, max_new_tokens=NEW, sampling=GREEDY).tokens == expected[2]
+    assert max(generate_speculative(twenty, prompt, max_new_tokens=4, seed=0).tokens) < 64
+
+
+@pytest.mark.parametrize("drafter", ["model", "min_confidence", "prompt lookup"])
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(0.6)], ids=str)
+def test_rounds_add_up_to_the_tokens(drafter: str, sampling: Sampling, pair: Pair) -> None:
+    k = 4
+    for generation in generate_speculative(
+        pair, PROMPTS, k=k, max_new_tokens=NEW, sampling=sampling, seed=1, drafter=DRAFTERS[drafter](pair)
+    ):
+        assert sum((r.emitted for r in generation.rounds), ()) == generation.tokens
+        for i, r in enumerate(generation.rounds):
+            assert 0 <= r.accepted <= len(r.drafted) <= k
+            assert r.emitted[: r.accepted] == r.drafted[: min(r.accepted, len(r.emitted))]
+            last = i == len(generation.rounds) - 1
+            assert 1 <= len(r.emitted) <= r.accepted + 1 if last else len(r.emitted) == r.accepted + 1
+
+
+def test_the_times_of_a_round_are_positive_and_within_the_whole(pair: Pair) -> None:
+    result = generate_speculative(pair, PROMPTS[1], k=3, max_new_tokens=NEW, seed=0)
+    drafting = [r for r in result.rounds if r.drafted]
+    assert drafting
+    assert all(r.draft_seconds > 0 and r.verify_seconds > 0 for r in drafting)
+    assert sum(r.draft_seconds + r.verify_seconds for r in result.rounds) < result.seconds
+
+
+def generation(*rounds: Round, seconds: float = 2.0) -> Generation:
+    return Generation((1,), sum((r.emitted for r in rounds), ()), "", rounds, seconds, "length")
+
+
+def test_the_acceptance_rate_counts_judged_tokens_only() -> None:
+    # Of 4 drafted tokens 2 are accepted and the third is judged, the fourth never; then all 4 are accepted.
+    result = generation(Round((1, 2, 3, 4), 2, (1, 2, 9), 0.1, 0.1), Round((5, 6, 7, 8), 4, (5, 6, 7, 8, 9), 0.1, 0.1))
+    assert result.acceptance_rate == pytest.approx(6 / 7)
+    assert result.tokens_per_round == pytest.approx(8 / 2)
+    assert result.tokens_per_second == pytest.approx(8 / 2.0)
+
+
+def test_rates_of_nothing_are_nan() -> None:
+    assert math.isnan(generation().acceptance_rate)
+    assert math.isnan(generation().tokens_per_round)
+    assert math.isnan(generation(Round((), 0, (3,), 0.0, 0.1)).acceptance_rate)
+
+
+STOPS = [(), ("e",), ("nn", "is"), ("eso", "\N{HORIZONTAL ELLIPSIS}"), ("zzz", "ar")]
+
+
+@pytest.mark.parametrize("stop", STOPS, ids=str)
+@pytest.mark.parametrize("k", [0, 4])
+def test_a_stream_says_what_generate_says_and_never_shows_part_of_a_stop_string(
+    k: int, stop: tuple[str, ...], pair: Pair
+) -> None:
+    stopped, halves = 0, 0
+    for seed in range(6):
+        arguments = {"k": k, "max_new_tokens": 40, "seed": seed, "stop": stop}
+        whole, shown, ends = generate_speculative(pair, PROMPTS[1], **arguments), "", list[Generation]()
+        rounds = []
+        for chunk in stream_speculative(pair, PROMPTS[1], **arguments, on_end=ends.append):
+            shown += chunk.text
+            rounds.append(chunk.round)
+            assert whole.text.startswith(shown)
+        assert shown == whole.text
+        assert [r.emitted for r in rounds] == [r.emitted for r in whole.rounds]
+        (end,) = ends
+        assert (end.text, end.tokens, end.finish) == (whole.text, whole.tokens, whole.finish)
+        stopped += whole.finish == "stop"
+        halves += "\N{REPLACEMENT CHARACTER}" in whole.text
+    assert stopped > 0 or not stop
+    assert halves > 0 or stop  # some texts had half characters, the hardest case
+
+
+def test_a_character_of_several_tokens_is_shown_when_it_is_whole(pair: Pair) -> None:
+    """A stream whose text is 'é…' by construction: the target can only say so."""
+    wanted = pair.tokenizer("\N{LATIN SMALL LETTER E WITH ACUTE}\N{HORIZONTAL ELLIPSIS}")["input_ids"]
+    assert len(wanted) == 5
+    target = copy.deepcopy(pair.target)
+    plain, length = target.lm_head.forward, [0]
+
+    def only_wanted(hidden: torch.Tensor) -> torch.Tensor:
+        logits = plain(hidden)
+        logits.fill_(0)[..., wanted[length[0] % 5]] = 9
+        length[0] += 1
+        return logits
+
+    target.lm_head.forward = only_wanted
+    chunks = stream_speculative(Pair(target, None, pair.tokenizer), [3], k=0, max_new_tokens=5, sampling=GREEDY)
+    assert [chunk.text for chunk in chunks] == ["", "é", "", "", "…"]
+
+
+def test_a_stream_closed_early_hands_out_what_there_was_as_interrupted(pair: Pair) -> None:
+    ends: list[Generation] = []
+    stream = stream_speculative(pair, PROMPTS[1], k=3, max_new_tokens=NEW, seed=0, on_end=ends.append)
+    rounds = [next(stream).round, next(stream).round]
+    assert ends == []
+    stream.close()
+    (end,) = ends
+    assert end.finish == "interrupted"
+    assert list(end.rounds) == rounds
+    assert end.tokens == rounds[0].emitted + rounds[1].emitted
+    assert end.seconds > 0
+
+
+def test_a_stream_of_no_tokens_ends_at_once(pair: Pair) -> None:
+    ends: list[Generation] = []
+    assert list(stream_speculative(pair, PROMPTS[1], max_new_tokens=0, on_end=ends.append)) == []
+    assert [(end.tokens, end.finish) for end in ends] == [((), "length")]
+
+
+# How Python code can ask a tensor for its numbers; on a GPU each makes the host wait.
+WAITS = ["tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"]
+
+
+@pytest.mark.parametrize("drafter", ["model", "prompt lookup"])
+def test_a_round_waits_for_the_device_exactly_once(drafter: str, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: Counter[str] = Counter()
+
+    def counted(name: str) -> Callable[..., object]:
+        plain = getattr(torch.Tensor, name)
+
+        def call(self: torch.Tensor, *args: object, **kwargs: object) -> object:
+            calls[name] += 1
+            return plain(self, *args, **kwargs)
+
+        return call
+
+    rows = [Row(tuple(prompt), NEW) for prompt in PROMPTS]
+    loop = speculate(
+        TransformersModel(pair.target), DRAFTERS[drafter](pair), rows, FixedK(3), Sampling(), SeededRandomness(0)
+    )
+    for name in WAITS:
+        monkeypatch.setattr(torch.Tensor, name, counted(name))
+    for i in range(6):
+        calls.clear()
+        extended = next(loop)
+        assert len(extended) == 3
+        assert dict(calls) == {"tolist": 1}, f"round {i}"

@@ -1,0 +1,90 @@
+"""The promises of the measurements: contenders take turns, ratios are taken where both ran, the script runs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import specdec_ref as sd
+from specdec_ref.measurement.benchmark import Sample, race, race_length, repeated_share
+from specdec_ref.measurement.costs import Costs, measure_costs
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_contenders_take_turns_on_every_prompt() -> None:
+    ran: list[tuple[str, int, int]] = []
+
+    def contender(name: str, seconds: float):
+        def run(prompt: list[int], seed: int) -> Sample:
+            ran.append((name, prompt[0], seed))
+            return Sample((1, 2, 3, 4), seconds)
+
+        return run
+
+    heard: list[str] = []
+    everyone = {"slow": contender("slow", 2.0), "fast": contender("fast", 0.5)}
+    results = race(everyone, [[7], [8]], baseline="slow", repeats=2, on_sample=heard.append)
+    timed = ran[2:]  # after one warm-up of each
+    assert timed == [(n, p, s) for s in (0, 1) for p in (7, 8) for n in ("slow", "fast")]
+    assert len(heard) == len(ran) == race_length(2, 2, 2)
+    assert results["fast"].speedup == 4.0
+    assert results["slow"].tokens_per_second == 2.0
+
+
+def test_speedup_is_the_median_of_ratios_not_the_ratio_of_medians() -> None:
+    """A machine that slows down ten times half-way leaves the ratio alone."""
+    clock = iter([1, 1, 1, 0.5, 10, 5, 10, 5, 10, 5])  # warm-up of both, then pairs
+
+    def run(prompt: list[int], seed: int) -> Sample:
+        return Sample((0,), next(clock))
+
+    assert race({"a": run, "b": run}, [[0]], baseline="a", repeats=4)["b"].speedup == 2.0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "share"), [(range(20), 0.0), ([5] * 20, 12 / 13), ([], 0.0), ([1] * 8, 0.0), ([1, 2] * 8, 7 / 9)]
+)
+def test_repeated_share_counts_sequences_that_occurred_before(tokens: list[int], share: float) -> None:
+    assert repeated_share(list(tokens)) == pytest.approx(share)
+
+
+def test_costs_are_ratios_to_one_target_step() -> None:
+    costs = Costs(target_step=2.0, draft_step=0.5, scoring={1: 2.0, 2: 3.0, 4: 5.0}, context=100)
+    assert (costs.c, costs.v(1), costs.v(2), costs.v(3)) == (0.25, 1.0, 1.5, 2.0)
+    with pytest.raises(sd.SpecdecError, match="n=9"):
+        costs.v(9)
+
+
+def test_a_draft_step_of_the_shipped_pair_costs_less_than_a_target_step() -> None:
+    """The two differ by a factor above ten, so no noise of the machine can turn this round."""
+    costs = measure_costs(sd.load_pair(device="cpu"), max_k=2, context=64, repeats=5)
+    assert costs.c < 1
+    assert costs.v(1) == 1.0
+
+
+def test_costs_need_room_and_a_draft() -> None:
+    pair = sd.load_pair(device="cpu")
+    with pytest.raises(sd.SpecdecError, match="context=1024"):
+        measure_costs(pair, context=1024)
+    with pytest.raises(sd.SpecdecError, match="no draft"):
+        measure_costs(sd.Pair(pair.target, None, pair.tokenizer))
+
+
+def test_compare_peers_measures_us_and_transformers(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "compare_peers.py"), "--tokens", "12", "--prompts", "1"]
+    done = subprocess.run(
+        [*command, "--repeats", "1", "--device", "cpu", "--json", str(file)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    modes = json.loads(file.read_text(encoding="utf-8"))["modes"]
+    assert set(modes) == {"greedy", "temperature 1"}
+    for mode in modes.values():
+        assert len(mode["contenders"]) == 14
+        assert all(facts["tokens_per_second"] > 0 for facts in mode["contenders"].values())

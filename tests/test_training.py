@@ -1,0 +1,165 @@
+"""The promises of `specdec train`: nothing held out is learnt, nothing is lost by an interrupt, tiny really trains."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from specdec_ref.models import load_pair
+from specdec_ref.training.corpus import HELD_OUT, Corpus, Document, collect
+from specdec_ref.training.distillation import distillation_loss, losses_from_text
+from specdec_ref.training.evaluation import windows
+from specdec_ref.training.fitting import Plan, Tick, Windows, fit
+from specdec_ref.training.recipe import RECIPES, Shape
+from specdec_ref.training.run import build_model, encode
+from specdec_ref.training.tokenizer import train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    return collect()
+
+
+def test_no_model_sees_a_held_out_module_or_its_tests(corpus: Corpus) -> None:
+    seen = [d.path for d in (*corpus.library, *corpus.tests)]
+    for module in HELD_OUT:
+        names = {f"{module}.py", f"test_{module}.py", module, f"test_{module}"}
+        assert not [path for path in seen if names & set(path.split("/"))], module
+
+
+def test_every_held_out_module_is_there_to_be_measured(corpus: Corpus) -> None:
+    assert {d.module for d in corpus.held_out} == HELD_OUT
+
+
+def test_the_corpus_is_read_in_the_same_order_each_time(corpus: Corpus) -> None:
+    assert [d.path for d in collect().library] == [d.path for d in corpus.library]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(corpus: Corpus):
+    return train_tokenizer((d.text for d in corpus.library[:20]), 400)
+
+
+@given(text=st.text(max_size=200))
+def test_any_text_goes_through_the_tokenizer_unchanged(tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+def test_evaluation_scores_every_token_once_with_context_before_it(tokenizer) -> None:
+    document = Document("x.py", "x", "def f(x):\n    return x\n" * 40, False)
+    ids = encode([document], tokenizer).tolist()
+    scored: list[int] = []
+    for window, first in windows([document], tokenizer, context=64):
+        assert first == 0 or first >= 32
+        scored += window[0, 1 + first :].tolist()
+    assert scored == ids[1:]
+
+
+def test_batches_depend_on_seed_and_step_only() -> None:
+    stream = torch.arange(1000, dtype=torch.int32)
+    one, two = Windows([stream, stream], [0.5, 0.5], seed=3), Windows([stream, stream], [0.5, 0.5], seed=3)
+    assert torch.equal(one.batch(17, 4, 16), two.batch(17, 4, 16))
+    assert not torch.equal(one.batch(17, 4, 16), one.batch(18, 4, 16))
+
+
+def test_distillation_loss_is_kl_at_first_and_mostly_total_variation_at_the_end() -> None:
+    log_p, log_q = torch.randn(2, 3, 5).log_softmax(-1), torch.randn(2, 3, 5).log_softmax(-1)
+    kl = torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1).mean()
+    tv = (log_p.exp() - log_q.exp()).clamp(min=0).sum(-1).mean()
+    torch.testing.assert_close(distillation_loss(log_p, log_q, torch.tensor(0.0)), kl)
+    torch.testing.assert_close(distillation_loss(log_p, log_q, torch.tensor(1.0)), 0.1 * kl + tv)
+
+
+def learn(folder: Path, interrupt_at: int | None = None) -> dict[str, torch.Tensor]:
+    """24 steps of a very small model; with a real SIGINT at a step, and the same command once more."""
+    torch.set_num_threads(1)
+    plan = Plan(24, 128, 1e-2, ((1.0, 32),), warmup=4)
+    data = Windows([torch.randint(64, (4000,), generator=torch.Generator().manual_seed(1)).int()], [1.0], seed=0)
+
+    def attempt(interrupt_at: int | None) -> dict[str, torch.Tensor]:
+        recipe = RECIPES["tiny"]
+        models = {"m": build_model(Shape(layers=1, width=16, inner=32, heads=1), recipe, seed=5)}
+
+        def on_tick(tick: Tick) -> None:
+            if tick.step == interrupt_at:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        fit(models, losses_from_text(models, half=False), data, plan, folder / "m.pt", on_tick=on_tick)
+        return models["m"].state_dict()
+
+    if interrupt_at is not None:
+        with pytest.raises(KeyboardInterrupt):
+            attempt(interrupt_at)
+        assert (folder / "m.pt").exists()
+    return attempt(None)
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    straight, interrupted = learn(tmp_path / "a"), learn(tmp_path / "b", interrupt_at=10)
+    for name, weights in straight.items():
+        assert torch.equal(weights, interrupted[name]), name
+
+
+def test_learning_lowers_the_loss(tmp_path: Path) -> None:
+    """A sequence that repeats can be learnt: the loss must fall well below that of guessing."""
+    torch.manual_seed(0)
+    models = {"m": build_model(Shape(layers=1, width=16, inner=32, heads=1), RECIPES["tiny"], seed=5)}
+    data = Windows([torch.arange(16).repeat(200).int()], [1.0], seed=0)
+    seen: list[float] = []
+    plan = Plan(40, 256, 1e-2, ((1.0, 32),), warmup=4)
+    fit(models, losses_from_text(models, half=False), data, plan, tmp_path / "m.pt",
+        on_tick=lambda tick: seen.append(tick.loss["m"]))  # fmt: skip
+    assert seen[-1] < 0.7 * seen[0]
+
+
+@pytest.fixture(scope="module")
+def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:  # type: ignore[type-arg]
+    """`specdec train --tiny`, for real, from the command line."""
+    folder = tmp_path_factory.mktemp("train") / "pair"
+    command = [sys.executable, "-m", "specdec_ref", "train", str(folder), "--tiny", "--device", "cpu", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+def test_train_makes_a_target_and_four_drafts_that_plain_transformers_loads(tiny_pair: tuple[Path, dict]) -> None:  # type: ignore[type-arg]
+    folder, _ = tiny_pair
+    names = sorted(p.parent.name for p in folder.glob("*/model.safetensors"))
+    assert names == ["draft-large", "draft-medium", "draft-small", "draft-small-plain", "target"]
+    for name in names:
+        model = AutoModelForCausalLM.from_pretrained(folder / name, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder / name, local_files_only=True)
+        ids = tokenizer("def f():", return_tensors="pt")["input_ids"]
+        assert model(ids).logits.shape[-1] == len(tokenizer.get_vocab())
+
+
+def test_a_pair_just_trained_can_be_decoded_with(tiny_pair: tuple[Path, dict]) -> None:  # type: ignore[type-arg]
+    import specdec_ref as sd
+
+    folder, _ = tiny_pair
+    pair = load_pair(folder / "target", folder / "draft-small", device="cpu")
+    assert len(sd.generate_speculative(pair, "def f(", k=3, max_new_tokens=20, seed=0).tokens) == 20
+
+
+def test_a_distilled_draft_is_accepted_more_than_the_same_draft_trained_on_text(tiny_pair: tuple[Path, dict]) -> None:  # type: ignore[type-arg]
+    drafts = tiny_pair[1]["drafts"]
+    assert drafts["draft-small"]["acceptance"] > drafts["draft-small-plain"]["acceptance"]
+
+
+def test_the_card_says_what_was_measured(tiny_pair: tuple[Path, dict]) -> None:  # type: ignore[type-arg]
+    folder, facts = tiny_pair
+    assert json.loads((folder / "measurements.json").read_text(encoding="utf-8")) == facts
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for name, draft in facts["drafts"].items():
+        assert f"`{name}`" in card
+        assert f"{draft['acceptance']:.3f}" in card
