@@ -109,6 +109,12 @@ def without_a_tensor(folder: Path) -> None:
     save_file(tensors, weights(folder), metadata={"format": "pt"})
 
 
+def weights_of_nan(folder: Path) -> None:
+    tensors = load_file(weights(folder))
+    tensors["model.norm.weight"][3] = NAN
+    save_file(tensors, weights(folder), metadata={"format": "pt"})
+
+
 def own_code(folder: Path, model_type: str) -> None:
     """Code in the folder that its configuration asks to run. It must not: it would leave a file behind."""
     code = f"open({str(folder / 'was_run')!r}, 'w').close()\nclass Config: pass\nclass Model: pass\nclass Words: pass\n"
@@ -147,6 +153,7 @@ FOLDERS: dict[str, Callable[[Path], object]] = {
     "truncated weights": lambda folder: weights(folder).write_bytes(weights(folder).read_bytes()[:-999]),
     "corrupt header": lambda folder: weights(folder).write_bytes(b"\xff" * 8 + weights(folder).read_bytes()[8:]),
     "a tensor missing": without_a_tensor,
+    "weights of NaN": weights_of_nan,
     "only pickled": only_pickled,
     "no tokenizer": lambda folder: [path.unlink() for path in folder.glob("tokenizer*")],
     "tokenizer not JSON": lambda folder: (folder / "tokenizer.json").write_text("{", encoding="utf-8"),
@@ -214,9 +221,11 @@ class Workshop:
             return self.generate(prompt, **options)
 
     def poisoned_in_round_3(self, role: str, change: Callable[[torch.Tensor], None], **options: Any) -> None:
-        stream = self.stream(max_new_tokens=40, **options)
-        next(stream), next(stream)
-        with self.poison(role, change):
+        armed = False  # the hook is there from the start: a model may be prepared for what it has then
+        with self.poison(role, lambda logits: change(logits) if armed else None):
+            stream = self.stream(max_new_tokens=40, **options)
+            next(stream), next(stream)
+            armed = True
             next(stream)
 
 
@@ -496,6 +505,14 @@ LOGITS = [
         )
     ],
     bad("logits: one_nan from the target, no draft", lambda w: w.poisoned("target", one_nan, k=0), "target", "NaN"),
+    *[
+        bad(
+            f"logits: NaN in the weights of the {role}",
+            lambda w, r=role: w.generate(pair=w.load(**{"target": "good", "draft": "good", r: "weights of NaN"})),
+            role, "logits", "NaN",
+        )
+        for role in ("target", "draft")
+    ],
     edge(
         "logits: all but one token impossible",
         lambda w: w.poisoned("target", one_possible),
@@ -807,6 +824,34 @@ def test_ctrl_c_while_streaming(workshop: Workshop, interrupt: Callable[..., Non
 
     assert not torch.is_inference_mode_enabled()
     assert workshop.generate(max_new_tokens=40, sampling=sampling).tokens == whole.tokens
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3, 4])
+def test_ctrl_c_at_the_nth_layer_that_a_new_pair_runs(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    """Prefill, first draft and first verify, where a model may still be busy preparing itself."""
+    whole = workshop.generate()
+    pair = workshop.load("good", "draft")
+    layer = type(pair.target.model.layers[0])
+    forward, calls = layer.forward, 0
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            raise KeyboardInterrupt
+        return forward(*arguments, **options)
+
+    ended: list[sd.Generation] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(layer, "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(sd.stream_speculative(pair, "def f", k=3, max_new_tokens=12, seed=0, on_end=ended.append))
+    assert [g.finish for g in ended] == ["interrupted"]
+    assert ended[0].tokens == whole.tokens[: len(ended[0].tokens)]
+    assert not torch.is_inference_mode_enabled()
+    assert workshop.generate(pair=pair).tokens == whole.tokens
 
 
 def test_ctrl_c_in_a_batch(workshop: Workshop) -> None:

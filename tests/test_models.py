@@ -129,7 +129,7 @@ def test_more_tokens_than_the_capacity_raise(case: Case) -> None:
         model.extend(rejected(3, 21))
 
 
-def test_bfloat16_gives_the_logits_of_a_fresh_bfloat16_forward(case: Case, tiny_model: object) -> None:
+def test_bfloat16_gives_the_logits_of_a_fresh_bfloat16_forward(case: Case) -> None:
     plain = tf.AutoModelForCausalLM.from_config(case.model.config)
     plain.load_state_dict(case.model.state_dict())
     ours = Case(plain.bfloat16().eval(), case.tokens, case.logits)
@@ -171,6 +171,25 @@ def test_scores_end_at_the_vocabulary_asked_for(tiny_model: Callable[..., PreTra
     with torch.inference_mode():
         close(model.extend(tokens), plain(input_ids=tokens, use_cache=False).logits[..., :50])
     assert model.vocab_size == 50
+
+
+@pytest.mark.parametrize("what", ["module", "parameter"])
+def test_a_part_that_was_replaced_is_the_one_that_scores(what: str, tiny_model: Callable[..., PreTrainedModel]) -> None:
+    """As adapters and quantisation do, after the model has scored already: nothing old may be replayed."""
+    plain, tokens = tiny_model("llama"), rejected(1, 3)
+
+    def ours() -> Tensor:
+        model = TransformersModel(plain)
+        model.start(1, 8)
+        model.prefill([[5, 6]])
+        return model.extend(tokens)
+
+    before = ours()
+    weight = torch.nn.Parameter(plain.lm_head.weight.detach() * 2)
+    if what == "module":
+        plain.lm_head = torch.nn.Linear(32, VOCAB, bias=False)
+    plain.lm_head.weight = weight
+    close(ours(), 2 * before)
 
 
 SMALL = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -219,7 +238,8 @@ def test_windows_inside_a_model_that_ignore_our_positions_are_refused_or_right()
     """GPT-Neo's local layers build their own window from the longest row: wrong for the shorter rows of a ragged
     batch."""
     size = {"vocab_size": VOCAB, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 128}
-    config = tf.GPTNeoConfig(**size, window_size=8, attention_types=[[["global", "local"], 1]])
+    kinds = {"window_size": 8, "attention_types": [[["global", "local"], 1]]}
+    config = tf.GPTNeoConfig(**size, **kinds, bos_token_id=None, eos_token_id=None)
     plain = tf.AutoModelForCausalLM.from_config(config).eval()
     try:
         check_rewindable(plain)
@@ -274,6 +294,12 @@ def test_a_pair_loads_from_two_folders_with_the_weights_it_was_saved_with(saved:
         assert loaded.dtype == torch.float32
     assert pair.tokenizer.decode(pair.tokenizer("the end … é")["input_ids"]) == "the end … é"
     assert pair.device == torch.device("cpu")
+
+
+def test_a_loaded_model_can_be_saved_again(saved: Saved, tiny_model: Tiny) -> None:
+    original = tiny_model("llama")
+    again = load_pair(saved(load_pair(saved(original), device="cpu").target), device="cpu").target
+    assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in original.state_dict().items())
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16], ids=str)

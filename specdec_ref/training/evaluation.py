@@ -65,6 +65,9 @@ def compare(
     tokenizer: Tokenizer,
 ) -> dict[str, Agreement]:
     """Every draft against the target over `documents`, by name."""
+    were_training = {name: draft.training for name, draft in drafts.items()}
+    for draft in drafts.values():
+        draft.eval()
     accepted, agreed, nats = ({name: 0.0 for name in drafts} for _ in range(3))
     scored = 0
     for ids, first in _all(target, documents, tokenizer):
@@ -75,6 +78,8 @@ def compare(
             nats[name] += _nats(log_q, ids, first)
             accepted[name] += float(acceptance_rate(log_p.exp(), log_q[0, first:].exp()).sum())
             agreed[name] += int((log_p.argmax(-1) == log_q[0, first:].argmax(-1)).sum())
+    for name, draft in drafts.items():
+        draft.train(were_training[name])
     characters = sum(len(d.text) for d in documents)
     return {n: Agreement(accepted[n] / scored, agreed[n] / scored, nats[n] / characters) for n in drafts}
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from specdec_ref.training.corpus import Corpus, Document, collect
 from specdec_ref.training.distillation import Losses, losses_from_target, losses_from_text
-from specdec_ref.training.evaluation import excerpt, held_out_loss
-from specdec_ref.training.fitting import Tick, Windows, fit, half_precision_pays
+from specdec_ref.training.evaluation import compare, excerpt, held_out_loss
+from specdec_ref.training.fitting import Plan, Tick, Windows, fit, half_precision_pays
 from specdec_ref.training.recipe import Recipe, Shape
 from specdec_ref.training.tokenizer import END_OF_TEXT, save_tokenizer, train_tokenizer
 
@@ -68,9 +68,17 @@ class Training:
 
     def _target(self, corpus: Corpus, tokenizer: Tokenizer) -> "PreTrainedModel":
         self.on_stage("target")
-        models = {"target": build_model(self.recipe.target, self.recipe, self.recipe.seed, self.device)}
-        self._fit(models, losses_from_text(models, half_precision_pays(self.device)), corpus, tokenizer, "target")
-        return models["target"]
+        target = build_model(self.recipe.target, self.recipe, self.recipe.seed, self.device)
+        models = {"target": target}
+        held_out = excerpt(corpus.held_out, self.recipe.evaluation_characters)
+        losses = losses_from_text(models, half_precision_pays(self.device))
+
+        def scores() -> dict[str, float]:
+            return {"target": -held_out_loss(target, held_out, tokenizer)}
+
+        self._fit("target", models, losses, scores, self.recipe.target_plan, self._windows(corpus, tokenizer))
+        target.eval()
+        return target
 
     def _drafts(self, corpus: Corpus, tokenizer: Tokenizer, target: "PreTrainedModel") -> "dict[str, PreTrainedModel]":
         self.on_stage("drafts")
@@ -81,25 +89,30 @@ class Training:
 
         distilled = {name: fresh(name) for name in recipe.drafts}
         plain = {f"{recipe.plain_of}-plain": fresh(recipe.plain_of)}
-        losses = losses_from_target(target.eval(), distilled, plain, half_precision_pays(self.device))
         models = distilled | plain
-        self._fit(models, losses, corpus, tokenizer, "drafts")
+        held_out = excerpt(corpus.held_out, recipe.evaluation_characters)
+        losses = losses_from_target(target, distilled, plain, half_precision_pays(self.device))
+
+        def scores() -> dict[str, float]:  # what a draft is for
+            return {name: a.acceptance for name, a in compare(target, models, held_out, tokenizer).items()}
+
+        self._fit("drafts", models, losses, scores, recipe.drafts_plan, self._windows(corpus, tokenizer))
         return models
 
     def _fit(
-        self, models: "dict[str, PreTrainedModel]", losses: Losses, corpus: Corpus, tokenizer: Tokenizer, stage: str
+        self,
+        stage: str,
+        models: "dict[str, PreTrainedModel]",
+        losses: Losses,
+        scores: Callable[[], dict[str, float]],
+        plan: Plan,
+        windows: Windows,
     ) -> None:
-        plan = self.recipe.target_plan if stage == "target" else self.recipe.drafts_plan
-        best = _Best(
-            self.work / f"{stage}-best.pt",
-            models,
-            excerpt(corpus.held_out, self.recipe.evaluation_characters),
-            tokenizer,
-        )
+        best = _Best(self.work / f"{stage}-best.pt", models, scores)
         fit(
             models,
             losses,
-            self._windows(corpus, tokenizer),
+            windows,
             plan,
             self.work / f"{stage}.pt",
             on_tick=self.on_tick,
@@ -111,19 +124,16 @@ class Training:
 
 
 class _Best:
-    """Keeps, of each model, the weights with the lowest held-out loss seen at an evaluation."""
+    """Keeps, of each model, the weights with the highest score seen at an evaluation."""
 
-    def __init__(
-        self, path: Path, models: "dict[str, PreTrainedModel]", documents: tuple[Document, ...], tokenizer: Tokenizer
-    ):
-        self._path, self._models, self._documents, self._tokenizer = path, models, documents, tokenizer
+    def __init__(self, path: Path, models: "dict[str, PreTrainedModel]", scores: Callable[[], dict[str, float]]):
+        self._path, self._models, self._scores = path, models, scores
 
     def look(self, step: int) -> None:
         best = torch.load(self._path, weights_only=True) if self._path.exists() else {}
-        for name, model in self._models.items():
-            loss = held_out_loss(model, self._documents, self._tokenizer)
-            if name not in best or loss < best[name]["loss"]:
-                best[name] = {"loss": loss, "step": step, "weights": model.state_dict()}
+        for name, score in self._scores().items():
+            if name not in best or score > best[name]["score"]:
+                best[name] = {"score": score, "step": step, "weights": self._models[name].state_dict()}
         partial = self._path.with_suffix(".partial")
         torch.save(best, partial)
         os.replace(partial, self._path)
