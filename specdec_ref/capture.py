@@ -6,7 +6,6 @@ reordered or rounded otherwise.
 """
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,6 +16,8 @@ from specdec_ref.cache import write
 
 PLAIN_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types whose forward pass is embedding, rotary positions, layers, norm and head, and nothing more."""
+
+USES_BEFORE_RECORDING = 4
 
 _records: "WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Any]]" = WeakKeyDictionary()
 
@@ -43,6 +44,11 @@ def layer_by_layer(
         )
     logits: Tensor = model.lm_head(body.norm(hidden[:, -keep_logits:]))
     return logits
+
+
+def parts_of(model: nn.Module) -> tuple[int, ...]:
+    """What a record holds on to. Where a module or parameter is replaced this changes, and old records are not used."""
+    return tuple(map(id, (*model.modules(), *model.parameters())))
 
 
 def can_be_recorded(model: nn.Module) -> bool:
@@ -78,19 +84,28 @@ class _Slots:
 
 
 def recorded_step(
-    model: nn.Module, tokens: Tensor, positions: Tensor, mask: Tensor, rows: Tensor, slots: list[Tensor]
-) -> Tensor:
-    """`layer_by_layer` over tokens [B, n] with the cache's `slots`, replayed; recorded where this shape is new.
+    model: nn.Module,
+    parts: tuple[int, ...],
+    tokens: Tensor,
+    positions: Tensor,
+    mask: Tensor,
+    rows: Tensor,
+    slots: list[Tensor],
+) -> Tensor | None:
+    """`layer_by_layer` over tokens [B, n] with the cache's `slots`, replayed, or recorded when this shape comes often.
 
-    One record serves any number of slots. Returns logits [B, n, V].
+    parts: what `parts_of` said when decoding began. One record serves any number of slots. Returns logits [B, n, V],
+    or None where it does not pay to record (yet): a record costs as much as some twenty steps.
     """
     records = _records.setdefault(model, {})
-    shape = (*tokens.shape, *positions.shape, slots[0].dtype)
-    if shape not in records:
+    shape = (*tokens.shape, *positions.shape, slots[0].dtype, parts)
+    step = records.get(shape, 0)
+    if isinstance(step, int) and step < USES_BEFORE_RECORDING:
+        records[shape] = step + 1
+        return None
+    if isinstance(step, int):
         with warnings.catch_warnings(action="ignore"):  # the tracer's about Python values, which the shape fixes
-            step: Callable[..., Tensor] = torch.jit.trace(
-                _Step(model).eval(), (tokens, positions, mask, rows, *slots), check_trace=False
-            )
+            step = torch.jit.trace(_Step(model).eval(), (tokens, positions, mask, rows, *slots), check_trace=False)
         records[shape] = step
-    logits: Tensor = records[shape](tokens, positions, mask, rows, *slots)
+    logits: Tensor = step(tokens, positions, mask, rows, *slots)
     return logits

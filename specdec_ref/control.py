@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from specdec_ref.errors import SpecdecError
+from specdec_ref.errors import SpecdecError, is_whole
 
 
 class Controller(Protocol):
@@ -34,8 +34,10 @@ class FixedK:
 
 def as_controller(k: int | Controller) -> Controller:
     """A whole number means always that many. Raises SpecdecError for anything else that is no controller."""
-    if isinstance(k, int) and not isinstance(k, bool) and k >= 0:
-        return FixedK(k)
-    if not isinstance(k, int) and hasattr(k, "next_k"):
+    if is_whole(k) and k >= 0:
+        return FixedK(int(k))
+    if not isinstance(k, (int, type)) and hasattr(k, "next_k") and is_whole(getattr(k, "max_k", None)):
         return k
-    raise SpecdecError(f"k={k!r}: takes a whole number ≥ 0 (tokens drafted per round), or a controller")
+    raise SpecdecError(
+        f"k={k!r:.80}: takes a whole number ≥ 0 (tokens drafted per round), or a controller (max_k, next_k, observe)"
+    )

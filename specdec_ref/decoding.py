@@ -9,7 +9,6 @@ rewinding, so nothing ever sees them again.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ import torch
 from specdec_ref.acceptance import verify
 from specdec_ref.control import Controller, as_controller
 from specdec_ref.drafting import Draft, Drafter, ModelDrafter
-from specdec_ref.errors import SpecdecError
+from specdec_ref.errors import SpecdecError, is_whole
 from specdec_ref.models import LanguageModel, Pair, TransformersModel
 from specdec_ref.sampling import Randomness, Sampling, SeededRandomness
 
@@ -96,17 +95,26 @@ def speculate(
     while rows:
         sequences = [row.sequence for row in rows]
         useful = max(row.max_new_tokens - len(row.new) for row in rows) - 1
-        k = min(controller.next_k(), useful, context - max(map(len, sequences)))
+        asked = controller.next_k()
+        if not is_whole(asked) or not 0 <= asked <= controller.max_k:
+            raise SpecdecError(
+                f"k: the controller's next_k gave {asked!r:.80}; takes a whole number, 0 … {controller.max_k}"
+            )
+        k = min(asked, useful, context - max(map(len, sequences)))
 
         started = clock.now()
-        draft = drafter.propose(sequences, k, sampling, randomness) if drafter and k > 0 else nothing
+        draft = drafter.propose(sequences, k, sampling, randomness) if drafter else nothing
+        if not isinstance(draft, Draft):
+            raise SpecdecError(f"drafter: its propose gave {draft!r:.80}; takes a Draft")
+        draft.check(len(rows), k, target.vocab_size)
         drafted = draft.tokens.to(target.device)
+        draft = replace(draft, tokens=drafted.clamp(0, target.vocab_size - 1))  # reported when the host may look
         after_draft = clock.now()
         target.rewind([len(s) - 1 for s in sequences])
         last = torch.tensor([s[-1:] for s in sequences], device=target.device)
-        p = sampling.probabilities(target.extend(torch.cat([last, drafted], 1)))  # row i: after i drafted tokens
+        p = sampling.probabilities(target.extend(torch.cat([last, draft.tokens], 1)))  # row i: after i drafted tokens
         q = draft.distribution(target.vocab_size, p)
-        verdict = verify(p, q, drafted, randomness)
+        verdict = verify(p, q, draft.tokens, randomness)
         after_verify = clock.now()
 
         # The only time in a round that the host waits for the device.
@@ -116,6 +124,10 @@ def speculate(
         outcome = torch.cat(facts, 1).tolist()
         seconds = clock.between(started, after_draft), clock.between(after_draft, after_verify)
         for row, (accepted, next_token, n, p_broken, q_broken, *tokens) in zip(rows, outcome, strict=True):
+            if unknown := [token for token in tokens[:n] if not 0 <= token < target.vocab_size]:
+                raise SpecdecError(
+                    f"drafter: token id {unknown[0]} is not in the vocabulary, 0 … {target.vocab_size - 1}"
+                )
             if p_broken or q_broken:
                 raise SpecdecError(
                     f"{'target' if p_broken else 'draft'}: its logits hold NaN or infinity, nothing to draw"
@@ -232,6 +244,9 @@ def generate_speculative(
     arguments it cannot use. Leviathan et al. 2022, algorithm 1.
     """
     many = not isinstance(prompt, str) and not _is_ids(prompt)
+    listed = isinstance(prompt, Sequence) or (isinstance(prompt, torch.Tensor) and prompt.ndim > 0)
+    if many and (not listed or isinstance(prompt, bytes)):
+        raise SpecdecError(f"prompt={prompt!r:.80}: takes text, token ids, or a list of either")
     prompts = prompt if many else [prompt]
     job = _Job(pair, prompts, k, max_new_tokens, sampling, seed, stop, drafter)  # type: ignore[arg-type]
     for _ in job.run():
@@ -258,6 +273,8 @@ def stream_speculative(
     """
     if not isinstance(prompt, str) and not _is_ids(prompt):
         raise SpecdecError("prompt: a stream takes one prompt, text or token ids, not a list of prompts")
+    if not callable(on_end):
+        raise SpecdecError(f"on_end={on_end!r:.80}: takes a function of one Generation")
     return _stream(_Job(pair, [prompt], k, max_new_tokens, sampling, seed, stop, drafter), on_end)
 
 
@@ -286,31 +303,36 @@ class _Job:
         stop: str | Sequence[str],
         drafter: Drafter | None,
     ):
+        if not isinstance(pair, Pair):
+            raise SpecdecError(f"pair={pair!r:.80}: takes a Pair, which load_pair() gives")
         self.tokenizer, self.eos = pair.tokenizer, pair.eos
         self.sampling = Sampling() if sampling is None else sampling
         if not isinstance(self.sampling, Sampling):
-            raise SpecdecError(f"sampling={sampling!r}: takes a Sampling(temperature=…, top_k=…, top_p=…)")
-        if not _is_whole(max_new_tokens) or max_new_tokens < 0:
-            raise SpecdecError(f"max_new_tokens={max_new_tokens!r}: takes a whole number ≥ 0")
-        if seed is not None and (not _is_whole(seed) or not 0 <= seed < 2**63):
-            raise SpecdecError(f"seed={seed!r}: takes a whole number, 0 ≤ seed < 2⁶³, or None for a new one")
-        self.stops = (stop,) if isinstance(stop, str) and stop else tuple(stop or ())
+            raise SpecdecError(f"sampling={sampling!r:.80}: takes a Sampling(temperature=…, top_k=…, top_p=…)")
+        if not is_whole(max_new_tokens) or max_new_tokens < 0:
+            raise SpecdecError(f"max_new_tokens={max_new_tokens!r:.80}: takes a whole number ≥ 0")
+        self.stops = tuple(stop) if isinstance(stop, Sequence) and not isinstance(stop, str) else (stop,)
         if not all(isinstance(s, str) and s for s in self.stops):
-            raise SpecdecError(f"stop={stop!r}: takes a non-empty string or a list of them")
+            raise SpecdecError(f"stop={stop!r:.80}: takes a non-empty string or a list of them")
         self.controller = as_controller(k)
         self.target = TransformersModel(pair.target)
         self.context = self.target.context
         if self.controller.max_k >= self.context:
             raise SpecdecError(f"k={self.controller.max_k}: takes less than the context, {self.context} tokens")
         self.drafter = drafter
-        if drafter is not None and not hasattr(drafter, "propose"):
-            raise SpecdecError(f"drafter={drafter!r}: takes a Drafter, for instance PromptLookupDrafter(), or None")
+        verbs = ("start", "propose", "keep")
+        if drafter is not None and (isinstance(drafter, type) or not all(hasattr(drafter, verb) for verb in verbs)):
+            takes = "takes a Drafter (start, propose, keep), for instance PromptLookupDrafter(), or None"
+            raise SpecdecError(f"drafter={drafter!r:.80}: {takes}")
         if drafter is None and self.controller.max_k > 0:
             if pair.draft is None:
                 raise SpecdecError("drafter: this pair has no draft model; pass drafter=PromptLookupDrafter() or k=0")
             self.drafter = ModelDrafter(TransformersModel(pair.draft, self.target.vocab_size))
         if isinstance(self.drafter, ModelDrafter):
-            self.context = min(self.context, self.drafter.model.context)
+            model, ours = self.drafter.model, self.target.vocab_size
+            self.context = min(self.context, model.context)
+            if model.vocab_size > ours and isinstance(model, TransformersModel):  # not to propose its own padding
+                self.drafter = ModelDrafter(TransformersModel(model.model, ours), self.drafter.min_confidence)
         self.rows = [Row(self._ids(prompt), max_new_tokens) for prompt in prompts]
         self.randomness = SeededRandomness(seed, self.target.device)
         self.seconds = 0.0
@@ -360,7 +382,7 @@ class _Job:
                 row.finish = row.finish or ("interrupted" if rows else "length")
 
     def _text(self, tokens: list[int]) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        return str(self.tokenizer.decode([t for t in tokens if t not in self.eos], skip_special_tokens=True))
 
     def _cut_at_stop(self, row: Row) -> None:
         """End a row at the first token that completes a stop string, also in the middle of a round."""
@@ -400,12 +422,10 @@ class _Job:
         ]
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
 def _is_ids(prompt: object) -> bool:
     """Whether this is one prompt of token ids: a 1-D tensor, or a non-empty list of whole numbers."""
     if isinstance(prompt, torch.Tensor):
-        return prompt.ndim == 1 and not prompt.is_floating_point()
-    return isinstance(prompt, Sequence) and len(prompt) > 0 and all(_is_whole(token) for token in prompt)
+        return prompt.ndim == 1 and prompt.dtype in (torch.int64, torch.int32)
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+        return False
+    return len(prompt) > 0 and all(is_whole(token) for token in prompt)

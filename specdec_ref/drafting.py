@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from specdec_ref.errors import SpecdecError
+from specdec_ref.errors import SpecdecError, is_number, is_whole
 from specdec_ref.models import LanguageModel
 from specdec_ref.sampling import Randomness, Sampling
 
@@ -27,6 +27,18 @@ class Draft:
     tokens: Tensor
     probabilities: Tensor | None = None
     lengths: Tensor | None = None
+
+    def check(self, rows: int, k: int, vocab_size: int) -> None:
+        """Raises SpecdecError unless the shapes fit what was asked for. Reads no value, so the host need not wait."""
+        tokens, q, lengths = self.tokens, self.probabilities, self.lengths
+        if tokens.dtype != torch.int64 or tokens.ndim != 2 or tokens.shape[0] != rows or tokens.shape[1] > k:
+            got = f"{list(tokens.shape)} {str(tokens.dtype).removeprefix('torch.')}"
+            raise SpecdecError(f"drafter: its tokens are {got}; takes [{rows}, at most {k}] int64")
+        if q is not None and (q.ndim != 3 or q.shape[:2] != tokens.shape or q.shape[2] > vocab_size):
+            takes = f"[{rows}, {tokens.shape[1]}, at most {vocab_size}], one row for each token"
+            raise SpecdecError(f"drafter: its probabilities are {list(q.shape)}; takes {takes}")
+        if lengths is not None and lengths.shape != (rows,):
+            raise SpecdecError(f"drafter: its lengths are {list(lengths.shape)}; takes [{rows}]")
 
     def meant(self) -> Tensor:
         """How many tokens of each row are meant, [B] int64."""
@@ -57,7 +69,8 @@ class Drafter(Protocol):
         ...
 
     def propose(self, sequences: list[list[int]], k: int, sampling: Sampling, randomness: Randomness) -> Draft:
-        """At most `k` tokens after each of `sequences` (prompt and all emitted tokens)."""
+        """At most `k` tokens after each of `sequences` (prompt and all emitted tokens). Asked in every round, k may be
+        0."""
         ...
 
     def keep(self, rows: list[int]) -> None:
@@ -73,7 +86,11 @@ class ModelDrafter:
     """
 
     def __init__(self, model: LanguageModel, min_confidence: float = 0.0):
-        if not 0 <= min_confidence <= 1:
+        if not hasattr(model, "extend"):
+            raise SpecdecError(
+                f"model={model!r:.80}: takes a LanguageModel, for instance TransformersModel(pair.draft)"
+            )
+        if not is_number(min_confidence) or not 0 <= min_confidence <= 1:
             raise SpecdecError(f"min_confidence={min_confidence!r}: takes a probability, 0 ≤ min_confidence ≤ 1")
         self.model = model
         self.min_confidence = min_confidence
@@ -88,6 +105,9 @@ class ModelDrafter:
         self._cached = [self._cached[row] for row in rows]
 
     def propose(self, sequences: list[list[int]], k: int, sampling: Sampling, randomness: Randomness) -> Draft:
+        if k == 0:  # nothing to draw, but what was rejected must not pass for true later
+            self._cached = [min(cached, len(s) - 1) for cached, s in zip(self._cached, sequences, strict=True)]
+            return Draft(torch.empty(len(sequences), 0, dtype=torch.int64, device=self.model.device))
         tokens = self._catch_up(sequences)
         drawn, distributions = [], []
         meant = torch.zeros(len(sequences), dtype=torch.int64, device=self.model.device)
@@ -117,10 +137,14 @@ class ModelDrafter:
         n = max(len(s) - t for s, t in zip(sequences, true, strict=True))
         if n > min(2, *map(len, sequences)):  # a new prompt, or rounds went by without a draft
             self.model.rewind(true)
-            self.model.prefill([s[t:-1] for s, t in zip(sequences, true, strict=True)])
+            self.model.prefill([self._known(s[t:-1]) for s, t in zip(sequences, true, strict=True)])
             n = 1
         self.model.rewind([len(s) - n for s in sequences])
-        return torch.tensor([s[-n:] for s in sequences], device=self.model.device)
+        return torch.tensor([self._known(s[-n:]) for s in sequences], device=self.model.device)
+
+    def _known(self, tokens: list[int]) -> list[int]:
+        """A target with more padding rows may emit ids that the draft has no row for: it reads its last instead."""
+        return [min(token, self.model.vocab_size - 1) for token in tokens]
 
 
 class PromptLookupDrafter:
@@ -131,8 +155,10 @@ class PromptLookupDrafter:
     """
 
     def __init__(self, max_ngram: int = 3, min_ngram: int = 1):
-        if not 1 <= min_ngram <= max_ngram:
-            raise SpecdecError(f"max_ngram={max_ngram!r}, min_ngram={min_ngram!r}: take 1 ≤ min_ngram ≤ max_ngram")
+        if not (is_whole(min_ngram) and is_whole(max_ngram) and 1 <= min_ngram <= max_ngram):
+            raise SpecdecError(
+                f"max_ngram={max_ngram!r}, min_ngram={min_ngram!r}: take whole numbers, 1 ≤ min_ngram ≤ max_ngram"
+            )
         self.max_ngram = max_ngram
         self.min_ngram = min_ngram
 

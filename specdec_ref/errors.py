@@ -1,5 +1,22 @@
-"""The one exception that a wrong use raises."""
+"""The one exception that a wrong use raises, and the two questions that are asked at every door."""
+
+import math
+from numbers import Integral, Real
+from typing import TypeGuard
 
 
 class SpecdecError(ValueError):
     """A wrong use: the message is one line that names the argument, the value it got and what it takes."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split()))  # the repr of a model or an array has many lines
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether this is a whole number, Python's or numpy's; True and False are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether this is a number, infinity included; NaN, True and False are not."""
+    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)

@@ -7,6 +7,7 @@ both for any causal LM of transformers whose attention can be rewound; a table o
 import itertools
 import json
 import os
+import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from specdec_ref.cache import RewindableCache
-from specdec_ref.capture import PLAIN_FAMILIES, can_be_recorded, layer_by_layer, recorded_step
+from specdec_ref.capture import PLAIN_FAMILIES, can_be_recorded, layer_by_layer, parts_of, recorded_step
 from specdec_ref.errors import SpecdecError
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class TransformersModel:
         self.cache = RewindableCache(batch, capacity, self.device)
         self._plain = self.model.config.model_type in PLAIN_FAMILIES
         self._recorded = self._plain and can_be_recorded(self.model)
+        self._parts = parts_of(self.model) if self._recorded else ()
 
     @torch.inference_mode()
     def prefill(self, tokens: list[list[int]]) -> None:
@@ -104,8 +106,10 @@ class TransformersModel:
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
         if self._recorded and self.cache.slots and not keep_logits and isinstance(mask, Tensor):
             slots = [t for layer in range(len(self.cache.slots)) for t in self.cache.window(layer)]
-            logits = recorded_step(self.model, tokens, positions, mask, self.cache.rows, slots)
-        elif self._plain:
+            logits = recorded_step(self.model, self._parts, tokens, positions, mask, self.cache.rows, slots)
+            if logits is not None:
+                return logits[..., : self.vocab_size]
+        if self._plain:
             every = positions.expand(tokens.shape)
             logits = layer_by_layer(self.model, tokens, every, mask, self.cache, keep_logits)
         else:
@@ -148,15 +152,21 @@ def attention_windows(config: "PretrainedConfig") -> dict[str, int | None]:
     return {kind: window if kind == "sliding_attention" else None for kind in sorted(kinds)}
 
 
-def check_rewindable(model: "PreTrainedModel") -> None:
+def check_rewindable(model: "PreTrainedModel", role: str = "model") -> None:
     """Raises SpecdecError for a model that keeps a running state, which cannot take tokens back after a rejection."""
+    if not hasattr(model, "get_output_embeddings"):
+        raise SpecdecError(f"{role}={model!r:.80}: takes a transformers causal LM")
     config = model.config.get_text_config(decoder=True)
     if getattr(config, "is_encoder_decoder", False):
-        raise SpecdecError(f"{config.model_type} is an encoder-decoder model: takes a decoder-only causal LM")
+        raise SpecdecError(f"{role}: {config.model_type} is an encoder-decoder model: takes a decoder-only causal LM")
     unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if "local" in (getattr(config, "attention_layers", None) or ()):  # GPT-Neo: windows of its own, by the longest row
+        unknown.add("local attention")
     if unknown or getattr(model, "_is_stateful", False):
         what = ", ".join(sorted(unknown)) or "a recurrent state"
-        raise SpecdecError(f"{config.model_type} has layers with {what}, which cannot be rewound after a rejection")
+        raise SpecdecError(
+            f"{role}: {config.model_type} has layers with {what}, which cannot be rewound after a rejection"
+        )
 
 
 @dataclass(frozen=True)
@@ -186,6 +196,7 @@ class Pair:
         return frozenset([ids] if isinstance(ids, int) else ids or [])
 
 
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PRETRAINED = Path(str(resources.files("specdec_ref"))) / "pretrained"
 DEFAULT_DRAFT = "draft-small"
 
@@ -197,6 +208,10 @@ def shipped() -> tuple[str, ...]:
 
 def held_out_prompts() -> dict[str, str]:
     """Beginnings of functions from standard-library modules that no shipped model was trained on, by name."""
+    if not (PRETRAINED / "prompts.json").is_file():
+        raise SpecdecError(
+            "held-out prompts: prompts.json does not ship with this installation; make it with `specdec train`"
+        )
     prompts: dict[str, str] = json.loads((PRETRAINED / "prompts.json").read_text(encoding="utf-8"))
     return prompts
 
@@ -220,6 +235,10 @@ def load_pair(
     ours = target is None
     if ours and draft is None:
         draft = DEFAULT_DRAFT
+    if ours and "target" not in shipped():
+        raise SpecdecError(
+            "target: the pair that ships is missing from this installation; make it with `specdec train`"
+        )
     target_model = _load_model("target", "target" if ours else target, where, kind)
     tokenizer = _load_tokenizer("target", "target" if ours else target)
     _check_vocabulary("target", target_model, tokenizer)
@@ -253,7 +272,7 @@ def check_compatible(
 
 
 def _check_vocabulary(role: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    check_rewindable(model)
+    check_rewindable(model, role)
     rows, largest = model.get_output_embeddings().weight.shape[0], max(tokenizer.get_vocab().values())
     if largest >= rows:
         raise SpecdecError(f"{role}: its tokenizer has ids up to {largest}, but the model scores only {rows} tokens")
@@ -265,7 +284,7 @@ def usable_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         where = torch.device(device)
-        torch.empty(0, device=where)
+        torch.zeros(1, device=where).item()  # 'meta' has no numbers
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         here = "cpu, cuda" if torch.cuda.is_available() else "cpu (PyTorch sees no CUDA GPU here)"
         raise SpecdecError(f"device={str(device)!r}: not usable; this machine has {here}") from error
@@ -276,7 +295,7 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+    if kind not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         raise SpecdecError(f"dtype={dtype!r}: takes float32, float64, bfloat16 or float16")
     return kind
 
@@ -284,8 +303,11 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype
 def _source(role: str, name: str | os.PathLike[str] | None) -> str:
     if isinstance(name, str) and name in shipped():
         return str(PRETRAINED / name)
-    if not isinstance(name, (str, os.PathLike)) or not str(name).strip():
-        raise SpecdecError(f"{role}={name!r}: takes a folder, a hub name, or one of {', '.join(shipped())}")
+    takes = ", ".join(["takes a folder, a hub name", *shipped()])
+    if not isinstance(name, (str, os.PathLike)):
+        raise SpecdecError(f"{role}={name!r:.80}: {takes}")
+    if not Path(name).is_dir() and (isinstance(name, os.PathLike) or not HUB_NAME.fullmatch(name)):
+        raise SpecdecError(f"{role}={str(name)!r}: no such folder; {takes}")
     return str(name)
 
 
@@ -299,11 +321,22 @@ def _load_model(
     if local and not (Path(source) / "config.json").is_file():
         raise SpecdecError(f"{role}={str(name)!r}: not a model folder, it has no config.json")
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=local
+        result: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=local,
+            output_loading_info=True,
         )
     except Exception as error:  # every library below has its own errors for a bad file; the caller needs one line
-        raise SpecdecError(f"{role}={str(name)!r}: cannot be loaded: {_one_line(error)}") from error
+        here = "" if local else f"no such folder, nor one that ships ({', '.join(shipped())}); from the hub it "
+        raise SpecdecError(f"{role}={str(name)!r}: {here}cannot be loaded: {_one_line(error)}") from error
+    model, info = result
+    if missing := sorted(info["missing_keys"]):  # transformers would fill them with random numbers
+        raise SpecdecError(
+            f"{role}={str(name)!r}: cannot be loaded: its weights lack {missing[0]} ({len(missing)} missing)"
+        )
     loaded: PreTrainedModel = model.to(device).eval()
     if device.type == "cpu":
         _lay_out_for_few_rows(loaded)
@@ -334,4 +367,4 @@ def _load_tokenizer(role: str, name: str | os.PathLike[str] | None) -> "PreTrain
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return " ".join(str(error).split())[:220] or type(error).__name__

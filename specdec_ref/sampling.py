@@ -11,11 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from specdec_ref.errors import SpecdecError
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+from specdec_ref.errors import SpecdecError, is_number, is_whole
 
 
 @dataclass(frozen=True)
@@ -32,11 +28,11 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        if not _is_number(self.temperature) or not 0 <= self.temperature < math.inf:
+        if not is_number(self.temperature) or not 0 <= self.temperature < math.inf:
             raise SpecdecError(f"temperature={self.temperature!r}: takes a finite number ≥ 0 (0 is greedy)")
-        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k is True or self.top_k < 1):
+        if self.top_k is not None and (not is_whole(self.top_k) or self.top_k < 1):
             raise SpecdecError(f"top_k={self.top_k!r}: takes a whole number ≥ 1, or None to keep all tokens")
-        if self.top_p is not None and not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+        if self.top_p is not None and not (is_number(self.top_p) and 0 < self.top_p <= 1):
             raise SpecdecError(f"top_p={self.top_p!r}: takes a number in (0, 1], or None to keep all tokens")
 
     @property
@@ -56,7 +52,8 @@ class Sampling:
             one = (largest - largest) + 1  # NaN where the row was not a row of numbers
             return torch.zeros_like(logits).scatter_(-1, token, one)
         if self.temperature != 1:
-            logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature  # no overflow, however cold
+            coldest = torch.finfo(logits.dtype).tiny  # below it the division would be by 0
+            logits = (logits - logits.amax(-1, keepdim=True)) / max(self.temperature, coldest)
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             kth = logits.topk(self.top_k, dim=-1).values[..., -1:]
             logits = logits.masked_fill(logits < kth, -math.inf)
@@ -87,15 +84,17 @@ class Randomness(Protocol):
 class SeededRandomness:
     """Pseudo-random numbers from one `torch.Generator`: the same seed on the same device gives the same tokens.
 
-    Rows of a batch are independent of each other, but share the stream.
+    Rows of a batch are independent of each other, but share the stream. Raises SpecdecError for a seed that is none.
     """
 
     def __init__(self, seed: int | None = None, device: torch.device | str = "cpu"):
+        if seed is not None and (not is_whole(seed) or not 0 <= seed < 2**63):
+            raise SpecdecError(f"seed={seed!r:.80}: takes a whole number, 0 ≤ seed < 2⁶³, or None for a new one")
         self._generator = torch.Generator(device=device)
         if seed is None:
             self._generator.seed()
         else:
-            self._generator.manual_seed(seed)
+            self._generator.manual_seed(int(seed))
 
     def draw(self, probabilities: Tensor) -> Tensor:
         """The first token at which the cumulative probability exceeds u, uniform in [0, 1); in float64."""

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from specdec_ref.errors import SpecdecError
+from specdec_ref.errors import SpecdecError, is_number, is_whole
 
 Real = TypeVar("Real", float, np.ndarray)
 Cost = float | Callable[[int], float]
@@ -33,8 +33,8 @@ def predicted_speedup(alpha: Real, k: int, c: float, v: Cost = 1.0, overhead: fl
     alpha: number or array in [0, 1]; c, overhead: target steps, ≥ 0; v: a number, or a function of the number of scored
     tokens. Leviathan et al. 2022, theorem 3.8, is the case v = 1, o = 0. Raises SpecdecError.
     """
-    if c < 0 or overhead < 0:
-        raise SpecdecError(f"c={c}, overhead={overhead}: take numbers ≥ 0, in units of one target step")
+    if not (is_number(c) and is_number(overhead) and c >= 0 and overhead >= 0):
+        raise SpecdecError(f"c={c!r}, overhead={overhead!r}: take numbers ≥ 0, in units of one target step")
     if k == 0:
         return expected_tokens(alpha, 0)
     return expected_tokens(alpha, k) / (k * c + _scoring(v, k) + overhead)
@@ -42,12 +42,14 @@ def predicted_speedup(alpha: Real, k: int, c: float, v: Cost = 1.0, overhead: fl
 
 def best_k(alpha: float, c: float, v: Cost = 1.0, overhead: float = 0.0, max_k: int = 32) -> int:
     """The k in 0…max_k with the largest predicted speedup; 0 says: do not speculate."""
+    if not is_whole(max_k) or max_k < 0:
+        raise SpecdecError(f"max_k={max_k!r}: takes a whole number ≥ 0")
     return max(range(max_k + 1), key=lambda k: float(predicted_speedup(alpha, k, c, v, overhead)))
 
 
 def break_even_alpha(k: int, c: float, v: Cost = 1.0, overhead: float = 0.0) -> float:
     """The α at which k drafted tokens gain nothing (S = 1); inf where even α = 1 does not pay. Within 1e-12."""
-    if k < 1:
+    if not is_whole(k) or k < 1:
         raise SpecdecError(f"k={k!r}: takes a whole number ≥ 1")
     low, high = 0.0, 1.0
     if predicted_speedup(high, k, c, v, overhead) < 1:
@@ -59,15 +61,15 @@ def break_even_alpha(k: int, c: float, v: Cost = 1.0, overhead: float = 0.0) -> 
 
 
 def _scoring(v: Cost, k: int) -> float:
-    cost = float(v(k + 1)) if callable(v) else float(v)
-    if not cost > 0:
+    cost = v(k + 1) if callable(v) else v
+    if not is_number(cost) or cost <= 0:
         raise SpecdecError(f"v={cost!r}: takes a number > 0, the time to score k + 1 tokens in target steps")
-    return cost
+    return float(cost)
 
 
 def _check(alpha: object, k: object) -> None:
-    values = np.asarray(alpha, dtype=float)
-    if not ((values >= 0) & (values <= 1)).all():
-        raise SpecdecError(f"alpha={alpha!r}: takes a probability, 0 ≤ α ≤ 1")
-    if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 0:
+    values = np.asarray(alpha)
+    if values.dtype.kind not in "iuf" or not ((values >= 0) & (values <= 1)).all():
+        raise SpecdecError(f"alpha={alpha!r:.80}: takes a probability, 0 ≤ α ≤ 1")
+    if not is_whole(k) or k < 0:
         raise SpecdecError(f"k={k!r}: takes a whole number ≥ 0")

@@ -557,10 +557,10 @@ DRAFTER = [
         for value in (2, -0.1, NAN, "0.5", None)
     ],
     bad("ModelDrafter: a transformers model", lambda w: sd.ModelDrafter(w.pair.draft), "model=", "TransformersModel"),
-    bad(
-        "ModelDrafter: a model that scores more ids than the target",
+    edge(
+        "ModelDrafter: a model with more padding rows than the target",
         lambda w: w.generate(drafter=sd.ModelDrafter(sd.TransformersModel(w.load("padded").target))),
-        "drafter", str(ROWS + 40), str(ROWS),
+        lambda g: len(g.tokens) == 12 and all(t < ROWS for r in g.rounds for t in r.drafted),
     ),
     *[
         bad(f"drafter: {what}", lambda w, m=make: w.generate(drafter=Proposes(m)), "draft", *words)
@@ -589,7 +589,7 @@ DRAFTER = [
     ),
     edge(
         "drafter: fewer tokens than asked",
-        lambda w: w.generate(drafter=Proposes(lambda rows, k: sd.Draft(ids(rows, 1)))),
+        lambda w: w.generate(drafter=Proposes(lambda rows, k: sd.Draft(ids(rows, min(k, 1))))),
         lambda g: len(g.tokens) == 12,
     ),
 ]  # fmt: skip

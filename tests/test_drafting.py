@@ -186,14 +186,20 @@ def test_they_still_are_after_rounds_without_a_draft(ks: tuple[int, ...], pair: 
     assert any(r.accepted < len(r.drafted) for row in rows for r in row.rounds)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_they_still_are_after_a_neighbour_reached_the_end_of_the_context(seed: int, pair: Pair) -> None:
+def test_they_still_are_after_a_neighbour_reached_the_end_of_the_context(pair: Pair) -> None:
     drafter = Checked(pair.draft)
-    rows = [Row(tuple(range(n)), 30) for n in (37, 33, 4)]
-    chance = SeededRandomness(seed)
-    for _ in speculate(TransformersModel(pair.target), drafter, rows, FixedK(3), Sampling(), chance, context=40):
-        pass
-    assert [row.finish for row in rows] == ["context", "context", "length"]
+    for seed in range(40):
+        text = random.Random(seed)
+        rows = [Row(tuple(text.choices(range(64), k=n)), 12) for n in (38, 4)]
+        chance = SeededRandomness(seed)
+        for _ in speculate(TransformersModel(pair.target), drafter, rows, FixedK(3), Sampling(), chance, context=40):
+            pass
+        assert [row.finish for row in rows] == ["context", "length"]
+        # The hard case: of two drafted tokens the first was rejected, then a round had no room for a draft.
+        first, second = rows[1].rounds[:2]
+        if (len(first.drafted), first.accepted, len(second.drafted)) == (2, 0, 0):
+            return
+    raise AssertionError("the hard case never happened")
 
 
 def test_rows_that_are_kept_go_on_with_their_own_text(pair: Pair) -> None:
