@@ -156,8 +156,8 @@ def compare(
 
 def table(mode: str, results: dict[str, Result]) -> Table:
     """One line per contender."""
-    lines = Table(title=mode, title_justify="left")
-    lines.add_column("", justify="left")
+    lines = Table(title=mode, title_justify="left", box=None, padding=(0, 3, 0, 0))
+    lines.add_column("", justify="left", no_wrap=True)
     for column in ("tokens/s", "speedup", "accepted", "tokens/round", "repeated text"):
         lines.add_column(column, justify="right")
     for r in results.values():

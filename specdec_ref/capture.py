@@ -5,6 +5,7 @@ replay the record: the same operations in the same order, hence the same numbers
 reordered or rounded otherwise.
 """
 
+import logging
 import warnings
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -104,8 +105,12 @@ def recorded_step(
         records[shape] = step + 1
         return None
     if isinstance(step, int):
-        with warnings.catch_warnings(action="ignore"):  # the tracer's about Python values, which the shape fixes
-            step = torch.jit.trace(_Step(model).eval(), (tokens, positions, mask, rows, *slots), check_trace=False)
+        logging.disable(logging.WARNING)  # the tracer looks at every property of the model, some of which complain
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of Python values in the record: the shape fixes them
+                step = torch.jit.trace(_Step(model).eval(), (tokens, positions, mask, rows, *slots), check_trace=False)
+        finally:
+            logging.disable(logging.NOTSET)
         records[shape] = step
     logits: Tensor = step(tokens, positions, mask, rows, *slots)
     return logits

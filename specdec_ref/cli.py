@@ -93,7 +93,7 @@ def demo(
         f"c = {modes[1].costs.c:.3f} (draft step / target step), "
         f"v({modes[1].k + 1}) = {modes[1].costs.v(modes[1].k + 1):.2f} (scoring {modes[1].k + 1} tokens / one)"
     )
-    console.print("next: make lab opens the course", style="bold")
+    console.print("next: specdec bench compares every k", style="bold")
     if svg is not None:
         picture = console.export_svg(title="make demo")
         svg.write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL), encoding="utf-8")  # no web fonts

@@ -315,11 +315,15 @@ def _load_model(
     role: str, name: str | os.PathLike[str] | None, device: torch.device, dtype: torch.dtype
 ) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     source = _source(role, name)
     local = Path(source).is_dir()
     if local and not (Path(source) / "config.json").is_file():
         raise SpecdecError(f"{role}={str(name)!r}: not a model folder, it has no config.json")
+    bars = logging.is_progress_bar_enabled()
+    if local:  # nothing to wait for
+        logging.disable_progress_bar()
     try:
         result: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -332,6 +336,9 @@ def _load_model(
     except Exception as error:  # every library below has its own errors for a bad file; the caller needs one line
         here = "" if local else f"no such folder, nor one that ships ({', '.join(shipped())}); from the hub it "
         raise SpecdecError(f"{role}={str(name)!r}: {here}cannot be loaded: {_one_line(error)}") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
     model, info = result
     if missing := sorted(info["missing_keys"]):  # transformers would fill them with random numbers
         raise SpecdecError(
