@@ -89,6 +89,8 @@ def demo(
     console.print(_demo_table(modes))
     same, of = modes[0].identical
     console.print(
+        "per round: tokens emitted for one step of the target · formula: the speedup that α, c and v predict · repeats: "
+        "share of the text that occurred before\n"
         f"same output as the target: greedy identical, {same} of {of} prompts\n"
         f"c = {modes[1].costs.c:.3f} (draft step / target step), "
         f"v({modes[1].k + 1}) = {modes[1].costs.v(modes[1].k + 1):.2f} (scoring {modes[1].k + 1} tokens / one)"
@@ -265,9 +267,9 @@ def round_text(played: "Round", tokenizer: Any) -> Text:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i and column else "left")
+        table.add_column(column, justify="right" if i and column else "left", no_wrap=True)
     return table
 
 
@@ -287,7 +289,7 @@ def _cells(facts: dict[str, Any]) -> tuple[str, str, str, str]:
 
 
 def _demo_table(modes: "list[Mode]") -> Table:
-    table = _table("", "", "tokens/s", "speedup", "accepted", "tokens/round", "formula says", "repeated text")
+    table = _table("", "", "tokens/s", "speedup", "accepted", "per round", "formula", "repeats")
     for mode in modes:
         table.add_row(
             mode.name, "one by one", *_cells(_facts(mode.baseline)), "", f"{mode.baseline.repeated_share:.0%}"
