@@ -89,8 +89,8 @@ def demo(
     console.print(_demo_table(modes))
     same, of = modes[0].identical
     console.print(
-        "per round: tokens emitted for one step of the target · formula: the speedup that α, c and v predict · repeats: "
-        "share of the text that occurred before\n"
+        "per round: tokens emitted for one step of the target · formula: predicted speedup\n"
+        "repeats: share of the text that occurred before\n"
         f"same output as the target: greedy identical, {same} of {of} prompts\n"
         f"c = {modes[1].costs.c:.3f} (draft step / target step), "
         f"v({modes[1].k + 1}) = {modes[1].costs.v(modes[1].k + 1):.2f} (scoring {modes[1].k + 1} tokens / one)"
