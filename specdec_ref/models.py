@@ -75,6 +75,7 @@ class TransformersModel:
 
     def start(self, batch: int, capacity: int) -> None:
         self.cache = RewindableCache(batch, capacity, self.device)
+        self._dtype = self.model.dtype  # transformers looks for it anew at every call
         self._plain = self.model.config.model_type in PLAIN_FAMILIES
         self._recorded = self._plain and can_be_recorded(self.model)
         self._parts = parts_of(self.model) if self._recorded else ()
@@ -102,7 +103,7 @@ class TransformersModel:
     def _forward(self, tokens: Tensor, keep_logits: int) -> Tensor:
         positions, visible = self.cache.advance(tokens.shape[1])
         kinds = self._windows.items()
-        masks = {kind: _additive(visible, positions, window, self.model.dtype) for kind, window in kinds}
+        masks = {kind: _additive(visible, positions, window, self._dtype) for kind, window in kinds}
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
         if self._recorded and self.cache.slots and not keep_logits and isinstance(mask, Tensor):
             slots = [t for layer in range(len(self.cache.slots)) for t in self.cache.window(layer)]
