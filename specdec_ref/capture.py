@@ -96,7 +96,8 @@ def recorded_step(
     """`layer_by_layer` over tokens [B, n] with the cache's `slots`, replayed, or recorded when this shape comes often.
 
     parts: what `parts_of` said when decoding began. One record serves any number of slots. Returns logits [B, n, V],
-    or None where it does not pay to record (yet): a record costs as much as some twenty steps.
+    or None where it does not pay to record (yet): a record costs as much as some sixty steps
+    (0.3 s for 10 layers of width 320, once in a process).
     """
     records = _records.setdefault(model, {})
     shape = (*tokens.shape, *positions.shape, slots[0].dtype, parts)

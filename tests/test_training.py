@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from specdec_ref.errors import SpecdecError
 from specdec_ref.models import load_pair
 from specdec_ref.training.corpus import HELD_OUT, Corpus, Document, collect
 from specdec_ref.training.distillation import distillation_loss, losses_from_text
@@ -108,6 +109,23 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path) -> N
     straight, interrupted = learn(tmp_path / "a"), learn(tmp_path / "b", interrupt_at=10)
     for name, weights in straight.items():
         assert torch.equal(weights, interrupted[name]), name
+
+
+@pytest.mark.parametrize("content", ["another shape", "broken"])
+def test_a_checkpoint_of_another_training_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
+    """`specdec train X --tiny` and then `specdec train X` must not end in a traceback, nor start over in silence."""
+    plan = Plan(1, 32, 1e-2, ((1.0, 16),), warmup=1)
+    data = Windows([torch.arange(64).repeat(4).int()], [1.0], seed=0)
+
+    def attempt(width: int) -> None:
+        models = {"m": build_model(Shape(layers=1, width=width, inner=32, heads=1), RECIPES["tiny"], seed=5)}
+        fit(models, losses_from_text(models, half=False), data, plan, tmp_path / "m.pt")
+
+    attempt(16)
+    if content == "broken":
+        (tmp_path / "m.pt").write_bytes((tmp_path / "m.pt").read_bytes()[:100])
+    with pytest.raises(SpecdecError, match="no checkpoint of this training"):
+        attempt(16 if content == "broken" else 32)
 
 
 def test_learning_lowers_the_loss(tmp_path: Path) -> None:

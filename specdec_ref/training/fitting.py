@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from specdec_ref.errors import SpecdecError
 from specdec_ref.training.distillation import Losses
 
 
@@ -191,9 +192,14 @@ def _save(path: Path, models: Mapping[str, nn.Module], optimizers: list[torch.op
 def _load(path: Path, models: Mapping[str, nn.Module], optimizers: list[torch.optim.Optimizer]) -> int:
     if not path.exists():
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for name, model in models.items():
-        model.load_state_dict(state["models"][name])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    return int(state["step"])
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for name, model in models.items():
+            model.load_state_dict(state["models"][name])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        return int(state["step"])
+    except Exception as error:  # a broken file and one of other shapes fail in many ways
+        raise SpecdecError(
+            f"{path}: is no checkpoint of this training; delete {path.parent.name} or choose another output"
+        ) from error
