@@ -16,19 +16,18 @@ _HOMES = {
     "cache": "RewindableCache",
     "models": "LanguageModel Pair TransformersModel held_out_prompts load_pair shipped",
     "drafting": "Draft Drafter ModelDrafter PromptLookupDrafter",
-    "control": "Controller FixedK",
-    "decoding": "Chunk Generation Round generate_autoregressive generate_speculative stream_speculative",
+    "control": "Controller FixedK Round",
+    "decoding": "Chunk Generation generate_autoregressive generate_speculative stream_speculative",
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 if TYPE_CHECKING:
     from specdec_ref.acceptance import Verdict, acceptance_probability, acceptance_rate, residual, verify
     from specdec_ref.cache import RewindableCache
-    from specdec_ref.control import Controller, FixedK
+    from specdec_ref.control import Controller, FixedK, Round
     from specdec_ref.decoding import (
         Chunk,
         Generation,
-        Round,
         generate_autoregressive,
         generate_speculative,
         stream_speculative,

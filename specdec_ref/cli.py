@@ -18,7 +18,7 @@ from specdec_ref import plotting
 from specdec_ref.errors import SpecdecError
 
 if TYPE_CHECKING:
-    from specdec_ref.decoding import Round
+    from specdec_ref.control import Round
     from specdec_ref.measurement.demo import Mode
     from specdec_ref.models import Pair
     from specdec_ref.training.fitting import Tick

@@ -1,8 +1,25 @@
-"""What chooses how many tokens to draft next."""
+"""What chooses how many tokens to draft next, and what it is told to choose by: the rounds so far."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from specdec_ref.errors import SpecdecError, is_whole
+
+
+@dataclass(frozen=True)
+class Round:
+    """One draft and verify, as one row saw it.
+
+    drafted: the proposed token ids. accepted: how many of them the rule kept. emitted: the ids that entered the text:
+    the accepted ones and one more, or fewer where the generation ended inside the round. Seconds are of the whole
+    batch.
+    """
+
+    drafted: tuple[int, ...]
+    accepted: int
+    emitted: tuple[int, ...]
+    draft_seconds: float
+    verify_seconds: float
 
 
 class Controller(Protocol):
@@ -14,8 +31,16 @@ class Controller(Protocol):
         """Tokens to draft in the next round, 0…max_k. 0 is one autoregressive step."""
         ...
 
-    def observe(self, drafted: list[int], accepted: list[int]) -> None:
-        """Tokens drafted and accepted in the round that ended, one entry per unfinished row."""
+    def observe(self, rounds: list[Round]) -> None:
+        """The round that ended, as each row saw it that was not finished before it."""
+        ...
+
+
+class Watcher(Protocol):
+    """Is shown every round of a generation: stands between the loop and its controller."""
+
+    def watch(self, controller: Controller) -> Controller:
+        """A controller that chooses as `controller` does."""
         ...
 
 
@@ -28,7 +53,7 @@ class FixedK:
     def next_k(self) -> int:
         return self.max_k
 
-    def observe(self, drafted: list[int], accepted: list[int]) -> None:
+    def observe(self, rounds: list[Round]) -> None:
         """Nothing to learn."""
 
 

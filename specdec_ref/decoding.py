@@ -14,29 +14,13 @@ from typing import Any
 import torch
 
 from specdec_ref.acceptance import verify
-from specdec_ref.control import Controller, as_controller
+from specdec_ref.control import Controller, Round, Watcher, as_controller
 from specdec_ref.drafting import Draft, Drafter, ModelDrafter
 from specdec_ref.errors import SpecdecError, is_whole
 from specdec_ref.models import LanguageModel, Pair, TransformersModel
 from specdec_ref.sampling import Randomness, Sampling, SeededRandomness
 
 Prompt = str | Sequence[int]
-
-
-@dataclass(frozen=True)
-class Round:
-    """One draft and verify, as one row saw it.
-
-    drafted: the proposed token ids. accepted: how many of them the rule kept. emitted: the ids that entered the text:
-    the accepted ones and one more, or fewer where the generation ended inside the round. Seconds are of the whole
-    batch.
-    """
-
-    drafted: tuple[int, ...]
-    accepted: int
-    emitted: tuple[int, ...]
-    draft_seconds: float
-    verify_seconds: float
 
 
 @dataclass
@@ -134,7 +118,7 @@ def speculate(
                 )
             emitted = row.add([*tokens[:accepted], next_token], eos, context + 1)
             row.rounds.append(Round(tuple(tokens[:n]), accepted, emitted, *seconds))
-        controller.observe([o[2] for o in outcome], [o[0] for o in outcome])
+        controller.observe([row.rounds[-1] for row in rows])
         yield rows
 
         active = [i for i, row in enumerate(rows) if not row.finish]
@@ -217,10 +201,11 @@ def generate_autoregressive(
     sampling: Sampling | None = None,
     seed: int | None = None,
     stop: str | Sequence[str] = (),
+    monitor: Watcher | None = None,
 ) -> Any:
     """One token per step of the target: the baseline. Exactly `generate_speculative` with k = 0."""
     return generate_speculative(
-        pair, prompt, k=0, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop
+        pair, prompt, k=0, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed, stop=stop, monitor=monitor
     )
 
 
@@ -234,21 +219,22 @@ def generate_speculative(
     seed: int | None = None,
     stop: str | Sequence[str] = (),
     drafter: Drafter | None = None,
+    monitor: Watcher | None = None,
 ) -> Any:
     """Generate with draft and verify; the tokens have exactly the target's distribution, whatever the draft.
 
     prompt: text, token ids, or a list of either. Returns a `Generation`; for a list, a list of them, decoded as one
     batch. k: tokens drafted per round (0: none), or a controller. max_new_tokens: for each row, ≥ 0. sampling: default
     `Sampling()`, temperature 1. seed: the same seed on the same device gives the same tokens; None: a new one each
-    time. stop: strings that end a generation. drafter: default the pair's draft model. Raises SpecdecError for
-    arguments it cannot use. Leviathan et al. 2022, algorithm 1.
+    time. stop: strings that end a generation. drafter: default the pair's draft model. monitor: is shown every round.
+    Raises SpecdecError for arguments it cannot use. Leviathan et al. 2022, algorithm 1.
     """
     many = not isinstance(prompt, str) and not _is_ids(prompt)
     listed = isinstance(prompt, Sequence) or (isinstance(prompt, torch.Tensor) and prompt.ndim > 0)
     if many and (not listed or isinstance(prompt, bytes)):
         raise SpecdecError(f"prompt={prompt!r:.80}: takes text, token ids, or a list of either")
     prompts = prompt if many else [prompt]
-    job = _Job(pair, prompts, k, max_new_tokens, sampling, seed, stop, drafter)  # type: ignore[arg-type]
+    job = _Job(pair, prompts, k, max_new_tokens, sampling, seed, stop, drafter, monitor)  # type: ignore[arg-type]
     for _ in job.run():
         pass
     return job.generations() if many else job.generations()[0]
@@ -264,6 +250,7 @@ def stream_speculative(
     seed: int | None = None,
     stop: str | Sequence[str] = (),
     drafter: Drafter | None = None,
+    monitor: Watcher | None = None,
     on_end: Callable[[Generation], None] = lambda generation: None,
 ) -> Iterator[Chunk]:
     """The same, as it happens: a `Chunk` per round, whose texts add up to the text. Takes one prompt.
@@ -275,7 +262,7 @@ def stream_speculative(
         raise SpecdecError("prompt: a stream takes one prompt, text or token ids, not a list of prompts")
     if not callable(on_end):
         raise SpecdecError(f"on_end={on_end!r:.80}: takes a function of one Generation")
-    return _stream(_Job(pair, [prompt], k, max_new_tokens, sampling, seed, stop, drafter), on_end)
+    return _stream(_Job(pair, [prompt], k, max_new_tokens, sampling, seed, stop, drafter, monitor), on_end)
 
 
 def _stream(job: "_Job", on_end: Callable[[Generation], None]) -> Iterator[Chunk]:
@@ -302,6 +289,7 @@ class _Job:
         seed: int | None,
         stop: str | Sequence[str],
         drafter: Drafter | None,
+        monitor: Watcher | None,
     ):
         if not isinstance(pair, Pair):
             raise SpecdecError(f"pair={pair!r:.80}: takes a Pair, which load_pair() gives")
@@ -315,6 +303,10 @@ class _Job:
         if not all(isinstance(s, str) and s for s in self.stops):
             raise SpecdecError(f"stop={stop!r:.80}: takes a non-empty string or a list of them")
         self.controller = as_controller(k)
+        if monitor is not None:
+            if isinstance(monitor, type) or not hasattr(monitor, "watch"):
+                raise SpecdecError(f"monitor={monitor!r:.80}: takes a SpeculativeDecodingMonitor(), or None")
+            self.controller = monitor.watch(self.controller)
         self.target = TransformersModel(pair.target)
         self.context = self.target.context
         if self.controller.max_k >= self.context:

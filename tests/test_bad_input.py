@@ -289,7 +289,7 @@ class Says:
     def next_k(self) -> Any:
         return self.answer
 
-    def observe(self, drafted: list[int], accepted: list[int]) -> None:
+    def observe(self, rounds: list[sd.Round]) -> None:
         pass
 
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from specdec_ref.cli import round_text
-from specdec_ref.decoding import Round
+from specdec_ref.control import Round
 
 
 def specdec(*arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -20,6 +20,7 @@ from specdec_ref import (
     ModelDrafter,
     Pair,
     PromptLookupDrafter,
+    Round,
     Sampling,
     SeededRandomness,
     TransformersModel,
@@ -157,7 +158,7 @@ class Sometimes:
         self.ks.append(self.ks.pop(0))
         return self.ks[-1]
 
-    def observe(self, drafted: list[int], accepted: list[int]) -> None:
+    def observe(self, rounds: list[Round]) -> None:
         pass
 
 
