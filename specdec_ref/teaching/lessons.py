@@ -1,0 +1,81 @@
+"""Run notebooks and write them back: `python -m specdec_ref.teaching.lessons notebooks/*.ipynb`, or `make notebooks`.
+
+A committed notebook is one clean run: cells numbered 1…n, no errors, outputs that belong to the sources beside them
+(their hash is kept in the notebook), no widget state, nothing of the machine it ran on.
+"""
+
+import hashlib
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from specdec_ref.errors import SpecdecError
+
+HASH = "source_sha256"
+"""Key in the notebook's metadata: of the code cells' sources that its outputs belong to."""
+
+SECONDS_PER_CELL = 300
+
+
+def source_hash(notebook: Any) -> str:
+    """Hash of all code cells' sources, in order."""
+    sources = "\0".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    return hashlib.sha256(sources.encode()).hexdigest()
+
+
+def run(path: Path) -> float:
+    """Execute a notebook in its own folder and write it back. Returns seconds. Raises where a cell fails."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    began = time.perf_counter()
+    resources = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(
+        notebook, timeout=SECONDS_PER_CELL, kernel_name="python3", resources=resources, store_widget_state=False
+    ).execute()
+    seconds = time.perf_counter() - began
+    _tidy(notebook)
+    nbformat.validate(notebook)
+    nbformat.write(notebook, path)
+    return seconds
+
+
+def _tidy(notebook: Any) -> None:
+    """Leave out what differs from run to run and says nothing: times of cells, versions, widget state."""
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+        HASH: source_hash(notebook),
+    }
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type != "code":
+            continue
+        kept = []
+        for output in cell.outputs:
+            if output.output_type == "stream" and output.name == "stderr":
+                continue  # progress bars
+            if "data" in output:
+                output.data.pop("application/vnd.jupyter.widget-view+json", None)
+            if output.get("data") != {}:
+                kept.append(output)
+        cell.outputs = kept
+
+
+def main() -> None:
+    """Run the notebooks named on the command line, one after the other."""
+    paths = [Path(name) for name in sys.argv[1:]]
+    if not paths or not all(p.suffix == ".ipynb" and p.is_file() for p in paths):
+        raise SpecdecError(f"takes notebooks, got {sys.argv[1:]}")
+    for path in paths:
+        print(f"{path} ...", end=" ", flush=True)
+        print(f"{run(path):.0f} s")
+
+
+if __name__ == "__main__":
+    main()

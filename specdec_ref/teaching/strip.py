@@ -1,0 +1,111 @@
+"""The token strip: generated text with every token's fate, for notebooks. The same marks as in the terminal."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from specdec_ref import plotting
+from specdec_ref.control import Round
+from specdec_ref.errors import SpecdecError
+
+_BOX = (
+    "font-family:ui-monospace,Menlo,Consolas,monospace;font-size:13px;line-height:1.75;white-space:pre-wrap;"
+    "border:1px solid #8884;border-radius:6px;padding:10px 12px;max-width:900px"
+)
+_STYLES = {
+    "accepted": f"color:{plotting.ACCEPTED};text-decoration:underline;text-underline-offset:3px",
+    "rejected": f"color:{plotting.REJECTED};text-decoration:line-through;font-size:11px",
+    "residual": "font-weight:600",
+    "bonus": f"color:{plotting.BONUS};font-weight:600",
+}
+
+
+@dataclass(frozen=True)
+class Token:
+    """One piece of a strip. fate: 'accepted', 'rejected', 'residual', 'bonus', or 'plain' for a token of its own."""
+
+    text: str
+    fate: str
+
+
+def tokens_of(played: Round, tokenizer: Any) -> list[Token]:
+    """What became of every token that a round judged or emitted, in order; what was never judged is left out."""
+
+    def text(token: int) -> str:
+        return str(tokenizer.decode([token]))
+
+    kept = min(played.accepted, len(played.emitted))
+    tokens = [Token(text(token), "accepted") for token in played.emitted[:kept]]
+    if len(played.emitted) > kept:
+        refused = played.accepted < len(played.drafted)
+        if refused:
+            tokens.append(Token(text(played.drafted[played.accepted]), "rejected"))
+        fate = "residual" if refused else "bonus" if played.drafted else "plain"
+        tokens.append(Token(text(played.emitted[kept]), fate))
+    return tokens
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Rounds as marked text: HTML in a notebook, plain marks elsewhere. `prompt` stands before them, dimmed."""
+
+    rounds: tuple[tuple[Token, ...], ...]
+    prompt: str = ""
+
+    def _repr_html_(self) -> str:
+        parts = [f'<span style="opacity:.55">{html.escape(self.prompt)}</span>'] if self.prompt else []
+        for number, tokens in enumerate(self.rounds, 1):
+            inner = "".join(map(_span, tokens))
+            parts.append(f'<span title="round {number}">{inner}</span>')
+        marks = (
+            ("accepted", f"{plotting.ACCEPTED_MARK} accepted"),
+            ("rejected", f"{plotting.REJECTED_MARK}rejected"),
+            ("residual", "drawn from the residual instead"),
+            ("bonus", f"{plotting.BONUS_MARK}bonus token"),
+        )
+        legend = " &nbsp; ".join(f'<span style="{_STYLES[fate]}">{html.escape(words)}</span>' for fate, words in marks)
+        return (
+            f'<div style="{_BOX}">{"".join(parts)}</div>'
+            f'<div style="font-size:12px;margin-top:4px;max-width:900px">{legend}</div>'
+        )
+
+    def __str__(self) -> str:
+        marks = {"accepted": plotting.ACCEPTED_MARK, "bonus": plotting.BONUS_MARK}
+        lines = []
+        for tokens in self.rounds:
+            words = [
+                f"{plotting.REJECTED_MARK}{_visible(t.text)} →" if t.fate == "rejected" else
+                f"{_visible(t.text)}{marks.get(t.fate, '')}"
+                for t in tokens
+            ]  # fmt: skip
+            lines.append(" ".join(words))
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def token_strip(rounds: Sequence[Round], tokenizer: Any, prompt: str = "") -> Strip:
+    """The strip of a generation's rounds. prompt: text shown before, for instance its last lines."""
+    if not all(isinstance(r, Round) for r in rounds):
+        raise SpecdecError("rounds: takes the rounds of a generation, for instance generation.rounds")
+    return Strip(tuple(tuple(tokens_of(r, tokenizer)) for r in rounds), prompt)
+
+
+def _span(token: Token) -> str:
+    if token.fate == "rejected":
+        body = plotting.REJECTED_MARK + html.escape(_visible(token.text))
+        return f'<span style="{_STYLES["rejected"]}" title="rejected">{body}</span>'
+    body = token.text
+    mark = ""
+    if token.fate == "bonus":
+        mark = plotting.BONUS_MARK
+    blank = body[: len(body) - len(body.lstrip())]  # no line under blanks and line ends
+    rest = html.escape(body[len(blank) :])
+    if not rest and not mark:
+        return html.escape(blank)
+    return f'{html.escape(blank)}<span style="{_STYLES.get(token.fate, "")}" title="{token.fate}">{mark}{rest}</span>'
+
+
+def _visible(text: str) -> str:
+    return text.strip(" ").replace("\n", "⏎").replace("\t", "⇥") or "␣"
