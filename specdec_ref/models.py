@@ -199,7 +199,7 @@ class Pair:
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PRETRAINED = Path(str(resources.files("specdec_ref"))) / "pretrained"
-DEFAULT_DRAFT = "draft-small"
+DEFAULT_DRAFT = "draft-medium"
 
 
 def shipped() -> tuple[str, ...]:

@@ -4,6 +4,7 @@ Several models may learn from one batch at once: distillation pays for the targe
 drafts. Every batch is a function of (seed, step), so an interrupted run that resumes goes through the same batches.
 """
 
+import itertools
 import math
 import os
 import signal
@@ -22,7 +23,11 @@ from specdec_ref.training.distillation import Losses
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast to learn. `contexts`: (share of the steps, window length in tokens), in order."""
+    """How long and how fast to learn.
+
+    contexts: (share of the steps, window length in tokens), in order. restarts: steps at which the whole schedule,
+    contexts and learning rate, begins anew (Loshchilov and Hutter 2016, 'warm restarts').
+    """
 
     steps: int
     tokens_per_step: int
@@ -30,10 +35,12 @@ class Plan:
     contexts: tuple[tuple[float, int], ...]
     warmup: int = 100
     weight_decay: float = 0.1
+    restarts: tuple[int, ...] = ()
 
     def context_at(self, step: int) -> int:
         """Window length in tokens at `step`."""
-        done = step / self.steps
+        begin, end = self._cycle(step)
+        done = (step - begin) / (end - begin)
         for share, context in self.contexts:
             if done < share:
                 return context
@@ -41,8 +48,14 @@ class Plan:
         return self.contexts[-1][1]
 
     def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, then linear decay to zero."""
-        return self.learning_rate * min((step + 1) / self.warmup, (self.steps - step) / self.steps, 1.0)
+        """Linear warm-up, then linear decay to zero, in each cycle."""
+        begin, end = self._cycle(step)
+        return self.learning_rate * min((step - begin + 1) / self.warmup, (end - step) / (end - begin), 1.0)
+
+    def _cycle(self, step: int) -> tuple[int, int]:
+        """First step and end of the cycle that `step` belongs to."""
+        edges = [0, *self.restarts, self.steps]
+        return next((a, b) for a, b in itertools.pairwise(edges) if a <= step < b)
 
 
 class Windows:

@@ -38,16 +38,16 @@ class Recipe:
 
 RECIPES = {
     "full": Recipe(
-        vocab_size=2048,
+        vocab_size=1024,
         context=1024,
-        target=Shape(layers=10, width=320, inner=864, heads=5),
-        target_plan=Plan(1950, 8192, 3e-3, ((0.75, 256), (0.25, 1024))),
+        target=Shape(layers=28, width=192, inner=512, heads=3),
+        target_plan=Plan(950, 8192, 3e-3, ((0.8, 256), (0.2, 1024)), restarts=(550,)),
         drafts={
-            "draft-small": Shape(layers=1, width=192, inner=512, heads=3),
-            "draft-medium": Shape(layers=2, width=192, inner=512, heads=3),
+            "draft-small": Shape(layers=2, width=192, inner=512, heads=3),
+            "draft-medium": Shape(layers=3, width=192, inner=512, heads=3),
             "draft-large": Shape(layers=4, width=256, inner=704, heads=4),
         },
-        drafts_plan=Plan(1200, 8192, 4e-3, ((0.8, 256), (0.2, 1024))),
+        drafts_plan=Plan(1250, 4096, 3e-3, ((0.8, 256), (0.2, 1024))),
         plain_of="draft-small",
     ),
     "tiny": Recipe(
