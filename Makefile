@@ -11,7 +11,7 @@ CORE := .venv/.core-installed
 COURSE := .venv/.course-installed
 DEV := .venv/.dev-installed
 
-.PHONY: help demo test lab bench lint clean
+.PHONY: help demo test lab equivalence bench notebooks lint clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -21,14 +21,23 @@ help:  ## this list
 demo: $(CORE)  ## see speculative decoding pay off on this machine, in about a minute
 	@$(BIN)/specdec demo
 
-test: lint  ## style, types and all tests
+test: lint  ## style, types, all tests and lessons
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=300 -p no:cacheprovider notebooks
 
 lab: $(COURSE)  ## open the course in JupyterLab
 	@$(BIN)/jupyter lab $(if $(wildcard notebooks),--LabApp.default_url=/lab/tree/notebooks)
 
+equivalence: $(CORE)  ## prove and test that what is drawn is exactly the target's
+	@$(BIN)/specdec equivalence --exact
+	@$(BIN)/specdec equivalence --greedy
+	@$(BIN)/specdec equivalence
+
 bench: $(CORE)  ## compare with transformers, side by side
 	@$(BIN)/python benchmarks/compare_peers.py
+
+notebooks: $(DEV)  ## run all lessons again and write them back
+	@$(BIN)/python -m specdec_ref.teaching.lessons notebooks/*.ipynb
 
 lint: $(DEV)  ## style, types and spelling only
 	$(BIN)/ruff check

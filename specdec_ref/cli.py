@@ -15,6 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from specdec_ref import plotting
+from specdec_ref.cli_bench import bench
+from specdec_ref.cli_doctor import doctor
+from specdec_ref.cli_equivalence import equivalence
 from specdec_ref.errors import SpecdecError
 
 if TYPE_CHECKING:
@@ -95,55 +98,15 @@ def demo(
         f"c = {modes[1].costs.c:.3f} (draft step / target step), "
         f"v({modes[1].k + 1}) = {modes[1].costs.v(modes[1].k + 1):.2f} (scoring {modes[1].k + 1} tokens / one)"
     )
-    console.print("next: specdec bench compares every k", style="bold")
+    console.print("next: make lab opens the course, specdec bench compares every k", style="bold")
     if svg is not None:
         picture = console.export_svg(title="make demo")
         svg.write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL), encoding="utf-8")  # no web fonts
 
 
-@app.command()
-def bench(
-    target: TargetOption = None,
-    draft: DraftOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    max_k: Annotated[int, typer.Option(help="Compare k = 1 … max-k with one by one.")] = 8,
-    tokens: Annotated[int, typer.Option(help="New tokens per generation.")] = 128,
-    prompts: Annotated[int, typer.Option(help="Held-out prompts.")] = 6,
-    repeats: Annotated[int, typer.Option(help="Timed runs of each contender on each prompt.")] = 2,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
-    as_json: JsonOption = False,
-) -> None:
-    """Speedup for every k beside what the formula says, in turn on the same prompts, medians."""
-    for name, value in (("max-k", max_k), ("tokens", tokens), ("prompts", prompts), ("repeats", repeats)):
-        if value < 1:
-            raise SpecdecError(f"--{name} {value}: takes a whole number ≥ 1")
-    from specdec_ref.measurement.benchmark import ours, race, race_length
-    from specdec_ref.measurement.costs import measure_costs
-    from specdec_ref.models import held_out_prompts
-    from specdec_ref.sampling import Sampling
-    from specdec_ref.theory import predicted_speedup
-
-    console = Console(quiet=as_json, highlight=False)
-    sampling = Sampling(temperature=temperature)
-    pair = _pair(target, draft, device, dtype)
-    ids = [pair.tokenizer(text)["input_ids"] for text in list(held_out_prompts().values())[:prompts]]
-    everyone = {("one by one" if k == 0 else f"k = {k}"): ours(pair, k, sampling, tokens) for k in range(max_k + 1)}
-    with _progress(console, race_length(len(everyone), len(ids), repeats) + 16) as step:
-        costs = measure_costs(pair, max_k=max_k, sampling=sampling, context=200, on_step=lambda: step("step times"))
-        results = race(everyone, ids, baseline="one by one", repeats=repeats, on_sample=step)
-    lines = []
-    for k, result in enumerate(results.values()):
-        formula = predicted_speedup(result.acceptance or 0.0, k, costs.c, costs.v(k + 1)) if k else 1.0
-        lines.append({"k": k, **_facts(result), "formula": formula})
-    if as_json:
-        costs_facts = {"c": costs.c, "v": {n: costs.v(n) for n in costs.scoring}, "target_step": costs.target_step}
-        print(json.dumps({"headline": _headline(pair), "costs": costs_facts, "results": lines}, indent=1))
-        return
-    table = _table("", "tokens/s", "speedup", "accepted", "tokens/round", "formula says")
-    for line in lines:
-        table.add_row("one by one" if line["k"] == 0 else f"k = {line['k']}", *_cells(line), f"{line['formula']:.2f}")
-    console.print(_headline(pair), table)
+app.command()(bench)
+app.command()(doctor)
+app.command()(equivalence)
 
 
 @app.command()
@@ -194,7 +157,7 @@ def train(
         f"ready: {output}, described in {output / 'README.md'}"
     )
     if not as_json:
-        console.print(f"try it: specdec demo --target {output / 'target'} --draft {output / 'draft-small'}")
+        console.print(f"try it: specdec demo --target {output / 'target'} --draft {output / 'draft-medium'}")
 
 
 def _pair(target: str | None, draft: str | None, device: str | None, dtype: str | None) -> "Pair":

@@ -1,9 +1,14 @@
 """What chooses how many tokens to draft next, and what it is told to choose by: the rounds so far."""
 
+import time
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from specdec_ref.errors import SpecdecError, is_whole
+import numpy as np
+
+from specdec_ref.errors import SpecdecError, is_number, is_whole
+from specdec_ref.theory import Cost, expected_tokens, predicted_speedup
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,194 @@ class FixedK:
 
     def observe(self, rounds: list[Round]) -> None:
         """Nothing to learn."""
+
+
+class AdaptiveSpeculation:
+    """One token more while 0.1 above the target, one fewer while 0.1 below it: the source text's heuristic as it is.
+
+    It looks at the mean of accepted / proposed over the last 100 rounds, from the tenth on. Its set point moves with
+    what it sets: at the same α, accepted / proposed = (α + … + αᵏ)/k falls as k grows (α = 0.8: 0.72 at k = 2, 0.42 at
+    k = 8), so it finds the k at which a draft looks 70 % accepted, whatever a draft step costs, and never finds 0.
+    The baseline to do better than. Rows of a batch are pooled. Raises SpecdecError.
+    """
+
+    def __init__(self, min_k: int = 2, max_k: int = 8, target_acceptance: float = 0.7):
+        if not (is_whole(min_k) and is_whole(max_k) and 1 <= min_k <= max_k):
+            raise SpecdecError(f"min_k={min_k!r:.80}, max_k={max_k!r:.80}: take whole numbers, 1 ≤ min_k ≤ max_k")
+        if not is_number(target_acceptance) or not 0 <= target_acceptance <= 1:
+            raise SpecdecError(f"target_acceptance={target_acceptance!r:.80}: takes a share, 0 … 1")
+        self.min_k, self.max_k, self.target_acceptance = min_k, max_k, target_acceptance
+        self.current_k = (min_k + max_k) // 2
+        self.recent_acceptances: deque[float] = deque(maxlen=100)
+
+    def update(self, num_accepted: int, num_proposed: int) -> None:
+        """One round: how many of the proposed tokens, at least 1, were accepted."""
+        if not (is_whole(num_accepted) and is_whole(num_proposed) and 0 <= num_accepted <= num_proposed > 0):
+            raise SpecdecError(f"{num_accepted=!r:.40}, {num_proposed=!r:.40}: take 0 ≤ accepted ≤ proposed > 0")
+        self.recent_acceptances.append(num_accepted / num_proposed)
+        average = sum(self.recent_acceptances) / len(self.recent_acceptances)
+        if len(self.recent_acceptances) >= 10 and average > self.target_acceptance + 0.1:
+            self.current_k = min(self.max_k, self.current_k + 1)
+        elif len(self.recent_acceptances) >= 10 and average < self.target_acceptance - 0.1:
+            self.current_k = max(self.min_k, self.current_k - 1)
+
+    def get_current_k(self) -> int:
+        """Tokens to draft in the next round."""
+        return self.current_k
+
+    next_k = get_current_k
+
+    def observe(self, rounds: list[Round]) -> None:
+        if proposed := sum(len(one.drafted) for one in rounds):  # a text's last round may have no room for a draft
+            self.update(sum(one.accepted for one in rounds), proposed)
+
+
+CHANGE = 0.01  # chance that α is another after a round: of what was seen 100 rounds ago little is still believed
+EXPLORE = 0.005  # share of the time for other k than the best, so that costs and, where drafting rests, α stay known
+FIRST_USES = 5  # rounds of one shape that are not timed: at its fifth use a step is recorded (`capture`), which is slow
+LEAST, RECENT = 3, 15  # times that make a cost known, and times that are remembered
+ALPHAS = np.linspace(0.004, 0.996, 26)
+
+
+class CostModelSpeculation:
+    """Drafts the k in 0 … max_k that promises the most tokens per second, by the α and the costs of the last rounds.
+
+    α is believed by Bayes' rule from the tokens that were judged, up to the first rejection; every round takes the
+    belief a little back to knowing nothing. Costs, per batch size: c from draft_seconds, v(n) from the rest of a round
+    on `clock`, so with its overhead, in units of an autoregressive round. Another k than the best is tried sometimes,
+    ever more rarely while drafting does not pay. Only what happens inside rounds is timed: one controller serves a
+    whole stream of generations. Rows are pooled. With costs given, as `predicted_speedup` takes them, nothing is timed,
+    and equal rounds lead to equal choices. Raises SpecdecError.
+    """
+
+    def __init__(self, max_k: int = 8, *, c: float | None = None, v: Cost = 1.0, overhead: float = 0.0):
+        if not is_whole(max_k) or max_k < 0:
+            raise SpecdecError(f"max_k={max_k!r:.80}: takes a whole number ≥ 0")
+        if c is None and (v != 1.0 or overhead != 0.0):
+            raise SpecdecError(f"c=None, v={v!r:.40}, overhead={overhead!r:.40}: take all of the costs, or none")
+        self.max_k, self.measures, self.clock = int(max_k), c is None, time.perf_counter
+        self.belief = np.full(len(ALPHAS), 1 / len(ALPHAS))
+        self._times: dict[int, _Times] = defaultdict(_Times)
+        self._batch, self._began, self._pause, self._rounds = 1, 0.0, 0, 0
+        self._best, self._since, self._wait, self._tries = 0, 0, 4.0, 0
+        self._expect(*(_Times().costs(self.max_k) if c is None else (c, v, c)), overhead)
+
+    @property
+    def alpha(self) -> float:
+        """The chance that a drafted token is accepted, as it is believed now."""
+        return float(self.belief @ ALPHAS)
+
+    @property
+    def speedups(self) -> np.ndarray:
+        """What is expected now of k = 0 … max_k, against k = 0, [max_k + 1]."""
+        return np.asarray(self._speedups @ self.belief)
+
+    def next_k(self) -> int:
+        speedups = self.speedups
+        best = int(speedups.argmax())
+        self._wait = self._wait if (best == 0) == (self._best == 0) else 4.0
+        self._best, self._since = best, self._since + 1
+        k = self._other(best, speedups) if self.measures or best == 0 else best
+        if k != best:
+            self._since, self._wait, self._tries = 0, 2 * self._wait, self._tries + 1
+        self._began = self.clock() if self.measures else 0.0
+        return k
+
+    def observe(self, rounds: list[Round]) -> None:
+        n = max(len(one.drafted) for one in rounds)
+        if self.measures:
+            seconds, drafting = self.clock() - self._began, rounds[0].draft_seconds
+            other_batch, self._batch, self._rounds = len(rounds) != self._batch, len(rounds), self._rounds + 1
+            self._times[self._batch].add(n, drafting, seconds - drafting, self._pause > 0)
+            if other_batch or self._rounds % 16 == 0:
+                self._expect(*self._nearest().costs(self.max_k))
+        self._pause += 1
+        if n:  # what the rounds without a draft did to α comes in with the first look, which must not be certain then
+            unknown = min(0.3, 1 - (1 - CHANGE) ** self._pause)
+            accepted = sum(one.accepted for one in rounds)
+            rejected = sum(one.accepted < len(one.drafted) for one in rounds)
+            likelihood = accepted * np.log(ALPHAS) + rejected * np.log(1 - ALPHAS)
+            belief = ((1 - unknown) * self.belief + unknown / len(ALPHAS)) * np.exp(likelihood - likelihood.max())
+            self.belief, self._pause = belief / belief.sum(), 0
+
+    def _expect(self, c: float, v: Cost, c_after_pause: float, overhead: float = 0.0) -> None:
+        """Speedup for every k and α, [max_k + 1, A], and what a round with every k costs, in autoregressive ones."""
+        self._speedups = np.array([predicted_speedup(ALPHAS, k, c, v, overhead) for k in range(self.max_k + 1)])
+        self._costs = [float(expected_tokens(ALPHAS, k)[0] / s[0]) for k, s in enumerate(self._speedups)]
+        self._catching_up = max(0.0, c_after_pause - c)
+
+    def _other(self, best: int, speedups: np.ndarray) -> int:
+        """`best`, or another k when `EXPLORE` of the time since pays for it; at first after 4, 8, 16 … rounds."""
+        nearest, own = self._nearest(), self._times[self._batch]
+        if best and not own.knows(1) and (nearest is own or own.uses.total() > 12):
+            return 0 if self._since >= 2 else best
+        others = [k for k in range(min(self.max_k, 2 * best + 2) + 1) if k != best] or [best]
+        k = others[self._tries % len(others)]
+        loss = self._costs[k] * (1 - speedups[k] / speedups[best]) + (0 if best else k * self._catching_up)
+        return k if self._since >= max(4, min(self._wait, loss / self._costs[best] / EXPLORE)) else best
+
+    def _nearest(self) -> "_Times":
+        """Times of this batch size, or while they are too few, of the nearest size that is known."""
+        known = [size for size, times in self._times.items() if times.knows(1)] or [self._batch]
+        return self._times[min(known, key=lambda size: abs(size - self._batch))]
+
+
+class _Times:
+    """Seconds that rounds of one batch size took: drafting one token; all else in a round that scores n tokens."""
+
+    def __init__(self) -> None:
+        self.drafting: tuple[deque[float], ...] = deque(maxlen=RECENT), deque(maxlen=RECENT)  # as usual, after a pause
+        self.rest: dict[int, deque[float]] = {}
+        self.uses: Counter[int] = Counter()
+
+    def knows(self, n: int) -> bool:
+        return len(self.rest.get(n, ())) >= LEAST
+
+    def add(self, drafted: int, drafting: float, rest: float, after_pause: bool) -> None:
+        """A round. After a pause the draft read first what it had missed."""
+        self.uses[drafted] += 1
+        if self.uses[drafted] > FIRST_USES:
+            self.rest.setdefault(drafted + 1, deque(maxlen=RECENT)).append(rest)
+        if drafted and self.uses.total() - self.uses[0] > FIRST_USES:
+            self.drafting[after_pause].append(drafting / drafted)
+
+    def costs(self, max_k: int) -> tuple[float, Cost, float]:
+        """c, v and c after a pause. An n that was seldom timed leans on a line through all, the line on a guess."""
+        rest = {n: times for n, times in self.rest.items() if self.knows(n)} or {1: deque([1.0])}
+        n = range(1, max_k + 2)
+        count, y = np.array([(len(rest[i]), _typical(rest[i])) if i in rest else (0, 0.0) for i in n]).T
+        n0, y0 = count @ n / count.sum(), count @ y / count.sum()
+        slope = (count @ ((n - n0) * (y - y0)) + 2 * 0.05 * y0) / (count @ (n - n0) ** 2 + 2)
+        seconds = np.maximum.accumulate((count * y + 3 * (y0 + slope * (n - n0))) / (count + 3)).clip(1e-9)
+        c, after = (_typical(times) / seconds[0] if len(times) >= LEAST else 0.1 for times in self.drafting)
+        return float(c), lambda n: float(seconds[n - 1] / seconds[0]), float(after)
+
+
+def _typical(times: deque[float]) -> float:
+    """Below the median: what makes a round slow now and then has nothing to do with k."""
+    return sorted(times)[3 * len(times) // 10]
+
+
+def get_optimal_speculation_config(batch_size: int, sequence_length: float) -> dict[str, int | bool | str]:
+    """The source text's four rules as they are: num_speculative_tokens, enable and the reason it gives.
+
+    batch_size: sequences decoded together, ≥ 1. sequence_length: tokens of each, ≥ 0 (the source text's caller passes
+    characters). The last rule takes what the others leave: it says 'Medium batch' of one sequence of 2,048 to 4,096
+    tokens too, and of 5 to 8 short ones. They know neither α nor costs. Raises SpecdecError.
+    """
+    if not is_whole(batch_size) or batch_size < 1:
+        raise SpecdecError(f"batch_size={batch_size!r:.80}: takes a whole number ≥ 1")
+    if not is_number(sequence_length) or not 0 <= sequence_length < float("inf"):
+        raise SpecdecError(f"sequence_length={sequence_length!r:.80}: takes a number of tokens ≥ 0")
+    if batch_size == 1 and sequence_length < 512:
+        k, reason = 8, "Low batch, short context - maximum speculation benefit"
+    elif batch_size <= 4 and sequence_length < 2048:
+        k, reason = 4, "Small batch - speculation still beneficial"
+    elif batch_size > 8 or sequence_length > 4096:
+        k, reason = 0, "Large batch/context - batch processing more efficient"
+    else:
+        k, reason = 2, "Medium batch - conservative speculation"
+    return {"num_speculative_tokens": k, "enable": k > 0, "reason": reason}
 
 
 def as_controller(k: int | Controller) -> Controller:

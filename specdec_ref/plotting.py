@@ -5,12 +5,14 @@ drawn.
 """
 
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 TARGET = "#0072B2"
 DRAFT = "#E69F00"
@@ -40,6 +42,14 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return drawing
 
 
+@cache
+def _teach_the_notebook() -> None:
+    """To show a Figure that is not pyplot's."""
+    from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+    set_matplotlib_formats("png")
+
+
 def new_figure(
     title: str, x: str = "", y: str = "", *, width: float = 7.0, height: float = 3.6, **subplots: Any
 ) -> "tuple[Figure, Any]":
@@ -54,7 +64,7 @@ def new_figure(
     from matplotlib.figure import Figure
 
     if "ipykernel" in sys.modules:
-        import matplotlib.pyplot  # noqa: F401 - teaches the notebook how to show a Figure
+        _teach_the_notebook()
 
     with style.context(STYLE):
         figure = Figure(figsize=(width, height))
@@ -66,3 +76,39 @@ def new_figure(
             one.set_xlabel(x)
             one.set_ylabel(y)
     return figure, axes
+
+
+@styled
+def equivalence_figure(
+    expected: "NDArray[np.float64]", observed: "NDArray[np.int64]", samples: "NDArray[np.int64]", title: str
+) -> "Figure":
+    """Observed / expected counts of outcomes, each [n], beside the band that chance allows, for `samples` of each.
+
+    Inside the band are 95 % of the outcomes of a right sampler; outside the dashed limit, once in 1,000 tests, any.
+    """
+    import numpy as np
+    from scipy import stats
+
+    limits = stats.norm.isf(0.025), stats.norm.isf(0.0005 / len(expected))
+    spread = np.sqrt((1 - expected / samples) / expected)
+    off = np.abs(observed / expected - 1) / np.maximum(spread, 1e-12)
+    figure, axes = new_figure(title, "expected count of an outcome", "observed / expected count")
+    x = np.geomspace(expected.min() * 0.9, min(expected.max() * 1.1, samples.max() * 0.999), 200)
+    width = np.sqrt((1 - x / samples.max()) / x)
+    band = f"95 % of a right sampler's; here {np.mean(off <= limits[0]):.1%}"
+    axes.fill_between(
+        x, 1 - limits[0] * width, 1 + limits[0] * width, color=FORMULA, alpha=0.25, linewidth=0, label=band
+    )
+    for sign in (-1, 1):
+        label = "all, in 999 of 1,000 tests" if sign > 0 else None
+        axes.plot(x, 1 + sign * limits[1] * width, color=FORMULA, linestyle="--", linewidth=1, label=label)
+    inside = off <= limits[1]
+    axes.plot(expected[inside], (observed / expected)[inside], ".", color=TARGET, markersize=4, label="an outcome")
+    if not inside.all():
+        outside = (observed / expected)[~inside]
+        axes.plot(
+            expected[~inside], outside, "x", color=REJECTED, label=f"{REJECTED_MARK} beyond chance: {len(outside)}"
+        )
+    axes.set_xscale("log")
+    axes.legend()
+    return figure

@@ -1,0 +1,196 @@
+"""For which batch sizes and contexts speculating pays on this machine, and whether the policy keeps its promise.
+
+    python benchmarks/batch_policy.py [--quick] [--draft NAME] [--json FILE] [--figures FOLDER]
+
+First the policy is measured (specdec_ref.measurement.policy). Then, on other seeds and with the policy as the
+controller, really generated tokens per second are measured for each batch size and context: not speculating, the
+policy, and the source text's four branches, in turn. The promise is that the policy is nowhere below 0.97 of not
+speculating. It is broken where the whole 95 % interval lies below that; the smallest median is reported beside it.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import transformers
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import specdec_ref as sd
+from specdec_ref.control import get_optimal_speculation_config
+from specdec_ref.measurement import pictures
+from specdec_ref.measurement.cells import Cell
+from specdec_ref.measurement.intervals import quantile_interval
+from specdec_ref.measurement.policy import BATCHES, CONTEXTS, KS, SpeculationPolicy, measure_policy
+from specdec_ref.measurement.rounds import Bench, Played, room
+from specdec_ref.measurement.showing import rich_table
+from specdec_ref.measurement.workload import prompts_of_length
+
+ROOT = Path(__file__).parents[1]
+PROMISE = 0.97
+QUICK = {"batches": (1, 4, 16), "contexts": (64, 256), "ks": (0, 2, 4)}
+FULL = {"batches": BATCHES, "contexts": CONTEXTS, "ks": KS}
+
+OnStep = Callable[[str, int, int], None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer batch sizes, contexts and k")
+    parser.add_argument("--batches", type=numbers, help="batch sizes, for instance 1,2,4")
+    parser.add_argument("--contexts", type=numbers, help="context lengths in tokens, for instance 64,512")
+    parser.add_argument("--ks", type=numbers, help="drafted tokens to compare, for instance 0,2,4")
+    parser.add_argument("--turns", type=int, default=9, help="turns of each k in each cell (9)")
+    parser.add_argument("--rounds", type=int, default=4, help="timed rounds in a turn (4)")
+    parser.add_argument("--checks", type=int, default=15, help="turns of the check of the promise (15)")
+    parser.add_argument("--draft", default=None, help="another draft: a shipped name or a folder")
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "batch_policy.json")
+    parser.add_argument("--figures", type=Path, default=ROOT / "docs", help="folder for the figures")
+    arguments = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    console = Console()
+    pair = sd.load_pair(draft=arguments.draft, device=arguments.device)
+    grid = dict(QUICK if arguments.quick else FULL)
+    grid |= {name: getattr(arguments, name) for name in grid if getattr(arguments, name)}
+    sampling = sd.Sampling()
+    began = time.perf_counter()
+    with steps(console, "measuring") as on_step:
+        policy = measure_policy(
+            pair, **grid, sampling=sampling, turns=arguments.turns, rounds=arguments.rounds, on_step=on_step
+        )
+    console.print(policy, "")
+    with steps(console, "checking") as on_step:
+        checks = check(pair, policy, sampling, arguments.checks, arguments.rounds, on_step)
+    console.print(rich_table("tokens per second, times those of k = 0", *table(checks)), "")
+    kept = verdict(checks)
+    for name, value in kept.items():
+        console.print(f"  {name:64}{value:.3f}" if isinstance(value, float) else f"  {name:64}{value}")
+    report = {
+        "date": time.strftime("%Y-%m-%d"),
+        "seconds": time.perf_counter() - began,
+        "verdict": kept,
+        "checks": checks,
+        "vllm": policy.to_vllm(),
+        "policy": policy.to_json(),
+    }
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    arguments.figures.mkdir(parents=True, exist_ok=True)
+    figures = {"batch_policy": policy.heat_map(), "scoring_costs": pictures.scoring_costs(policy)}
+    for name, figure in figures.items():
+        figure.savefig(arguments.figures / f"{name}.svg", metadata={"Date": None})
+    console.print(f"\nwritten to {arguments.json} and {arguments.figures}")
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """1,2,4 → (1, 2, 4)."""
+    return tuple(int(part) for part in text.split(","))
+
+
+def check(
+    pair: sd.Pair, policy: SpeculationPolicy, sampling: sd.Sampling, turns: int, rounds: int, on_step: OnStep
+) -> list[dict[str, Any]]:
+    """For each cell: tokens per second of the policy and of the source text's branches, in turn with k = 0."""
+    found = []
+    for done, cell in enumerate(policy.cells):
+        on_step(f"batch {cell.batch}, context {cell.context}", done, len(policy.cells))
+        ran = alternate(pair, policy, cell, sampling, turns, rounds)
+        sketch = get_optimal_speculation_config(cell.batch, cell.context)["num_speculative_tokens"]
+        line: dict[str, Any] = {"batch": cell.batch, "context": cell.context, "k": cell.k, "source_k": sketch}
+        for name in ("policy", "source text"):
+            ratios = [t[name].tokens_per_second / t["k = 0"].tokens_per_second for t in ran]
+            pooled = pace([t[name] for t in ran]) / pace([t["k = 0"] for t in ran])
+            line[name] = {"median": median(ratios), "interval": quantile_interval(ratios, 0.5), "pooled": pooled}
+        found.append(line)
+    return found
+
+
+def alternate(
+    pair: sd.Pair, policy: SpeculationPolicy, cell: Cell, sampling: sd.Sampling, turns: int, rounds: int
+) -> list[dict[str, Played]]:
+    """Everyone on the same prompts, in turn; other prompts in other turns where the batch is small."""
+    sketch = get_optimal_speculation_config(cell.batch, cell.context)["num_speculative_tokens"]
+    max_k = max(*policy.ks, sketch)
+    begin = min(cell.context, pair.context - room(rounds, max_k))
+    sets = max(1, min(turns, 8 // cell.batch))
+    prompts = prompts_of_length(pair.tokenizer, begin, cell.batch * sets)
+    benches = [
+        Bench(pair, prompts[s * cell.batch : (s + 1) * cell.batch], rounds=rounds, max_k=max_k, sampling=sampling)
+        for s in range(sets)
+    ]
+    makers: dict[str, Callable[[], int | sd.Controller]] = {
+        "k = 0": lambda: 0,
+        "policy": lambda: policy.as_controller(cell.batch, min(begin, cell.context)),
+        "source text": lambda: sketch,
+    }
+    names = list(makers)
+    for name in names:
+        benches[0].play(makers[name](), seed=0)  # untimed
+    ran = []
+    for t in range(turns):
+        order = names[t % 3 :] + names[: t % 3]
+        ran.append({name: benches[t % sets].play(makers[name](), seed=1000 + t) for name in order})
+    return ran
+
+
+def pace(ran: list[Played]) -> float:
+    """All tokens / all seconds."""
+    return sum(p.tokens for p in ran) / sum(p.seconds for p in ran)
+
+
+def verdict(checks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Whether the promise is kept, and what each of the two is worth over all cells."""
+
+    def mean(name: str) -> float:
+        return sum(line[name]["median"] for line in checks) / len(checks)
+
+    def broken(name: str) -> int:
+        return sum(line[name]["interval"] is not None and line[name]["interval"][1] < PROMISE for line in checks)
+
+    return {
+        f"cells where the policy is below {PROMISE} of k = 0": broken("policy"),
+        f"cells where the source text's branches are below {PROMISE} of k = 0": broken("source text"),
+        "smallest median of the policy": min(line["policy"]["median"] for line in checks),
+        "smallest median of the source text's branches": min(line["source text"]["median"] for line in checks),
+        "mean over cells, policy": mean("policy"),
+        "mean over cells, source text's branches": mean("source text"),
+    }
+
+
+def table(checks: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """One line for each cell."""
+
+    def words(of: dict[str, Any]) -> list[str]:
+        interval = of["interval"]
+        return [f"{of['median']:.2f}", f"{interval[0]:.2f}–{interval[1]:.2f}" if interval else pictures.DASH]
+
+    columns = ["batch, context", "k", "policy", "95 %", "source k", "source text", "95 %"]
+    rows = [
+        [
+            f"{c['batch']}, {c['context']}",
+            str(c["k"]),
+            *words(c["policy"]),
+            str(c["source_k"]),
+            *words(c["source text"]),
+        ]
+        for c in checks
+    ]
+    return columns, rows
+
+
+@contextmanager
+def steps(console: Console, what: str) -> Iterator[OnStep]:
+    columns = (TextColumn("{task.description:36}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda step, done, total: bar.update(task, description=f"{what}: {step}", completed=done, total=total)
+
+
+if __name__ == "__main__":
+    main()

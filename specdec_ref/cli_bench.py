@@ -1,0 +1,179 @@
+"""`specdec bench`: every k at a glance, the whole suite, the drafts side by side, or the policy by batch size."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from specdec_ref.errors import SpecdecError
+
+if TYPE_CHECKING:
+    from specdec_ref.sampling import Sampling
+
+TargetOption = Annotated[
+    str | None, typer.Option(help="Target model: a folder or hub name (default: the one that ships).")
+]
+DraftOption = Annotated[
+    str | None, typer.Option(help="Draft model: a folder, hub name, or the name of one that ships.")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, … (default: the GPU where there is one).")]
+DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16, … (default: float32 on CPU, else bfloat16).")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+
+OnStep = Callable[[str, int, int], None]
+
+
+def bench(
+    target: TargetOption = None,
+    draft: DraftOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    max_k: Annotated[int, typer.Option(help="Compare k = 1 … max-k with one by one.")] = 8,
+    tokens: Annotated[int, typer.Option(help="New tokens per generation.")] = 128,
+    prompts: Annotated[int, typer.Option(help="Held-out prompts (the suite: of each length).")] = 6,
+    repeats: Annotated[int, typer.Option(help="Timed runs of each contender on each prompt.")] = 2,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
+    suite: Annotated[
+        Path | None,
+        typer.Option(help="Run the whole suite and write its report to this folder; the same command goes on."),
+    ] = None,
+    drafts: Annotated[
+        bool, typer.Option("--drafts", help="Compare the drafts that ship, and prompt lookup: size, speed, speedup.")
+    ] = False,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="Measure for which batch sizes and contexts speculating pays.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Speedup for every k beside what the formula says, in turn on the same prompts, medians.
+
+    With --suite: baseline, every draft at k = 2, 4, 8, controllers and prompt lookup, over short, medium and long
+    prompts, with latencies and an HTML report. Ctrl-C and the same command: it goes on.
+    """
+    for name, value in (("max-k", max_k), ("tokens", tokens), ("prompts", prompts), ("repeats", repeats)):
+        if value < 1:
+            raise SpecdecError(f"--{name} {value}: takes a whole number ≥ 1")
+    if sum((suite is not None, drafts, batch)) > 1:
+        raise SpecdecError("--suite, --drafts and --batch: take one of them at a time")
+    from specdec_ref.cli import _quiet_libraries
+    from specdec_ref.sampling import Sampling
+
+    _quiet_libraries()
+    sampling = Sampling(temperature=temperature)
+    console = Console(quiet=as_json, highlight=False)
+    models = target, draft, device, dtype
+    if batch:
+        _policy(console, models, sampling, max_k, as_json)
+    elif suite is not None or drafts:
+        _suite(console, models, sampling, suite, (max_k, tokens, prompts, repeats), as_json)
+    else:
+        _every_k(console, models, sampling, (max_k, tokens, prompts, repeats), as_json)
+
+
+Models = tuple[str | None, str | None, str | None, str | None]
+"""Target, draft, device, dtype."""
+
+
+def _every_k(
+    console: Console, models: Models, sampling: "Sampling", numbers: tuple[int, int, int, int], as_json: bool
+) -> None:
+    """The quick table."""
+    from specdec_ref.cli import _cells, _facts, _headline, _pair, _progress, _table
+    from specdec_ref.measurement.benchmark import ours, race, race_length
+    from specdec_ref.measurement.costs import measure_costs
+    from specdec_ref.models import held_out_prompts
+    from specdec_ref.theory import predicted_speedup
+
+    max_k, tokens, prompts, repeats = numbers
+    pair = _pair(*models)
+    ids = [pair.tokenizer(text)["input_ids"] for text in list(held_out_prompts().values())[:prompts]]
+    everyone = {("one by one" if k == 0 else f"k = {k}"): ours(pair, k, sampling, tokens) for k in range(max_k + 1)}
+    with _progress(console, race_length(len(everyone), len(ids), repeats) + 16) as step:
+        costs = measure_costs(pair, max_k=max_k, sampling=sampling, context=200, on_step=lambda: step("step times"))
+        results = race(everyone, ids, baseline="one by one", repeats=repeats, on_sample=step)
+    lines = []
+    for k, result in enumerate(results.values()):
+        formula = predicted_speedup(result.acceptance or 0.0, k, costs.c, costs.v(k + 1)) if k else 1.0
+        lines.append({"k": k, **_facts(result), "formula": formula})
+    if as_json:
+        costs_facts = {"c": costs.c, "v": {n: costs.v(n) for n in costs.scoring}, "target_step": costs.target_step}
+        print(json.dumps({"headline": _headline(pair), "costs": costs_facts, "results": lines}, indent=1))
+        return
+    table = _table("", "tokens/s", "speedup", "accepted", "tokens/round", "formula says")
+    for line in lines:
+        table.add_row("one by one" if line["k"] == 0 else f"k = {line['k']}", *_cells(line), f"{line['formula']:.2f}")
+    console.print(_headline(pair), table)
+
+
+def _suite(
+    console: Console,
+    models: Models,
+    sampling: "Sampling",
+    folder: Path | None,
+    numbers: tuple[int, int, int, int],
+    as_json: bool,
+) -> None:
+    """The suite into a folder; without one the drafts' table alone, on medium prompts."""
+    from specdec_ref.measurement.report import draft_table, terminal_tables, write_report
+    from specdec_ref.measurement.suite import LENGTHS, Settings, load_drafts, run_suite
+
+    max_k, tokens, prompts, repeats = numbers
+    settings = Settings(
+        lengths=LENGTHS if folder else {"medium": LENGTHS["medium"]},
+        prompts=prompts,
+        repeats=repeats,
+        max_new_tokens=tokens,
+        ks=tuple(k for k in (2, 4, 8) if k <= max_k) or (max_k,),
+        adaptive=folder is not None,
+        sampling=sampling,
+    )
+    target, draft, device, dtype = models
+    pairs = load_drafts(target, draft, device=device, dtype=dtype)
+    with _steps(console) as on_step:
+        try:
+            result = run_suite(pairs, settings, folder=folder, on_step=on_step)
+        except KeyboardInterrupt:
+            if folder is not None:
+                console.print(f"every finished run is kept in {folder}; the same command goes on from there")
+            raise
+    written = write_report(result, folder) if folder is not None else []
+    if as_json:
+        print(json.dumps(result.to_json(), indent=1, allow_nan=False))
+        return
+    for table in terminal_tables(result) if folder is not None else [draft_table(result)]:
+        console.print(table)
+    for file in written:
+        console.print(f"written: {file}", style="bold" if file.suffix == ".html" else None)
+
+
+def _policy(console: Console, models: Models, sampling: "Sampling", max_k: int, as_json: bool) -> None:
+    """The batch policy, and what vLLM would be told."""
+    from specdec_ref.cli import _headline, _pair
+    from specdec_ref.measurement.policy import CONTEXTS, KS, measure_policy
+
+    pair = _pair(*models)
+    contexts = sorted({min(n, pair.context) for n in CONTEXTS})
+    with _steps(console) as on_step:
+        policy = measure_policy(
+            pair, contexts=contexts, ks=[k for k in KS if k <= max_k], sampling=sampling, on_step=on_step
+        )
+    if as_json:
+        print(json.dumps({**policy.to_json(), "vllm": policy.to_vllm()}, indent=1, allow_nan=False))
+        return
+    console.print(_headline(pair), policy, "")
+    console.print(f"for vLLM: --speculative-config with {json.dumps(policy.to_vllm())}", soft_wrap=True)
+
+
+@contextmanager
+def _steps(console: Console) -> Iterator[OnStep]:
+    """A progress bar that goes away when done, for those who tell how much is done of how much."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns: Any = (TextColumn("{task.description:36}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=console.quiet) as bar:
+        task = bar.add_task("loading", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)

@@ -1,0 +1,271 @@
+"""Which test catches which mistake: every wrong version under every test, and the right code under all of them.
+
+    python -m specdec_ref.equivalence.museum > docs/museum.md
+
+writes the page about it.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from specdec_ref.equivalence import museum_checks as ours
+from specdec_ref.equivalence import museum_public as public
+from specdec_ref.equivalence.museum_checks import Outcome
+from specdec_ref.equivalence.mutants import MUTANTS, Mutant
+from specdec_ref.models import Pair, load_pair
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+RIGHT = "right code"
+CAUGHT, MEANT, MISSED = "✓", "(✓)", "·"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One test, a column of the matrix. short: its heading. public: after a test of another project."""
+
+    name: str
+    short: str
+    what: str
+    run: Callable[[], Outcome]
+    public: bool = False
+
+    def observe(self) -> Outcome:
+        """What it says about the code as it is now. A crash is a mistake caught, too."""
+        try:
+            return self.run()
+        except Exception as error:
+            return Outcome(True, f"crashed: {type(error).__name__}: {error}")
+
+
+CHECKS = (
+    Check("exact", "exact", "the exact distribution of what the loop emits is the target's", ours.exact_proof),
+    Check("self-draft", "self", "the target as its own draft: every token is accepted", ours.self_draft),
+    Check("cache", "cache", "after every rewind, both models score as without a cache", ours.cache_is_fresh),
+    Check("acceptance", "Σ min", "acceptance is Σ min(p, q)", ours.acceptance),
+    Check("tokens-per-round", "round", "a round emits as many tokens as the formula says", ours.tokens_per_round),
+    Check("ending", "end", "a text ends at its first end token or at its length", ours.ending),
+    Check("boundary", "u=0", "what is impossible is not accepted, even at u = 0", ours.boundary),
+    Check("k", "k", "as many tokens are drafted as were asked for", ours.k_takes_effect),
+    Check(
+        "transformers", "HF", "the criteria of transformers' target-distribution test", public.like_transformers, True
+    ),
+    Check("vllm", "vLLM", "the criteria of vLLM's rejection-sampler distance test", public.like_vllm, True),
+)
+"""The tests of the fast form."""
+
+
+def checks(
+    full: bool = False,
+    pair: Pair | None = None,
+    samples: int = 20_000,
+    prompts: Sequence[str | Sequence[int]] | None = None,
+) -> tuple[Check, ...]:
+    """The tests in order. full: the empirical test too, and public tests with as many calls as theirs.
+
+    pair: default the one that ships. samples, prompts: of the empirical test, see `trials`. Raises SpecdecError.
+    """
+    if not full:
+        return CHECKS
+    from specdec_ref.equivalence.museum_empirical import refuted, trials
+
+    pair = load_pair() if pair is None else pair
+    what = "samples of a trained pair agree with the target's probabilities; greedy text is its own"
+    experiment = Check("empirical", "χ²", what, partial(refuted, pair, trials(pair, prompts, samples=samples)))
+    longer = {"transformers": partial(public.like_transformers, 10_000)}
+    rest = [Check(c.name, c.short, c.what, longer.get(c.name, c.run), True) for c in CHECKS if c.public]
+    return (*(c for c in CHECKS if not c.public), experiment, *rest)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """outcomes: by name of the wrong version, or `RIGHT`, and name of the test."""
+
+    mutants: tuple[Mutant, ...]
+    checks: tuple[Check, ...]
+    outcomes: dict[tuple[str, str], Outcome]
+
+    def caught(self, name: str, check: str) -> bool:
+        """Whether that test says that the code of that name is wrong."""
+        return self.outcomes[name, check].caught
+
+    def failures(self) -> list[str]:
+        """What should not be, in sentences: empty where every promise of the museum is kept."""
+        said = [
+            f"the right code fails '{c.name}': {self.outcomes[RIGHT, c.name].evidence}"
+            for c in self.checks
+            if self.caught(RIGHT, c.name)
+        ]
+        for m in self.mutants:
+            due = {m.caught_by} | ({"exact"} if m.effect == "distribution" and not m.in_randomness else set())
+            passed = [name for name in sorted(due) if not self.caught(m.name, name)]
+            said += [f"{m.name} passes '{name}', which has to catch it" for name in passed]
+            if m.effect == "speed" and self.caught(m.name, "exact"):
+                said.append(f"{m.name} is said to lose speed only, but {self.outcomes[m.name, 'exact'].evidence}")
+        return said
+
+    def summary(self) -> list[str]:
+        """How many wrong versions each test catches, in sentences."""
+
+        def count(check: Check, effect: str) -> str:
+            some = [m for m in self.mutants if m.effect == effect]
+            return f"{sum(self.caught(m.name, check.name) for m in some)} of {len(some)}"
+
+        return [
+            f"{c.name}: {count(c, 'distribution')} that change the distribution, {count(c, 'speed')} that lose speed"
+            for c in self.checks
+        ]
+
+    def rows(self) -> list[list[str]]:
+        """Name and marks, one row for each wrong version and a last one for the right code."""
+        found = []
+        for name, meant in [*((m.name, m.caught_by) for m in self.mutants), (RIGHT, "")]:
+            marks = [
+                (MEANT if c.name == meant else CAUGHT) if self.caught(name, c.name) else MISSED for c in self.checks
+            ]
+            found.append([name, *marks])
+        return found
+
+    def table(self) -> "Table":
+        """For the terminal."""
+        from rich import box
+        from rich.table import Table
+
+        legend = f"{CAUGHT} caught   {MEANT} caught by the test meant for it   {MISSED} not"
+        title = "Wrong versions and the tests that catch them (*: after public tests)"
+        table = Table(title=title, caption=legend, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+        table.add_column("wrong version", no_wrap=True)
+        for check in self.checks:
+            table.add_column(_heading(check), justify="center", no_wrap=True, min_width=len(MEANT))
+        effects = [*(m.effect for m in self.mutants), ""]
+        for i, row in enumerate(self.rows()):
+            last = i + 1 == len(effects) or effects[i] != effects[i + 1]
+            table.add_row(*(f"[green]{c}[/]" if CAUGHT in c else c for c in row), end_section=last)
+        return table
+
+    def markdown(self) -> str:
+        """For a page."""
+        head = ["wrong version", *map(_heading, self.checks)]
+        ruler = ["---", *(":-:" for _ in self.checks)]
+        rows = [[f"[{row[0]}](#{row[0]})" if row[0] != RIGHT else RIGHT, *row[1:]] for row in self.rows()]
+        return "\n".join(f"| {' | '.join(row)} |" for row in [head, ruler, *rows])
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        names = [*(m.name for m in self.mutants), RIGHT]
+        return {
+            "checks": {c.name: {"what": c.what, "public": c.public} for c in self.checks},
+            "effects": {m.name: m.effect for m in self.mutants},
+            "caught_by": {m.name: m.caught_by for m in self.mutants},
+            "outcomes": {name: {c.name: vars(self.outcomes[name, c.name]) for c in self.checks} for name in names},
+            "failures": self.failures(),
+        }
+
+
+def _heading(check: Check) -> str:
+    return f"{check.short}*" if check.public else check.short
+
+
+def matrix(
+    mutants: Sequence[Mutant] = MUTANTS,
+    *,
+    full: bool = False,
+    pair: Pair | None = None,
+    samples: int = 20_000,
+    on_cell: Callable[[int, int], None] = lambda done, of: None,
+) -> Matrix:
+    """Put every wrong version, and the right code, to every test. About a minute; `full` takes hours.
+
+    full, pair, samples: see `checks`. on_cell hears after each cell how many of how many are done.
+    """
+    tests = checks(full, pair, samples)
+    outcomes: dict[tuple[str, str], Outcome] = {}
+    total = len(tests) * (len(mutants) + 1)
+    versions: list[tuple[str, AbstractContextManager[object]]] = [(RIGHT, nullcontext())]
+    versions += [(m.name, m.installed()) for m in mutants]
+    for name, change in versions:
+        with change:
+            for check in tests:
+                outcomes[name, check.name] = check.observe()
+                on_cell(len(outcomes), total)
+    return Matrix(tuple(mutants), tests, outcomes)
+
+
+museum = matrix
+"""As `specdec_ref.equivalence.museum(…)`."""
+
+
+INTRODUCTION = """# The museum of wrong versions
+
+<!-- Written by `python -m specdec_ref.equivalence.museum > docs/museum.md`. Do not edit. -->
+
+Speculative decoding is easy to get wrong in ways that nobody sees: the text reads well, and only its probabilities are
+not the target's; or the text is right, and only the speed that was hoped for does not come. Here are mistakes that
+public projects have made, and some that the algorithm invites, each as a change of the package's own code in one
+place. To see one at work:
+
+```python
+from specdec_ref.equivalence import mutant
+
+with mutant("residual-is-target").installed():
+    ...  # everything in here runs the wrong version
+```
+
+Every wrong version is put to every test:"""
+
+LEGEND = f"""{CAUGHT} caught, {MEANT} caught by the test that is meant for it, {MISSED} not. The columns with a star are
+two tests of public projects, written anew after their descriptions. They hand p, q and drafted tokens to the rule
+alone.
+
+Whatever changes the distribution is refuted by the exact proof, but for one: the proof plays chance itself, so a
+mistake inside `SeededRandomness` is out of its sight and has a test of its own. Whatever only loses speed passes the
+proof, as it must: the text is right. How many each test catches:"""
+
+
+def page(result: Matrix) -> str:
+    """docs/museum.md: the matrix, and every wrong version with its difference from the right code."""
+    tests = [f"- **{c.short}** (`{c.name}`): {c.what}" for c in result.checks]
+    counts = [f"- {sentence}" for sentence in result.summary()]
+    parts = [INTRODUCTION, "\n".join(tests), result.markdown(), LEGEND, "\n".join(counts)]
+    for effect, title in (("distribution", "They change the distribution"), ("speed", "They only lose speed")):
+        parts.append(f"## {title}")
+        parts += [_exhibit(m, result) for m in result.mutants if m.effect == effect]
+    return "\n\n".join(parts) + "\n"
+
+
+def _exhibit(m: Mutant, result: Matrix) -> str:
+    seen = result.outcomes[m.name, m.caught_by].evidence
+    return f"""<a id="{m.name}"></a>
+
+### {m.title}
+
+`{m.name}`, in `{m.where}`. {m.what}
+
+- Seen: {m.seen}.
+- What comes of it: {m.output}
+- Caught by `{m.caught_by}`: {seen.removesuffix(".")}.
+
+```diff
+{m.difference}
+```"""
+
+
+def _main() -> None:
+    import sys
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("wrong versions × tests")
+        result = matrix(on_cell=lambda done, of: progress.update(bar, completed=done, total=of))
+    print(page(result), end="")
+    sys.exit("\n".join(result.failures()) or 0)
+
+
+if __name__ == "__main__":
+    _main()

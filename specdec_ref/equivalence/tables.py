@@ -1,0 +1,171 @@
+"""Language models that are tables: a distribution for every prefix, by rule, exact in float64.
+
+They are what the exact proof runs on. To the decoding loop they are models like any other: rows that grow and shrink.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from specdec_ref.errors import SpecdecError, is_number, is_whole
+from specdec_ref.sampling import Sampling
+
+Rule = Callable[[tuple[int, ...]], Tensor]
+"""From a prefix, at least one token long, to the distribution of the token after it: [V] float64, sums to one."""
+
+STALE = -1
+"""Stands where tokens were that the loop has to forget: not a token, and whoever reads it made a mistake."""
+
+SHARED = frozenset({"rule", "device", "_table"})
+"""What a table and its copies have in common."""
+
+
+class StaleRead(SpecdecError):
+    """What the loop had to forget was read after all."""
+
+
+class TableModel:
+    """A `LanguageModel` whose distributions `rule` looks up or makes up. It must say the same every time it is asked.
+
+    vocab_size: ≥ 1. context: tokens that a row is said to hold. Logits are log p in float64, −inf where p is 0. A copy
+    has rows of its own and shares the table. Raises SpecdecError for a rule whose result is no distribution, for tokens
+    that are not in the vocabulary, and for rewinding forward.
+    """
+
+    def __init__(self, vocab_size: int, rule: Rule, context: int = 64):
+        for name, value in (("vocab_size", vocab_size), ("context", context)):
+            if not is_whole(value) or value < 1:
+                raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ 1")
+        if not callable(rule):
+            raise SpecdecError(f"rule={rule!r:.80}: takes a function from a tuple of tokens to probabilities")
+        self.vocab_size = vocab_size
+        self.rule = rule
+        self.context = context
+        self.device = torch.device("cpu")
+        self.rows: list[list[int]] = []
+        self._table: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TableModel":
+        twin = memo[id(self)] = object.__new__(type(self))
+        own = {name: copy.deepcopy(value, memo) for name, value in vars(self).items() if name not in SHARED}
+        twin.__dict__ = {**vars(self), **own}
+        return twin
+
+    def start(self, batch: int, capacity: int) -> None:
+        self.rows = [[] for _ in range(batch)]
+
+    def prefill(self, tokens: list[list[int]]) -> None:
+        for row, new in zip(self.rows, tokens, strict=True):
+            row += self._known(new)
+
+    def extend(self, tokens: Tensor) -> Tensor:
+        logits = []
+        for row, new in zip(self.rows, tokens.tolist(), strict=True):
+            if STALE in row:
+                raise StaleRead(f"target or draft: reads tokens that were rejected, without rewinding: {row}")
+            before = len(row)
+            row += self._known(new)
+            logits += [self._entry(tuple(row[:n]))[1] for n in range(before + 1, len(row) + 1)]
+        return torch.stack(logits).reshape(*tokens.shape, -1)
+
+    def rewind(self, lengths: list[int]) -> None:
+        for row, n in zip(self.rows, lengths, strict=True):
+            end = row.index(STALE) if STALE in row else len(row)
+            if n > end and end < len(row):
+                raise StaleRead(f"target or draft: rewound to {n} tokens, of which {end} are true")
+            if not 0 <= n <= end:
+                raise SpecdecError(f"lengths: {n} is not within the {end} tokens of a row; rewinding only goes back")
+            del row[n:]
+
+    def keep(self, rows: list[int]) -> None:
+        self.rows = [list(self.rows[row]) for row in rows]
+
+    def settle(self, sequences: Sequence[Sequence[int]], spare: int = 0) -> None:
+        """At the end of a round: put a mark in place of the tokens that the loop is going to forget.
+
+        sequences: what the rows are about. All but the newest token of each may still be in a row; spare: so many more.
+        Two pasts that differ only in what is forgotten are the same from here on. Should anything read on without
+        rewinding, it meets the mark: a `StaleRead`.
+        """
+        for row, sequence in zip(self.rows, sequences, strict=True):
+            end = len(sequence) - 1 + spare
+            if STALE not in row[:end] and (len(row) > end or not spare):
+                row[end:] = [STALE]
+
+    def probabilities(self, prefix: Iterable[int]) -> Tensor:
+        """The table's entry: what follows `prefix`, [V] float64."""
+        return self._entry(tuple(self._known(list(prefix))))[0].clone()
+
+    def distribution(self, prefix: Iterable[int], sampling: Sampling | None = None) -> Tensor:
+        """What the token after `prefix` is drawn from, [V] float64. sampling: default temperature 1."""
+        logits = self._entry(tuple(self._known(list(prefix))))[1]
+        return (sampling or Sampling()).probabilities(logits)
+
+    def _known(self, tokens: list[int]) -> list[int]:
+        if wrong := [token for token in tokens if not 0 <= token < self.vocab_size]:
+            raise SpecdecError(f"tokens: id {wrong[0]} is not in the vocabulary, 0 … {self.vocab_size - 1}")
+        return tokens
+
+    def _entry(self, prefix: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Probabilities and their logarithms."""
+        if prefix not in self._table:
+            if not prefix:
+                raise SpecdecError("prefix: is empty; takes at least one token")
+            p = _distribution("rule", self.rule(prefix), f" after {prefix}")
+            if len(p) != self.vocab_size:
+                raise SpecdecError(f"rule: gave {len(p)} probabilities after {prefix}; takes {self.vocab_size}")
+            self._table[prefix] = p, p.log()
+        return self._table[prefix]
+
+
+def random_table(vocab_size: int, seed: int, *, zeros: float = 0.0, sharpness: float = 1.0) -> TableModel:
+    """Every prefix has a distribution of its own, which depends on seed and prefix only, not on the order of asking.
+
+    zeros: chance that a token is impossible, in [0, 1); one always stays possible. sharpness: standard deviation of
+    the logits, ≥ 0; 0 is uniform, 5 is peaked.
+    """
+    if not is_whole(seed) or seed < 0:
+        raise SpecdecError(f"seed={seed!r:.80}: takes a whole number ≥ 0")
+    if not is_number(zeros) or not 0 <= zeros < 1:
+        raise SpecdecError(f"zeros={zeros!r:.80}: takes a probability, 0 ≤ zeros < 1")
+    if not is_number(sharpness) or not 0 <= sharpness <= 100:
+        raise SpecdecError(f"sharpness={sharpness!r:.80}: takes a number, 0 … 100")
+
+    def rule(prefix: tuple[int, ...]) -> Tensor:
+        # The length goes in too: numpy takes a seed that ends in zeros for the same seed without them.
+        chance = np.random.default_rng([seed, len(prefix), *prefix])
+        weights = np.exp(sharpness * chance.standard_normal(vocab_size))
+        possible = chance.random(vocab_size) >= zeros
+        possible[chance.integers(vocab_size)] = True
+        weights = weights * possible
+        return torch.from_numpy(weights / weights.sum())
+
+    return TableModel(vocab_size, rule)
+
+
+def constant_table(probabilities: Sequence[float] | Tensor) -> TableModel:
+    """The same distribution after every prefix. probabilities: [V], sums to one."""
+    p = _distribution("probabilities", probabilities)
+    return TableModel(len(p), lambda prefix: p)
+
+
+def markov_table(matrix: Sequence[Sequence[float]] | Tensor) -> TableModel:
+    """Only the last token counts: row i of `matrix`, [V, V], is what follows token i. Rows sum to one."""
+    rows = [_distribution("matrix", row, f" in row {i}") for i, row in enumerate(matrix)]
+    if not rows or any(len(row) != len(rows) for row in rows):
+        raise SpecdecError(f"matrix: rows of {sorted({len(r) for r in rows})}; takes as many columns as rows")
+    return TableModel(len(rows), lambda prefix: rows[prefix[-1]])
+
+
+def _distribution(name: str, values: object, where: str = "") -> Tensor:
+    try:
+        p = torch.as_tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SpecdecError(f"{name}={values!r:.80}: takes probabilities{where}") from error
+    if p.ndim != 1 or not len(p) or not (p >= 0).all() or not abs(float(p.sum()) - 1) <= 1e-9:
+        raise SpecdecError(f"{name}={p.tolist()!r:.80}: takes probabilities that sum to one{where}")
+    return p

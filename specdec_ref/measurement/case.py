@@ -1,0 +1,247 @@
+"""What is to be diagnosed, and what was measured of it so far: the first check that asks for a figure pays for it.
+
+Weights are loaded when a check first needs them, so that a pair that does not fit, or does not belong together, can be
+told from configurations and tokenizers alone.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from specdec_ref.control import Controller, FixedK, Round, Watcher
+from specdec_ref.decoding import Generation, Prompt, generate_speculative
+from specdec_ref.drafting import Drafter, ModelDrafter, PromptLookupDrafter
+from specdec_ref.errors import SpecdecError, is_whole
+from specdec_ref.measurement.costs import Costs
+from specdec_ref.measurement.parts import Models
+from specdec_ref.measurement.rounds import Bench, room
+from specdec_ref.models import Pair, TransformersModel, held_out_prompts
+from specdec_ref.sampling import Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PROMPTS = 4
+"""Default prompts: with 3 repeats they give 12 ratios, of which a 99 % interval may leave out the two extremes."""
+
+MIN_TOKENS = 8
+"""Fewer new tokens than two rounds say nothing."""
+
+COST_REPEATS = 11
+MOST_K = 8
+"""The largest k that is recommended; v is measured that far."""
+
+LEVEL = 0.99
+"""Confidence of the intervals that a finding must be clear of."""
+
+
+@dataclass(frozen=True)
+class Played:
+    """A generation, what its controller asked for in each round, and the seconds from the end of one round to that of
+    the next: a figure fewer than rounds."""
+
+    generation: Generation
+    asked: tuple[int, ...]
+    walls: tuple[float, ...]
+
+    @property
+    def accepted(self) -> int:
+        """Drafted tokens that were kept."""
+        return sum(r.accepted for r in self.generation.rounds)
+
+    @property
+    def judged(self) -> int:
+        """Drafted tokens up to each round's first rejection."""
+        return sum(min(r.accepted + 1, len(r.drafted)) for r in self.generation.rounds)
+
+
+class _Listener:
+    """Stands before a controller: notes what it asks for, and when a round ended."""
+
+    def __init__(self, controller: Controller):
+        self.controller = controller
+        self.max_k = controller.max_k
+        self.asked: list[int] = []
+        self.ends: list[float] = []
+
+    def next_k(self) -> int:
+        self.asked.append(self.controller.next_k())
+        return self.asked[-1]
+
+    def observe(self, rounds: list[Round]) -> None:
+        self.controller.observe(rounds)
+        self.ends.append(time.perf_counter())
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set-up under examination; `open_case` makes it. A check is a function of it, and runs alone as well.
+
+    k: tokens per round; controller chooses them instead where there is one. drafter: None for the draft model.
+    batch: sequences at once that it is meant for. available: bytes for everything; None asks the device.
+    """
+
+    models: Models
+    prompts: tuple[tuple[int, ...], ...]
+    k: int
+    sampling: Sampling
+    max_new_tokens: int
+    controller: Controller | None = None
+    drafter: Drafter | None = None
+    monitor: Watcher | None = None
+    batch: int = 1
+    available: int | None = None
+
+    @cached_property
+    def pair(self) -> Pair:
+        """Both models, loaded now if they were not."""
+        return self.models.load()
+
+    @property
+    def draft_model(self) -> "PreTrainedModel | None":
+        """The transformers model that drafts, where one does."""
+        if self.drafter is None:
+            return self.pair.draft
+        model = self.drafter.model if isinstance(self.drafter, ModelDrafter) else None
+        return model.model if isinstance(model, TransformersModel) else None
+
+    def new_drafter(self) -> Drafter:
+        """What drafts."""
+        if self.drafter is not None:
+            return self.drafter
+        if self.pair.draft is None:
+            return PromptLookupDrafter()
+        return ModelDrafter(TransformersModel(self.pair.draft, TransformersModel(self.pair.target).vocab_size))
+
+    def play(
+        self,
+        prompt: Sequence[int],
+        *,
+        k: int | None = None,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        pair: Pair | None = None,
+        drafter: Drafter | None = None,
+    ) -> Played:
+        """One generation. k: that many in each round, without the controller. pair: another one, with its own draft
+        model unless there is a drafter."""
+        chosen = self.controller if k is None else None
+        listener = _Listener(chosen or FixedK(self.k if k is None else k))
+        generation = generate_speculative(
+            pair or self.pair,
+            prompt,
+            k=listener,
+            max_new_tokens=self.max_new_tokens,
+            sampling=sampling or self.sampling,
+            seed=seed,
+            drafter=self.new_drafter() if pair is None and k != 0 else drafter,
+            monitor=self.monitor if k is None and pair is None else None,
+        )
+        walls = [after - before for before, after in zip(listener.ends, listener.ends[1:], strict=False)]
+        return Played(generation, tuple(listener.asked), tuple(walls))
+
+    @cached_property
+    def played(self) -> tuple[Played, ...]:
+        """Every prompt once, as the case is set up."""
+        return tuple(self.play(prompt, seed=i) for i, prompt in enumerate(self.prompts))
+
+    @cached_property
+    def costs(self) -> Costs:
+        """c and v on this machine, for up to 8 drafted tokens or as many as are asked for, behind a text that was
+        played. Without a draft model the target stands in; the draft's cost is then what the rounds had."""
+        pair = Pair(self.pair.target, self.draft_model or self.pair.target, self.pair.tokenizer)
+        most = max(self.max_k, MOST_K)
+        played = self.played[0].generation
+        text = [*played.prompt_tokens, *played.tokens][: pair.context - room(0, most)]
+        bench = Bench(pair, [text], rounds=0, max_k=most, sampling=self.sampling)
+        return bench.costs(sorted({1, self.max_k, most}), COST_REPEATS)
+
+    @property
+    def max_k(self) -> int:
+        """The most tokens that a round drafts."""
+        return self.controller.max_k if self.controller is not None else self.k
+
+    @property
+    def accepted(self) -> tuple[int, int]:
+        """(accepted, judged) tokens over all that was played."""
+        return sum(p.accepted for p in self.played), sum(p.judged for p in self.played)
+
+    @property
+    def alpha(self) -> float:
+        """Accepted / judged; 0 where nothing was drafted."""
+        accepted, judged = self.accepted
+        return accepted / judged if judged else 0.0
+
+
+def open_case(
+    models: Models,
+    *,
+    prompts: Sequence[Prompt] | None = None,
+    k: int = 4,
+    sampling: Sampling | None = None,
+    max_new_tokens: int = 48,
+    controller: Controller | None = None,
+    drafter: Drafter | None = None,
+    monitor: Watcher | None = None,
+    batch: int = 1,
+    available: int | None = None,
+) -> Case:
+    """Check the arguments, as `diagnose` explains them, and put them together. Raises SpecdecError."""
+    for name, value, least in (("k", k, 1), ("max_new_tokens", max_new_tokens, MIN_TOKENS), ("batch", batch, 1)):
+        if not is_whole(value) or value < least:
+            raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ {least}")
+    if available is not None and (not is_whole(available) or available < 0):
+        raise SpecdecError(f"available={available!r:.80}: takes a number of bytes, or None to ask the device")
+    if sampling is not None and not isinstance(sampling, Sampling):
+        raise SpecdecError(f"sampling={sampling!r:.80}: takes a Sampling(temperature=…, top_k=…, top_p=…)")
+    most = max(k, controller.max_k if controller is not None else 0)
+    room = models.context - max_new_tokens - most
+    if room < 2:
+        raise SpecdecError(f"max_new_tokens={max_new_tokens}: leaves no room for a prompt in {models.context} tokens")
+    if prompts is None:
+        ids = [_ids(text, models)[-room:] for text in list(held_out_prompts().values())[:PROMPTS]]
+    elif isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
+        raise SpecdecError(f"prompts={prompts!r:.80}: takes a list of prompts, each text or token ids")
+    else:
+        ids = [_ids(prompt, models) for prompt in prompts]
+    if long := [len(i) for i in ids if len(i) >= models.context]:
+        raise SpecdecError(f"prompts: one has {long[0]} tokens, but the models hold {models.context}")
+    settings: dict[str, Any] = {
+        "controller": controller,
+        "drafter": drafter,
+        "monitor": monitor,
+        "available": available,
+    }
+    return Case(models, tuple(map(tuple, ids)), k, sampling or Sampling(), max_new_tokens, batch=batch, **settings)
+
+
+def _ids(prompt: Prompt, models: Models) -> list[int]:
+    ids = models.target_tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
+    ids = [int(token) for token in ids]
+    if not ids:
+        raise SpecdecError("prompts: one is empty; takes at least one token each")
+    return ids
+
+
+@torch.inference_mode()
+def plain_logits(model: "PreTrainedModel", tokens: Sequence[int]) -> Tensor:
+    """transformers' own forward pass without any cache: what our steps must agree with. tokens: n; returns [n, V]."""
+    rows = model.get_output_embeddings().weight.shape[0]
+    ids = torch.tensor([[min(token, rows - 1) for token in tokens]], device=model.device)
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits[0]
+    return logits
+
+
+def share_interval(successes: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
+    """Where a share lies that was seen as successes / trials; Wilson's interval. (0, 1) without trials."""
+    if not trials:
+        return 0.0, 1.0
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, trials).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)

@@ -1,0 +1,154 @@
+"""Checks of acceptance: is it what both models' distributions allow, and is it stuck at 0 or 100 %?
+
+Acceptance can be computed: at every position that was judged, a drafted token is kept with chance Σ min(p, q), whatever
+came before. So what was accepted must be their sum, give or take chance; if not, the loop is at fault and no model is.
+"""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+from specdec_ref.acceptance import acceptance_rate
+from specdec_ref.measurement.case import Case, Played, plain_logits, share_interval
+from specdec_ref.measurement.findings import Finding
+from specdec_ref.models import Pair
+from specdec_ref.sampling import Sampling
+
+SIGMAS = 5
+"""Deviations from the computed acceptance that are no chance any more: a false alarm in two million."""
+
+CONTROL_LEAST = {4: 0.97, 2: 0.85}
+"""Share of the target's own drafts that it must accept, by bytes of the number type: rounding makes p and q differ by
+about 1e-6 in float32 and 1 % in bfloat16, and at temperature 0 a tie turns one token round."""
+
+NEAR_ZERO = 0.1
+"""An α for which no k pays: S > 1 would need c + v(2) below 1.1 with one drafted token, and less with more."""
+
+SAME = 0.995
+"""Average Σ min(p, q) at temperature 1 from which on draft and target are the same distribution, but for rounding."""
+
+CHEAP = 0.5
+"""Share of the target's parameters up to which a draft can be called smaller."""
+
+FEW_JUDGED = 30
+"""With fewer judged tokens nothing is said about α."""
+
+
+def check_acceptance(case: Case) -> list[Finding] | None:
+    """Is as much accepted as the two models' distributions allow?"""
+    draft = case.draft_model
+    if draft is None:
+        return None
+    rates = [rate for played in case.played for rate in _judged(case, draft, played)]
+    accepted, judged = sum(a for _, a in rates), len(rates)
+    expected = sum(b for b, _ in rates)
+    slack = SIGMAS * math.sqrt(sum(b * (1 - b) for b, _ in rates)) + 1
+    if case.pair.target.dtype.itemsize < 4:
+        slack += 0.02 * judged  # q as drawn and q as computed here differ by rounding
+    itself = Pair(case.pair.target, case.pair.target, case.pair.tokenizer)
+    kept = [case.play(prompt, k=case.max_k, pair=itself, seed=i) for i, prompt in enumerate(case.prompts[:2])]
+    own, own_judged = sum(p.accepted for p in kept), sum(p.judged for p in kept)
+    least = CONTROL_LEAST[min(4, case.pair.target.dtype.itemsize)]
+    numbers = {"accepted": accepted, "judged": judged, "expected": expected, "slack": slack}
+    numbers |= {"own_accepted": own, "own_judged": own_judged}
+    seen = (
+        f"{accepted} of {judged} judged tokens accepted, {expected:.1f} ± {slack:.1f} computed from both models' "
+        f"distributions; of the target's own drafts {own} of {own_judged}"
+    )
+    if accepted > expected + slack:
+        return [
+            Finding(
+                "acceptance-too-high",
+                "problem",
+                "More is accepted than the rule allows",
+                seen,
+                "The rule keeps tokens that it should reject: the output is not the target's any more. Known ways: u "
+                "fixed at 0, p and q of different rows, q not what the token was drawn from.",
+                "Run `specdec equivalence`. If the engine is unchanged, report it as a bug.",
+                numbers,
+            )
+        ]
+    if accepted < expected - slack or own < least * own_judged:
+        return [
+            Finding(
+                "acceptance-lost",
+                "problem",
+                "The loop loses acceptance that the models have",
+                seen,
+                "A target that drafts for itself must accept everything. What is lost is lost between drafting and "
+                "judging: another temperature for the draft than for q, a cache that is not rewound, a wrong row.",
+                "Look at the drafter first: it must draw from exactly the distribution that it hands over. A better "
+                "draft model will not help.",
+                numbers,
+            )
+        ]
+    return []
+
+
+def _judged(case: Case, draft: "torch.nn.Module", played: Played) -> list[tuple[float, int]]:
+    """(Σ min(p, q), accepted) for each judged token whose place in the text is known."""
+    generation = played.generation
+    text = [*generation.prompt_tokens, *generation.tokens]
+    p = case.sampling.probabilities(plain_logits(case.pair.target, text))
+    q = case.sampling.probabilities(plain_logits(draft, text)[:, : p.shape[-1]])  # type: ignore[arg-type]
+    rates = acceptance_rate(p, F.pad(q, (0, p.shape[-1] - q.shape[-1]))).clamp(0, 1).tolist()
+    known, at = [], len(generation.prompt_tokens)
+    for r in generation.rounds:
+        for i in range(min(r.accepted + 1, len(r.drafted), len(r.emitted))):
+            known.append((rates[at + i - 1], int(i < r.accepted)))
+        at += len(r.emitted)
+    return known
+
+
+def check_stuck(case: Case) -> list[Finding]:
+    """Is acceptance stuck at 0 or at 100 %?"""
+    accepted, judged = case.accepted
+    if judged < FEW_JUDGED:
+        return []
+    low, high = share_interval(accepted, judged)
+    numbers = {"accepted": accepted, "judged": judged, "alpha": accepted / judged, "interval": (low, high)}
+    seen = f"{accepted} of {judged} judged tokens accepted, α between {low:.2f} and {high:.2f}"
+    draft = case.draft_model
+    if high < NEAR_ZERO and draft is not None:
+        return [
+            Finding(
+                "acceptance-near-zero",
+                "problem",
+                "Almost nothing of the draft is accepted",
+                seen + "; the loop itself accepts what it should",
+                "The draft knows nothing of what the target says: not trained, trained on something else, the wrong "
+                "checkpoint, or another prompt format.",
+                "Let the draft generate by itself: is it text? Then take one of the target's family, or distil it.",
+                numbers,
+            )
+        ]
+    if draft is None or accepted < CONTROL_LEAST[min(4, case.pair.target.dtype.itemsize)] * judged:
+        return []
+    overlap = _agreement(case, draft)
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (case.pair.target, draft)]
+    if overlap < SAME or sizes[1] <= CHEAP * sizes[0]:
+        return []
+    return [
+        Finding(
+            "acceptance-always-one",
+            "problem",
+            "The draft is the target itself, or as good as",
+            f"{seen}; average Σ min(p, q) at temperature 1 {overlap:.4f}; parameters: target {sizes[0]:,}, draft "
+            f"{sizes[1]:,}",
+            "Everything is accepted since both say the same, but each drafted token costs a step of the target.",
+            "Name a smaller draft; check that target and draft are not the same path.",
+            numbers | {"agreement": overlap, "target_parameters": sizes[0], "draft_parameters": sizes[1]},
+        )
+    ]
+
+
+def _agreement(case: Case, draft: "torch.nn.Module") -> float:
+    """Average Σ min(p, q) at temperature 1 over the texts that were played."""
+    rates = []
+    for played in case.played:
+        text = [*played.generation.prompt_tokens, *played.generation.tokens]
+        p = Sampling().probabilities(plain_logits(case.pair.target, text))
+        q = Sampling().probabilities(plain_logits(draft, text)[:, : p.shape[-1]])  # type: ignore[arg-type]
+        rates.append(acceptance_rate(p, F.pad(q, (0, p.shape[-1] - q.shape[-1]))))
+    return float(torch.cat(rates).mean())

@@ -1,0 +1,129 @@
+"""Checks that need no weights: do the vocabularies match, and will the memory do?"""
+
+from typing import TYPE_CHECKING
+
+from specdec_ref.measurement.case import Case
+from specdec_ref.measurement.findings import Finding
+from specdec_ref.measurement.memory import MemoryProfile, available_memory, memory_profile
+from specdec_ref.measurement.showing import mib
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TIGHT = 0.9
+"""Share of what is available from which on it is tight: kernels' own room, fragments and other programs vary by some
+per cent."""
+
+EXAMPLES = 3
+
+
+def check_vocabulary(case: Case) -> list[Finding] | None:
+    """Do target and draft mean the same string by the same id?"""
+    models = case.models
+    if models.draft is None or models.draft_tokenizer is None:
+        return None
+    rows = [config.get_text_config(decoder=True).vocab_size for config in (models.target, models.draft)]
+    return compare_vocabularies(models.target_tokenizer, models.draft_tokenizer, rows[0], rows[1])
+
+
+def compare_vocabularies(
+    target: "PreTrainedTokenizerBase", draft: "PreTrainedTokenizerBase", target_rows: int, draft_rows: int
+) -> list[Finding]:
+    """The maps from id to string, and how many ids each model scores (rows). Sizes prove nothing."""
+    for role, tokenizer, rows in (("target", target, target_rows), ("draft", draft, draft_rows)):
+        largest = max(tokenizer.get_vocab().values())
+        if largest >= rows:
+            return [
+                Finding(
+                    "vocabulary-rows-missing",
+                    "problem",
+                    f"The {role}'s tokenizer has tokens that its model does not know",
+                    f"ids up to {largest}; the model scores {rows}",
+                    "Tokens were added to the tokenizer without the model, or the two come from different places.",
+                    "Load the tokenizer that belongs to the model.",
+                    {"largest_id": largest, "rows": rows},
+                )
+            ]
+    ours, theirs = ({i: s for s, i in tokenizer.get_vocab().items()} for tokenizer in (target, draft))
+    different = [i for i in sorted(ours.keys() | theirs.keys()) if ours.get(i) != theirs.get(i)]
+    if different:
+        shown = ", ".join(f"{i} is {ours.get(i)!r} and {theirs.get(i)!r}" for i in different[:EXAMPLES])
+        shared = len(set(ours.values()) & set(theirs.values()))
+        return [
+            Finding(
+                "vocabulary-mismatch",
+                "problem",
+                "The draft's vocabulary is not the target's",
+                f"{len(different)} of {len(ours.keys() | theirs.keys())} ids differ (target {len(ours)} tokens, draft "
+                f"{len(theirs)}, {shared} strings in common): id {shown}",
+                "The draft proposes ids that mean something else to the target, which rejects them. The output stays "
+                "right, and slower than without. Equal sizes prove nothing.",
+                "Take a draft whose map from string to id is the target's: of its family, or distilled from it. In "
+                " vLLM use_heterogeneous_vocab is for this case.",
+                {"different": len(different), "target_tokens": len(ours), "draft_tokens": len(theirs)},
+            )
+        ]
+    if target_rows != draft_rows:
+        return [
+            Finding(
+                "vocabulary-padding",
+                "note",
+                "Same vocabulary, padded differently: harmless",
+                f"{len(ours)} tokens in both; the target scores {target_rows} ids, the draft {draft_rows}",
+                "Embeddings are padded to a round number of rows; no text uses the rows beyond the vocabulary.",
+                "Nothing: the loop takes q as 0 where the draft has no row.",
+                {"target_rows": target_rows, "draft_rows": draft_rows, "tokens": len(ours)},
+            )
+        ]
+    return []
+
+
+def check_memory(case: Case) -> list[Finding]:
+    """Is there room for the weights and KV caches of both models?"""
+    models = case.models
+    longest = max(map(len, case.prompts)) + case.max_new_tokens
+    configs = models.target, models.draft
+    profile = memory_profile(
+        configs, batch=case.batch, context=min(longest, models.context), k=case.max_k, dtype=models.dtype
+    )
+    available = case.available
+    if available is None:
+        available = available_memory(models.device) + (profile.weights if models.loaded else 0)
+    return judge_memory(profile, available)
+
+
+def judge_memory(profile: MemoryProfile, available: int) -> list[Finding]:
+    """available: bytes for everything, weights included."""
+    numbers = {**profile.to_dict(), "available": available}
+    needs = (
+        f"weights {mib(profile.weights)}, KV cache {mib(profile.kv)} for {profile.batch} × {profile.context} tokens, "
+        f"activations about {mib(profile.activations)}: {mib(profile.total)} of {mib(available)} available "
+        f"(without speculation {mib(profile.total_alone)})"
+    )
+    fewer = "fewer sequences at once, a shorter context, a smaller or quantised draft, or prompt lookup, which has none"
+    if profile.total > available:
+        alone = "even the target alone does not" if profile.total_alone > available else "the target alone would"
+        return [
+            Finding(
+                "memory-too-small",
+                "problem",
+                "The pair does not fit into memory",
+                needs,
+                f"Both models and both KV caches are in memory at once; {alone} fit.",
+                f"Take {fewer}. A smaller k saves next to nothing.",
+                numbers,
+            )
+        ]
+    if profile.total > TIGHT * available:
+        return [
+            Finding(
+                "memory-tight",
+                "warning",
+                "The pair barely fits into memory",
+                needs,
+                "Kernels and other programs need some room of their own.",
+                f"Leave a tenth free: {fewer}.",
+                numbers,
+            )
+        ]
+    return []

@@ -1,0 +1,249 @@
+"""How much memory a pair takes, with and without speculation, told from its configurations before anything is loaded.
+
+The models are built without numbers (PyTorch's 'meta' device) and make their steps there: weights, slots of the cache
+and what a step holds at once have their true shapes and cost nothing. Weights and KV cache are exact; activations are
+an estimate, since each kernel needs some room of its own.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from specdec_ref.errors import SpecdecError, is_whole
+from specdec_ref.measurement.allocation import most_alive
+from specdec_ref.measurement.showing import html_table, mib, rich_table
+from specdec_ref.models import PREFILL_CHUNK, Pair, TransformersModel, _dtype, _one_line, _source, usable_device
+from specdec_ref.plotting import DRAFT, FORMULA, TARGET, new_figure, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+    from transformers import PretrainedConfig, PreTrainedModel
+
+DEFAULT_CONTEXT = 1024
+
+SCORE_COPIES = 5
+"""What a round holds of [B, k + 1, V] at once, in float32: logits, p, q token by token, q stacked, q with its row of
+zeros."""
+
+
+@dataclass(frozen=True)
+class ModelMemory:
+    """One model's share, in bytes.
+
+    weights: parameters, shared ones once, and buffers. kv: all slots of its cache. activations: the most that a step
+    holds at once beside those.
+    """
+
+    weights: int
+    kv: int
+    activations: int
+
+
+@dataclass(frozen=True)
+class MemoryProfile:
+    """What decoding `batch` sequences of `context` tokens (prompt and new ones) takes, predicted, in bytes.
+
+    target, draft: with k drafted tokens a round; alone: the target without speculation. scores: logits and
+    probabilities of a round. dtype: of weights, KV cache and activations.
+    """
+
+    batch: int
+    context: int
+    k: int
+    dtype: str
+    target: ModelMemory
+    draft: ModelMemory | None
+    alone: ModelMemory
+    scores: int
+    scores_alone: int
+
+    @property
+    def weights(self) -> int:
+        """Of both models."""
+        return self.target.weights + (self.draft.weights if self.draft else 0)
+
+    @property
+    def kv(self) -> int:
+        """Slots of both models' caches: k more for each sequence than without speculation."""
+        return self.target.kv + (self.draft.kv if self.draft else 0)
+
+    @property
+    def activations(self) -> int:
+        """The larger of the two, since the models step in turn, and the scores of a round."""
+        return max(self.target.activations, self.draft.activations if self.draft else 0) + self.scores
+
+    @property
+    def total(self) -> int:
+        """With speculation."""
+        return self.weights + self.kv + self.activations
+
+    @property
+    def total_alone(self) -> int:
+        """Without speculation: the target by itself, k = 0."""
+        return self.alone.weights + self.alone.kv + self.alone.activations + self.scores_alone
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything by name, totals too."""
+        return asdict(self) | {"total": self.total, "total_alone": self.total_alone}
+
+    def _cells(self) -> tuple[str, list[str], list[list[str]]]:
+        draft = self.draft or ModelMemory(0, 0, 0)
+        title = f"memory for {self.batch} × {self.context} tokens, k = {self.k}, {self.dtype}"
+        rows = [
+            ["without speculation", self.alone.weights, self.alone.kv, self.alone.activations + self.scores_alone],
+            ["with: target", self.target.weights, self.target.kv, self.target.activations + self.scores],
+            ["with: draft", draft.weights, draft.kv, draft.activations],
+            ["with: both", self.weights, self.kv, self.activations],
+        ]
+        shown = [[str(name), *map(mib, parts), mib(sum(parts))] for name, *parts in rows]  # type: ignore[arg-type]
+        return title, ["", "weights", "KV cache", "activations", "total"], shown
+
+    def __rich__(self) -> "Table":
+        return rich_table(*self._cells())
+
+    def _repr_html_(self) -> str:
+        return html_table(*self._cells())
+
+
+def memory_profile(
+    models: "Pair | tuple[Any, Any]",
+    *,
+    batch: int = 1,
+    context: int | None = None,
+    k: int = 4,
+    dtype: str | torch.dtype | None = None,
+) -> MemoryProfile:
+    """What a pair will take, from its configurations alone: nothing is loaded, nothing of that size is allocated.
+
+    models: a `Pair`, or (target, draft), each a folder, a hub name, the name of one that ships, or a transformers
+    configuration; a draft of None is prompt lookup. context: tokens of each sequence, prompt and new ones; default
+    1,024, or what the models hold. dtype: default the pair's own, or what `load_pair` would take here. A quantised
+    checkpoint takes less than is predicted. Raises SpecdecError.
+    """
+    wanted = DEFAULT_CONTEXT if context is None else context
+    for name, value, least in (("batch", batch, 1), ("context", wanted, 1), ("k", k, 0)):
+        if not is_whole(value) or value < least:
+            raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ {least}")
+    if isinstance(models, Pair):
+        dtype = dtype or models.target.dtype
+        models = models.target.config, models.draft.config if models.draft is not None else None
+    elif not isinstance(models, tuple) or len(models) != 2:
+        raise SpecdecError(f"models={models!r:.80}: takes a Pair, or (target, draft): folders, names or configurations")
+    kind = _dtype(dtype, usable_device("cpu") if dtype else usable_device(None))
+    target = skeleton(models[0], kind, "target")
+    draft = skeleton(models[1], kind, "draft") if models[1] is not None else None
+    limits = [TransformersModel(model).context for model in (target, draft) if model is not None]
+    if context is not None and context > min(limits):
+        raise SpecdecError(f"context={context}: is more than the models hold, {min(limits)} tokens")
+    context = min(wanted, *limits)
+    capacity = min(context + k, *limits)
+    vocabulary = TransformersModel(target).vocab_size
+    return MemoryProfile(
+        batch,
+        context,
+        k,
+        str(kind).removeprefix("torch."),
+        _share(target, batch, context, capacity, k + 1),
+        _share(draft, batch, context, capacity, 2) if draft is not None else None,
+        _share(target, batch, context, context, 1),
+        SCORE_COPIES * batch * (k + 1) * vocabulary * 4,
+        SCORE_COPIES * batch * vocabulary * 4,
+    )
+
+
+def skeleton(source: Any, dtype: torch.dtype, role: str = "model") -> "PreTrainedModel":
+    """The model of that configuration without numbers, on the 'meta' device. Raises SpecdecError."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            configuration(source, role), dtype=dtype, trust_remote_code=False
+        )
+    model.eval()
+    return model
+
+
+def configuration(source: Any, role: str = "model") -> "PretrainedConfig":
+    """A model's configuration, without its weights. Raises SpecdecError."""
+    from transformers import AutoConfig, PretrainedConfig
+
+    if isinstance(source, PretrainedConfig):
+        return source
+    name = _source(role, source)
+    try:
+        found: PretrainedConfig = AutoConfig.from_pretrained(
+            name, trust_remote_code=False, local_files_only=Path(name).is_dir()
+        )
+    except Exception as error:
+        raise SpecdecError(f"{role}={str(source)!r}: its configuration cannot be read: {_one_line(error)}") from error
+    return found
+
+
+def available_memory(device: str | torch.device | None = None) -> int:
+    """Bytes that can still be had there: on CUDA what the driver has free, whoever holds the rest, and what PyTorch
+    keeps for itself without using it; on a CPU what the system, and the container where there is one, can give."""
+    where = usable_device(device)
+    if where.type == "cuda":
+        kept = torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
+        return int(torch.cuda.mem_get_info(where)[0] + kept)
+    free = psutil.virtual_memory().available
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdigit():
+        free = min(free, max(0, int(most) - int(used.read_text())))
+    return int(free)
+
+
+@styled
+def memory_figure(profile: MemoryProfile, available: int | None = None) -> "Figure":
+    """Two bars, without and with speculation, by what takes the memory. available: bytes, a dashed line."""
+    draft = profile.draft or ModelMemory(0, 0, 0)
+    scale, unit = (2**30, "GiB") if profile.total >= 2**30 else (2**20, "MiB")
+    parts = [
+        ("target: weights", TARGET, "", (profile.alone.weights, profile.target.weights)),
+        ("target: KV cache", TARGET, "////", (profile.alone.kv, profile.target.kv)),
+        ("draft: weights", DRAFT, "", (0, draft.weights)),
+        ("draft: KV cache", DRAFT, "////", (0, draft.kv)),
+        ("activations", "#BBBBBB", "..", (profile.alone.activations + profile.scores_alone, profile.activations)),
+    ]
+    more = profile.total / profile.total_alone - 1
+    title = f"Speculation takes {more:.0%} more memory ({profile.batch} × {profile.context} tokens, k = {profile.k})"
+    figure, axes = new_figure(title, f"memory, {unit}", height=2.6)
+    left = [0.0, 0.0]
+    for name, colour, hatch, sizes in parts:
+        widths = [size / scale for size in sizes]
+        axes.barh(["without", "with"], widths, left=left, color=colour, hatch=hatch, edgecolor="white", label=name)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    if available is not None:
+        axes.axvline(available / scale, color=FORMULA, linestyle="--", label="available")
+    axes.invert_yaxis()
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+def _share(model: "PreTrainedModel", batch: int, context: int, capacity: int, scored: int) -> ModelMemory:
+    """One model's memory: a prompt is read, then steps of `scored` tokens follow in a cache of `capacity` slots."""
+    ours = TransformersModel(model)
+    weights = sum(t.nbytes for t in tensors_of(model))
+    activations = 0
+    for n, read_prompt in ((min(context, PREFILL_CHUNK), True), (min(scored, capacity), False)):
+        ours.start(batch, capacity)
+        ours.prefill([[0]] * batch)  # its slots are there before anything is counted
+        ours.cache.lengths = [capacity - n] * batch
+        slots = [t for layer in ours.cache.slots.values() for t in layer]
+        with most_alive([*tensors_of(model), *slots]) as most:
+            if read_prompt:
+                ours.prefill([[0] * n] * batch)
+            else:
+                ours.extend(torch.empty(batch, n, dtype=torch.int64, device="meta"))
+        activations = max(activations, most.peak)
+    return ModelMemory(weights, ours.cache.bytes, activations)
+
+
+def tensors_of(model: torch.nn.Module) -> list[Tensor]:
+    """Parameters and buffers, each once."""
+    return list({id(t): t for t in (*model.parameters(), *model.buffers())}.values())

@@ -1,0 +1,560 @@
+"""The promises of the diagnosis: each fault, put in for real, gives its finding and no other; a healthy pair none.
+
+60 s of CPU time in all. Random models have fixed seeds, so that what is not timed comes out the same every time. Timed
+faults are gross (a draft as large as its target), so that no noise of the machine hides them: a finding needs the whole
+99 % interval on the wrong side.
+"""
+
+import copy
+import json
+import re
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from rich.console import Console
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+import specdec_ref as sd
+from specdec_ref import decoding
+from specdec_ref.cli_doctor import doctor
+from specdec_ref.measurement.case import Case, open_case
+from specdec_ref.measurement.checks_drafting import lookup_overlap
+from specdec_ref.measurement.checks_models import compare_vocabularies, judge_memory
+from specdec_ref.measurement.checks_speed import blame
+from specdec_ref.measurement.diagnostics import CHECKS, diagnose, examine
+from specdec_ref.measurement.findings import Examination, Finding
+from specdec_ref.measurement.issues import common_issues
+from specdec_ref.measurement.memory import memory_profile
+from specdec_ref.measurement.parts import Models
+from specdec_ref.monitoring import SpeculativeDecodingMonitor
+
+PACKAGE = Path(sd.__file__).parent
+PROMPTS = ["the rest is in the list ", "a tree, and on the stone ", "as is the start, so is the end ", "not one "]
+QUICK: dict[str, Any] = {"prompts": PROMPTS, "max_new_tokens": 24}
+LAYERS = 6
+
+
+def shorten(target: PreTrainedModel, alike: float, seed: int = 1) -> PreTrainedModel:
+    """A draft of the target's first layer, a little disturbed."""
+    torch.manual_seed(seed)
+    draft = copy.deepcopy(target)
+    draft.model.layers = draft.model.layers[:1]
+    draft.config.num_hidden_layers = 1
+    with torch.no_grad():
+        for weight in draft.model.layers.parameters():
+            weight.add_(torch.randn_like(weight) * weight.std() * alike)
+    return draft
+
+
+def faint(target: PreTrainedModel, share: float) -> PreTrainedModel:
+    """All layers but the first add little: what the first says is nearly what the model says."""
+    with torch.no_grad():
+        for layer in target.model.layers[1:]:
+            layer.self_attn.o_proj.weight.mul_(share)
+            layer.mlp.down_proj.weight.mul_(share)
+        target.lm_head.weight.mul_(0.3)  # scores as even as a trained model's
+    return target
+
+
+@pytest.fixture(scope="module")
+def healthy(tiny_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast) -> sd.Pair:
+    """A target of six layers and a draft of one, which knows most of it: about 0.9 accepted, a third of the time."""
+    target = faint(tiny_model("llama", num_hidden_layers=LAYERS), 0.01)
+    return sd.Pair(target, shorten(target, 0.02), tokenizer)
+
+
+def codes(findings: list[Finding]) -> list[str]:
+    return [finding.code for finding in findings]
+
+
+def renamed(tokenizer: PreTrainedTokenizerFast, swaps: dict[int, int]) -> PreTrainedTokenizerFast:
+    """The same tokenizer with some ids exchanged."""
+    facts = json.loads(tokenizer.backend_tokenizer.to_str())
+    there = {**swaps, **{b: a for a, b in swaps.items()}}
+    facts["model"]["vocab"] = {s: there.get(i, i) for s, i in facts["model"]["vocab"].items()}
+    backend = tokenizer.backend_tokenizer.from_str(json.dumps(facts))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=tokenizer.eos_token)
+
+
+# Nothing to find
+
+
+@pytest.mark.parametrize("sampling", [sd.Sampling(), sd.Sampling(temperature=0.7, top_k=20)], ids=["T=1", "T=0.7"])
+def test_a_healthy_pair_gives_no_finding(healthy: sd.Pair, sampling: sd.Sampling) -> None:
+    assert diagnose(healthy, sampling=sampling, draft_tokenizer=healthy.tokenizer, **QUICK) == []
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+def test_every_check_runs_alone(healthy: sd.Pair, check: Any) -> None:
+    """None: this check does not apply (here: load, which is asked for with a batch)."""
+    case = open_case(Models.of(healthy, healthy.tokenizer), **QUICK)
+    assert check.run(case) == (None if check.name == "load" else [])
+
+
+def test_the_pair_that_ships_is_healthy() -> None:
+    pair = sd.load_pair(device="cpu")
+    prompts = list(sd.held_out_prompts().values())[:3]
+    assert diagnose(pair, prompts=prompts, max_new_tokens=24) == []
+
+
+# Faults that can be told before anything is loaded
+
+
+def test_permuted_ids_are_found_though_sizes_and_strings_are_the_same(healthy: sd.Pair) -> None:
+    other = renamed(healthy.tokenizer, {7: 8, 20: 30})
+    found = diagnose(healthy, draft_tokenizer=other, **QUICK)
+    assert codes(found) == ["vocabulary-mismatch"]
+    assert found[0].numbers["different"] == 4
+    assert found[0].numbers["target_tokens"] == found[0].numbers["draft_tokens"]
+    assert "id 7 is 'g' and 'h'" in found[0].evidence
+
+
+def test_padding_rows_are_reported_as_harmless(healthy: sd.Pair) -> None:
+    """The draft gets 16 rows more in embedding and head, for ids that no text has."""
+    draft = copy.deepcopy(healthy.draft)
+    assert draft is not None
+    draft.resize_token_embeddings(80, mean_resizing=False)
+    padded = sd.Pair(healthy.target, draft, healthy.tokenizer)
+    found = diagnose(padded, draft_tokenizer=healthy.tokenizer, **QUICK)
+    assert codes(found) == ["vocabulary-padding"]
+    assert found[0].severity == "note"
+    assert (found[0].numbers["target_rows"], found[0].numbers["draft_rows"]) == (64, 80)
+
+
+def test_a_tokenizer_with_more_tokens_than_its_model_is_found(healthy: sd.Pair) -> None:
+    found = compare_vocabularies(healthy.tokenizer, healthy.tokenizer, 64, 60)
+    assert codes(found) == ["vocabulary-rows-missing"]
+    assert "draft" in found[0].title
+
+
+def test_too_little_memory_is_found(healthy: sd.Pair) -> None:
+    found = diagnose(healthy, available=100_000, **QUICK)
+    assert codes(found) == ["memory-too-small"]
+    profile = memory_profile(healthy, context=found[0].numbers["context"], k=4)
+    assert found[0].numbers["total"] == profile.total > found[0].numbers["available"] == 100_000
+
+
+def test_memory_that_just_suffices_is_a_warning(healthy: sd.Pair) -> None:
+    profile = memory_profile(healthy, context=60)
+    assert codes(judge_memory(profile, round(profile.total * 1.05))) == ["memory-tight"]
+    assert judge_memory(profile, round(profile.total * 1.2)) == []
+    assert codes(judge_memory(profile, profile.total - 1)) == ["memory-too-small"]
+
+
+# Faults of the loop
+
+
+@pytest.mark.parametrize("role", ["draft", "target"])
+def test_a_cache_that_is_not_rewound_is_found(healthy: sd.Pair, role: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches are told apart by their layers: one of the draft's, six of the target's."""
+    layers = 1 if role == "draft" else LAYERS
+    rewind = sd.RewindableCache.rewind
+
+    def broken(cache: sd.RewindableCache, lengths: list[int]) -> None:
+        if len(cache.slots) != layers or cache.lengths == lengths:
+            rewind(cache, lengths)
+
+    monkeypatch.setattr(sd.RewindableCache, "rewind", broken)
+    found = diagnose(healthy, **QUICK)
+    assert codes(found) == [f"{role}-cache-stale"]
+    assert found[0].numbers["largest_distance"] > 100 * found[0].numbers["noise"]
+
+
+def test_a_draft_whose_last_token_is_never_fed_is_found(healthy: sd.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM #4212 and others: when all are accepted the draft's cache lacks the last; it reads the next at its place."""
+
+    class Forgetful(sd.ModelDrafter):
+        def _catch_up(self, sequences: list[list[int]]) -> Tensor:
+            if self._cached[0] == len(sequences[0]) - 2:  # all accepted: one drawn, one more emitted
+                self.model.rewind(self._cached)
+                return torch.tensor([sequences[0][-1:]])
+            return super()._catch_up(sequences)
+
+    drafter = Forgetful(sd.TransformersModel(healthy.draft))
+    assert codes(diagnose(healthy, drafter=drafter, **QUICK)) == ["draft-cache-stale"]
+
+
+def test_a_wrong_greedy_loop_is_found(healthy: sd.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every draft is kept: at a wrong one the margin between the two tokens is far above rounding."""
+
+    def keep_all(p: Tensor, q: Tensor, drafted: Tensor, randomness: sd.Randomness) -> sd.Verdict:
+        kept = torch.full(drafted.shape[:-1], drafted.shape[-1])
+        return sd.Verdict(kept, randomness.draw(p[..., -1, :]))
+
+    monkeypatch.setattr(decoding, "verify", keep_all)
+    found = diagnose(healthy, **QUICK)
+    assert codes(found) == ["greedy-differs"]
+    assert found[0].numbers["margin"] > 100 * found[0].numbers["rounding"]
+
+
+def test_a_comparison_with_the_row_before_is_found(healthy: sd.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    verify = decoding.verify
+
+    def off_by_one(p: Tensor, q: Tensor, drafted: Tensor, randomness: sd.Randomness) -> sd.Verdict:
+        return verify(p.roll(1, dims=1) if drafted.shape[1] else p, q, drafted, randomness)
+
+    monkeypatch.setattr(decoding, "verify", off_by_one)
+    assert codes(diagnose(healthy, **QUICK)) == ["greedy-differs"]
+
+
+def test_a_numerical_tie_is_told_from_a_bug(healthy: sd.Pair) -> None:
+    """Two tokens equally likely but for rounding, and a head that rounds otherwise for one token than for five."""
+    target = copy.deepcopy(healthy.target)
+    weight = target.lm_head.weight
+    with torch.no_grad():
+        weight[32:] = weight[:32] * (1 + 2e-7)  # each of the lower half has a twin, by an ulp or two larger
+        weight[32:] *= 1.0
+
+    def rounds_otherwise(module: torch.nn.Module, inputs: Any, logits: Tensor) -> Tensor:
+        if logits.shape[1] == 1:
+            logits = logits.clone()
+            logits[..., 32:] *= 1 - 8 * torch.finfo(logits.dtype).eps
+        return logits
+
+    target.lm_head.register_forward_hook(rounds_otherwise)
+    found = diagnose(sd.Pair(target, healthy.draft, healthy.tokenizer), **QUICK)
+    assert codes(found) == ["greedy-tie"]
+    assert found[0].severity == "note"
+
+
+def test_a_rule_that_accepts_too_much_is_found(healthy: sd.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vllm-ascend #13730: u fixed at 0. Greedy decoding does not show it."""
+    monkeypatch.setattr(sd.SeededRandomness, "accept", lambda self, probability: probability > 0)
+    worse = sd.Pair(healthy.target, shorten(healthy.target, 1.0), healthy.tokenizer)
+    assert codes(diagnose(worse, prompts=PROMPTS, max_new_tokens=64)) == ["acceptance-too-high"]
+
+
+def test_a_draft_that_is_drawn_at_another_temperature_is_found(healthy: sd.Pair) -> None:
+    """transformers #40976: the assistant silently at temperature 1. Exact, since it says so, but less is accepted."""
+
+    class Hot(sd.ModelDrafter):
+        def propose(self, sequences: Any, k: int, sampling: sd.Sampling, randomness: sd.Randomness) -> sd.Draft:
+            return super().propose(sequences, k, sd.Sampling(temperature=1.0), randomness)
+
+    drafter = Hot(sd.TransformersModel(healthy.draft))
+    found = diagnose(healthy, drafter=drafter, sampling=sd.Sampling(temperature=0.4), **QUICK)
+    assert codes(found) == ["acceptance-lost"]
+    assert found[0].numbers["own_accepted"] == found[0].numbers["own_judged"]  # not the loop: the drafter
+
+
+def test_a_self_draft_that_is_rejected_is_found(healthy: sd.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """q of a ModelDrafter is scaled down by a third: what it drew is refused less than it ought to be, or more."""
+    propose = sd.ModelDrafter.propose
+
+    def too_sure(self: sd.ModelDrafter, *arguments: Any) -> sd.Draft:
+        draft = propose(self, *arguments)
+        if draft.probabilities is None or draft.probabilities.shape[1] < 2:
+            return draft
+        return sd.Draft(draft.tokens, draft.probabilities * 2)
+
+    monkeypatch.setattr(sd.ModelDrafter, "propose", too_sure)
+    found = diagnose(healthy, **QUICK)
+    assert codes(found) in (["acceptance-lost"], ["greedy-differs"])
+
+
+# Faults of the draft
+
+
+def test_a_draft_that_knows_nothing_is_found(
+    healthy: sd.Pair, tiny_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    stranger = tiny_model("llama", seed=5, num_hidden_layers=1)
+    pair = sd.Pair(healthy.target, stranger, tokenizer)
+    found = diagnose(pair, sampling=sd.GREEDY, prompts=PROMPTS, max_new_tokens=48)
+    assert codes(found) == ["acceptance-near-zero"]
+    assert found[0].numbers["alpha"] < 0.1
+
+
+def test_a_draft_that_is_the_target_is_found(healthy: sd.Pair) -> None:
+    found = diagnose(sd.Pair(healthy.target, healthy.target, healthy.tokenizer), **QUICK)
+    assert codes(found) == ["acceptance-always-one"]
+    assert found[0].numbers["accepted"] == found[0].numbers["judged"] >= 30
+
+
+def test_a_drafter_that_ignores_k_is_found(healthy: sd.Pair) -> None:
+    class Shy(sd.ModelDrafter):
+        def propose(self, sequences: Any, k: int, sampling: sd.Sampling, randomness: sd.Randomness) -> sd.Draft:
+            return super().propose(sequences, min(k, 1), sampling, randomness)
+
+    found = diagnose(healthy, drafter=Shy(sd.TransformersModel(healthy.draft)), k=4, **QUICK)
+    assert codes(found) == ["k-not-reached"]
+    assert found[0].severity == "warning"
+    assert found[0].numbers["drafted"] < found[0].numbers["asked"] / 2
+
+
+def test_a_drafter_that_is_rarely_confident_is_a_note(healthy: sd.Pair) -> None:
+    found = diagnose(healthy, drafter=sd.ModelDrafter(sd.TransformersModel(healthy.draft), 0.999), **QUICK)
+    assert codes(found) == ["k-not-reached"]
+    assert found[0].severity == "note"
+
+
+def test_models_without_numbers_are_found(healthy: sd.Pair) -> None:
+    broken = copy.deepcopy(healthy.target)
+    with torch.no_grad():
+        broken.lm_head.weight[3] = float("nan")
+    found = diagnose(sd.Pair(broken, healthy.draft, healthy.tokenizer), **QUICK)
+    assert codes(found) == ["generation-fails"]
+    assert "NaN" in found[0].evidence
+
+
+# Faults of speed
+
+
+def test_a_draft_as_slow_as_its_target_is_found(healthy: sd.Pair, disturbed: Callable[..., PreTrainedModel]) -> None:
+    """It accepts most, and k of its steps cost k steps of the target: at best 5 tokens for the time of 5."""
+    found = diagnose(sd.Pair(healthy.target, disturbed(healthy.target, 0.1), healthy.tokenizer), **QUICK)
+    assert codes(found) == ["slower-than-without"]
+    numbers = found[0].numbers
+    assert numbers["blame"] in ("draft", "k")
+    assert numbers["interval"][1] < 1
+    assert numbers["c"] > 0.5
+    assert numbers["predicted"] < 1
+
+
+def test_a_k_far_too_large_is_found(healthy: sd.Pair) -> None:
+    """Half of the drafts accepted, 24 drafted: two tokens a round for 24 steps of the draft."""
+    pair = sd.Pair(healthy.target, shorten(healthy.target, 0.3), healthy.tokenizer)
+    found = diagnose(pair, k=24, prompts=PROMPTS, max_new_tokens=48)
+    assert codes(found) in (["slower-than-without"], ["k-not-best"])
+    assert found[0].numbers["best_k"] < 12
+    assert found[0].numbers.get("blame", "k") == "k"
+
+
+def test_a_batch_past_the_ridge_point_is_found(
+    tiny_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """On one core 64 rows of 5 tokens take about five times as long as 64 rows of one: nothing is left to gain."""
+    wide = {"hidden_size": 160, "intermediate_size": 640, "num_hidden_layers": 3}
+    target = faint(tiny_model("llama", **wide), 0.003)
+    pair = sd.Pair(target, shorten(target, 0.1), tokenizer)
+    found = diagnose(pair, batch=64, **QUICK)
+    assert codes(found) == ["slower-under-load"]
+    loads = found[0].numbers["loads"]
+    assert [load["batch"] for load in loads] == [1, 4, 16, 64]
+    assert loads[-1]["v"] > loads[0]["v"]
+    assert found[0].numbers["pays_up_to"] < 64
+
+
+@pytest.mark.parametrize(
+    ("alpha", "k", "c", "v", "o", "term"),
+    [
+        (0.2, 4, 0.05, 1.1, 0.0, "acceptance"),
+        (0.8, 4, 0.9, 1.1, 0.0, "draft"),
+        (0.8, 4, 0.1, 6.0, 0.0, "scoring"),
+        (0.8, 4, 0.1, 1.1, 5.0, "overhead"),
+        (0.6, 20, 0.1, 1.1, 0.0, "k"),
+    ],
+)
+def test_the_term_that_costs_most_is_blamed(alpha: float, k: int, c: float, v: float, o: float, term: str) -> None:
+    assert sd.predicted_speedup(alpha, k, c, v, o) < 1
+    guilty = blame(alpha, k, c, v, o)
+    assert guilty.term == term
+    assert guilty.speedup > 1
+
+
+# Look-up
+
+
+def seen_before(tokens: list[int], at: int, longest: int = 3) -> int | None:
+    """What followed the latest earlier place of the last tokens, the longest match first; by text search."""
+    text = "".join(chr(65 + t) for t in tokens[:at])
+    for n in range(min(longest, at - 1), 0, -1):
+        place = text.rfind(text[-n:], 0, at - 1)
+        if place >= 0 and place + n < at:
+            return tokens[place + n]
+    return None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_overlap_counts_the_positions_that_a_look_up_would_get_right(seed: int) -> None:
+    tokens = torch.randint(4, (40,), generator=torch.Generator().manual_seed(seed)).tolist()
+    found = [seen_before(tokens, at) for at in range(10, 40)]
+    overlap = lookup_overlap(tokens, 10)
+    assert overlap.positions == 30
+    assert overlap.proposed == sum(token is not None for token in found)
+    assert overlap.right == sum(token == tokens[at] for at, token in enumerate(found, 10))
+
+
+def test_a_look_up_in_a_text_without_repetition_is_warned_of(
+    tiny_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Nearly uniform over 2,000 ids: the token that followed the last time follows again once in 2,000."""
+    target = tiny_model("llama", vocab_size=2000)
+    pair = sd.Pair(target, None, tokenizer)
+    prompts = [list(range(i, i + 10)) for i in (0, 10, 20, 30)]
+    case = open_case(Models.of(pair), prompts=prompts, max_new_tokens=64, sampling=sd.Sampling(temperature=1e4))
+    lookup = next(check for check in CHECKS if check.name == "lookup")
+    found = lookup.run(case)
+    assert found is not None
+    assert codes(found) == ["lookup-finds-nothing"]
+
+
+# How it is told
+
+
+def test_a_problem_ends_the_examination(healthy: sd.Pair) -> None:
+    case = open_case(Models.of(healthy), available=0, **QUICK)
+    heard: list[str] = []
+    examination = examine(case, heard.append)
+    assert [outcome.state for outcome in examination.outcomes] == ["skipped", "problem"] + ["skipped"] * 8
+    assert len(heard) == 2
+    assert not examination.healthy
+    assert "pair" not in vars(case)  # never loaded
+
+
+def test_controllers_and_monitors_hear_of_what_is_played(healthy: sd.Pair) -> None:
+    class Two:
+        max_k = 2
+
+        def __init__(self) -> None:
+            self.rounds = 0
+
+        def next_k(self) -> int:
+            return 2
+
+        def observe(self, rounds: list[sd.Round]) -> None:
+            self.rounds += len(rounds)
+
+    controller, monitor = Two(), SpeculativeDecodingMonitor()
+    case = open_case(Models.of(healthy), controller=controller, monitor=monitor, **QUICK)
+    rounds = sum(len(played.generation.rounds) for played in case.played)
+    assert controller.rounds == monitor.get_statistics().rounds == rounds
+    assert {len(r.drafted) for played in case.played for r in played.generation.rounds} <= {0, 1, 2}
+
+
+def shown(result: object) -> list[str]:
+    out = StringIO()
+    Console(file=out, width=100).print(result)
+    return [out.getvalue(), result._repr_html_()]  # type: ignore[attr-defined]
+
+
+def test_findings_and_examinations_show_themselves(healthy: sd.Pair) -> None:
+    examination = examine(open_case(Models.of(healthy), available=0, **QUICK))
+    finding = examination.findings[0]
+    for text in (*shown(finding), *shown(examination)):
+        assert finding.title in text
+        assert "✗" in text
+        assert "evidence" in text
+        assert "remedy" in text
+    for text in shown(examination):
+        assert "not checked" in text
+    json.dumps(examination.to_dict())
+
+
+def test_common_issues_are_the_source_texts_three_with_findings_that_exist() -> None:
+    issues = common_issues()
+    sources = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.glob("measurement/checks_*.py"))
+    known = set(re.findall(r'"([a-z]+(?:-[a-z]+)+)"', sources)) | {
+        f"{role}-cache-stale" for role in ("draft", "target")
+    }
+    assert len(issues) == 3
+    for issue in issues:
+        assert issue.symptoms
+        assert issue.causes
+        assert issue.solutions
+        assert issue.corrections
+        assert set(issue.codes) <= known
+        for text in shown(issue):
+            assert issue.title in text
+            assert issue.solutions[0][:40] in text
+
+
+def test_remedies_name_nothing_that_vllm_has_dropped() -> None:
+    told = " ".join(solution for issue in common_issues() for solution in issue.solutions)
+    for gone in ("speculative_disable_by_batch_size", "use_v2_block_manager", "speculative_model"):
+        assert gone not in told
+
+
+def test_figures_in_the_corrections_are_the_formulas() -> None:
+    told = " ".join(so for issue in common_issues() for _, so in issue.corrections)
+    assert f"{sd.predicted_speedup(0.5, 3, 0.05):.2f}× at k = 3" in told
+    assert sd.best_k(0.5, 0.5) in (0, 1)
+    assert sd.predicted_speedup(0.5, 1, 0.5) <= 1  # with c = 0.5 it never gains
+    assert f"{sd.predicted_speedup(0.9, 4, 1 / 3):.2f}× at k = 4" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"k": 0}, "k=0"),
+        ({"max_new_tokens": 7}, "max_new_tokens=7"),
+        ({"max_new_tokens": 200}, "max_new_tokens=200"),
+        ({"batch": 0}, "batch=0"),
+        ({"available": -1}, "available=-1"),
+        ({"sampling": 0.7}, "sampling=0.7"),
+        ({"prompts": "text"}, "prompts="),
+        ({"prompts": []}, "prompts="),
+        ({"prompts": [[1] * 200]}, "200 tokens"),
+    ],
+)
+def test_wrong_arguments_are_named(healthy: sd.Pair, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(sd.SpecdecError, match=words):
+        diagnose(healthy, **arguments)
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def folders(healthy: sd.Pair, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The healthy pair on disk, and its draft with a tokenizer of permuted ids."""
+    assert healthy.draft is not None
+    stranger = renamed(healthy.tokenizer, {7: 8})
+    parts = {"target": (healthy.target, healthy.tokenizer), "draft": (healthy.draft, healthy.tokenizer)}
+    parts["stranger"] = (healthy.draft, stranger)
+    paths = {}
+    for name, (model, tokenizer) in parts.items():
+        path = tmp_path_factory.mktemp(name)
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        paths[name] = str(path)
+    return paths
+
+
+def run(*arguments: str) -> Any:
+    app = typer.Typer()
+    app.command()(doctor)
+    return CliRunner().invoke(app, [*arguments, "--device", "cpu"])
+
+
+def test_doctor_ends_with_0_for_a_healthy_pair(folders: dict[str, str]) -> None:
+    done = run("--target", folders["target"], "--draft", folders["draft"], "--json")
+    told = json.loads(done.stdout)
+    assert (done.exit_code, told["healthy"]) == (0, True), done.stdout
+    assert [check["name"] if "name" in check else check["check"] for check in told["checks"]] == [
+        c.name for c in CHECKS
+    ]
+
+
+def test_doctor_ends_with_1_for_a_pair_that_load_pair_refuses(folders: dict[str, str]) -> None:
+    with pytest.raises(sd.SpecdecError, match="vocabulary"):
+        sd.load_pair(folders["target"], folders["stranger"], device="cpu")
+    done = run("--target", folders["target"], "--draft", folders["stranger"])
+    assert done.exit_code == 1
+    assert "The draft's vocabulary is not the target's" in done.stdout
+    assert "not checked" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(("--k", "0"), "k=0"), (("--temperature", "-1"), "temperature"), (("--target", "no/such/x"), "target=")],
+)
+def test_doctor_refuses_bad_usage(folders: dict[str, str], arguments: tuple[str, ...], words: str) -> None:
+    """The command line turns a SpecdecError into one line and status 2."""
+    done = run("--target", folders["target"], "--draft", folders["draft"], *arguments)
+    assert isinstance(done.exception, sd.SpecdecError)
+    assert words in str(done.exception)
+
+
+def test_a_case_asks_for_nothing_until_it_is_needed(healthy: sd.Pair) -> None:
+    case = open_case(Models.of(healthy), **QUICK)
+    assert isinstance(case, Case)
+    assert not {"pair", "played", "costs"} & set(vars(case))
+    assert isinstance(Examination(()).findings, list)

@@ -1,0 +1,371 @@
+"""The promises of the adapters: each draws what it says, from whom it says, and every failure of a server is one line.
+
+The server of these tests is real: it listens on loopback and samples from a tiny model. Statistical tests have fixed
+seeds and fail for a right sampler once in 1,000 other seeds.
+"""
+
+import importlib.util
+import json
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+import specdec_ref as sd
+from specdec_ref import decoding
+from specdec_ref.equivalence.empirical import Plan, carry_out, empirical, prepare
+from specdec_ref.equivalence.engines import (
+    OurLoop,
+    SharedPrompt,
+    TransformersAssisted,
+    TransformersGenerate,
+    autoregressive,
+    engine_by_name,
+)
+from specdec_ref.equivalence.greedy import greedy_agreement
+from specdec_ref.equivalence.sampler import SamplerError
+from specdec_ref.equivalence.server import OpenAICompletions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PROMPTS = [[3, 7, 12, 9, 30], [5, 5, 8, 2, 40, 33, 1]]
+CUTS = sd.Sampling(temperature=0.8, top_k=12, top_p=0.9)
+
+Make = Callable[[sd.Pair, sd.Sampling], Any]
+ENGINES: dict[str, Make] = {
+    "our loop": lambda pair, sampling: OurLoop(pair, 2, sampling),
+    "one by one": autoregressive,
+    "prompt lookup": lambda pair, sampling: OurLoop(pair, 2, sampling, drafter=sd.PromptLookupDrafter()),
+    "transformers": TransformersGenerate,
+    "transformers, assisted": lambda pair, sampling: TransformersAssisted(pair, sampling, tokens=2),
+    "transformers, assisted, its own schedule": TransformersAssisted,
+}
+
+
+@pytest.fixture(scope="module")
+def plan(pair: sd.Pair) -> Plan:
+    return prepare(pair, PROMPTS, samples=1_000)
+
+
+@pytest.mark.parametrize("make", ENGINES.values(), ids=ENGINES)
+def test_an_engine_gives_what_is_asked_and_the_same_for_the_same_seed(pair: sd.Pair, make: Make) -> None:
+    engine = make(pair, sd.Sampling())
+    state = torch.get_rng_state()
+    rows, again, others = (torch.as_tensor(engine.sample(PROMPTS[0], 6, 5, seed)) for seed in (1, 1, 2))
+    assert rows.shape == (6, 5)
+    assert rows.dtype == torch.int64
+    assert rows.equal(again)
+    assert not rows.equal(others)
+    assert len({tuple(row) for row in rows.tolist()}) > 1
+    assert torch.get_rng_state().equal(state)
+
+
+@pytest.mark.parametrize("make", ENGINES.values(), ids=ENGINES)
+def test_an_engine_is_consistent_with_the_target(pair: sd.Pair, make: Make) -> None:
+    few = "assisted" in make(pair, CUTS).name
+    result = empirical(pair, make(pair, CUTS), PROMPTS, samples=400 if few else 2_000, sampling=CUTS, length=3)
+    assert result.consistent, result.explain()
+
+
+@pytest.mark.parametrize("make", ENGINES.values(), ids=ENGINES)
+def test_an_engine_decodes_greedily_as_the_target(pair: sd.Pair, make: Make) -> None:
+    result = greedy_agreement(pair, PROMPTS, 16, make(pair, sd.GREEDY))
+    assert result.consistent, result.explain()
+
+
+def test_transformers_engines_stop_at_the_targets_end_token(
+    tiny_model: "Callable[..., PreTrainedModel]", disturbed: "Callable[..., PreTrainedModel]", pair: sd.Pair
+) -> None:
+    target = tiny_model("llama", eos_token_id=9)
+    ending = sd.Pair(target, disturbed(target), pair.tokenizer)
+    for engine in (TransformersGenerate(ending), TransformersAssisted(ending, tokens=2)):
+        assert engine.eos == {9}
+        result = empirical(ending, engine, PROMPTS, samples=800, length=3)
+        assert result.consistent, result.explain()
+
+
+def test_cuts_of_the_models_own_configuration_are_left_out(
+    tiny_model: "Callable[..., PreTrainedModel]", pair: sd.Pair
+) -> None:
+    target = tiny_model("llama")
+    target.generation_config.top_k, target.generation_config.repetition_penalty = 2, 1.5
+    rows = TransformersGenerate(sd.Pair(target, None, pair.tokenizer)).sample(PROMPTS[0], 200, 1, 0)
+    assert rows == TransformersGenerate(pair).sample(PROMPTS[0], 200, 1, 0)
+    assert target.generation_config.top_k == 2
+
+
+def test_our_engine_runs_the_loop_it_finds(pair: sd.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a wrong version put in its place is what is tested."""
+    right, calls = decoding.speculate, []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        calls.append(options)
+        return right(*arguments, **options)
+
+    engine = OurLoop(pair, 2)
+    monkeypatch.setattr(decoding, "speculate", watched)
+    engine.sample(PROMPTS[0], 3, 4, 0)
+    assert len(calls) == 1
+
+
+def test_a_shared_prompt_is_scored_as_if_every_row_had_read_it(pair: sd.Pair) -> None:
+    plain, shared = sd.TransformersModel(pair.target), SharedPrompt(pair.target)
+    for model in (plain, shared):
+        model.start(3, 16)
+        model.prefill([PROMPTS[0]] * 3)
+    more = torch.tensor([[1, 2], [3, 4], [5, 6]])
+    torch.testing.assert_close(shared.extend(more), plain.extend(more), atol=1e-5, rtol=1e-5)
+    for model in (plain, shared):
+        model.rewind([6, 7, 5])
+    assert shared.cache.lengths == [6, 7, 5]
+    torch.testing.assert_close(shared.extend(more), plain.extend(more), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ours", "autoregressive", "transformers", "assisted", f"{__name__}:of_our_own"])
+def test_engines_have_names(pair: sd.Pair, name: str) -> None:
+    assert torch.as_tensor(engine_by_name(name, pair, k=2).sample(PROMPTS[0], 2, 3, 0)).shape == (2, 3)
+
+
+def of_our_own(pair: sd.Pair, sampling: sd.Sampling) -> OurLoop:
+    """An engine by `module:attribute`."""
+    return OurLoop(pair, 1, sampling)
+
+
+NOT_CALLABLE = 3
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("", "takes one of ours, autoregressive"),
+        ("nonsense", "takes one of ours"),
+        ("openai:", "takes one of ours"),
+        ("openai:not an address", "takes the address of a server"),
+        ("no_such_module:thing", "No module named 'no_such_module'"),
+        (f"{__name__}:no_such_thing", "no attribute 'no_such_thing'"),
+        (f"{__name__}:NOT_CALLABLE", "is no function"),
+    ],
+)
+def test_unknown_engines_are_refused(pair: sd.Pair, name: str, words: str) -> None:
+    with pytest.raises(sd.SpecdecError, match=words):
+        engine_by_name(name, pair)
+
+
+def test_engines_that_need_a_draft_say_so(pair: sd.Pair) -> None:
+    alone = sd.Pair(pair.target, None, pair.tokenizer)
+    for name in ("ours", "assisted"):
+        with pytest.raises(sd.SpecdecError, match="no draft model"):
+            engine_by_name(name, alone)
+    with pytest.raises(sd.SpecdecError, match="tokens=0"):
+        TransformersAssisted(pair, tokens=0)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")
+def test_without_vllm_its_engine_says_what_to_install(pair: sd.Pair) -> None:
+    with pytest.raises(sd.SpecdecError, match="vllm: cannot be imported"):
+        engine_by_name("vllm", pair)
+
+
+def test_vllm_is_asked_for_plain_sampling_of_token_ids(pair: sd.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in with vLLM's interface, which draws from the tiny model: vLLM itself needs a GPU."""
+    asked: list[dict[str, Any]] = []
+
+    class LLM:
+        def __init__(self, **options: Any):
+            asked.append(options)
+
+        def generate(self, prompts: list[dict[str, list[int]]], parameters: Any, use_tqdm: bool) -> list[Any]:
+            (prompt,) = prompts
+            rows = autoregressive(pair).sample(
+                prompt["prompt_token_ids"], parameters.n, parameters.max_tokens, parameters.seed
+            )
+            return [types.SimpleNamespace(outputs=[types.SimpleNamespace(token_ids=tuple(r)) for r in rows.tolist()])]
+
+    stand_in: Any = types.ModuleType("vllm")
+    stand_in.LLM, stand_in.SamplingParams = (
+        LLM,
+        lambda **options: asked.append(options) or types.SimpleNamespace(**options),
+    )
+    monkeypatch.setitem(sys.modules, "vllm", stand_in)
+    rows = engine_by_name("vllm", pair, model="some/model").sample(PROMPTS[0], 5, 3, 1)
+    assert torch.tensor(rows).shape == (5, 3)
+    assert asked[0] == {"model": "some/model", "generation_config": "vllm"}
+    assert (asked[1]["top_k"], asked[1]["top_p"], asked[1]["ignore_eos"]) == (-1, 1.0, True)
+
+
+# A server.
+
+
+class Server(ThreadingHTTPServer):
+    """Completions as OpenAI-compatible servers give them, drawn by `engine`. The rest is what may be odd about it."""
+
+    daemon_threads = True
+
+    def __init__(self, engine: Any):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.engine = engine
+        self.models = ["tiny"]
+        self.ids = "token_ids"
+        self.one_at_a_time = False
+        self.leaves_out: set[int] = set()
+        self.fails_after: int | None = None
+        self.failure: Callable[[Handler], None] = lambda handler: handler.close()
+        self.bodies: list[dict[str, Any]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """What a broken connection raises here is wanted."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *arguments: Any) -> None:
+        """Silence."""
+
+    def close(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b'{"choices": [')
+        self.wfile.flush()
+        self.connection.close()
+
+    def answer(self, content: Any, status: int = 200) -> None:
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self) -> None:
+        self.answer({"data": [{"id": name} for name in self.server.models]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.bodies.append(body)
+        if self.path != "/v1/completions" or body["model"] not in self.server.models:
+            self.answer({"error": {"message": f"The model {body['model']} does not exist."}}, 404)
+        elif self.server.fails_after is not None and len(self.server.bodies) > self.server.fails_after:
+            self.server.failure(self)
+        else:
+            number = 1 if self.server.one_at_a_time else body["n"]
+            rows = self.server.engine.sample(body["prompt"], number, body["max_tokens"], body["seed"])
+            self.answer({"choices": [self.choice(list(row)) for row in torch.as_tensor(rows).tolist()]})
+
+    def choice(self, row: list[int]) -> dict[str, Any]:
+        end = next((i for i, token in enumerate(row) if token in self.server.leaves_out), None)
+        tokens, reason = (row, "length") if end is None else (row[:end], "stop")
+        choice: dict[str, Any] = {"text": "…", "finish_reason": reason}
+        if self.server.ids == "logprobs":
+            choice["logprobs"] = {"tokens": [f"token_id:{token}" for token in tokens]}
+        elif self.server.ids == "text":
+            choice["logprobs"] = {"tokens": ["a"] * len(tokens)}
+        elif self.server.ids:
+            choice[self.server.ids] = tokens
+        return choice
+
+
+@pytest.fixture
+def server(pair: sd.Pair) -> Iterator[Server]:
+    with Server(autoregressive(pair)) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("ids", ["token_ids", "logprobs", "tokens"])
+def test_a_right_server_is_consistent_however_it_gives_token_ids(server: Server, plan: Plan, ids: str) -> None:
+    server.ids = ids
+    result = carry_out(plan, OpenAICompletions(server.url))
+    assert result.consistent, result.explain()
+    assert result.samples == 1_000
+    assert result.sampler == f"tiny at {server.url}"
+
+
+def test_a_wrong_server_is_refuted(server: Server, pair: sd.Pair) -> None:
+    server.engine = autoregressive(sd.Pair(pair.draft, None, pair.tokenizer))
+    result = empirical(pair, OpenAICompletions(server.url, batch=500), PROMPTS, samples=4_000)
+    assert not result.consistent
+
+
+def test_a_server_is_asked_for_plain_sampling_by_token_ids(server: Server) -> None:
+    OpenAICompletions(server.url + "/v1/", CUTS, more={"min_p": 0.1}).sample(PROMPTS[0], 7, 3, 11)
+    (body,) = server.bodies
+    assert body["prompt"] == PROMPTS[0]
+    assert (body["n"], body["max_tokens"], body["seed"]) == (7, 3, 11)
+    assert (body["temperature"], body["top_k"], body["top_p"]) == (0.8, 12, 0.9)
+    assert body["repetition_penalty"] == 1.0
+    assert body["min_p"] == 0.1
+    OpenAICompletions(server.url).sample(PROMPTS[0], 1, 1, 0)
+    assert (server.bodies[1]["top_k"], server.bodies[1]["top_p"]) == (-1, 1.0)
+
+
+def test_a_server_that_gives_one_at_a_time_is_asked_again_with_another_seed(server: Server) -> None:
+    server.one_at_a_time = True
+    rows = OpenAICompletions(server.url).sample(PROMPTS[0], 20, 4, 0)
+    assert len(rows) == len(server.bodies) == len({body["seed"] for body in server.bodies}) == 20
+    assert len({tuple(row) for row in rows}) > 10
+
+
+def test_an_end_token_that_a_server_leaves_out_is_put_back(server: Server, pair: sd.Pair) -> None:
+    server.leaves_out = {9}
+    result = empirical(pair, OpenAICompletions(server.url, eos=frozenset({9})), PROMPTS, samples=1_000)
+    assert result.consistent, result.explain()
+
+
+def test_a_server_that_gives_no_token_ids_is_told_apart(server: Server) -> None:
+    for ids in ("", "text"):
+        server.ids = ids
+        with pytest.raises(sd.SpecdecError, match="gives no token ids"):
+            OpenAICompletions(server.url).sample(PROMPTS[0], 2, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (lambda handler: handler.close(), "cannot be reached"),
+        (lambda handler: handler.answer({"error": "out of\nmemory"}, 500), "answered 500 .*memory"),
+        (lambda handler: handler.answer(b"<html>"), "no JSON"),
+        (lambda handler: handler.answer([1]), r"answered \[1\]"),
+        (lambda handler: handler.answer({"choices": []}), "without choices"),
+        (lambda handler: threading.Event().wait(2), "no answer within 0.2 s"),
+    ],
+    ids=["dies half-way", "error 500", "no JSON", "no object", "no choices", "hangs"],
+)
+def test_a_server_that_fails_half_way_is_one_line_and_what_it_gave_is_kept(
+    server: Server, plan: Plan, failure: Callable[[Handler], None], words: str
+) -> None:
+    server.fails_after, server.failure = 3, failure
+    with pytest.raises(SamplerError, match=words) as failed:
+        carry_out(plan, OpenAICompletions(server.url, timeout=0.2 if "0.2" in words else 120.0))
+    assert "after 300 of 1,000 samples" in str(failed.value)
+    assert "\n" not in str(failed.value)
+    assert failed.value.partial is not None
+    assert failed.value.partial.samples == 300
+
+
+def test_the_wrong_model_is_named(server: Server) -> None:
+    with pytest.raises(sd.SpecdecError, match=r"answered 404 .* other does not exist"):
+        OpenAICompletions(server.url, model="other").sample(PROMPTS[0], 1, 1, 0)
+    server.models = ["one", "two"]
+    with pytest.raises(sd.SpecdecError, match="has one, two models; name one"):
+        OpenAICompletions(server.url)
+
+
+def test_a_server_that_is_down_is_one_line(pair: sd.Pair) -> None:
+    with Server(autoregressive(pair)) as closed:
+        url = closed.url
+    with pytest.raises(sd.SpecdecError, match="cannot be reached"):
+        engine_by_name(f"openai:{url}", pair)

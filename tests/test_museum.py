@@ -1,0 +1,288 @@
+"""The promises of the museum: every wrong version is one small change that is caught by the test meant for it, and by
+the exact proof where it changes the distribution; the right code passes every test; and nothing wrong stays behind.
+
+The matrix is computed once for this file. Where its tests rest on chance they have fixed seeds; with a new seed the
+right code would fail them once in a million times.
+"""
+
+import difflib
+import inspect
+import io
+import json
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from specdec_ref import (
+    FixedK,
+    ModelDrafter,
+    Pair,
+    Sampling,
+    SeededRandomness,
+    TransformersModel,
+    acceptance,
+    decoding,
+)
+from specdec_ref.acceptance import residual
+from specdec_ref.equivalence.museum import CHECKS, RIGHT, Check, Matrix, checks, matrix, page
+from specdec_ref.equivalence.museum_checks import PROMPTS, Outcome, proofs
+from specdec_ref.equivalence.museum_empirical import Trial, refuted, trials
+from specdec_ref.equivalence.mutants import MUTANTS, Mutant, mutant
+from specdec_ref.equivalence.pictures import museum_figure
+from specdec_ref.equivalence.tiny import tiny_pair
+from specdec_ref.errors import SpecdecError
+
+ROOT = Path(__file__).parents[1]
+P, Q = torch.tensor([0.6, 0.4]), torch.tensor([0.3, 0.7])
+by_name = pytest.mark.parametrize("wrong", MUTANTS, ids=lambda m: m.name)
+
+
+@pytest.fixture(scope="module")
+def result() -> Matrix:
+    return matrix()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_behind() -> Iterator[None]:
+    before = [m.function.__code__ for m in MUTANTS]
+    yield
+    assert [m.function.__code__ for m in MUTANTS] == before
+
+
+@by_name
+def test_the_test_meant_for_it_catches_it(wrong: Mutant, result: Matrix) -> None:
+    assert result.caught(wrong.name, wrong.caught_by)
+
+
+@by_name
+def test_the_exact_proof_refutes_what_changes_the_distribution_and_nothing_else(wrong: Mutant, result: Matrix) -> None:
+    """The proof puts its own chance in place of `SeededRandomness`, so it cannot see inside that."""
+    seen = wrong.effect == "distribution" and not wrong.in_randomness
+    assert result.caught(wrong.name, "exact") == seen, result.outcomes[wrong.name, "exact"].evidence
+
+
+def test_only_one_wrong_version_is_out_of_the_proofs_sight() -> None:
+    assert [m.name for m in MUTANTS if m.in_randomness] == ["u-at-most-ratio"]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.name)
+def test_the_right_code_passes_every_test(check: Check, result: Matrix) -> None:
+    assert not result.caught(RIGHT, check.name), result.outcomes[RIGHT, check.name].evidence
+
+
+def test_the_bugs_are_silent_and_no_test_catches_one_by_a_crash(result: Matrix) -> None:
+    assert not [key for key, outcome in result.outcomes.items() if outcome.evidence.startswith("crashed")]
+
+
+def test_every_test_of_ours_is_meant_for_a_wrong_version_and_catches_one(result: Matrix) -> None:
+    assert {m.caught_by for m in MUTANTS} == {c.name for c in CHECKS if not c.public}
+
+
+@pytest.mark.parametrize(
+    "name", "residual-is-target residual-of-wrong-row ratio-squared u-shared-in-round u-constant".split()
+)
+def test_the_criteria_of_transformers_test_pass_the_ones_that_are_known_to_pass_it(name: str, result: Matrix) -> None:
+    assert not result.caught(name, "transformers")
+
+
+@pytest.mark.parametrize("name", ["ratio-floor", "bonus-from-draft"])
+def test_the_criteria_of_vllms_test_pass_a_leak_of_q_and_never_look_at_the_bonus_token(
+    name: str, result: Matrix
+) -> None:
+    assert not result.caught(name, "vllm")
+
+
+def test_each_public_test_catches_some(result: Matrix) -> None:
+    for check in ("transformers", "vllm"):
+        assert sum(result.caught(m.name, check) for m in MUTANTS) >= 5
+
+
+def test_nothing_fails_that_the_museum_promises(result: Matrix) -> None:
+    assert result.failures() == []
+
+
+def test_a_wrong_version_that_its_test_lets_pass_is_reported(result: Matrix) -> None:
+    tampered = {**result.outcomes, ("k-ignored", "k"): Outcome(False, ""), (RIGHT, "exact"): Outcome(True, "seen")}
+    said = Matrix(result.mutants, result.checks, tampered).failures()
+    assert said == ["the right code fails 'exact': seen", "k-ignored passes 'k', which has to catch it"]
+
+
+def test_there_are_at_least_22_of_both_kinds_with_names_of_their_own() -> None:
+    names = [m.name for m in MUTANTS]
+    assert len(set(names)) == len(names) >= 22
+    assert {m.effect for m in MUTANTS} == {"distribution", "speed"}
+    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) for name in names)
+
+
+@by_name
+def test_every_field_is_filled(wrong: Mutant) -> None:
+    assert all(isinstance(value, str) and value.strip() == value and value for value in vars(wrong).values())
+    assert wrong.what.endswith(".")
+    assert wrong.output.endswith(".")
+    assert wrong.caught_by in {c.name for c in CHECKS}
+
+
+@by_name
+def test_it_is_one_small_change_in_one_place(wrong: Mutant) -> None:
+    assert len(wrong.wrong.splitlines()) <= 5
+    assert len(wrong.right.splitlines()) <= 7
+    assert wrong.right != wrong.wrong
+    assert max(map(len, wrong.wrong.splitlines())) <= 112  # at the place where it goes it has an indent
+    right = inspect.getsource(wrong.function).splitlines()
+    assert abs(len(wrong.source.splitlines()) - len(right)) <= 5
+
+
+@by_name
+def test_its_source_is_what_python_shows_while_it_is_installed(wrong: Mutant) -> None:
+    source = wrong.source
+    with wrong.installed():
+        assert inspect.getsource(wrong.function) == source
+
+
+@by_name
+def test_its_difference_is_what_divides_the_two_sources(wrong: Mutant) -> None:
+    right = textwrap.dedent(inspect.getsource(wrong.function)).splitlines()
+    changed = [line for line in difflib.ndiff(right, wrong.source.splitlines()) if line[0] in "+-"]
+    shown = wrong.difference.splitlines()
+    assert {line[0] + line[2:].strip() for line in changed} <= {line[0] + line[1:].strip() for line in shown}
+
+
+def test_it_takes_effect_wherever_the_function_was_imported_to() -> None:
+    right = residual(P, Q).tolist()
+    with mutant("residual-is-target").installed():
+        assert torch.equal(residual(P, Q), P)
+        assert torch.equal(acceptance.residual(P, Q), P)
+        assert decoding.verify.__globals__["residual"] is residual
+    assert residual(P, Q).tolist() == right != P.tolist()
+
+
+def test_the_right_code_is_back_after_an_error() -> None:
+    right = residual(P, Q)
+    with pytest.raises(KeyError), mutant("residual-is-target").installed():  # noqa: PT012
+        assert torch.equal(residual(P, Q), P)
+        raise KeyError
+    assert torch.equal(residual(P, Q), right)
+
+
+def test_two_of_one_function_cannot_be_installed_together_and_the_first_stays() -> None:
+    with mutant("residual-is-target").installed():
+        with pytest.raises(SpecdecError, match="already changed, by <mutant residual-is-target>"):
+            mutant("residual-absolute").installed().__enter__()
+        assert torch.equal(residual(P, Q), P)
+
+
+def test_two_of_different_functions_can() -> None:
+    with mutant("residual-is-target").installed(), mutant("ratio-inverted").installed():
+        assert torch.equal(residual(P, Q), P)
+        assert acceptance.acceptance_probability(P, Q)[0] == 0.5
+
+
+@pytest.mark.parametrize(("right", "times"), [("rest = p", 0), ("# a line that is not there", 0)])
+def test_a_change_that_does_not_fit_the_code_any_more_says_so(right: str, times: int) -> None:
+    outdated = replace(mutant("residual-is-target"), right=right)
+    with pytest.raises(SpecdecError, match=f"its right lines fit acceptance.residual {times} times; takes once"):
+        outdated.installed().__enter__()
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(SpecdecError, match=r"name='nonsense': takes one of ratio-squared, .*, k-ignored"):
+        mutant("nonsense")
+
+
+def test_the_proof_is_made_on_tables_and_on_a_real_transformer_with_its_cache() -> None:
+    names = [name for name, _ in proofs()]
+    assert names[-1] == "a transformer, two rows"
+    assert len(names) >= 8
+
+
+def test_real_models_reject_some_and_accept_whole_rounds_in_the_test_of_the_cache() -> None:
+    """Else that test could not see what is left behind by a rejection, or missing after a full round."""
+    models = [TransformersModel(model) for model in tiny_pair()]
+    rows = [decoding.Row(tuple(prompt), 24) for prompt in PROMPTS]
+    loop = decoding.speculate(models[0], ModelDrafter(models[1]), rows, FixedK(3), Sampling(), SeededRandomness(0))
+    assert sum(1 for _ in loop) > 5
+    accepted = [[r.accepted for r in row.rounds] for row in rows]
+    assert {n for row in accepted for n in row} == {0, 1, 2, 3}
+    assert any(len(set(in_turn)) > 1 for in_turn in zip(*accepted, strict=False)), "the batch becomes ragged"
+
+
+def test_the_page_in_the_docs_is_what_the_command_writes(result: Matrix) -> None:
+    assert (ROOT / "docs" / "museum.md").read_text(encoding="utf-8") == page(result)
+
+
+def test_the_page_shows_every_wrong_version_and_how_it_was_made(result: Matrix) -> None:
+    text = page(result)
+    for m in MUTANTS:
+        assert text.count(f"### {m.title}\n") == 1
+        assert f"```diff\n{m.difference}\n```" in text
+        assert m.seen in text
+    assert "python -m specdec_ref.equivalence.museum" in text.partition("\n\n")[2][:200]
+
+
+def test_the_table_fits_80_columns_with_all_its_names(result: Matrix) -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(result.table())
+    text = console.export_text()
+    assert all(f" {name} " in text for name in [*(m.name for m in MUTANTS), RIGHT])
+    assert text.count("(✓)") >= len(MUTANTS)
+
+
+def test_the_matrix_as_json_holds_every_outcome(result: Matrix) -> None:
+    data = json.loads(json.dumps(result.to_dict()))
+    assert data["outcomes"].keys() == {RIGHT, *(m.name for m in MUTANTS)}
+    assert data["outcomes"]["k-ignored"]["k"]["caught"] is True
+    assert data["failures"] == []
+
+
+def test_the_picture_has_a_mark_in_every_cell_and_says_what_it_shows(result: Matrix) -> None:
+    figure = museum_figure(result)
+    (axes,) = figure.axes
+    marks = [text.get_text() for text in axes.texts if len(text.get_text()) == 1]
+    assert len(marks) == (len(MUTANTS) + 1) * len(CHECKS)
+    assert marks.count("✓") == sum(outcome.caught for outcome in result.outcomes.values())
+    assert [label.get_text() for label in axes.get_yticklabels()] == [*(m.name for m in MUTANTS), RIGHT]
+    assert f"{len(MUTANTS)} of {len(MUTANTS)}" in axes.get_title(loc="left")
+
+
+def test_cells_are_counted_as_they_are_filled() -> None:
+    heard = []
+    small = matrix(MUTANTS[:0], on_cell=lambda done, of: heard.append((done, of)))
+    assert heard == [(i + 1, len(CHECKS)) for i in range(len(CHECKS))]
+    assert small.failures() == []
+
+
+@pytest.fixture(scope="module")
+def small_pair() -> Pair:
+    target, draft = tiny_pair()
+    return Pair(target, draft, None)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def both(small_pair: Pair) -> tuple[Trial, ...]:
+    return trials(small_pair, [[5, 9], [8, 3, 1]], samples=6_000)
+
+
+def test_the_empirical_test_passes_the_right_code(small_pair: Pair, both: tuple[Trial, ...]) -> None:
+    """Two tests with a false alarm once in 1,000 times each, with a fixed seed."""
+    outcome = refuted(small_pair, both)
+    assert not outcome.caught, outcome.evidence
+
+
+@pytest.mark.parametrize("name", "residual-is-target q-returned-raw early-stop-discards greedy-as-argmax".split())
+def test_the_empirical_test_sees_the_rule_the_temperature_the_draft_and_greedy(
+    name: str, small_pair: Pair, both: tuple[Trial, ...]
+) -> None:
+    with mutant(name).installed():
+        assert refuted(small_pair, both).caught
+
+
+def test_the_full_matrix_has_the_empirical_test_beside_the_others(small_pair: Pair) -> None:
+    names = [check.name for check in checks(full=True, pair=small_pair, samples=6_000, prompts=[[5, 9]])]
+    fast = [check.name for check in CHECKS]
+    assert names == [*fast[:8], "empirical", *fast[8:]]

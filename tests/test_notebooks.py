@@ -1,0 +1,117 @@
+"""The lessons as committed: one clean run each, of the sources that stand there, within the rhythm's bounds."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from specdec_ref.teaching.lessons import HASH, run, source_hash
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MACHINE_PATH = re.compile(r"/(?:home|root|work|Users|tmp|opt|mnt)/\w|[A-Z]:\\\\")
+MOST_CELLS, MOST_LINES, LONG_CELL = 60, 15, 0.25
+
+
+def read(path: Path) -> Any:
+    return nbformat.read(path, as_version=4)
+
+
+def outputs(notebook: Any) -> list[Any]:
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def test_there_are_lessons() -> None:
+    assert NOTEBOOKS
+    assert [p.stem[:2] for p in NOTEBOOKS] == [f"{i:02}" for i in range(len(NOTEBOOKS))]
+
+
+@each
+def test_is_one_clean_run(path: Path) -> None:
+    notebook = read(path)
+    nbformat.validate(notebook)
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    assert not [o for o in outputs(notebook) if o.output_type == "error"]
+    assert not [o for o in outputs(notebook) if o.output_type == "stream" and o.name == "stderr"]
+
+
+@each
+def test_outputs_belong_to_the_sources(path: Path) -> None:
+    notebook = read(path)
+    assert notebook.metadata.get(HASH) == source_hash(notebook), f"run `make notebooks`: {path.name} was edited since"
+
+
+@each
+def test_says_nothing_of_the_machine_it_ran_on(path: Path) -> None:
+    notebook = read(path)
+    texts = [str(o.get("text", "")) + "".join(map(str, o.get("data", {}).values())) for o in outputs(notebook)]
+    texts = [t for t in texts if len(t) < 50_000]  # pictures
+    assert not [m for t in texts for m in MACHINE_PATH.findall(t)]
+
+
+@each
+def test_keeps_the_rhythm(path: Path) -> None:
+    """Objectives and minutes at the top, something to predict, takeaways; short cells, a claim's check now and then."""
+    notebook = read(path)
+    assert len(notebook.cells) <= MOST_CELLS
+    first = notebook.cells[0].source
+    assert first.startswith("# ")
+    assert re.search(r"\*\*\d+ minutes\*\*", first)
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    for needed in ("**Predict first", "## Remember", "**Further reading"):
+        assert needed in prose, needed
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    lengths = [len(source.splitlines()) for source in code]
+    assert sum(n > MOST_LINES for n in lengths) <= LONG_CELL * len(code), lengths
+    assert sum("assert " in source for source in code) >= 3
+
+
+@each
+def test_links_inside_the_repository_resolve(path: Path) -> None:
+    prose = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose):
+        if not link.startswith(("http://", "https://")):
+            assert (path.parent / link).exists(), link
+
+
+@each
+def test_every_figure_has_a_text_beside_it(path: Path) -> None:
+    """A picture's cell is followed by prose that says what to see, in italics first, for those who cannot see it."""
+    cells = read(path).cells
+    for i, cell in enumerate(cells):
+        shows = cell.cell_type == "code" and any("image/png" in o.get("data", {}) for o in cell.outputs)
+        if shows:
+            following = cells[i + 1].source if i + 1 < len(cells) else ""
+            assert following.lstrip().startswith("*"), f"cell {i}: {cell.source[:60]!r}"
+
+
+def test_running_writes_back_one_clean_run(tmp_path: Path) -> None:
+    path = tmp_path / "lesson.ipynb"
+    cells = [
+        nbformat.v4.new_markdown_cell("# x"),
+        nbformat.v4.new_code_cell("import sys\nprint(1, file=sys.stderr)\n2"),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    run(path)
+    notebook = read(path)
+    (result,) = outputs(notebook)
+    assert result.data["text/plain"] == "2"
+    assert notebook.cells[1].execution_count == 1
+    assert notebook.metadata[HASH] == source_hash(notebook)
+
+
+def test_a_failing_cell_stops_the_run_and_leaves_the_file_alone(tmp_path: Path) -> None:
+    from nbclient.exceptions import CellExecutionError
+
+    path = tmp_path / "lesson.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("assert False")]), path)
+    before = path.read_bytes()
+    with pytest.raises(CellExecutionError):
+        run(path)
+    assert path.read_bytes() == before
