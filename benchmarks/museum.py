@@ -14,6 +14,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def total_variation(result: Equivalence) -> float:
 
 
 class Sizes:
-    """The trials of each sample size, settled when first asked for."""
+    """The trials of each sample size, settled when first asked for. They share samplers, whose caches are large."""
 
     def __init__(self, pair: sd.Pair):
         self.pair = pair
@@ -62,7 +63,11 @@ class Sizes:
     def of(self, samples: int) -> tuple[Trial, ...]:
         """Both trials with so many samples each."""
         if samples not in self.settled:
-            self.settled[samples] = trials(self.pair, samples=samples, false_alarm=FALSE_ALARM)
+            new = trials(self.pair, samples=samples, false_alarm=FALSE_ALARM)
+            first = next(iter(self.settled.values()), new)
+            self.settled[samples] = tuple(
+                replace(trial, sampler=same.sampler) for trial, same in zip(new, first, strict=True)
+            )
         return self.settled[samples]
 
     def finding(self, tv: float, number: int) -> tuple[int, Trial]:

@@ -35,12 +35,16 @@ class SharedPrompt(TransformersModel):
     def start(self, batch: int, capacity: int) -> None:
         super().start(batch, capacity)
         self._alike = 0  # how many rows the cache's only row stands for, if it does
+        self._recorded = self._recorded and batch == 1  # many rows make a new shape every time, and hide the overhead
 
     def prefill(self, tokens: list[list[int]]) -> None:
-        if len(tokens) > 1 and not any(self.cache.lengths) and all(row == tokens[0] for row in tokens):
-            self._alike, tokens = len(tokens), tokens[:1]
+        same = all(row == tokens[0] for row in tokens)
+        if same and len(tokens) > 1 and not any(self.cache.lengths):
+            self._alike = len(tokens)
             self.cache = RewindableCache(1, self.cache.capacity, self.device)
-        super().prefill(tokens)
+        elif self._alike and not same:
+            self._part()
+        super().prefill(tokens[:1] if self._alike else tokens)
 
     @torch.inference_mode()
     def extend(self, tokens: Tensor) -> Tensor:
@@ -56,8 +60,7 @@ class SharedPrompt(TransformersModel):
 
     def rewind(self, lengths: list[int]) -> None:
         if self._alike and len(set(lengths)) > 1:
-            self._spread(torch.zeros(self._alike, dtype=torch.int64, device=self.device))
-            self._alike = 0
+            self._part()
         super().rewind(lengths[:1] if self._alike else lengths)
 
     def keep(self, rows: list[int]) -> None:
@@ -65,6 +68,11 @@ class SharedPrompt(TransformersModel):
             self._alike = len(rows)
         else:
             super().keep(rows)
+
+    def _part(self) -> None:
+        """From here on every row has a cache of its own."""
+        self._spread(torch.zeros(self._alike, dtype=torch.int64, device=self.device))
+        self._alike = 0
 
     def _spread(self, rows: Tensor) -> None:
         """A cache whose row i is the present one's row `rows[i]`."""

@@ -114,15 +114,10 @@ def heat_map(policy: "SpeculationPolicy", fixed: int | None = None) -> "Figure":
     k = first if fixed is None else fixed
     if k not in policy.ks:
         raise SpecdecError(f"fixed={fixed!r:.80}: takes one of the measured k, {', '.join(map(str, policy.ks))}")
-    still = [b for b in batches if all(policy.cell(b, n).k for n in contexts)]
-    title = (
-        f"Speculating pays at every context up to batch {max(still)}; the policy turns it off where it does not pay"
-        if still
-        else "Speculating does not pay at every context at any batch size; the policy turns it off there"
-    )
     figure, axes = plotting.new_figure(
-        "", "context (tokens)", width=1.8 + 1.9 * len(contexts), height=1.5 + 0.45 * len(batches), ncols=2, sharey=True
-    )
+        "", "context (tokens)", width=max(6.8, 1.8 + 1.9 * len(contexts)), height=1.5 + 0.45 * len(batches), ncols=2,
+        sharey=True,
+    )  # fmt: skip
     shown = [{(b, n): policy.cell(b, n).measured[k] for b in batches for n in contexts},
              {(b, n): policy.cell(b, n).speedup for b in batches for n in contexts}]  # fmt: skip
     values = [value for panel in shown for value in panel.values()]
@@ -134,10 +129,13 @@ def heat_map(policy: "SpeculationPolicy", fixed: int | None = None) -> "Figure":
             for x, n in enumerate(contexts):
                 value = panel[b, n]
                 words = f"{value:.2f}×" + (f"\nk = {policy.cell(b, n).k}" if one is axes[1] else "")
-                ink = "black" if (value - low) / (high - low) > 0.55 else "white"
-                one.text(x, y, words, ha="center", va="center", color=ink, fontsize=9, linespacing=1.0)
+                colour = colours((value - low) / (high - low))
+                ink = "black" if sum(colour[:3]) > 1.4 else "white"
+                ground = {"facecolor": colour, "edgecolor": "none", "pad": 1.5}
+                one.text(x, y, words, ha="center", va="center", color=ink, fontsize=9, linespacing=1.0, bbox=ground)
                 if value < 1:
-                    one.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, hatch="//", edgecolor="white"))
+                    corner = (x - 0.5, y - 0.5)
+                    one.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="//", edgecolor="white", linewidth=0))
         one.set_title(name, loc="left", fontsize=10)
         one.set_xticks(range(len(contexts)), [str(n) for n in contexts])
         one.grid(False)
@@ -145,12 +143,29 @@ def heat_map(policy: "SpeculationPolicy", fixed: int | None = None) -> "Figure":
     axes[0].set_ylabel("batch size (sequences)")
     bar = figure.colorbar(axes[1].images[0], ax=list(axes), shrink=0.9, pad=0.02)
     bar.set_label("measured speedup\n(times not speculating)")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    figure.suptitle(_reach(policy), x=0.01, ha="left", fontsize=11, fontweight="bold")
     return figure
+
+
+def _reach(policy: "SpeculationPolicy") -> str:
+    """In words: up to which batch size the policy speculates at every context."""
+    reach = 0
+    for b in policy.batches:
+        if not all(policy.cell(b, n).k for n in policy.contexts):
+            break
+        reach = b
+    if reach == policy.batches[-1]:
+        return f"Speculating pays at every batch size measured, up to {reach}"
+    if reach:
+        return f"Speculating pays up to a batch of {reach}; the policy stops where it does not"
+    pays = sum(cell.k > 0 for cell in policy.cells)
+    return f"Speculating pays in {pays} of {len(policy.cells)} cases of batch and context; the policy picks them"
 
 
 def scoring_costs(policy: "SpeculationPolicy", context: int | None = None) -> "Figure":
     """v(k + 1) over the batch size at one context: what scoring costs once the weights are no longer the bottleneck."""
+    from matplotlib import colormaps
+
     context = policy.contexts[len(policy.contexts) // 2] if context is None else context
     batches, ks = policy.batches, [k for k in policy.ks if k]
     cells = {b: policy.cell(b, context) for b in batches}
@@ -159,18 +174,19 @@ def scoring_costs(policy: "SpeculationPolicy", context: int | None = None) -> "F
     figure, axes = plotting.new_figure(
         f"Scoring {most + 1} tokens costs {ends[0]:.1f} target steps at batch {batches[0]}, "
         f"{ends[1]:.1f} at batch {batches[-1]}",
-        "batch size (sequences)",
-        f"v(k + 1) (target steps), context {context}",
+        f"batch size (sequences), each of {context} tokens",
+        "v(k + 1) (target steps)",
     )
-    for k, mark in zip(ks, "os^Dvx*+", strict=False):
-        axes.plot(batches, [cells[b].costs.v(k + 1) for b in batches], marker=mark, label=f"k = {k}")
+    for i, k in enumerate(ks):
+        shade, mark = colormaps["cividis"](0.85 * i / len(ks)), "os^Dvx*+"[i % 8]
+        axes.plot(batches, [cells[b].costs.v(k + 1) for b in batches], color=shade, marker=mark, label=f"k = {k}")
     axes.set_xscale("log", base=2)
     axes.set_xticks(batches, [str(b) for b in batches])
     axes.set_ylim(bottom=0)
     axes.axhline(1, color=plotting.FORMULA, linestyle="--", linewidth=1)
     axes.annotate("as costly as one token", (batches[0], 1), xytext=(0, -12), textcoords="offset points",
                   color=plotting.FORMULA, fontsize=9)  # fmt: skip
-    axes.legend(ncols=2)
+    axes.legend(ncols=2, frameon=False)
     return figure
 
 
