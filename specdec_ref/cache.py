@@ -71,16 +71,25 @@ class RewindableCache:
         keys, values = self.slots[layer_idx]
         return keys[:, :, : self._window], values[:, :, : self._window]
 
+    @property
+    def positions(self) -> Tensor:
+        """Where the tokens of the last `advance` stand, [B, n] or [1, n]."""
+        return self._positions
+
+    def fixed(self, positions: Tensor) -> "FixedSlots":
+        """This cache as a step sees it that is recorded once: the present window, and `positions` instead of ours."""
+        return FixedSlots({layer: self.window(layer) for layer in self.slots}, positions, self.rows)
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens of the longest row (part of what transformers asks of a cache)."""
         return max(self.lengths)
 
     def keep(self, rows: list[int]) -> None:
-        """Go on with these rows only, in this order."""
+        """Go on with these rows only, in this order; a row that is named twice becomes two."""
         index = torch.tensor(rows, device=self.device)
         self.lengths = [self.lengths[row] for row in rows]
         self.batch = len(rows)
-        self.rows = self.rows[: self.batch]
+        self.rows = torch.arange(self.batch, device=self.device)[:, None]
         self.slots = {i: (k.index_select(0, index), v.index_select(0, index)) for i, (k, v) in self.slots.items()}
 
     def row(self, row: int) -> dict[int, tuple[Tensor, Tensor]]:
@@ -96,6 +105,29 @@ class RewindableCache:
     def _room(self, states: Tensor) -> Tensor:
         batch, heads, _, width = states.shape
         return states.new_zeros(batch, heads, self.capacity, width)
+
+
+class FixedSlots:
+    """Slots at addresses that do not change, for a step that is recorded and replayed: no lengths, no windows.
+
+    slots: keys and values of each layer, [B, H, W, D]. positions: [B or 1, n]. rows: [B, 1].
+    """
+
+    def __init__(self, slots: dict[int, tuple[Tensor, Tensor]], positions: Tensor, rows: Tensor):
+        self._slots, self._positions, self._rows = slots, positions, rows
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write one layer's new keys and values, [B, H, n, D]; return all that the mask is about, [B, H, W, D]."""
+        seen = self._slots[layer_idx]
+        for slots, new in zip(seen, (keys, values), strict=True):
+            write(slots, new, self._positions, self._rows)
+        return seen
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Of no use here (part of what transformers asks of a cache): positions and mask are given."""
+        return 0
 
 
 def write(slots: Tensor, new: Tensor, positions: Tensor, rows: Tensor) -> None:

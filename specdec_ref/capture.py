@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from specdec_ref.cache import write
+from specdec_ref.cache import FixedSlots
 
 PLAIN_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types whose forward pass is embedding, rotary positions, layers, norm and head, and nothing more."""
@@ -68,20 +68,9 @@ class _Step(nn.Module):
         self.model = model
 
     def forward(self, tokens: Tensor, positions: Tensor, mask: Tensor, rows: Tensor, *slots: Tensor) -> Tensor:
-        return layer_by_layer(self.model, tokens, positions.expand(tokens.shape), mask, _Slots(slots, positions, rows))
-
-
-class _Slots:
-    """The cache as the layers see it while a step is recorded."""
-
-    def __init__(self, slots: tuple[Tensor, ...], positions: Tensor, rows: Tensor):
-        self._slots, self._positions, self._rows = slots, positions, rows
-
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: object, **kwargs: object) -> Any:
-        seen = self._slots[2 * layer_idx : 2 * layer_idx + 2]
-        for slots, new in zip(seen, (keys, values), strict=True):
-            write(slots, new, self._positions, self._rows)
-        return seen
+        pairs = dict(enumerate(zip(slots[::2], slots[1::2], strict=True)))
+        cache = FixedSlots(pairs, positions, rows)
+        return layer_by_layer(self.model, tokens, positions.expand(tokens.shape), mask, cache)
 
 
 def recorded_step(

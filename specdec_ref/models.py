@@ -19,9 +19,13 @@ from torch import Tensor
 from specdec_ref.cache import RewindableCache
 from specdec_ref.capture import PLAIN_FAMILIES, can_be_recorded, layer_by_layer, parts_of, recorded_step
 from specdec_ref.errors import SpecdecError
+from specdec_ref.graphs import STEPS, choose_steps, room_for, steps_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+ROOM = 256
+"""Captured steps belong to a cache, so caches for them come in multiples of so many tokens, to be used again."""
 
 PREFILL_CHUNK = 512
 """Tokens of a prompt scored in one forward pass: bounds the memory of a long prompt."""
@@ -74,10 +78,16 @@ class TransformersModel:
         self.start(1, 0)
 
     def start(self, batch: int, capacity: int) -> None:
-        self.cache = RewindableCache(batch, capacity, self.device)
+        self._room = None
+        if (steps := steps_of(self.model)) in ("graphs", "compiled") and capacity:
+            rounded = min(max(self.context, capacity), -(-capacity // ROOM) * ROOM)
+            self.cache = RewindableCache(batch, rounded, self.device)
+            self._room = room_for(self.model, self.cache)
+        else:
+            self.cache = RewindableCache(batch, capacity, self.device)
         self._dtype = self.model.dtype  # transformers looks for it anew at every call
         self._plain = self.model.config.model_type in PLAIN_FAMILIES
-        self._recorded = self._plain and can_be_recorded(self.model)
+        self._recorded = steps == "recorded" and self._plain and can_be_recorded(self.model)
         self._parts = parts_of(self.model) if self._recorded else ()
 
     @torch.inference_mode()
@@ -88,7 +98,7 @@ class TransformersModel:
         padded = torch.tensor([row + [0] * (longest - len(row)) for row in tokens], device=self.device)
         for chunk in padded.split(PREFILL_CHUNK, dim=1) if longest else ():
             self._forward(chunk, keep_logits=1)
-        self.rewind([n + len(row) for n, row in zip(before, tokens, strict=True)])
+        self.cache.rewind([n + len(row) for n, row in zip(before, tokens, strict=True)])
 
     @torch.inference_mode()
     def extend(self, tokens: Tensor) -> Tensor:
@@ -110,19 +120,30 @@ class TransformersModel:
             logits = recorded_step(self.model, self._parts, tokens, positions, mask, self.cache.rows, slots)
             if logits is not None:
                 return logits[..., : self.vocab_size]
-        if self._plain:
-            every = positions.expand(tokens.shape)
-            logits = layer_by_layer(self.model, tokens, every, mask, self.cache, keep_logits)
-        else:
-            logits = self.model(
-                input_ids=tokens,
-                position_ids=positions.expand(tokens.shape),
-                attention_mask=mask,
-                past_key_values=self.cache,
-                use_cache=True,
-                logits_to_keep=keep_logits,
-            ).logits
+        logits = None
+        if self._room is not None and self.cache.slots and not keep_logits:
+            logits = self._room.step(self.model, self.cache, self._run, tokens, tuple(masks.values()))
+        if logits is None:
+            logits = self._run(self.cache, tokens, positions, tuple(masks.values()), keep_logits)
         return logits[..., : self.vocab_size]
+
+    def _run(
+        self, cache: Any, tokens: Tensor, positions: Tensor, masks: tuple[Tensor, ...], keep_logits: int = 0
+    ) -> Tensor:
+        """The forward pass itself. Returns logits [B, n or keep_logits, all rows of the head]."""
+        every = positions.expand(tokens.shape)
+        mask: Any = masks[0] if len(masks) == 1 else dict(zip(self._windows, masks, strict=True))
+        if self._plain:
+            return layer_by_layer(self.model, tokens, every, mask, cache, keep_logits)
+        logits: Tensor = self.model(
+            input_ids=tokens,
+            position_ids=every,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=keep_logits,
+        ).logits
+        return logits
 
 
 def _additive(visible: Tensor, positions: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
@@ -223,16 +244,21 @@ def load_pair(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    steps: str = "auto",
 ) -> Pair:
     """Load a target and its draft, ready to decode with.
 
     target, draft: a folder, a hub name, or one of `shipped()`; neither: the pair that ships here, with no network. A
     target of your own without a draft gives a pair for prompt lookup. device: 'cpu', 'cuda', …; default the GPU where
-    there is one. dtype: default float32 on CPU, bfloat16 elsewhere. Only safetensors are read, and no code of the
-    model's own is run. Raises SpecdecError where a model cannot be loaded or the two cannot work together.
+    there is one. dtype: default float32 on CPU, bfloat16 elsewhere. steps: 'auto', that is 'recorded' on a CPU and
+    'graphs' on CUDA, where the model allows it; 'plain', 'graphs' (CUDA graphs) or 'compiled' (torch.compile, then
+    graphs). Only safetensors are read, and no code of the model's own is run. Raises SpecdecError where a model cannot
+    be loaded or the two cannot work together.
     """
     where = usable_device(device)
     kind = _dtype(dtype, where)
+    if steps not in STEPS:
+        raise SpecdecError(f"steps={steps!r:.80}: takes one of {', '.join(STEPS)}")
     ours = target is None
     if ours and draft is None:
         draft = DEFAULT_DRAFT
@@ -247,6 +273,9 @@ def load_pair(
     if draft is not None:
         draft_model = _load_model("draft", draft, where, kind)
         check_compatible(target_model, tokenizer, draft_model, _load_tokenizer("draft", draft))
+    for model in (target_model, draft_model):
+        if model is not None:
+            choose_steps(model, steps)
     return Pair(target_model, draft_model, tokenizer)
 
 

@@ -21,7 +21,7 @@ from specdec_ref import decoding
 from specdec_ref.equivalence.empirical import Plan, carry_out, empirical, prepare
 from specdec_ref.equivalence.engines import (
     OurLoop,
-    SharedPrompt,
+    SharedWork,
     TransformersAssisted,
     TransformersGenerate,
     autoregressive,
@@ -114,17 +114,27 @@ def test_our_engine_runs_the_loop_it_finds(pair: sd.Pair, monkeypatch: pytest.Mo
     assert len(calls) == 1
 
 
-def test_a_shared_prompt_is_scored_as_if_every_row_had_read_it(pair: sd.Pair) -> None:
-    plain, shared = sd.TransformersModel(pair.target), SharedPrompt(pair.target)
+def test_shared_work_gives_every_row_what_it_would_get_alone(pair: sd.Pair) -> None:
+    """Rows that part by prompt, by tokens and by how far they are taken back, some of them alike in all."""
+    plain, shared = sd.TransformersModel(pair.target), SharedWork(pair.target)
+    prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[0]]
     for model in (plain, shared):
-        model.start(3, 16)
-        model.prefill([PROMPTS[0]] * 3)
-    more = torch.tensor([[1, 2], [3, 4], [5, 6]])
+        model.start(5, 16)
+        model.prefill(prompts)
+    assert shared.cache.batch == 2
+    more = torch.tensor([[1, 2], [1, 2], [5, 6], [1, 3], [1, 2]])
+    torch.testing.assert_close(shared.extend(more), plain.extend(more), atol=1e-5, rtol=1e-5)
+    assert shared.cache.batch == 3
+    for model in (plain, shared):
+        model.rewind([6, 7, 8, 6, 6])
+    assert shared.lengths() == plain.cache.lengths == [6, 7, 8, 6, 6]
+    assert shared.cache.batch == 4  # rows 0 and 4 are alike; row 3 fed something else once, and stays on its own
     torch.testing.assert_close(shared.extend(more), plain.extend(more), atol=1e-5, rtol=1e-5)
     for model in (plain, shared):
-        model.rewind([6, 7, 5])
-    assert shared.cache.lengths == [6, 7, 5]
+        model.keep([4, 2])
+    more = torch.tensor([[9], [8]])
     torch.testing.assert_close(shared.extend(more), plain.extend(more), atol=1e-5, rtol=1e-5)
+    assert shared.cache.batch == 2
 
 
 @pytest.mark.parametrize("name", ["ours", "autoregressive", "transformers", "assisted", f"{__name__}:of_our_own"])

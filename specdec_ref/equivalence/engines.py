@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from specdec_ref import decoding
-from specdec_ref.cache import RewindableCache
 from specdec_ref.control import Controller, as_controller
 from specdec_ref.drafting import Drafter, ModelDrafter
 from specdec_ref.equivalence.sampler import Sampler, drawing_of
@@ -25,61 +24,48 @@ from specdec_ref.sampling import Sampling, SeededRandomness
 ENGINES = "ours", "autoregressive", "transformers", "assisted", "openai:URL", "vllm", "module:attribute"
 
 
-class SharedPrompt(TransformersModel):
-    """Scores rows once as long as they are the same: a test draws a thousand samples from one prompt.
+class SharedWork(TransformersModel):
+    """Scores rows once as long as they have done the same: a test draws a thousand samples from one prompt.
 
-    What rows share is the prompt, and then tokens drafted after it; from the first step in which they differ on, every
-    row is its own. Loop, drafter and cache do not notice. Saves two fifths of the time of 100,000 samples.
+    The cache has one row for each history of tokens fed and taken back; rows part when their histories do, and never
+    meet again, so nothing is computed from anything but what that row itself went through. Loop, drafter and verdicts
+    do not notice. Saves most of the time of 100,000 samples.
     """
 
     def start(self, batch: int, capacity: int) -> None:
-        super().start(batch, capacity)
-        self._alike = 0  # how many rows the cache's only row stands for, if it does
+        super().start(1, capacity)
+        self._of = torch.zeros(batch, dtype=torch.int64, device=self.device)  # [B], each row's row in the cache
         self._recorded = self._recorded and batch == 1  # many rows make a new shape every time, and hide the overhead
 
+    @torch.inference_mode()
     def prefill(self, tokens: list[list[int]]) -> None:
-        same = all(row == tokens[0] for row in tokens)
-        if same and len(tokens) > 1 and not any(self.cache.lengths):
-            self._alike = len(tokens)
-            self.cache = RewindableCache(1, self.cache.capacity, self.device)
-        elif self._alike and not same:
-            self._part()
-        super().prefill(tokens[:1] if self._alike else tokens)
+        numbers = {row: i for i, row in enumerate(dict.fromkeys(map(tuple, tokens)))}
+        which = torch.tensor([numbers[tuple(row)] for row in tokens], device=self.device)
+        texts = [list(row) for row in numbers]
+        super().prefill([texts[i] for i in self._part(which[:, None])[:, 0].tolist()])
 
     @torch.inference_mode()
     def extend(self, tokens: Tensor) -> Tensor:
-        if not self._alike:
-            return super().extend(tokens)
-        different, which = tokens.unique(dim=0, return_inverse=True)
-        self._spread(torch.zeros(len(different), dtype=torch.int64, device=self.device))
-        logits = super().extend(different)
-        if len(different) > 1:
-            self._alike = 0
-            self._spread(which)
-        return logits[which]
+        return super().extend(self._part(tokens))[self._of]
 
     def rewind(self, lengths: list[int]) -> None:
-        if self._alike and len(set(lengths)) > 1:
-            self._part()
-        super().rewind(lengths[:1] if self._alike else lengths)
+        wanted = torch.tensor(lengths, device=self.device)[:, None]
+        super().rewind(self._part(wanted)[:, 0].tolist())
 
     def keep(self, rows: list[int]) -> None:
-        if self._alike:
-            self._alike = len(rows)
-        else:
-            super().keep(rows)
+        self._of = self._of[torch.tensor(rows, device=self.device)]
 
-    def _part(self) -> None:
-        """From here on every row has a cache of its own."""
-        self._spread(torch.zeros(self._alike, dtype=torch.int64, device=self.device))
-        self._alike = 0
+    def lengths(self) -> list[int]:
+        """Tokens of every row, as the loop sees them."""
+        return [self.cache.lengths[i] for i in self._of.tolist()]
 
-    def _spread(self, rows: Tensor) -> None:
-        """A cache whose row i is the present one's row `rows[i]`."""
-        old = self.cache
-        self.cache = RewindableCache(len(rows), old.capacity, self.device)
-        self.cache.lengths = [old.lengths[row] for row in rows.tolist()]
-        self.cache.slots = {i: (k.index_select(0, rows), v.index_select(0, rows)) for i, (k, v) in old.slots.items()}
+    def _part(self, doing: Tensor) -> Tensor:
+        """Give rows that do different things, `doing` [B, n], a row each in the cache. Returns [rows there, n]."""
+        different, self._of = torch.cat([self._of[:, None], doing], 1).unique(dim=0, return_inverse=True)
+        sources = different[:, 0].tolist()
+        if sources != list(range(self.cache.batch)):
+            self.cache.keep(sources)
+        return different[:, 1:]
 
 
 class OurLoop:
@@ -99,12 +85,12 @@ class OurLoop:
         self.sampling = Sampling() if sampling is None else sampling
         self.batch = batch
         self.controller = as_controller(k)
-        self.target = SharedPrompt(pair.target)
+        self.target = SharedWork(pair.target)
         self.drafter = drafter
         if drafter is None and self.controller.max_k:
             if pair.draft is None:
                 raise SpecdecError("draft: this pair has no draft model; name one, or pass a drafter or k=0")
-            self.drafter = ModelDrafter(SharedPrompt(pair.draft, self.target.vocab_size))
+            self.drafter = ModelDrafter(SharedWork(pair.draft, self.target.vocab_size))
         self.context = pair.context
         self.name = f"our loop, k = {self.controller.max_k}" if self.controller.max_k else "our loop, one by one"
 

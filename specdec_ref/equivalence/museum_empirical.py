@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from specdec_ref.drafting import ModelDrafter
 from specdec_ref.equivalence.empirical import Plan, carry_out, prepare
-from specdec_ref.equivalence.engines import OurLoop, SharedPrompt
+from specdec_ref.equivalence.engines import OurLoop, SharedWork
 from specdec_ref.equivalence.greedy import greedy_agreement
 from specdec_ref.equivalence.museum_checks import Outcome
 from specdec_ref.equivalence.result import Equivalence
@@ -52,7 +52,7 @@ def trials(
     if prompts is None:
         texts = list(held_out_prompts().values())[:2]
         prompts = [pair.tokenizer(text)["input_ids"][:PROMPT_TOKENS] for text in texts]
-    draft = SharedPrompt(pair.draft, SharedPrompt(pair.target).vocab_size)
+    draft = SharedWork(pair.draft, SharedWork(pair.target).vocab_size)
     unsure = ModelDrafter(draft, min_confidence=CONFIDENCE)
     ways = (
         ("temperature 1", OurLoop(pair, K, Sampling())),
