@@ -97,7 +97,7 @@ class _Captured:
     def __init__(self, run: Run, cache: RewindableCache, tokens: Tensor, positions: Tensor, masks: tuple[Tensor, ...]):
         self.inputs = [tokens.clone(), positions.clone(), *(mask.clone() for mask in masks)]
         view = cache.fixed(self.inputs[1])
-        self._run = lambda: run(view, self.inputs[0], self.inputs[1], tuple(self.inputs[2:]))
+        self._run: Callable[[], Tensor] = lambda: run(view, self.inputs[0], self.inputs[1], tuple(self.inputs[2:]))
         self._graph: Any = None
         if tokens.device.type == "cuda":
             aside = torch.cuda.Stream(tokens.device)

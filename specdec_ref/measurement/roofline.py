@@ -1,8 +1,8 @@
 """The machine's own limits, measured: how fast memory is read, how fast it multiplies, and where a step stands.
 
-A step of a model reads every weight once and does two operations with each for every token that it scores. Divided, that
-is its arithmetic intensity, operations per byte. Below the ridge (arithmetic / bandwidth) memory sets the pace, and more
-tokens in the same step cost nothing; above it arithmetic does. Williams, Waterman, Patterson 2009 (the roofline model).
+A step of a model reads every weight once and does two operations with each for every token that it scores. Divided,
+that is its arithmetic intensity, operations per byte. Below the ridge (arithmetic / bandwidth) memory sets the pace,
+and more tokens in the same step cost nothing; above it arithmetic does. Williams, Waterman, Patterson 2009.
 """
 
 import time
