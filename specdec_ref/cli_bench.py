@@ -84,7 +84,7 @@ def _every_k(
     """The quick table."""
     from specdec_ref.cli import _cells, _facts, _headline, _pair, _progress, _table
     from specdec_ref.measurement.benchmark import ours, race, race_length
-    from specdec_ref.measurement.costs import measure_costs
+    from specdec_ref.measurement.costs import WARM_UP, measure_costs
     from specdec_ref.models import held_out_prompts
     from specdec_ref.theory import predicted_speedup
 
@@ -92,7 +92,7 @@ def _every_k(
     pair = _pair(*models)
     ids = [pair.tokenizer(text)["input_ids"] for text in list(held_out_prompts().values())[:prompts]]
     everyone = {("one by one" if k == 0 else f"k = {k}"): ours(pair, k, sampling, tokens) for k in range(max_k + 1)}
-    with _progress(console, race_length(len(everyone), len(ids), repeats) + 16) as step:
+    with _progress(console, race_length(len(everyone), len(ids), repeats) + WARM_UP + 15) as step:
         costs = measure_costs(pair, max_k=max_k, sampling=sampling, context=200, on_step=lambda: step("step times"))
         results = race(everyone, ids, baseline="one by one", repeats=repeats, on_sample=step)
     lines = []

@@ -8,10 +8,14 @@ from statistics import median
 import torch
 
 from specdec_ref.acceptance import verify
+from specdec_ref.capture import USES_BEFORE_RECORDING
 from specdec_ref.drafting import ModelDrafter
 from specdec_ref.errors import SpecdecError
 from specdec_ref.models import Pair, TransformersModel
 from specdec_ref.sampling import Sampling, SeededRandomness
+
+WARM_UP = USES_BEFORE_RECORDING + 2
+"""Times that each step is made before one is timed: by then it has been recorded (`capture`), as in a long text."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,8 @@ def measure_costs(
     """Time the steps of `pair` as the decoding loop makes them, in turn, `repeats` times, after a warm-up.
 
     max_k: v is measured for 1 … max_k + 1 tokens. context: tokens in the cache, random ones. on_step is called after
-    each of the `repeats` + 1 rounds. Raises SpecdecError where the pair has no draft model or cannot hold that many
-    tokens.
+    each of the `WARM_UP` + `repeats` rounds. Raises SpecdecError where the pair has no draft model or cannot hold that
+    many tokens.
     """
     if pair.draft is None:
         raise SpecdecError("pair: has no draft model, so there is no draft step to time")
@@ -87,10 +91,10 @@ def measure_costs(
     steps = {0: draft} | {n: score(n) for n in range(1, max_k + 2)}
     times: dict[int, list[float]] = {n: [] for n in steps}
     with torch.inference_mode():
-        for i in range(repeats + 1):
+        for i in range(WARM_UP + repeats):
             for n, step in steps.items():
                 seconds = _timed(step, pair.device)
-                if i:  # the first time round is the warm-up
+                if i >= WARM_UP:
                     times[n].append(seconds)
             on_step()
     medians = {n: median(t) for n, t in times.items()}

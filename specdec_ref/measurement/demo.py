@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from specdec_ref.measurement.benchmark import Result, ours, race, race_length
-from specdec_ref.measurement.costs import Costs, measure_costs
+from specdec_ref.measurement.costs import WARM_UP, Costs, measure_costs
 from specdec_ref.models import Pair
 from specdec_ref.sampling import GREEDY, Sampling
 from specdec_ref.theory import best_k, predicted_speedup
@@ -36,7 +36,7 @@ class Mode:
 
 def steps(prompts: int, repeats: int) -> int:
     """How often `measure` calls on_step."""
-    return 2 * (COST_REPEATS + 1 + 2 + race_length(2, prompts, repeats))
+    return 2 * (COST_REPEATS + WARM_UP + 2 + race_length(2, prompts, repeats))
 
 
 def measure(

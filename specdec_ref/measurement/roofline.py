@@ -136,5 +136,6 @@ def roofline_figure(limits: Limits, points: "Mapping[str, tuple[Step, float]]") 
         axes.annotate(name, (step.intensity, speed), xytext=(6, -11), textcoords="offset points", fontsize=9)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.set_ylim(bottom=0.5 * axes.get_ylim()[0])  # room for the lowest name
     axes.legend(loc="upper left")
     return figure

@@ -17,7 +17,7 @@ from specdec_ref.control import Controller, as_controller
 from specdec_ref.decoding import Row, speculate
 from specdec_ref.drafting import ModelDrafter
 from specdec_ref.errors import SpecdecError
-from specdec_ref.measurement.costs import Costs
+from specdec_ref.measurement.costs import WARM_UP, Costs
 from specdec_ref.models import Pair, TransformersModel
 from specdec_ref.sampling import Sampling, SeededRandomness
 
@@ -111,13 +111,13 @@ class Bench:
         steps = {0: draft} | {n: score(n) for n in sorted({1, *(k + 1 for k in ks)})}
         times: dict[int, list[float]] = {n: [] for n in steps}
         with torch.inference_mode():
-            for i in range(repeats + 1):
+            for i in range(WARM_UP + repeats):
                 for n, step in steps.items():
                     self._settle()
                     began = time.perf_counter()
                     step()
                     self._settle()
-                    if i:
+                    if i >= WARM_UP:
                         times[n].append(time.perf_counter() - began)
         medians = {n: median(t) for n, t in times.items()}
         return Costs(medians[1], medians[0] / most, {n: medians[n] for n in steps if n}, self.context)

@@ -1,0 +1,77 @@
+"""What a dashboard shows for a known α: why accepted / drafted falls with k though nothing got worse."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from specdec_ref import plotting
+from specdec_ref.errors import SpecdecError, is_number, is_whole
+from specdec_ref.live import MonitorStatistics
+from specdec_ref.teaching.pictures import as_png
+from specdec_ref.teaching.widgets import show
+from specdec_ref.theory import expected_tokens
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@plotting.styled
+def expected_dashboard(alpha: float, k: int) -> "Figure":
+    """Position by position, what a monitor shows of k tokens that are each kept with probability α: α, and αⁱ.
+
+    Raises SpecdecError.
+    """
+    if not is_number(alpha) or not 0 <= alpha <= 1 or not is_whole(k) or k < 1:
+        raise SpecdecError(f"alpha={alpha!r:.40}, k={k!r:.40}: take a share, 0 … 1, and a whole number ≥ 1")
+    emitted = float(expected_tokens(alpha, k))
+    title = f"α = {alpha:.2f}, and yet accepted / drafted is {(emitted - 1) / k:.2f} at k = {k}"
+    positions = np.arange(1, k + 1)
+    return _positions(title, np.full(k, alpha), alpha**positions, (emitted - 1) / k)
+
+
+@plotting.styled
+def position_figure(statistics: MonitorStatistics) -> "Figure":
+    """The same of rounds that were watched: rates at each position, beside accepted / drafted of all.
+
+    Raises SpecdecError where nothing was drafted.
+    """
+    if not statistics.drafted:
+        raise SpecdecError("statistics: nothing was drafted, so there is nothing to show")
+    conditional, unconditional = (
+        np.array(rates) for rates in (statistics.conditional_rates, statistics.unconditional_rates)
+    )
+    title = f"α is {statistics.acceptance_rate:.2f}; accepted / drafted is {statistics.draft_acceptance_rate:.2f}"
+    return _positions(title, conditional, unconditional, statistics.draft_acceptance_rate)
+
+
+def _positions(title: str, conditional: Any, unconditional: Any, pooled: float) -> "Figure":
+    k = len(conditional)
+    at = np.arange(1, k + 1)
+    figure, axes = plotting.new_figure(title, "position in the draft", "share of tokens accepted")
+    axes.bar(at - 0.2, conditional, 0.38, color=plotting.ACCEPTED, label="of those judged (what came before was kept)")
+    axes.bar(at + 0.2, unconditional, 0.38, color=plotting.DRAFT, hatch="//", edgecolor="white", label="of all drafts")
+    axes.axhline(pooled, color=plotting.FORMULA, linestyle="--", label="accepted / drafted, all positions")
+    axes.set_xticks(at)
+    axes.set_xlim(0.4, k + 0.6)
+    axes.set_ylim(0, 1.45)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axes.grid(axis="x", visible=False)
+    axes.legend(loc="upper left", ncols=1, frameon=False)
+    return figure
+
+
+def dashboard_explorer() -> None:
+    """`expected_dashboard` with sliders for α and k."""
+    import ipywidgets as w
+
+    alpha = w.FloatSlider(value=0.8, min=0, max=1, step=0.05, description="α", continuous_update=False)
+    k = w.IntSlider(value=4, min=1, max=12, description="k", continuous_update=False)
+    start = expected_dashboard(alpha.value, k.value)
+    image = w.Image(value=as_png(start), format="png", width=700)
+
+    def redraw(_: Any) -> None:
+        image.value = as_png(expected_dashboard(alpha.value, k.value))
+
+    for slider in (alpha, k):
+        slider.observe(redraw, names="value")
+    show(w.VBox([w.HBox([alpha, k]), image]), start)
