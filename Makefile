@@ -11,7 +11,7 @@ CORE := .venv/.core-installed
 COURSE := .venv/.course-installed
 DEV := .venv/.dev-installed
 
-.PHONY: help demo test lab equivalence bench notebooks lint clean
+.PHONY: help demo test lab grade equivalence bench notebooks exercises lint clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -28,6 +28,9 @@ test: lint  ## style, types, all tests and lessons
 lab: $(COURSE)  ## open the course in JupyterLab
 	@$(BIN)/jupyter lab $(if $(wildcard notebooks),--LabApp.default_url=/lab/tree/notebooks)
 
+grade: $(COURSE)  ## grade what you have written in exercises/
+	@$(BIN)/specdec grade exercises
+
 equivalence: $(CORE)  ## prove and test that what is drawn is exactly the target's
 	@$(BIN)/specdec equivalence --exact
 	@$(BIN)/specdec equivalence --greedy
@@ -38,6 +41,10 @@ bench: $(CORE)  ## compare with transformers, side by side
 
 notebooks: $(DEV)  ## run all lessons again and write them back
 	@$(BIN)/python -m specdec_ref.teaching.lessons notebooks/*.ipynb
+
+exercises: $(DEV)  ## make exercises/ from solutions/
+	@$(BIN)/python -m specdec_ref.teaching.checks.sources
+	@$(BIN)/python -m specdec_ref.teaching.checks.matrix > docs/exercises.md
 
 lint: $(DEV)  ## style, types and spelling only
 	$(BIN)/ruff check

@@ -18,6 +18,7 @@ from specdec_ref import plotting
 from specdec_ref.cli_bench import bench
 from specdec_ref.cli_doctor import doctor
 from specdec_ref.cli_equivalence import equivalence
+from specdec_ref.cli_grade import grade, progress
 from specdec_ref.errors import SpecdecError
 
 if TYPE_CHECKING:
@@ -107,6 +108,8 @@ def demo(
 app.command()(bench)
 app.command()(doctor)
 app.command()(equivalence)
+app.command()(grade)
+app.command()(progress)
 
 
 @app.command()

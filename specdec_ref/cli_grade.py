@@ -1,0 +1,72 @@
+"""specdec grade, specdec progress: exercises from outside."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+FolderArgument = Annotated[Path, typer.Argument(help="A notebook, a folder of notebooks, or a folder of such folders.")]
+
+
+def grade(
+    folder: FolderArgument = Path("exercises"),
+    out: Annotated[
+        Path | None, typer.Option(help="Write scores.csv and Gradescope's results.json here; go on from here.")
+    ] = None,
+    hide: Annotated[
+        list[Path] | None, typer.Option(help="Folders that no submission may see, such as solutions.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="The public checks only, as in the notebook.")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Submissions at once (default: one for each core).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Grade exercises: each submission in a process of its own, judged by the values that its functions give.
+
+    Exit status 0 when all of them pass, 1 when any does not.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from specdec_ref.cli import _progress
+    from specdec_ref.teaching.checks.grading import POINTS, grade_folder, submissions_in
+    from specdec_ref.teaching.checks.judging import HIDDEN_SEEDS, PUBLIC_SEED
+    from specdec_ref.teaching.checks.showing import COLOURS, MARKS, plain
+
+    console = Console(quiet=as_json, highlight=False)
+    secret = [*(hide or []), *([Path("solutions")] if Path("solutions").is_dir() else [])]
+    seeds = (PUBLIC_SEED,) if public else (PUBLIC_SEED, *HIDDEN_SEEDS)
+    with _progress(console, len(submissions_in(folder))) as step:
+        graded = grade_folder(
+            folder, out, hidden=secret, seeds=seeds, jobs=jobs, on_graded=lambda done, of: step(f"{done} of {of}")
+        )
+    if as_json:
+        print(json.dumps([{"submission": one.submission, **one.gradescope()} for one in graded]))
+    elif len(graded) == 1:
+        for verdict in graded[0].verdicts:
+            console.print(Text(plain(verdict), style=COLOURS[verdict.outcome] if verdict.passed else ""))
+        console.print(f"{graded[0].score} of {POINTS * len(graded[0].verdicts)} points")
+    else:
+        table = Table(box=None)
+        for column in ("submission", "points", "exercises"):
+            table.add_column(column)
+        for one in graded:
+            table.add_row(one.submission, str(one.score), " ".join(MARKS[v.outcome] for v in one.verdicts))
+        console.print(table)
+    if not all(v.passed for one in graded for v in one.verdicts):
+        raise typer.Exit(1)
+
+
+def progress(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """How far you are over all exercises, by the file in this folder."""
+    from specdec_ref.teaching.checks.notebook import progress as so_far
+
+    found = so_far()
+    if as_json:
+        lines = [{"outcome": outcome, "title": title, "tries": tries} for outcome, title, tries in found.lines()]
+        print(json.dumps(lines))
+    else:
+        print(found)

@@ -1,0 +1,30 @@
+"""All exercises, in the order of the course."""
+
+from specdec_ref.errors import SpecdecError
+from specdec_ref.teaching.checks import deciding, deployment, judgement, loop, rule
+from specdec_ref.teaching.checks.exercise import Exercise
+
+EXERCISES: dict[str, Exercise] = {
+    exercise.name: exercise
+    for exercise in (
+        rule.ACCEPT,
+        rule.RESIDUAL,
+        rule.SPEEDUP,
+        rule.REWIND,
+        loop.STEP,
+        judgement.FIND_BUG,
+        judgement.EQUIVALENCE,
+        loop.DECODE,
+        judgement.BEST_DRAFT,
+        deployment.ADAPTIVE,
+        deployment.MEMORY_EXERCISE,
+        deciding.DECIDE,
+    )
+}
+
+
+def exercise_named(name: object) -> Exercise:
+    """Raises SpecdecError for a name that none has."""
+    if not isinstance(name, str) or name not in EXERCISES:
+        raise SpecdecError(f"exercise={name!r:.80}: takes one of {', '.join(EXERCISES)}")
+    return EXERCISES[name]

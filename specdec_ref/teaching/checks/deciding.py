@@ -1,0 +1,134 @@
+"""8.1.5: when to speculate, judged by what was measured, on cases that are shown and on others."""
+
+from collections.abc import Callable
+from typing import Any
+
+from specdec_ref.control import get_optimal_speculation_config
+from specdec_ref.teaching.checks.exercise import Case, Exercise, Misconception
+
+MEASURED = (
+    (1, 64, 0.74, 0.15, 1.52, 1.34, 1.26, 1.78),
+    (4, 64, 0.74, 0.14, 1.23, 1.39, 1.23, 1.37),
+    (16, 64, 0.74, 0.14, 1.55, 1.94, 1.13, 1.11),
+    (48, 64, 0.74, 0.14, 1.88, 2.16, 1.06, 0.95),
+    (1, 256, 0.74, 0.13, 1.32, 1.48, 1.25, 1.41),
+    (4, 256, 0.74, 0.15, 1.19, 1.31, 1.46, 1.49),
+    (16, 256, 0.74, 0.14, 1.48, 1.85, 1.23, 1.27),
+    (48, 256, 0.74, 0.12, 1.8, 2.03, 1.17, 1.19),
+    (1, 512, 0.74, 0.15, 1.53, 1.4, 1.45, 1.69),
+    (4, 512, 0.74, 0.15, 1.29, 1.41, 1.4, 1.38),
+    (16, 512, 0.74, 0.13, 1.59, 1.98, 1.16, 1.14),
+    (48, 512, 0.74, 0.12, 1.64, 2.0, 1.3, 1.33),
+    (1, 64, 0.62, 0.11, 1.53, 1.51, 1.18, 1.15),
+    (16, 64, 0.62, 0.1, 1.62, 1.97, 1.15, 0.97),
+    (48, 64, 0.62, 0.09, 1.66, 2.24, 1.02, 0.87),
+    (1, 256, 0.62, 0.11, 1.37, 1.26, 1.2, 1.48),
+    (16, 256, 0.62, 0.1, 1.56, 1.89, 1.18, 1.03),
+    (48, 256, 0.62, 0.09, 1.7, 2.01, 1.06, 0.96),
+)
+"""batch, context, α, c, v(3), v(5), and the speedup that was measured with k = 2 and 4: `benchmarks/batch_policy.py`
+with the middle draft and with the plain small one (2 cores, float32, torch 2.13, 2026-11-24)."""
+
+SHOWN = (0, 2, 3, 5, 8, 12, 14, 16)
+GOOD_ENOUGH = 0.88
+"""Of the best that was measured: the measurements themselves scatter by some per cent."""
+
+
+def draft_tokens(batch: int, context: int, alpha: float, c: float, v3: float, v5: float) -> int:
+    """The k of 0, 2, 4 that the formula promises most of."""
+    return max((0, 2, 4), key=lambda k: _promised(k, alpha, c, v3, v5))
+
+
+def _promised(
+    k: int, alpha: float, c: float, v3: float, v5: float, tokens: Callable[..., float] | None = None
+) -> float:
+    emitted = (1 - alpha ** (k + 1)) / (1 - alpha) if tokens is None else tokens(alpha, k)
+    return emitted / (k * c + {0: 1.0, 2: v3, 4: v5}[k])
+
+
+def shown_cases() -> list[dict[str, float]]:
+    """Those that a learner may look at, with what was measured."""
+    names = "batch", "context", "alpha", "c", "v3", "v5", "speedup at k = 2", "speedup at k = 4"
+    return [dict(zip(names, MEASURED[i], strict=True)) for i in SHOWN]
+
+
+def _cases(seed: int) -> list[Case]:
+    """Public: the shown ones, and two made up where the answer is beyond doubt. Hidden: the others."""
+    rest = [i for i in range(len(MEASURED)) if i not in SHOWN]
+    if seed:
+        return [_case(MEASURED[i]) for i in rest[seed % 2 :: 2]]
+    return [
+        Case((128, 256, 0.3, 0.3, 2.9, 4.8), "128 sequences, α = 0.3, scoring 5 tokens costs 4.8 steps"),
+        Case((1, 256, 0.95, 0.02, 1.0, 1.0), "one sequence, α = 0.95, drafting and scoring nearly free"),
+        *(_case(MEASURED[i]) for i in SHOWN),
+    ]
+
+
+def _case(row: tuple[float, ...]) -> Case:
+    words = "batch {:.0f}, context {:.0f}, α = {}, c = {}, v(3) = {}, v(5) = {}".format(*row[:6])
+    return Case((int(row[0]), int(row[1]), *row[2:6]), words)
+
+
+def _good(value: Any, right: Any, case: Case) -> bool:
+    """As fast as the best that was measured there, or nearly; where nothing was measured, as the formula says."""
+    try:
+        k = int(value)
+    except (TypeError, ValueError):
+        return False
+    if k not in (0, 2, 4) or k != value:
+        return False
+    for row in MEASURED:
+        if (int(row[0]), int(row[1]), *row[2:6]) == case.arguments:
+            speedups = {0: 1.0, 2: row[6], 4: row[7]}
+            return speedups[k] >= GOOD_ENOUGH * max(speedups.values())
+    return bool(k == right)
+
+
+def _source_text(batch: int, context: int, *_: float) -> int:
+    k = int(get_optimal_speculation_config(batch, context)["num_speculative_tokens"])
+    return min(4, k)
+
+
+def _by_formula(tokens: Callable[..., float] | None = None, **fixed: float) -> Callable[..., int]:
+    def choose(batch: int, context: int, alpha: float, c: float, v3: float, v5: float) -> int:
+        known = {"alpha": alpha, "c": c, "v3": v3, "v5": v5} | fixed
+        return max((0, 2, 4), key=lambda k: _promised(k, **known, tokens=tokens))
+
+    return choose
+
+
+DECIDE = Exercise(
+    "decide",
+    "8.1.5 When to speculate",
+    "draft_tokens",
+    25,
+    3,
+    (
+        "Compute the speedup of k = 2 and of k = 4: (1 − αᵏ⁺¹)/(1 − α) / (k·c + v(k + 1)). Without a draft it is 1.",
+        "The batch size itself decides nothing: what it does to v decides, and you were given v.",
+    ),
+    draft_tokens,
+    (
+        Misconception("always-four", "You always draft 4 tokens, where scoring them is dear as well", 1, lambda *a: 4),
+        Misconception("always-two", "You always draft 2 tokens, where they are not worth it as well", 1, lambda *a: 2),
+        Misconception("never", "You never speculate", 1, lambda *a: 0),
+        Misconception(
+            "source-text", "You decide as the source text does, by batch and context alone; measured, it is otherwise",
+            2, _source_text,
+        ),
+        Misconception(
+            "batch-size-alone", "You decide by the batch size alone: what counts is what it does to v", 2,
+            lambda batch, *_: 4 if batch <= 16 else 0,
+        ),
+        Misconception(
+            "bonus-left-out", "You count accepted tokens only: each round emits one more", 1,
+            _by_formula(lambda alpha, k: 1.0 if k == 0 else alpha * (1 - alpha**k) / (1 - alpha)),
+        ),
+        Misconception(
+            "alpha-alone", "You decide by α alone: what drafting and scoring cost decides as well", 2,
+            lambda batch, context, alpha, *_: 4 if alpha > 0.7 else 0,
+        ),
+    ),
+    _cases,
+    agrees=_good,
+)  # fmt: skip

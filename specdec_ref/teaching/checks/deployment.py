@@ -1,0 +1,224 @@
+"""Exercises of deployment: adapt k, count memory, decide when speculation pays."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from specdec_ref.control import AdaptiveSpeculation
+from specdec_ref.teaching.checks.exercise import Case, Exercise, Misconception
+from specdec_ref.teaching.checks.outcomes import BadRequest
+
+# Adapt k (8.1.3)
+
+MAX_K, ROUNDS, MEMORY = 8, 160, 40
+History = Sequence[Sequence[int]]
+
+
+def _gain(alpha: float, k: int, c: float, slope: float) -> float:
+    return (1 - alpha ** (k + 1)) / (1 - alpha) / (k * c + 1 + slope * k)
+
+
+def choose_k(history: History, c: float, slope: float) -> int:
+    """Estimate α from what was judged lately, take the k that promises most, and look again now and then."""
+    judged = sum(min(accepted + 1, drafted) for drafted, accepted in history[-20:])
+    accepted = sum(accepted for _, accepted in history[-20:])
+    alpha = (accepted + 1.4) / (judged + 2)
+    best = max(range(MAX_K + 1), key=lambda k: _gain(min(alpha, 0.98), k, c, slope))
+    if best == 0 and len(history) >= 15 and all(drafted == 0 for drafted, _ in history[-15:]):
+        return 1
+    return best
+
+
+def _speedup(choose: Callable[..., Any], case: Case) -> float:
+    """Tokens per autoregressive step over the recorded stream. The history holds the last 40 rounds."""
+    alphas, c, slope, seed = case.arguments
+    u = np.random.default_rng(seed).random((len(alphas), MAX_K))
+    history: list[list[int]] = []
+    tokens, cost = 0, 0.0
+    for alpha, row in zip(alphas, u, strict=True):
+        k = choose([list(entry) for entry in history[-MEMORY:]], c, slope)
+        if k is None or isinstance(k, (str, list, tuple, dict)) or int(k) != k or not 0 <= int(k) <= MAX_K:
+            raise BadRequest(f"choose_k gave {k!r:.40}: takes a whole number, 0 … {MAX_K}")
+        accepted = int((row[: int(k)] < alpha).cumprod().sum())
+        history.append([int(k), accepted])
+        tokens += accepted + 1
+        cost += int(k) * c + 1 + slope * int(k)
+    return tokens / cost
+
+
+class _Heuristic:
+    """The source text's, as a function of the history."""
+
+    def __init__(self) -> None:
+        self._heard = AdaptiveSpeculation(min_k=2, max_k=MAX_K)
+        self._rounds = 0
+
+    def __call__(self, history: History, c: float, slope: float) -> int:
+        if history:
+            drafted, accepted = history[-1]
+            self._heard.update(accepted, drafted)
+        return self._heard.get_current_k()
+
+
+def _stream_cases(seed: int) -> list[Case]:
+    half, third = ROUNDS // 2, ROUNDS // 3
+
+    def stream(words: str, alphas: list[float], c: float, slope: float = 0.1) -> Case:
+        return Case((alphas, c, slope, seed), words)
+
+    return [
+        stream("a useless draft, α = 0.05, c = 0.3", [0.05] * ROUNDS, 0.3),
+        stream("an easy text, α = 0.9, c = 0.1", [0.9] * ROUNDS, 0.1),
+        stream("a middling text with a dear draft, α = 0.6, c = 0.4", [0.6] * ROUNDS, 0.4),
+        stream("easy, then useless", [0.9] * half + [0.05] * (ROUNDS - half), 0.1),
+        stream("easy, useless, easy", [0.9] * third + [0.05] * third + [0.9] * (ROUNDS - 2 * third), 0.1),
+    ]
+
+
+def _beats_the_heuristic(value: Any, right: Any, case: Case) -> bool:
+    """Nowhere clearly slower, faster where the draft is useless, and not slower than no draft there."""
+    heuristic = _speedup(_Heuristic(), case)
+    useless = max(case.arguments[0]) < 0.1
+    return float(value) > (max(0.88, 1.2 * heuristic) if useless else 0.95 * heuristic)
+
+
+def _always(k: int) -> Callable[..., int]:
+    return lambda history, c, slope: k
+
+
+def _by_ratio(history: History, c: float, slope: float) -> int:
+    """k from accepted / drafted, never 0."""
+    drafted = sum(d for d, _ in history[-10:]) or 1
+    return max(1, min(MAX_K, round(MAX_K * sum(a for _, a in history[-10:]) / drafted))) if history else 4
+
+
+def _by_alpha(history: History, estimate: Callable[[History], float], least: int, c: float, slope: float) -> int:
+    return max(range(least, MAX_K + 1), key=lambda k: _gain(estimate(history), k, c, slope))
+
+
+def _alpha(history: History) -> float:
+    judged = sum(min(a + 1, d) for d, a in history[-20:])
+    return min(0.98, (sum(a for _, a in history[-20:]) + 1.4) / (judged + 2))
+
+
+ADAPTIVE = Exercise(
+    "adaptive_k",
+    "8.1.3 Adaptive k",
+    "choose_k",
+    30,
+    4,
+    (
+        "Estimate α by accepted / judged over the last rounds: judged are the accepted ones and the first rejected.",
+        "Then take the k from 0 to 8 with the largest (1 − αᵏ⁺¹)/(1 − α) / (k·c + 1 + slope·k). 0 is one of them.",
+        "Where you chose 0 you learn nothing more: after some rounds without a draft, try one token.",
+    ),
+    choose_k,
+    (
+        Misconception("always-four", "You always draft 4 tokens: a useless draft then costs you dearly", 2, _always(4)),
+        Misconception("always-two", "You always draft 2 tokens: nothing adapts", 1, _always(2)),
+        Misconception("always-zero", "You never draft: that is autoregressive decoding", 2, _always(0)),
+        Misconception("always-eight", "You always draft 8 tokens: where they are rejected that is slow", 2, _always(8)),
+        Misconception(
+            "follows-the-ratio", "You set k by accepted / drafted, which falls as k grows, and never reaches 0", 1,
+            _by_ratio,
+        ),
+        Misconception(
+            "never-zero", "Your smallest k is 1: allow 0, for drafts that do not pay", 2,
+            lambda history, c, slope: _by_alpha(history, _alpha, 1, c, slope),
+        ),
+        Misconception(
+            "never-looks-again", "Once you chose 0 you never draft again, though the text may have become easy", 3,
+            lambda history, c, slope: 0 if history and history[-1][0] == 0 else choose_k(history, c, slope),
+        ),
+        Misconception(
+            "forgets-c", "You ignore c: with a dear draft the same α wants a smaller k", 2,
+            lambda history, c, slope: _by_alpha(history, _alpha, 0, 0.0, slope),
+        ),
+    ),
+    _stream_cases,
+    agrees=_beats_the_heuristic,
+    measure=_speedup,
+)  # fmt: skip
+
+
+# Count memory (8.1.4)
+
+Shape = Mapping[str, int]
+
+
+def memory_bytes(target: Shape, draft: Shape | None, batch: int, tokens: int, k: int) -> int:
+    """Weights and KV caches of both models in 16 bits; the caches hold k tokens more while drafting."""
+    return sum(_model_bytes(m, batch, tokens + (k if draft else 0)) for m in (target, draft) if m is not None)
+
+
+def _model_bytes(
+    m: Shape, batch: int, slots: int, both: int = 2, heads: str = "kv_heads", size: int = 2, weights: bool = True
+) -> int:
+    cache = both * m["layers"] * m[heads] * m["head_dim"] * batch * slots * size
+    return cache + (size * m["parameters"] if weights else 0)
+
+
+SHAPES: dict[str, dict[str, int]] = {
+    "tiny": {"parameters": 1_000, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8},
+    "7B": {"parameters": 6_738_415_616, "layers": 32, "heads": 32, "kv_heads": 32, "head_dim": 128},
+    "70B": {"parameters": 68_976_648_192, "layers": 80, "heads": 64, "kv_heads": 8, "head_dim": 128},
+}
+
+
+def _memory_cases(seed: int) -> list[Case]:
+    n = np.random.default_rng(seed)
+    tiny, small, large = SHAPES["tiny"], SHAPES["7B"], SHAPES["70B"]
+    cases = [
+        Case((tiny, None, 1, 10, 4), "a tiny model alone, 10 tokens"),
+        Case((tiny, {**tiny, "layers": 1}, 1, 10, 4), "a tiny model with a draft of one layer, 10 tokens, k = 4"),
+        Case((tiny, {**tiny, "layers": 1}, 3, 10, 4), "the same in a batch of 3"),
+        Case((large, small, 8, 4096, 4), "Llama-2-70B with a 7B draft, 8 × 4,096 tokens, k = 4"),
+    ]
+    batch, tokens, k = int(n.integers(2, 64)), int(n.integers(100, 4000)), int(n.integers(1, 9))
+    return [*cases, Case((large, small, batch, tokens, k), f"70B and 7B, {batch} × {tokens} tokens, k = {k}")]
+
+
+def _counted(use_draft: bool = True, slots: bool = True, rows: bool = True, **how: Any) -> Callable[..., int]:
+    def count(target: Shape, draft: Shape | None, batch: int, tokens: int, k: int) -> int:
+        n = tokens + (k if slots and draft else 0)
+        models = [target, draft] if use_draft else [target]
+        return sum(_model_bytes(m, batch if rows else 1, n, **how) for m in models if m is not None)
+
+    return count
+
+
+MEMORY_EXERCISE = Exercise(
+    "memory",
+    "8.1.4 Memory with and without",
+    "memory_bytes",
+    20,
+    2,
+    (
+        "Weights: 2 bytes for each parameter. KV cache: keys AND values, for each layer, KV head and token.",
+        "Grouped-query attention: the cache has kv_heads, not heads.",
+        "Speculation adds the draft's weights, the draft's cache, and k more slots in both caches.",
+    ),
+    memory_bytes,
+    (
+        Misconception("keys-only", "You count keys OR values; the cache holds both", 1, _counted(both=1)),
+        Misconception(
+            "all-heads", "You count all attention heads; the cache has kv_heads", 2, _counted(heads="heads")
+        ),
+        Misconception(
+            "draft-forgotten", "You forget the draft: its weights and its own cache", 3, _counted(use_draft=False)
+        ),
+        Misconception(
+            "slots-forgotten", "You forget the k slots more that a round needs in both caches", 3, _counted(slots=False)
+        ),
+        Misconception("batch-forgotten", "Each sequence of the batch has a cache of its own", 1, _counted(rows=False)),
+        Misconception(
+            "in-32-bits", "You count 4 bytes for a number; in 16 bits it is 2", 1, _counted(size=4)
+        ),
+        Misconception(
+            "cache-only", "You forget the weights, which are the larger part", 1, _counted(weights=False)
+        ),
+    ),
+    _memory_cases,
+    tolerance=1e-9,
+)  # fmt: skip

@@ -1,0 +1,158 @@
+"""What an exercise is, and how an answer to it is judged: by its values, never by its text."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from specdec_ref.teaching.checks.outcomes import distribution
+
+Outcome = Literal["passed", "wrong", "crashed", "not attempted"]
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arguments to try. words: what they are, in the learner's words. asks_chance: a `Chance` comes last, and the
+    distribution of the result is what counts."""
+
+    arguments: tuple[Any, ...]
+    words: str = ""
+    asks_chance: bool = False
+
+
+@dataclass(frozen=True)
+class Misconception:
+    """A wrong version that people write. says: what is mistaken, to the learner. hint: the one to open, from 1."""
+
+    name: str
+    says: str
+    hint: int
+    wrong: Function
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One function to write.
+
+    name: as `check` takes it. function: the name that a notebook defines. reference: the solution. cases: made anew
+    for a seed, smallest first; a hidden check takes other seeds. agrees: whether a value is as good as the reference's
+    in a case, where it need not be the same. measure: what is looked at in place of the value. tolerance: of numbers,
+    wide enough for another device or number type.
+    """
+
+    name: str
+    title: str
+    function: str
+    minutes: int
+    difficulty: int
+    hints: tuple[str, ...]
+    reference: Function
+    misconceptions: tuple[Misconception, ...]
+    cases: Callable[[int], Sequence[Case]]
+    agrees: Callable[[Any, Any, Case], bool] | None = None
+    measure: Callable[[Function, Case], Any] | None = None
+    tolerance: float = 1e-4
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check says. diagnosis: the misconception's name, or what kind of failure it was."""
+
+    exercise: str
+    outcome: Outcome
+    headline: str
+    diagnosis: str = ""
+    case: str = ""
+    yours: str = ""
+    expected: str = ""
+    hint: int = 0
+    public: bool = True
+    details: tuple[str, ...] = field(default=())
+
+    @property
+    def passed(self) -> bool:
+        """Whether all that was checked is right."""
+        return self.outcome == "passed"
+
+
+class NotAttempted(Exception):
+    """The stub was left as it is."""
+
+
+class ChangedArguments(Exception):
+    """The function wrote into what it was given."""
+
+
+def observe(function: Function, case: Case, measure: Callable[[Function, Case], Any] | None = None) -> Any:
+    """What a function gives in a case: its value, or the exact distribution of its values, or what is measured."""
+    if measure is not None:
+        return measure(function, case)
+    before = copy.deepcopy(case.arguments)
+    given = copy.deepcopy(case.arguments)
+    if case.asks_chance:
+        value: Any = distribution(lambda chance: function(*copy.deepcopy(given), chance))
+    else:
+        value = function(*given)
+    if not same(before, given, 0.0):
+        raise ChangedArguments
+    return value
+
+
+def same(a: Any, b: Any, tolerance: float) -> bool:
+    """Equal, numbers and tensors up to the tolerance (relative for large ones). NaN equals only NaN."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return all(same(a.get(key, 0.0), b.get(key, 0.0), tolerance) for key in {*a, *b})
+    if isinstance(a, str) or isinstance(b, str) or a is None or b is None:
+        return a is b or (isinstance(a, str) and a == b)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y, tolerance) for x, y in zip(a, b, strict=True))
+    try:
+        x, y = (torch.as_tensor(value).double().cpu() for value in (a, b))
+    except (TypeError, ValueError, RuntimeError):
+        return bool(a == b)
+    return x.shape == y.shape and bool(torch.allclose(x, y, rtol=tolerance, atol=tolerance, equal_nan=True))
+
+
+def shape_of(value: Any) -> str:
+    """What kind of thing it is, in words, for 'yours is …, expected is …'."""
+    if value is None:
+        return "None (did you forget to return?)"
+    if isinstance(value, dict):
+        return "a dict"
+    if isinstance(value, torch.Tensor) or hasattr(value, "shape"):
+        return f"a tensor of shape {list(value.shape)}"
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return "a number" if isinstance(value, (int, float)) else f"a {type(value).__name__}"
+
+
+def fits(value: Any, expected: Any) -> bool:
+    """Whether a value is of the kind that is expected, so that it can be compared at all."""
+    if isinstance(expected, (str, dict)) or value is None or isinstance(value, (str, dict)):
+        return isinstance(value, type(expected)) and (not isinstance(expected, dict) or bool(value))
+    if isinstance(expected, (tuple, list)) and not isinstance(expected[0] if expected else 0, (int, float)):
+        return isinstance(value, (tuple, list)) and len(value) == len(expected)
+    try:
+        return torch.as_tensor(value).shape == torch.as_tensor(expected).shape
+    except (TypeError, ValueError, RuntimeError):
+        return False
+
+
+def shown(value: Any) -> str:
+    """A value in a line."""
+    if isinstance(value, torch.Tensor):
+        value = value.tolist()
+    if isinstance(value, dict):
+        entries = sorted(value.items(), key=lambda item: str(item[0]))[:8]
+        return ", ".join(f"{_key(k)}: {shown(v)}" for k, v in entries) + (" …" if len(value) > 8 else "")
+    if isinstance(value, (list, tuple)):
+        inner = ", ".join(shown(item) for item in value[:8])
+        return f"[{inner}{', …' if len(value) > 8 else ''}]"
+    return f"{value:.4g}" if isinstance(value, float) else repr(value)[:80]
+
+
+def _key(key: Any) -> str:
+    return " ".join(map(str, key)) if isinstance(key, tuple) else str(key)

@@ -1,0 +1,207 @@
+"""The step and the loop: chance is handed in, so that the check plays every outcome and compares distributions."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specdec_ref.teaching.checks.exercise import Case, Exercise, Misconception
+from specdec_ref.teaching.checks.rule import residual
+
+
+def _step(
+    p: Tensor,
+    q: Tensor,
+    drafted: list[int],
+    chance: Any,
+    *,
+    row: int = 0,
+    again: bool = False,
+    bonus: Any = True,
+    go_on: bool = False,
+    odds: Any = None,
+) -> list[int]:
+    """One round, with the mistakes that people make as options."""
+    k, emitted = len(drafted), []
+    for i, token in enumerate(drafted):
+        at = min(i + row, k)
+        ratio = float(p[at, token] / q[i, token])
+        if chance.accept(min(1.0, ratio) if odds is None else odds(ratio)):
+            emitted.append(token)
+            continue
+        emitted.append(chance.draw(p[at] if again else residual(p[at], q[i])))
+        if not go_on:
+            return emitted
+    if bonus == "draft":
+        emitted.append(chance.draw(q[-1]))
+    elif bonus == "last":
+        emitted.append(chance.draw(p[k - 1]))
+    elif bonus:
+        emitted.append(chance.draw(p[k]))
+    return emitted
+
+
+def speculative_step(p: Tensor, q: Tensor, drafted: list[int], chance: Any) -> list[int]:
+    """The tokens that a round emits: accepted ones, then one more."""
+    return _step(p, q, drafted, chance)
+
+
+def _rows(seed: int, *shape: int) -> Tensor:
+    chance = torch.Generator().manual_seed(seed)
+    return (1.5 * torch.randn(*shape, generator=chance, dtype=torch.float64)).softmax(-1)
+
+
+def _step_cases(seed: int) -> list[Case]:
+    p = torch.tensor([[0.5, 0.5], [0.9, 0.1]], dtype=torch.float64)
+    q = torch.tensor([[0.8, 0.2]], dtype=torch.float64)
+    cases = [Case((p, q, [0]), "one drafted token of p = 0.5, q = 0.8", asks_chance=True)]
+    cases += [Case((p, q, [1]), "one drafted token of p = 0.5, q = 0.2: always kept", asks_chance=True)]
+    for i, drafted in enumerate(([0, 1], [2, 2], [1, 0, 2])):
+        k = len(drafted)
+        arguments = _rows(seed + i, k + 1, 3), _rows(seed + i + 50, k, 3), drafted
+        cases.append(Case(arguments, f"{k} drafted tokens of 3: {drafted}", asks_chance=True))
+    return cases
+
+
+STEP = Exercise(
+    "step",
+    "The speculative step",
+    "speculative_step",
+    20,
+    4,
+    (
+        "Go through the drafted tokens in turn; keep token x with probability min(1, p[i, x] / q[i, x]).",
+        "At the first rejection draw from the residual of that row, and stop. What follows was drafted after it.",
+        "All kept? Then p[k], the row after the last drafted token, gives one token more: the bonus.",
+    ),
+    speculative_step,
+    (
+        Misconception(
+            "residual-is-target", "After a rejection you draw from the target itself; draw from what is left, p − q", 2,
+            lambda p, q, d, c: _step(p, q, d, c, again=True),
+        ),
+        Misconception(
+            "no-bonus", "When all are kept you emit nothing more: row k of p gives one token for free", 3,
+            lambda p, q, d, c: _step(p, q, d, c, bonus=False),
+        ),
+        Misconception(
+            "bonus-from-draft", "You draw the bonus token from the draft. It must come from the target, row k of p", 3,
+            lambda p, q, d, c: _step(p, q, d, c, bonus="draft"),
+        ),
+        Misconception(
+            "bonus-from-wrong-row", "You draw the bonus from row k − 1, which was about the last DRAFTED token", 3,
+            lambda p, q, d, c: _step(p, q, d, c, bonus="last"),
+        ),
+        Misconception(
+            "goes-on", "You go on after a rejection: later tokens were drafted after one that is not in the text", 2,
+            lambda p, q, d, c: _step(p, q, d, c, go_on=True),
+        ),
+        Misconception(
+            "row-off-by-one", "You judge token i by row i + 1 of p. Row i is what the target says BEFORE token i", 1,
+            lambda p, q, d, c: _step(p, q, d, c, row=1),
+        ),
+        Misconception(
+            "keeps-if-likelier", "You keep a token only where p ≥ q: below that it is kept sometimes", 1,
+            lambda p, q, d, c: _step(p, q, d, c, odds=lambda ratio: 1.0 if ratio >= 1 else 0.0),
+        ),
+        Misconception(
+            "ratio-not-bounded", "p/q is not a probability where p > q: take min(1, p/q)", 1,
+            lambda p, q, d, c: _step(p, q, d, c, odds=lambda ratio: ratio),
+        ),
+    ),
+    _step_cases,
+)  # fmt: skip
+
+
+def _decode(
+    target: Tensor, draft: Tensor, start: int, n: int, k: int, chance: Any, *, cut: bool = True, **mistakes: Any
+) -> list[int]:
+    text = [start]
+    while len(text) - 1 < n:
+        drafted: list[int] = []
+        for _ in range(k):
+            drafted.append(chance.draw(draft[[*text, *drafted][-1]]))
+        before = [text[-1], *drafted]
+        text += _step(target[before], draft[before[:-1]], drafted, chance, **mistakes)
+    return text[1 : n + 1] if cut else text[1:]
+
+
+def speculative_decode(target: Tensor, draft: Tensor, start: int, n: int, k: int, chance: Any) -> list[int]:
+    """n tokens after `start`. target, draft: [V, V], row t is the distribution of the token after t."""
+    return _decode(target, draft, start, n, k, chance)
+
+
+def _greedy_draft(target: Tensor, draft: Tensor, start: int, n: int, k: int, chance: Any) -> list[int]:
+    text = [start]
+    while len(text) - 1 < n:
+        drafted: list[int] = []
+        for _ in range(k):
+            drafted.append(int(draft[[*text, *drafted][-1]].argmax()))
+        before = [text[-1], *drafted]
+        text += _step(target[before], draft[before[:-1]], drafted, chance)
+    return text[1 : n + 1]
+
+
+def _draft_forgets(target: Tensor, draft: Tensor, start: int, n: int, k: int, chance: Any) -> list[int]:
+    """Drafts every token after the text's last one; q is what it drew from, so the result is right for one token."""
+    text = [start]
+    while len(text) - 1 < n:
+        drafted = [chance.draw(draft[text[-1]]) for _ in range(k)]
+        before = [text[-1], *drafted]
+        text += _step(target[before], draft[before[:-1]], drafted, chance)
+    return text[1 : n + 1]
+
+
+def _decode_cases(seed: int) -> list[Case]:
+    """The shortest texts in which every mistake shows: one token, a whole round, more than one."""
+    cases = []
+    for i, (n, k) in enumerate(((1, 1), (2, 1), (3, 2))):
+        tables = _rows(seed + i, 2, 2, 2) if n == 3 else _rows(seed + i, 2, 3, 3)
+        arguments = tables[0], tables[1], i % 2, n, k
+        cases.append(Case(arguments, f"{n} token{'s' * (n > 1)} with k = {k}, {tables.shape[-1]} tokens in all", True))
+    return cases
+
+
+DECODE = Exercise(
+    "decode",
+    "8.1.1 Basic speculative decoding",
+    "speculative_decode",
+    30,
+    4,
+    (
+        "A round: draft k tokens one after the other, each after the last; judge them with your step; append; repeat.",
+        "Row i of p is the target's distribution after the i-th of [last token, drafted …]: k + 1 rows in all.",
+        "A round can emit more than is wanted: return exactly n tokens.",
+    ),
+    speculative_decode,
+    (
+        Misconception(
+            "not-cut", "You return more than n tokens: the last round may emit more than are wanted", 3,
+            lambda *a: _decode(*a, cut=False),
+        ),
+        Misconception(
+            "greedy-draft", "You draft the likeliest token but judge it as if drawn from q", 1, _greedy_draft
+        ),
+        Misconception(
+            "draft-forgets", "You draft every token after the same last token; each comes after the one before it", 1,
+            _draft_forgets,
+        ),
+        Misconception(
+            "residual-is-target", "After a rejection you draw from the target itself; draw from what is left, p − q", 2,
+            lambda *a: _decode(*a, again=True),
+        ),
+        Misconception(
+            "goes-on", "You go on after a rejection: later tokens were drafted after one that is not in the text", 1,
+            lambda *a: _decode(*a, go_on=True),
+        ),
+        Misconception(
+            "row-off-by-one", "You judge token i by row i + 1 of the target: one row too late", 2,
+            lambda *a: _decode(*a, row=1),
+        ),
+        Misconception(
+            "bonus-from-draft", "You draw the bonus token from the draft; it must come from the target", 2,
+            lambda *a: _decode(*a, bonus="draft"),
+        ),
+    ),
+    _decode_cases,
+)  # fmt: skip

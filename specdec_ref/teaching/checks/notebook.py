@@ -1,0 +1,125 @@
+"""What a learner calls: check, hint, solution, progress. Nothing here raises into the notebook."""
+
+import inspect
+import json
+import os
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+from specdec_ref.errors import SpecdecError
+from specdec_ref.teaching.checks.catalogue import EXERCISES, exercise_named
+from specdec_ref.teaching.checks.judging import judge
+from specdec_ref.teaching.checks.showing import MARKS, Shown
+
+FILE = ".specdec-progress.json"
+HONEST_TRIES = 3
+"""So many checks that failed before a solution is shown."""
+
+
+def check(name: str, function: Any) -> Any:
+    """Check an answer and show what came of it. The result is true if it passed. A wrong name is told, too."""
+    try:
+        verdict = judge(exercise_named(name), function)
+    except SpecdecError as error:
+        print(error)
+        return None
+    if verdict.outcome != "not attempted":
+        _note(name, verdict.outcome)
+    return Shown(verdict)
+
+
+def hint(name: str, number: int | None = None) -> None:
+    """Show a hint; without a number the next one that was not shown yet."""
+    try:
+        hints = exercise_named(name).hints
+    except SpecdecError as error:
+        print(error)
+        return
+    seen = _read().get(name, {}).get("hints", 0)
+    wanted = seen + 1 if number is None else number
+    if wanted not in range(1, len(hints) + 1):
+        print(f"{name} has {len(hints)} hints: 1 … {len(hints)}")
+        return
+    _note(name, hints=max(seen, wanted))
+    more = f'  (next: hint("{name}", {wanted + 1}))' if wanted < len(hints) else ""
+    print(f"Hint {wanted} of {len(hints)}: {hints[wanted - 1]}{more}")
+
+
+def solution(name: str) -> None:
+    """Show the solution, after it was solved or three times tried."""
+    try:
+        exercise = exercise_named(name)
+    except SpecdecError as error:
+        print(error)
+        return
+    noted = _read().get(name, {})
+    tries = noted.get("tries", 0)
+    if noted.get("outcome") != "passed" and tries < HONEST_TRIES:
+        print(f"{tries} of {HONEST_TRIES} tries so far: the solution is shown after {HONEST_TRIES}. hint() helps.")
+        return
+    print(textwrap.dedent(inspect.getsource(exercise.reference)))
+
+
+def progress() -> Any:
+    """How far one is over all exercises, from the file in this folder."""
+    return Progress(_read())
+
+
+class Progress:
+    """All exercises with what became of each."""
+
+    def __init__(self, noted: dict[str, Any]):
+        self.noted = noted
+
+    def lines(self) -> list[tuple[str, str, int]]:
+        """Outcome, title and number of tries, in the course's order."""
+        found = []
+        for name, exercise in EXERCISES.items():
+            entry = self.noted.get(name, {})
+            found.append((entry.get("outcome", "not attempted"), exercise.title, int(entry.get("tries", 0))))
+        return found
+
+    def __repr__(self) -> str:
+        lines = self.lines()
+        done = sum(outcome == "passed" for outcome, *_ in lines)
+        table = [
+            f"  {MARKS.get(outcome, '–')} {title:36} {f'{tries} tries' if tries else ''}"
+            for outcome, title, tries in lines
+        ]
+        return "\n".join([f"{done} of {len(lines)} exercises passed", *table])
+
+
+def _file() -> Path:
+    return Path(os.environ.get("SPECDEC_PROGRESS", FILE))
+
+
+def _read() -> dict[str, Any]:
+    """What is noted; nothing where the file is missing or not ours."""
+    try:
+        noted = json.loads(_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {k: v for k, v in noted.items() if isinstance(v, dict)} if isinstance(noted, dict) else {}
+
+
+def _note(name: str, outcome: str | None = None, hints: int | None = None) -> None:
+    """Write it down, in one step, so that a kernel that dies leaves a whole file. Where one cannot write, go on."""
+    noted = _read()
+    entry = noted.setdefault(name, {})
+    if outcome is not None:
+        if entry.get("outcome") != "passed":
+            entry["outcome"] = outcome
+        entry["tries"] = int(entry.get("tries", 0)) + 1
+        entry["when"] = time.strftime("%Y-%m-%d %H:%M")
+    if hints is not None:
+        entry["hints"] = hints
+    try:
+        target = _file().absolute()
+        with tempfile.NamedTemporaryFile("w", dir=target.parent, delete=False, encoding="utf-8") as file:
+            json.dump(noted, file, indent=1)
+        os.replace(file.name, target)
+    except OSError:
+        pass

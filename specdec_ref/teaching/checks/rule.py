@@ -1,0 +1,299 @@
+"""The first building blocks: the verdict, the residual, what a round yields, rewinding."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specdec_ref.teaching.checks.exercise import Case, Exercise, Misconception
+
+
+def _random(seed: int, *shape: int) -> Tensor:
+    """Distributions over the last dimension, unlike each other."""
+    chance = torch.Generator().manual_seed(seed)
+    return (2.0 * torch.randn(*shape, generator=chance, dtype=torch.float64)).softmax(-1)
+
+
+# The verdict
+
+
+def accepts(p: Tensor, q: Tensor, u: Tensor) -> Tensor:
+    """Keep each drafted token while u is below p/q."""
+    return u < p / q
+
+
+def _verdict_cases(seed: int) -> list[Case]:
+    chance = torch.Generator().manual_seed(seed)
+    p, q, u = (torch.rand(200, generator=chance, dtype=torch.float64).clamp(min=0.01) for _ in range(3))
+
+    def one(p: float, q: float, u: float) -> Case:
+        return Case(tuple(torch.tensor([x], dtype=torch.float64) for x in (p, q, u)), f"p = {p}, q = {q}, u = {u}")
+
+    return [
+        one(0.6, 0.3, 0.9),
+        one(0.2, 0.4, 0.45),
+        one(0.2, 0.4, 0.3),
+        one(0.0, 0.4, 0.0),
+        one(0.1, 0.8, 0.5),
+        Case((p, q, u), "200 random p, q and u"),
+    ]
+
+
+ACCEPT = Exercise(
+    "accept",
+    "The verdict",
+    "accepts",
+    10,
+    1,
+    (
+        "A token that the target likes at least as much as the draft did is always kept: min(1, p/q).",
+        "'With probability x' means: u < x, for u uniform in [0, 1). Why '<' and not '<='? Think of u = 0, p = 0.",
+    ),
+    accepts,
+    (
+        Misconception(
+            "at-most",
+            "You accept at u = p/q as well: with u = 0 that lets through a token of p = 0, which the target never says",
+            2,
+            lambda p, q, u: u <= p / q,
+        ),
+        Misconception(
+            "inverted", "You compare with q/p; what counts is how much MORE the target likes the token: p/q", 1,
+            lambda p, q, u: u < q / p,
+        ),
+        Misconception(
+            "ignores-q", "You compare u with p alone. A token was already chosen with probability q: divide by it", 1,
+            lambda p, q, u: u < p,
+        ),
+        Misconception(
+            "no-chance", "You keep a token only where p ≥ q. Where p < q it is kept, too, with probability p/q", 2,
+            lambda p, q, u: p >= q,
+        ),
+        Misconception(
+            "opposite", "You say True where the token is rejected: it is kept while u is BELOW p/q", 2,
+            lambda p, q, u: u >= p / q,
+        ),
+        Misconception(
+            "squared", "Your ratio is squared somewhere: the probability is p/q itself", 1,
+            lambda p, q, u: u < (p / q) ** 2,
+        ),
+        Misconception(
+            "half", "You compare p/q with a fixed threshold of one half; it has to be compared with u", 2,
+            lambda p, q, u: p / q > 0.5,
+        ),
+    ),
+    _verdict_cases,
+)  # fmt: skip
+
+
+# The residual
+
+
+def residual(p: Tensor, q: Tensor) -> Tensor:
+    """What is left of p when the draft's share has been taken away, normalised; p itself where nothing is left."""
+    rest = (p - q).clamp(min=0)
+    total = rest.sum(-1, keepdim=True)
+    return torch.where(total > 0, rest / total, p)
+
+
+def _residual_cases(seed: int) -> list[Case]:
+    two = torch.tensor([[0.7, 0.3], [0.4, 0.6]], dtype=torch.float64)
+    three = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.3, 0.5]], dtype=torch.float64)
+    equal = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)
+    rows = _random(seed, 2, 4, 6)
+    return [
+        Case((two[0], two[1]), "p = [0.7, 0.3], q = [0.4, 0.6]"),
+        Case((three[0], three[1]), "p = [0.5, 0.3, 0.2], q = [0.2, 0.3, 0.5]"),
+        Case((rows[0], rows[1]), "4 rows of 6 tokens"),
+        Case((equal, equal.clone()), "p = q = [0.1, 0.2, 0.7]"),
+    ]
+
+
+def _divided(rest: Tensor) -> Tensor:
+    return rest / rest.sum(-1, keepdim=True)
+
+
+RESIDUAL = Exercise(
+    "residual",
+    "The residual",
+    "residual",
+    10,
+    1,
+    (
+        "The draft could contribute min(p, q) of each token. What is missing from p is max(0, p − q).",
+        "Normalise over the last dimension: rest.sum(-1, keepdim=True).",
+        "Where p = q nothing is left, and 0/0 is NaN. Rounding can reject there: fall back to p (torch.where).",
+    ),
+    residual,
+    (
+        Misconception(
+            "target",
+            "You draw from the target again. What the draft could contribute is counted twice then: left over is p − q",
+            1,
+            lambda p, q: p,
+        ),
+        Misconception(
+            "nan-where-equal", "Where p = q you divide 0 by 0", 3, lambda p, q: _divided((p - q).clamp(min=0))
+        ),
+        Misconception(
+            "not-normalised", "Your residual does not add up to 1: nothing can be drawn from it", 2,
+            lambda p, q: torch.where((p - q).abs().sum(-1, keepdim=True) > 0, (p - q).clamp(min=0), p),
+        ),
+        Misconception(
+            "not-normalised-nor-fallen-back", "Your residual does not add up to 1: nothing can be drawn from it", 2,
+            lambda p, q: (p - q).clamp(min=0),
+        ),
+        Misconception(
+            "absolute", "You take |p − q|: tokens that the draft likes too much get something, too", 1,
+            lambda p, q: torch.where((p - q).abs().sum(-1, keepdim=True) > 0, _divided((p - q).abs()), p),
+        ),
+        Misconception(
+            "swapped", "You take q − p: that is what the draft has too much of", 1,
+            lambda p, q: residual(q, p),
+        ),
+        Misconception(
+            "softmax", "Softmax is for logits. These are shares already: divide by their sum", 2,
+            lambda p, q: (p - q).clamp(min=0).softmax(-1),
+        ),
+        Misconception(
+            "normalised-over-everything", "You divide by the sum of ALL rows; each row is a distribution of its own", 2,
+            lambda p, q: torch.where(
+                (p - q).abs().sum() > 0, (p - q).clamp(min=0) / (p - q).clamp(min=0).sum().clamp(min=1e-30), p
+            ),
+        ),
+    ),
+    _residual_cases,
+)  # fmt: skip
+
+
+# What a round yields
+
+
+def speedup(alpha: float, k: int, c: float, v: float) -> float:
+    """Tokens per round over the round's cost, in autoregressive steps."""
+    emitted = k + 1 if alpha == 1 else (1 - alpha ** (k + 1)) / (1 - alpha)
+    return emitted / (k * c + v)
+
+
+def _speedup_cases(seed: int) -> list[Case]:
+    chance = torch.Generator().manual_seed(seed)
+    cases = [(0.5, 1, 0.1, 1.0), (0.8, 4, 0.1, 1.5), (0.9, 8, 0.0, 1.2), (1.0, 4, 0.25, 1.0), (0.0, 3, 0.1, 1.2)]
+    for k in (2, 5, 12):
+        alpha, c, v = torch.rand(3, generator=chance, dtype=torch.float64).tolist()
+        cases.append((round(alpha, 3), k, round(c, 3), round(1 + v, 3)))
+    return [Case(case, "α = {}, k = {}, c = {}, v = {}".format(*case)) for case in cases]
+
+
+def _emitted(alpha: float, k: int) -> float:
+    return k + 1 if alpha == 1 else (1 - alpha ** (k + 1)) / (1 - alpha)
+
+
+SPEEDUP = Exercise(
+    "speedup",
+    "What a round yields",
+    "speedup",
+    15,
+    2,
+    (
+        "Token i is kept if all before it were: with probability αⁱ. And one token more is emitted, always.",
+        "1 + α + … + αᵏ = (1 − αᵏ⁺¹)/(1 − α). At α = 1 that is k + 1.",
+        "A round costs k draft steps of c each and one scoring step, v. Without speculation a token costs 1.",
+    ),
+    speedup,
+    (
+        Misconception(
+            "bonus-left-out", "You count accepted tokens only, as the source text does: every round emits one more", 1,
+            lambda a, k, c, v: (_emitted(a, k) - 1) / (k * c + v),
+        ),
+        Misconception(
+            "all-or-nothing", "You count k·α: but a token counts only if all before it were kept, too", 1,
+            lambda a, k, c, v: (1 + k * a) / (k * c + v),
+        ),
+        Misconception(
+            "one-term-short", "Your sum ends at αᵏ⁻¹: k tokens are drafted, and the sum has k + 1 terms", 2,
+            lambda a, k, c, v: (k if a == 1 else (1 - a**k) / (1 - a)) / (k * c + v),
+        ),
+        Misconception(
+            "drafting-is-free", "You forget what drafting costs: k steps of c", 3,
+            lambda a, k, c, v: _emitted(a, k) / v,
+        ),
+        Misconception(
+            "one-draft-step", "You pay for one draft step only; k tokens are drafted one after the other", 3,
+            lambda a, k, c, v: _emitted(a, k) / (c + v),
+        ),
+        Misconception(
+            "scoring-costs-one", "You let scoring cost 1 whatever v is", 3,
+            lambda a, k, c, v: _emitted(a, k) / (k * c + 1),
+        ),
+        Misconception(
+            "cost-over-gain", "You divide the wrong way round: more tokens for less cost is faster", 3,
+            lambda a, k, c, v: (k * c + v) / _emitted(a, k),
+        ),
+    ),
+    _speedup_cases,
+)  # fmt: skip
+
+
+# Rewinding
+
+
+def lengths_after(cached: int, k: int, accepted: int) -> tuple[int, int]:
+    """(target's, draft's) cached tokens that are still true. Both had `cached` = all of the text but its last token."""
+    kept = cached + 1 + accepted
+    return kept, min(kept, cached + k)
+
+
+def _rewind_cases(seed: int) -> list[Case]:
+    chance = torch.Generator().manual_seed(seed)
+    cases: list[Sequence[int]] = [(9, 4, 0), (9, 4, 2), (9, 4, 4), (0, 1, 1), (0, 1, 0)]
+    for k in (2, 6, 8):
+        cached, accepted = torch.randint(0, 40, (1,), generator=chance), torch.randint(0, k + 1, (1,), generator=chance)
+        cases.append((int(cached), k, int(accepted)))
+    return [Case(tuple(c), "cached = {}, k = {}, accepted = {}".format(*c)) for c in cases]
+
+
+def _pair(target: Any) -> tuple[Any, Any]:
+    return target, target
+
+
+REWIND = Exercise(
+    "rewind",
+    "Rewind after a rejection",
+    "lengths_after",
+    15,
+    3,
+    (
+        "The target was fed the text's last token and all k drafted ones. True are the last token, and accepted ones.",
+        "The token that the round adds was only drawn: no cache has read it.",
+        "The draft was fed the text's last token and the drafted ones but for the last, which it drew and never read.",
+    ),
+    lengths_after,
+    (
+        Misconception(
+            "last-drafted-read", "The draft's cache cannot hold its own last token: that was drawn, but never read", 3,
+            lambda n, k, a: _pair(n + 1 + a),
+        ),
+        Misconception(
+            "last-token-forgotten", "You forget the text's last token, which was fed first in this round", 1,
+            lambda n, k, a: _pair(n + a),
+        ),
+        Misconception(
+            "new-token-cached", "You count the token that the round adds; it was drawn, and nobody read it yet", 2,
+            lambda n, k, a: (n + 2 + a, min(n + 2 + a, n + k)),
+        ),
+        Misconception(
+            "nothing-taken-back", "You keep rejected tokens: their keys and values must not be seen again", 1,
+            lambda n, k, a: (n + 1 + k, n + k),
+        ),
+        Misconception(
+            "everything-taken-back", "You take back accepted tokens, too: they are right, and were read", 1,
+            lambda n, k, a: _pair(n),
+        ),
+        Misconception(
+            "draft-one-short", "The draft read all drafted tokens but the LAST of all k, accepted ones included", 3,
+            lambda n, k, a: (n + 1 + a, n + a),
+        ),
+    ),
+    _rewind_cases,
+)  # fmt: skip

@@ -1,0 +1,234 @@
+"""Functions of strangers, called in a process of their own: what comes back is a value, an error, or silence.
+
+Nothing is unpickled, and no verdict is made where their code runs. Linux namespaces (user, mount, network, process) are
+used where the system allows them, with limits on time, memory, files and processes in any case; `reached` says which.
+"""
+
+import json
+import math
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specdec_ref.errors import SpecdecError
+from specdec_ref.teaching.checks.exercise import ChangedArguments
+from specdec_ref.teaching.checks.judging import TooSlow
+from specdec_ref.teaching.checks.outcomes import Chance
+
+MEMORY = 1 << 30
+START_SECONDS, LOAD_SECONDS, CALL_SECONDS = 180.0, 30.0, 20.0
+MOST = 4_000_000
+PACKAGE = Path(__file__).parents[2]
+
+
+class StrangerFailed(Exception):
+    """What their function raised, or how their process ended."""
+
+
+class Odd:
+    """A value of a kind that is not carried over; its name is kept."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+
+
+class Sandbox:
+    """A process that has PyTorch loaded and forks for each submission. Linux only: needs fork and sockets' files.
+
+    hidden: folders that no submission may see, besides this package. Use it in a `with`.
+    """
+
+    def __init__(self, hidden: Sequence[Path] = ()):
+        self._hidden = [str(path) for path in (PACKAGE, *hidden)]
+        self._number = 0
+        self._start()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        child = Path(__file__).with_name("sandbox_child.py")
+        environment = {"OMP_NUM_THREADS": "1", "PATH": os.environ.get("PATH", "")}
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", str(child), str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+        )
+        theirs.close()
+        self._control = ours
+        ours.settimeout(START_SECONDS)
+        try:
+            ready = ours.recv(16)
+        except OSError:
+            ready = b""
+        if ready != b"ready":
+            self._process.kill()
+            raise SpecdecError("grading: the process for submissions does not start; is PyTorch installed?")
+        ours.settimeout(None)
+
+    def __enter__(self) -> "Sandbox":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._control.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def open(self, sources: Sequence[str]) -> "Stranger":
+        """Run these cells in a new process. Raises StrangerFailed, and TooSlow."""
+        if self._process.poll() is not None:
+            self._start()
+        ours, theirs = socket.socketpair()
+        self._number += 1
+        socket.send_fds(self._control, [f"begin {self._number}".encode()], [theirs.fileno()])
+        theirs.close()
+        return Stranger(self, ours, self._number, list(sources), self._hidden)
+
+    def end(self, number: int) -> None:
+        """Kill that process and everything that it started."""
+        try:
+            self._control.send(f"kill {number}".encode())
+            self._control.settimeout(10)
+            self._control.recv(16)
+        except OSError:
+            self._process.kill()
+            self._process.wait()
+
+
+class Stranger:
+    """One submission in its process. `function(name)` gives a function that calls theirs."""
+
+    def __init__(self, sandbox: Sandbox, sock: socket.socket, number: int, sources: list[str], hidden: list[str]):
+        self._sandbox, self._sock, self._number = sandbox, sock, number
+        self.deadline = time.monotonic() + LOAD_SECONDS
+        begin = {"sources": sources, "hidden": hidden, "memory": MEMORY, "cpu_seconds": 120}
+        try:
+            self._send(begin)
+            ready = self._receive()
+        except BaseException:
+            self.close()
+            raise
+        self.reached = str(ready.get("ready", ""))
+        self.names = {str(name) for name in _list(ready.get("names"))}
+        self.broken = [str(text)[:200] for text in _list(ready.get("broken"))]
+
+    def __enter__(self) -> "Stranger":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it, whatever it is doing."""
+        self._sock.close()
+        self._sandbox.end(self._number)
+
+    def function(self, name: str, seconds: float = CALL_SECONDS) -> Any:
+        """Their function of that name, which may be called for so long in all."""
+        self.deadline = time.monotonic() + seconds
+
+        def call(*arguments: Any) -> Any:
+            chance = next((a for a in arguments if isinstance(a, Chance)), None)
+            self._send({"function": name, "arguments": [encode(argument) for argument in arguments]})
+            while True:
+                reply = self._receive()
+                if chance is None or reply.get("ask") not in ("accept", "draw"):
+                    break
+                argument = decode(reply.get("argument"))
+                self._send({"answer": getattr(chance, reply["ask"])(argument)})
+            if "error" in reply:
+                if reply.get("not_attempted"):
+                    raise NotImplementedError
+                kind, message, line = (str(reply.get(key, ""))[:300] for key in ("error", "message", "line"))
+                raise StrangerFailed(f"{kind}: {message} (line {line})" if message else f"{kind} (line {line})")
+            if reply.get("changed"):
+                raise ChangedArguments
+            return decode(reply.get("value"))
+
+        return call
+
+    def _send(self, message: dict[str, Any]) -> None:
+        data = json.dumps(message).encode()
+        try:
+            self._sock.settimeout(max(0.1, self.deadline - time.monotonic()))
+            self._sock.sendall(struct.pack("!I", len(data)) + data)
+        except TimeoutError as error:
+            raise TooSlow from error
+        except OSError as error:
+            raise StrangerFailed("the process ended (exit, kill, or out of memory)") from error
+
+    def _receive(self) -> dict[str, Any]:
+        size = struct.unpack("!I", self._read(4))[0]
+        if size > MOST:
+            raise StrangerFailed("the answer is too large")
+        try:
+            message = json.loads(self._read(size))
+        except ValueError as error:
+            raise StrangerFailed("the answer is not one") from error
+        if not isinstance(message, dict):
+            raise StrangerFailed("the answer is not one")
+        return message
+
+    def _read(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            left = self.deadline - time.monotonic()
+            if left <= 0 or not select.select([self._sock], [], [], left)[0]:
+                raise TooSlow
+            try:
+                part = self._sock.recv(min(65536, size - len(data)))
+            except OSError as error:
+                raise StrangerFailed("the process ended") from error
+            if not part:
+                raise StrangerFailed("the process ended (exit, kill, or out of memory)")
+            data += part
+        return data
+
+
+def encode(value: Any) -> Any:
+    """For JSON: numbers, texts, lists, dicts, tensors, and a mark for chance."""
+    if isinstance(value, Chance):
+        return {"chance": True}
+    if isinstance(value, torch.Tensor):
+        return {"tensor": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, (list, tuple)):
+        return [encode(item) for item in value]
+    if isinstance(value, dict):
+        return {"dict": [[encode(k), encode(v)] for k, v in value.items()]}
+    return value
+
+
+def decode(value: Any) -> Any:
+    """What came back, trusted to be nothing but data."""
+    if isinstance(value, list):
+        return [decode(item) for item in value]
+    if not isinstance(value, dict):
+        return value if not isinstance(value, float) or math.isfinite(value) else float(value)
+    try:
+        if "tensor" in value:
+            dtype = getattr(torch, str(value.get("dtype")), None)
+            return torch.tensor(value["tensor"], dtype=dtype if isinstance(dtype, torch.dtype) else None)
+        if "dict" in value:
+            return {_key(decode(k)): decode(v) for k, v in value["dict"]}
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return Odd("broken value")
+    return Odd(str(value.get("odd", "object"))[:40])
+
+
+def _key(key: Any) -> Any:
+    return tuple(key) if isinstance(key, list) else key
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,144 @@
+"""Lessons 00, 02 and 03 as a learner meets them: JupyterLab in a real browser, all cells run, a control moved.
+
+Skipped where no Chromium or Chrome is installed. On Debian and Ubuntu: apt install chromium.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+TOKEN = "lessons"
+RUN_ALL = "async () => { await window.jupyterapp.commands.execute('notebook:run-all-cells') }"
+CELLS = """() => window.jupyterapp.shell.currentWidget.content.widgets
+  .filter(cell => cell.model.type === 'code')
+  .map(cell => [cell.model.executionCount, cell.model.outputs.toJSON().some(o => o.output_type === 'error')])"""
+UNRELATED = ("favicon", "net::ERR_", "Failed to load resource", "jupyterlab-lsp", "WebSocket")
+"""JupyterLab's own complaints about a machine without internet, not the lesson's."""
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs a browser: no chromium or google-chrome is installed")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a JupyterLab that serves a copy of the lessons."""
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    settings = folder / "settings" / "@jupyterlab"
+    for plugin, chosen in {
+        "notebook-extension/tracker": {"windowingMode": "none"},  # cells that are out of sight exist all the same
+        "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    }.items():
+        file = settings / f"{plugin}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(chosen))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ServerApp.ip=127.0.0.1", "--allow-root"]
+    command += [f"--ServerApp.port={port}", f"--IdentityProvider.token={TOKEN}", "--expose-app-in-browser"]
+    command += [f"--ServerApp.root_dir={folder}", f"--LabApp.workspaces_dir={folder / 'workspaces'}"]
+    environment = os.environ | {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings")}
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment)
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={TOKEN}", timeout=5).close()
+                break
+            except OSError:
+                assert server.poll() is None, (folder / "log").read_text()[-2000:]
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+class Lesson:
+    """One lesson, open in a browser, with everything that its console complained about."""
+
+    def __init__(self, page: Any, address: str, name: str):
+        self.page = page
+        self.errors: list[str] = []
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        page.goto(f"{address}/lab/workspaces/{name}/tree/notebooks/{name}.ipynb?token={TOKEN}", timeout=120_000)
+        page.wait_for_function(
+            "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'",
+            timeout=120_000,
+        )
+
+    def run_all(self) -> None:
+        """Run every cell, as the menu does, and see that each ran and none failed."""
+        self.page.evaluate(RUN_ALL)
+        cells = self.page.evaluate(CELLS)
+        assert [count for count, _ in cells] == list(range(1, len(cells) + 1))
+        assert not any(failed for _, failed in cells)
+
+    def picture(self) -> str:
+        """Where the explorer's picture comes from: another address for another picture."""
+        image = self.page.locator("img.widget-image").first
+        image.evaluate("element => element.scrollIntoView()")
+        return str(image.get_attribute("src"))
+
+    def changed(self, before: str) -> bool:
+        """Whether the explorer shows another picture, within half a minute."""
+        for _ in range(60):
+            if self.picture() != before:
+                return True
+            time.sleep(0.5)
+        return False
+
+    def complaints(self) -> list[str]:
+        """What the console holds against the lesson."""
+        return [error for error in self.errors if not any(word in error for word in UNRELATED)]
+
+
+@pytest.fixture
+def opened(lab: str) -> Iterator[Any]:
+    """Opens a lesson by name."""
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield lambda name: Lesson(browser.new_page(viewport={"width": 1280, "height": 1000}), lab, name)
+        browser.close()
+
+
+def test_the_quickstart_runs_and_marks_its_tokens(opened: Any) -> None:
+    lesson = opened("00_quickstart")
+    lesson.run_all()
+    strip = lesson.page.locator(".jp-OutputArea-output", has_text="★").first
+    strip.scroll_into_view_if_needed()
+    assert strip.is_visible()
+    assert not lesson.complaints()
+
+
+def test_a_slider_of_the_explorer_changes_its_picture(opened: Any) -> None:
+    lesson = opened("02_acceptance")
+    lesson.run_all()
+    before = lesson.picture()
+    lesson.page.locator(".widget-slider .noUi-handle").first.press("ArrowRight")
+    assert lesson.changed(before)
+    assert not lesson.complaints()
+
+
+def test_the_next_round_is_another_picture(opened: Any) -> None:
+    lesson = opened("03_draft_and_verify")
+    lesson.run_all()
+    before = lesson.picture()
+    lesson.page.get_by_role("button", name="next round").first.click()
+    assert lesson.changed(before)
+    assert lesson.page.get_by_text("Round 2 of 8").first.is_visible()
+    assert not lesson.complaints()

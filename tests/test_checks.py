@@ -1,0 +1,259 @@
+"""Graders, tested: right answers of several styles pass, each wrong one ends in its own diagnosis, nothing raises."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from specdec_ref.errors import SpecdecError
+from specdec_ref.teaching.checks import check, hint, progress, solution
+from specdec_ref.teaching.checks.catalogue import EXERCISES, exercise_named
+from specdec_ref.teaching.checks.exercise import Exercise
+from specdec_ref.teaching.checks.judging import HIDDEN_SEEDS, PUBLIC_SEED, judge
+from specdec_ref.teaching.checks.outcomes import BadRequest, Chance, distribution
+
+ALL = pytest.mark.parametrize("exercise", EXERCISES.values(), ids=EXERCISES)
+MISTAKES = [(e, m) for e in EXERCISES.values() for m in e.misconceptions]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECDEC_PROGRESS", str(tmp_path / "progress.json"))
+
+
+def accepts_loop(p: Any, q: Any, u: Any) -> Any:
+    return [bool(b < min(1.0, float(x) / float(y))) for x, y, b in zip(p, q, u, strict=True)]
+
+
+def accepts_product(p: Any, q: Any, u: Any) -> Any:
+    return u * q < p
+
+
+def accepts_numpy(p: Any, q: Any, u: Any) -> Any:
+    return u.numpy() < (p / q).clamp(max=1).float().numpy()
+
+
+def residual_loop(p: Any, q: Any) -> Any:
+    rows = p.reshape(-1, p.shape[-1]).tolist(), q.reshape(-1, q.shape[-1]).tolist()
+    out = []
+    for a, b in zip(*rows, strict=True):
+        rest = [max(0.0, x - y) for x, y in zip(a, b, strict=True)]
+        out.append([r / sum(rest) for r in rest] if sum(rest) else a)
+    return torch.tensor(out).reshape(p.shape)
+
+
+def residual_by_minimum(p: Any, q: Any) -> Any:
+    kept = torch.minimum(p, q)
+    left = 1 - kept.sum(-1, keepdim=True)
+    return torch.where(left > 1e-9, (p - kept) / left.clamp(min=1e-30), p)
+
+
+def residual_float32(p: Any, q: Any) -> Any:
+    rest = torch.relu(p.float() - q.float())
+    return torch.where(rest.sum(-1, keepdim=True) > 0, rest / rest.sum(-1, keepdim=True), p.float())
+
+
+def step_while(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
+    i = 0
+    while i < len(drafted):
+        if not chance.accept((p[i, drafted[i]] / q[i, drafted[i]]).clamp(max=1)):
+            left = (p[i] - q[i]).clip(0)
+            return (*drafted[:i], chance.draw((left / left.sum()).float()))
+        i += 1
+    return (*drafted, chance.draw(p[-1].tolist()))
+
+
+def step_certain_without_asking(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
+    out: list[int] = []
+    for i, x in enumerate(drafted):
+        if p[i, x] >= q[i, x] or chance.accept(p[i, x] / q[i, x]):
+            out.append(x)
+        else:
+            rest = torch.relu(p[i] - q[i])
+            return torch.tensor([*out, chance.draw(rest / rest.sum())])
+    return torch.tensor([*out, chance.draw(p[len(drafted)])])
+
+
+def step_all_verdicts_first(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
+    keep = [chance.accept(min(1.0, float(p[i, x] / q[i, x]))) for i, x in enumerate(drafted)]
+    n = ([*keep, False]).index(False)
+    rest = p[n] - q[n].clamp(max=1) if n < len(drafted) else p[n]
+    rest = rest.clamp(min=0)
+    return [*drafted[:n], chance.draw(rest / rest.sum())]
+
+
+def speedup_sum(alpha: Any, k: Any, c: Any, v: Any) -> Any:
+    return sum(alpha**i for i in range(k + 1)) / (v + c * k)
+
+
+def speedup_tensor(alpha: Any, k: Any, c: Any, v: Any) -> Any:
+    return torch.tensor(alpha, dtype=torch.float32).pow(torch.arange(k + 1)).sum() / (k * c + v)
+
+
+def speedup_recursive(alpha: Any, k: Any, c: Any, v: Any) -> Any:
+    tokens = 1.0
+    for _ in range(k):
+        tokens = 1 + alpha * tokens
+    return tokens / (k * c + v)
+
+
+def rewind_by_cases(cached: int, k: int, accepted: int) -> Any:
+    return (cached + accepted + 1, cached + accepted + 1) if accepted < k else (cached + k + 1, cached + k)
+
+
+RIGHT: dict[str, list[Callable[..., Any]]] = {
+    "accept": [accepts_loop, accepts_product, accepts_numpy],
+    "residual": [residual_loop, residual_by_minimum, residual_float32],
+    "speedup": [speedup_sum, speedup_tensor, speedup_recursive],
+    "step": [step_while, step_certain_without_asking, step_all_verdicts_first],
+    "rewind": [
+        rewind_by_cases,
+        lambda n, k, a: [n + 1 + a, n + min(a + 1, k)],
+        lambda n, k, a: torch.tensor([n + 1 + a, n + 1 + a - (a == k)]),
+    ],
+}
+
+
+@ALL
+def test_the_reference_passes_public_and_hidden_checks(exercise: Exercise) -> None:
+    assert judge(exercise, exercise.reference).headline.endswith("public checks passed")
+    assert judge(exercise, exercise.reference, (PUBLIC_SEED, *HIDDEN_SEEDS)).headline.endswith("all checks passed")
+
+
+@ALL
+def test_it_knows_six_misconceptions_and_two_hints(exercise: Exercise) -> None:
+    assert len({m.name for m in exercise.misconceptions}) >= 6
+    assert len(exercise.hints) >= 2
+    assert all(1 <= m.hint <= len(exercise.hints) for m in exercise.misconceptions)
+
+
+@pytest.mark.parametrize(("exercise", "mistake"), MISTAKES, ids=[f"{e.name}-{m.name}" for e, m in MISTAKES])
+def test_each_misconception_ends_in_its_own_diagnosis(exercise: Exercise, mistake: Any) -> None:
+    verdict = judge(exercise, mistake.wrong)
+    assert (verdict.outcome, verdict.diagnosis) == ("wrong", mistake.name)
+    assert verdict.headline == mistake.says
+
+
+@pytest.mark.parametrize(("name", "right"), [(n, f) for n, fs in RIGHT.items() for f in fs])
+def test_right_answers_of_other_styles_pass(name: str, right: Callable[..., Any]) -> None:
+    verdict = judge(EXERCISES[name], right, (PUBLIC_SEED, *HIDDEN_SEEDS))
+    assert verdict.passed, verdict
+
+
+def stub(*_: Any) -> None:
+    raise NotImplementedError("your code here")
+
+
+@ALL
+def test_the_stub_is_not_attempted(exercise: Exercise) -> None:
+    assert judge(exercise, stub).outcome == "not attempted"
+
+
+@ALL
+def test_what_goes_wrong_is_told_plainly(exercise: Exercise) -> None:
+    def fails(*_: Any) -> None:
+        raise ZeroDivisionError("float division by zero")
+
+    def leaves(*_: Any) -> None:
+        raise SystemExit(0)
+
+    assert "ZeroDivisionError: float division by zero" in judge(exercise, fails).headline
+    assert judge(exercise, leaves).outcome == "crashed"
+    assert judge(exercise, lambda *_: None).outcome in ("wrong", "crashed")
+    assert judge(exercise, lambda *_: "seven").outcome in ("wrong", "crashed")
+    assert not judge(exercise, lambda *_: torch.zeros(3, 3, 3)).passed
+    assert judge(exercise, 5).diagnosis == "wrong-type"
+
+
+def test_a_wrong_type_is_named() -> None:
+    assert "None (did you forget to return?)" in judge(EXERCISES["residual"], lambda p, q: None).headline
+    assert "a tensor of shape [1, 2]; takes a tensor of shape [2]" in judge(
+        EXERCISES["residual"], lambda p, q: (p - q)[None]
+    ).headline  # fmt: skip
+
+
+def test_writing_into_the_arguments_is_found() -> None:
+    def greedy_hands(p: Any, q: Any) -> Any:
+        rest = p.sub_(q).clamp_(min=0)
+        return rest / rest.sum(-1, keepdim=True)
+
+    assert judge(EXERCISES["residual"], greedy_hands).diagnosis == "changes-arguments"
+
+
+def test_an_endless_loop_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    from specdec_ref.teaching.checks import judging
+
+    monkeypatch.setattr(judging, "SECONDS", 0.3)
+
+    def forever(*_: Any) -> None:
+        while True:
+            time.sleep(0.01)
+
+    verdict = judge(EXERCISES["speedup"], forever)
+    assert (verdict.outcome, verdict.diagnosis) == ("crashed", "endless")
+
+
+def test_what_nobody_foresaw_is_shown_with_the_smallest_case() -> None:
+    verdict = judge(EXERCISES["speedup"], lambda a, k, c, v: 1.2345)
+    assert verdict.diagnosis == "unknown"
+    assert verdict.case == "α = 0.5, k = 1, c = 0.1, v = 1.0"
+    assert verdict.yours == "1.234"
+    assert verdict.expected == "1.364"
+
+
+def test_chance_is_played_in_every_way() -> None:
+    def two(chance: Chance) -> tuple[bool, int]:
+        return chance.accept(0.25), chance.draw([0.5, 0.0, 0.5])
+
+    found = distribution(two)
+    assert found == {(True, 0): 0.125, (True, 2): 0.125, (False, 0): 0.375, (False, 2): 0.375}
+    assert sum(distribution(lambda c: [c.draw([0.2] * 5) for _ in range(4)]).values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("asks", [lambda c: c.accept(1.5), lambda c: c.draw([0.5, 0.4]), lambda c: c.accept("x")])
+def test_chance_takes_probabilities_only(asks: Callable[[Chance], Any]) -> None:
+    with pytest.raises(BadRequest, match="takes"):
+        distribution(asks)
+
+
+def test_in_a_notebook_nothing_raises_and_progress_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check("nothing like it", None) is None
+    assert "takes one of accept, residual" in capsys.readouterr().out
+    assert not check("residual", lambda p, q: p)
+    assert not check("residual", stub)
+    shown = check("residual", EXERCISES["residual"].reference)
+    assert shown
+    assert "public checks passed" in repr(shown)
+    assert "public checks passed" in shown._repr_html_()
+    assert "1 of 12 exercises passed" in repr(progress())
+    assert "2 tries" in repr(progress())
+
+
+def test_hints_unfold_and_the_solution_waits_for_honest_tries(capsys: pytest.CaptureFixture[str]) -> None:
+    hint("residual")
+    hint("residual")
+    hint("residual", 9)
+    said = capsys.readouterr().out
+    assert "Hint 1 of 3" in said
+    assert "Hint 2 of 3" in said
+    assert "residual has 3 hints" in said
+    solution("residual")
+    assert "0 of 3 tries so far" in capsys.readouterr().out
+    for _ in range(3):
+        check("residual", lambda p, q: p)
+    solution("residual")
+    assert "rest = (p - q).clamp(min=0)" in capsys.readouterr().out
+
+
+def test_a_broken_progress_file_is_no_obstacle(tmp_path: Any) -> None:
+    (tmp_path / "progress.json").write_text('{"residual": [')
+    assert "0 of 12" in repr(progress())
+    check("residual", lambda p, q: p)
+    assert "1 tries" in repr(progress())
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(SpecdecError, match="takes one of accept"):
+        exercise_named(["x"])

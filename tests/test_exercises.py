@@ -1,0 +1,108 @@
+"""exercises/ is what solutions/ makes of it, leaks nothing, runs unsolved from top to bottom, and can be graded."""
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from specdec_ref.errors import SpecdecError
+from specdec_ref.teaching.checks.catalogue import EXERCISES
+from specdec_ref.teaching.checks.matrix import page
+from specdec_ref.teaching.checks.sources import STUB, exercise_of, write_exercises
+
+ROOT = Path(__file__).parents[1]
+SOLUTIONS = sorted((ROOT / "solutions").glob("*.ipynb"))
+each = pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+
+
+def code(notebook: Any) -> list[str]:
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def functions(notebook: Any) -> dict[str, ast.FunctionDef]:
+    trees = [ast.parse(source) for source in code(notebook)]
+    return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_there_is_a_notebook_for_every_exercise() -> None:
+    assert [path.stem[3:] for path in SOLUTIONS] == list(EXERCISES)
+
+
+def test_exercises_are_what_solutions_make_of_them(tmp_path: Path) -> None:
+    written = write_exercises(ROOT / "solutions", tmp_path / "exercises")
+    here = sorted((ROOT / "exercises").glob("*.ipynb"))
+    assert [path.name for path in written] == [path.name for path in here]
+    for one, other in zip(written, here, strict=True):
+        assert one.read_bytes() == other.read_bytes(), f"run `make exercises`: {other.name}"
+
+
+@each
+def test_no_stub_holds_solution_logic(path: Path) -> None:
+    """A stub is its signature, its docstring and one raise; nothing of the solution's statements is in the notebook."""
+    solved, stubs = nbformat.read(path, as_version=4), nbformat.read(ROOT / "exercises" / path.name, as_version=4)
+    name = EXERCISES[path.stem[3:]].function
+    answer, stub = functions(solved)[name], functions(stubs)[name]
+    assert ast.dump(answer.args) == ast.dump(stub.args)
+    assert ast.get_docstring(answer) == ast.get_docstring(stub)
+    assert [type(statement) for statement in stub.body] == [ast.Expr, ast.Raise]
+    statements = {ast.unparse(node) for node in ast.walk(answer) if isinstance(node, (ast.Return, ast.Assign))}
+    everything = "\n".join(code(stubs))
+    assert statements
+    assert not [s for s in statements if len(s) > 25 and s in everything]
+    assert "SOLUTION" not in everything
+    assert "HIDDEN" not in everything
+
+
+@each
+def test_exercises_hold_no_outputs_and_name_their_minutes(path: Path) -> None:
+    notebook = nbformat.read(ROOT / "exercises" / path.name, as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.outputs or cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+    head = notebook.cells[0].source
+    exercise = EXERCISES[path.stem[3:]]
+    assert exercise.title in head
+    assert f"**{exercise.minutes} minutes**" in head
+    assert "difficulty" in head
+    assert "importance" in head
+    assert any(cell.source.startswith("## Stretch goal") for cell in notebook.cells)
+
+
+def test_a_marker_without_a_partner_is_refused() -> None:
+    cell = nbformat.v4.new_code_cell("def f():\n    ### BEGIN SOLUTION\n    return 1\n")
+    with pytest.raises(SpecdecError, match="has no partner"):
+        exercise_of(nbformat.v4.new_notebook(cells=[cell]))
+    assert STUB.startswith("raise NotImplementedError")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["exercises", "solutions"])
+def test_notebooks_run_from_top_to_bottom(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All cells of all notebooks in one kernel: solved ones pass, unsolved ones say so and raise nothing."""
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("SPECDEC_PROGRESS", str(tmp_path / "progress.json"))
+    cells = [
+        cell
+        for path in sorted((ROOT / folder).glob("*.ipynb"))
+        for cell in nbformat.read(path, as_version=4).cells
+        if cell.cell_type == "code"
+    ]
+    for i, cell in enumerate(cells):
+        cell.id = f"cell-{i}"
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    if folder == "solutions":
+        noted = json.loads((tmp_path / "progress.json").read_text())
+        assert {name for name, entry in noted.items() if entry["outcome"] == "passed"} == set(EXERCISES)
+    else:
+        said = [str(o.get("data", {}).get("text/plain", "")) for cell in cells for o in cell.outputs]
+        assert sum("not attempted" in text for text in said) == len(EXERCISES)
+
+
+def test_the_page_of_diagnoses_is_up_to_date() -> None:
+    assert (ROOT / "docs" / "exercises.md").read_text(encoding="utf-8") == page(), (
+        "run `python -m specdec_ref.teaching.checks.matrix > docs/exercises.md`"
+    )
