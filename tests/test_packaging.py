@@ -106,7 +106,6 @@ def test_ci_runs_the_readmes_test_command_and_at_most_installs_a_browser() -> No
     assert commands[-1] == "make test"
     install = "\n".join(commands[:-1])
     assert install.startswith("if ! command -v chromium") == bool(install)
-    assert install.count("install") == install.count("apt-get install") + install.count("be installed")
     assert "make test" in readme_commands()
 
 
