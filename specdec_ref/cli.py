@@ -19,6 +19,7 @@ from specdec_ref.cli_bench import bench
 from specdec_ref.cli_doctor import doctor
 from specdec_ref.cli_equivalence import equivalence
 from specdec_ref.cli_grade import grade, progress
+from specdec_ref.cli_vllm import vllm_config
 from specdec_ref.errors import SpecdecError
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ app.command()(doctor)
 app.command()(equivalence)
 app.command()(grade)
 app.command()(progress)
+app.command("vllm-config")(vllm_config)
 
 
 @app.command()

@@ -64,7 +64,7 @@ def test_keeps_the_rhythm(path: Path) -> None:
     assert first.startswith("# ")
     assert re.search(r"\*\*\d+ minutes\*\*", first)
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    for needed in ("**Predict first", "## Remember", "**Further reading"):
+    for needed in ("**Predict first", "## Remember", "**Next exercise", "**Further reading"):
         assert needed in prose, needed
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     lengths = [len(source.splitlines()) for source in code]

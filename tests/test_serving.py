@@ -1,0 +1,133 @@
+"""vLLM's configuration: what we write, what became of the source text's arguments, and the command line."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from specdec_ref.cli import app
+from specdec_ref.errors import SpecdecError
+from specdec_ref.serving.configuration import (
+    for_latency,
+    for_throughput,
+    serve_command,
+    speculative_config,
+    translate,
+)
+
+OLD = {  # the source text's 3.1
+    "model": "meta-llama/Llama-2-70b-hf",
+    "speculative_model": "meta-llama/Llama-2-7b-hf",
+    "num_speculative_tokens": 4,
+    "use_v2_block_manager": True,
+    "tensor_parallel_size": 4,
+    "gpu_memory_utilization": 0.9,
+}
+
+
+def test_a_draft_model_is_drawn_from_and_judged_by_its_q() -> None:
+    assert speculative_config("org/draft", 5) == {
+        "method": "draft_model",
+        "model": "org/draft",
+        "num_speculative_tokens": 5,
+        "draft_sample_method": "probabilistic",
+    }
+    assert speculative_config("org/draft", exact_q=False)["draft_sample_method"] == "greedy"
+
+
+def test_without_a_draft_it_looks_up() -> None:
+    config = speculative_config(None, 3, lookup=(2, 4))
+    assert config == {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
+
+
+def test_the_source_texts_arguments_are_translated() -> None:
+    new = translate(OLD)
+    assert new.engine == {k: OLD[k] for k in ("model", "tensor_parallel_size", "gpu_memory_utilization")}
+    assert new.speculative_config == {
+        "model": "meta-llama/Llama-2-7b-hf",
+        "num_speculative_tokens": 4,
+        "method": "draft_model",
+    }
+    assert new.fates["use_v2_block_manager"].startswith("gone")
+    assert set(new.fates) == set(OLD)
+
+
+def test_its_configuration_class_is_translated_without_its_nones() -> None:
+    """3.2: `LLM(**vars(config))` passes None and unknown names; here nothing of that is left."""
+    latency = {
+        "speculative_model": None,
+        "num_speculative_tokens": 2,
+        "speculative_draft_tensor_parallel_size": 1,
+        "speculative_max_model_len": None,
+        "speculative_disable_by_batch_size": 1,
+        "speculative_model_quantization": None,
+        "gpu_memory_utilization": 0.9,
+    }
+    assert translate(latency).speculative_config is None  # it names no draft
+    new = translate(latency | {"speculative_model": "org/draft", "speculative_model_quantization": "fp8"})
+    assert new.engine == {"gpu_memory_utilization": 0.9}
+    assert new.speculative_config == {
+        "model": "org/draft",
+        "num_speculative_tokens": 2,
+        "draft_tensor_parallel_size": 1,
+        "quantization": "fp8",
+        "method": "draft_model",
+        "num_speculative_tokens_per_batch_size": [[1, 1_000_000, 0]],  # 'disable from batch 1 on' never speculated
+    }
+
+
+def test_prompt_lookup_of_old() -> None:
+    new = translate({"speculative_model": "[ngram]", "num_speculative_tokens": 3, "ngram_prompt_lookup_max": 4})
+    assert new.speculative_config == {"num_speculative_tokens": 3, "prompt_lookup_max": 4, "method": "ngram"}
+
+
+def test_presets_do_what_their_names_say() -> None:
+    few = for_latency("org/draft", k=5, max_batch=8)
+    assert few["num_speculative_tokens_per_batch_size"] == [[1, 8, 5], [9, 1_000_000, 0]]
+    many = for_throughput("org/draft", [[1, 4, 4], [5, 16, 2], [17, 256, 0]])
+    assert many["num_speculative_tokens"] == 4
+    with pytest.raises(SpecdecError, match="k rises with the batch"):
+        for_throughput("org/draft", [[1, 8, 2], [9, 64, 8]])  # the source text's advice
+
+
+def test_the_command_line_can_be_pasted() -> None:
+    config = speculative_config("org/draft", 4)
+    words = shlex.split(serve_command("org/target", config, tensor_parallel=8, pipeline_parallel=2, nodes=2))
+    assert words[:3] == ["vllm", "serve", "org/target"]
+    assert json.loads(words[words.index("--speculative-config") + 1]) == config
+    assert words[words.index("--tensor-parallel-size") + 1] == "8"
+    assert words[words.index("--distributed-executor-backend") + 1] == "ray"
+    assert "--speculative-config" not in serve_command("org/target", None)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: speculative_config("d", 0), "k=0: takes a whole number ≥ 1"),
+        (lambda: speculative_config(None, 2, lookup=(3, 1)), "lookup="),
+        (lambda: speculative_config("d", 2, schedule=[[2, 4, 1]]), "row \\[2, 4, 1\\] does not fit"),
+        (lambda: speculative_config("d", 2, schedule=[[1, 4, 3]]), "does not fit"),
+        (lambda: speculative_config("d", 2, schedule=[]), "schedule="),
+        (lambda: serve_command("", None), "target=''"),
+        (lambda: serve_command("t", None, tensor_parallel=3, nodes=2), "cannot be shared out"),
+        (lambda: translate({"speculative_model": "d", "num_speculative_tokens": "four"}), "num_speculative_tokens="),
+    ],
+)
+def test_refuses(make: Any, message: str) -> None:
+    with pytest.raises(SpecdecError, match=message):
+        make()
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    said = CliRunner().invoke(app, ["vllm-config", "org/target", "org/draft", "-k", "3"]).output
+    assert '"num_speculative_tokens": 3' in said
+    assert "vllm serve org/target" in said
+    recorded = Path(__file__).parents[1] / "benchmarks" / "results" / "batch_policy.json"
+    arguments = ["vllm-config", "org/target", "org/draft", "--policy", str(recorded), "--json"]
+    config = json.loads(CliRunner().invoke(app, arguments).output)
+    assert config["num_speculative_tokens_per_batch_size"][0][0] == 1
+    broken = CliRunner().invoke(app, ["vllm-config", "t", "--policy", str(tmp_path / "no.json")])
+    assert isinstance(broken.exception, SpecdecError)
