@@ -1,9 +1,11 @@
 """Graders, tested: right answers of several styles pass, each wrong one ends in its own diagnosis, nothing raises."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,6 +105,182 @@ def rewind_by_cases(cached: int, k: int, accepted: int) -> Any:
     return (cached + accepted + 1, cached + accepted + 1) if accepted < k else (cached + k + 1, cached + k)
 
 
+def find_bug_by_words() -> Any:
+    from specdec_ref.teaching.checks.judgement import BUGS
+
+    words = {"A": "reports another q", "B": "draws from the target", "C": "counts acceptances"}
+    return {letter: next(bug for bug in BUGS if bug.startswith(start)) for letter, start in words.items()}
+
+
+def find_bug_literally() -> Any:
+    return {
+        "C": "counts acceptances behind a rejection",
+        "B": "draws from the target after a rejection",
+        "A": "reports another q than it drew from",
+    }
+
+
+def find_bug_step_by_step() -> Any:
+    answer = {}
+    answer["A"] = "reports another q than it drew from"
+    answer["B"] = "draws from the target after a rejection"
+    answer["C"] = "counts acceptances behind a rejection"
+    return answer
+
+
+def consistent_by_scipy(counts: Any, probabilities: Any) -> Any:
+    from scipy.stats import chisquare
+
+    return chisquare(counts, [p * sum(counts) for p in probabilities]).pvalue >= 0.001
+
+
+def consistent_by_loop(counts: Any, probabilities: Any) -> Any:
+    limits = {1: 10.828, 2: 13.816, 3: 16.266, 4: 18.467, 5: 20.515, 9: 27.877}
+    total, statistic = sum(counts), 0.0
+    for count, p in zip(counts, probabilities, strict=True):
+        statistic += (count - total * p) ** 2 / (total * p)
+    return statistic <= limits[len(counts) - 1]
+
+
+def consistent_by_likelihood(counts: Any, probabilities: Any) -> Any:
+    """Another statistic, as good: the likelihood ratio."""
+    from scipy.stats import chi2
+
+    n = sum(counts)
+    g = 2 * sum(c * math.log(c / (n * p)) for c, p in zip(counts, probabilities, strict=True) if c)
+    return g <= chi2.isf(0.001, len(counts) - 1)
+
+
+def decode_by_step(target: Any, draft: Any, start: int, n: int, k: int, chance: Any) -> Any:
+    text = [start]
+    while len(text) <= n:
+        begin = len(text) - 1
+        for _ in range(k):
+            text.append(chance.draw(draft[text[-1]]))
+        drafted, text = text[begin + 1 :], text[: begin + 1]
+        rows = [text[-1], *drafted]
+        text += step_while(target[rows], draft[rows[:-1]], drafted, chance)
+    return text[1 : n + 1]
+
+
+def decode_never_drafts_too_far(target: Any, draft: Any, start: int, n: int, k: int, chance: Any) -> Any:
+    """Drafts no more than can still be used."""
+    text: list[int] = []
+    while len(text) < n:
+        last, drafted = ([start, *text])[-1], []
+        for _ in range(min(k, n - len(text) - 1)):
+            drafted.append(chance.draw(draft[([last, *drafted])[-1]]))
+        rows = [last, *drafted]
+        text += step_all_verdicts_first(target[rows], draft[rows[:-1]], drafted, chance)
+    return text
+
+
+def decode_one_by_one(target: Any, draft: Any, start: int, n: int, k: int, chance: Any) -> Any:
+    """Autoregressive decoding has the right distribution, too; the check is about nothing else."""
+    text = [start]
+    for _ in range(n):
+        text.append(chance.draw(target[text[-1]]))
+    return tuple(text[1:])
+
+
+def best_draft_loops(drafts: Any, slope: Any) -> Any:
+    best, choice = 1.0, ("none", 0)
+    for name in sorted(drafts):
+        alpha, c = drafts[name]
+        for k in range(8, 0, -1):
+            gain = sum(alpha**i for i in range(k + 1)) / (1 + k * (c + slope))
+            if gain > best:
+                best, choice = gain, (name, k)
+    return choice
+
+
+def best_draft_by_package(drafts: Any, slope: Any) -> Any:
+    import specdec_ref as sd
+
+    def gain(name: str, k: int) -> float:
+        return float(sd.predicted_speedup(drafts[name][0], k, drafts[name][1], lambda n: 1 + slope * (n - 1)))
+
+    name, k = max(((n, k) for n in drafts for k in range(1, 9)), key=lambda option: gain(*option))
+    return [name, k] if gain(name, k) > 1 else ["none", 0]
+
+
+def best_draft_by_numpy(drafts: Any, slope: Any) -> Any:
+    ks, names = np.arange(1, 9), list(drafts)
+    alpha, c = np.array([drafts[n] for n in names]).T
+    gain = (1 - alpha[:, None] ** (ks + 1)) / (1 - alpha[:, None]) / (ks * c[:, None] + 1 + slope * ks)
+    i, j = np.unravel_index(gain.argmax(), gain.shape)
+    return (names[i], int(ks[j])) if gain.max() > 1 else ("none", 0)
+
+
+def adaptive_with_a_prior(history: Any, c: Any, slope: Any) -> Any:
+    kept = 2.0 + sum(a for _, a in history[-16:])
+    judged = 3.0 + sum(min(a + 1, d) for d, a in history[-16:])
+    alpha = min(0.97, kept / judged)
+    gains = [sum(alpha**i for i in range(k + 1)) / (1 + k * (c + slope)) for k in range(9)]
+    best = int(np.argmax(gains))
+    resting = len(history) >= 12 and not any(d for d, _ in history[-12:])
+    return 1 if best == 0 and resting else best
+
+
+def adaptive_with_forgetting(history: Any, c: Any, slope: Any) -> Any:
+    kept, judged = 0.7, 1.0
+    for d, a in history:
+        kept, judged = 0.9 * kept + a, 0.9 * judged + min(a + 1, d)
+    alpha = min(0.97, (kept + 0.05) / (judged + 0.1))
+    best = max(range(9), key=lambda k: (1 - alpha ** (k + 1)) / (1 - alpha) / (1 + k * (c + slope)))
+    return best or int(len(history) >= 18 and not any(d for d, _ in history[-18:]))
+
+
+def adaptive_by_package(history: Any, c: Any, slope: Any) -> Any:
+    from specdec_ref.control import CostModelSpeculation, Round
+
+    model = CostModelSpeculation(8, c=c, v=lambda n: 1 + slope * (n - 1))
+    for d, a in history:
+        model.next_k()
+        model.observe([Round((0,) * d, a, (0,) * (a + 1), 0.0, 0.0)])
+    return model.next_k()
+
+
+def memory_with_names(target: Any, draft: Any, batch: int, tokens: int, k: int) -> Any:
+    def cache(m: Any, slots: int) -> int:
+        per_token = m["layers"] * m["kv_heads"] * m["head_dim"] * (1 + 1) * 2
+        return int(per_token * slots * batch)
+
+    if not draft:
+        return target["parameters"] * 2 + cache(target, tokens)
+    return (target["parameters"] + draft["parameters"]) * 2 + cache(target, tokens + k) + cache(draft, tokens + k)
+
+
+def memory_as_float(target: Any, draft: Any, batch: int, tokens: int, k: int) -> Any:
+    return float(memory_with_names(target, draft, batch, tokens, k))
+
+
+def memory_by_tensor(target: Any, draft: Any, batch: int, tokens: int, k: int) -> Any:
+    return torch.tensor(memory_with_names(target, draft, batch, tokens, k), dtype=torch.float64)
+
+
+def decide_by_branches(batch: int, context: int, alpha: float, c: float, v3: float, v5: float) -> Any:
+    two = (1 + alpha + alpha**2) / (2 * c + v3)
+    four = (1 + alpha + alpha**2 + alpha**3 + alpha**4) / (4 * c + v5)
+    if max(two, four) <= 1:
+        return 0
+    return 4 if four > two else 2
+
+
+def decide_by_package(batch: int, context: int, alpha: float, c: float, v3: float, v5: float) -> Any:
+    import specdec_ref as sd
+
+    v = {1: 1.0, 3: v3, 5: v5}
+    return max((0, 2, 4), key=lambda k: float(sd.predicted_speedup(alpha, k, c, v[k + 1])))
+
+
+def decide_carefully(batch: int, context: int, alpha: float, c: float, v3: float, v5: float) -> Any:
+    """Asks for two per cent of gain before it speculates."""
+    gains = {2: (1 - alpha**3) / (1 - alpha) / (2 * c + v3), 4: (1 - alpha**5) / (1 - alpha) / (4 * c + v5)}
+    best = max(gains, key=lambda k: gains[k])
+    return best if gains[best] > 1.02 else 0
+
+
 RIGHT: dict[str, list[Callable[..., Any]]] = {
     "accept": [accepts_loop, accepts_product, accepts_numpy],
     "residual": [residual_loop, residual_by_minimum, residual_float32],
@@ -113,6 +291,13 @@ RIGHT: dict[str, list[Callable[..., Any]]] = {
         lambda n, k, a: [n + 1 + a, n + min(a + 1, k)],
         lambda n, k, a: torch.tensor([n + 1 + a, n + 1 + a - (a == k)]),
     ],
+    "find_bug": [find_bug_by_words, find_bug_literally, find_bug_step_by_step],
+    "equivalence_test": [consistent_by_scipy, consistent_by_loop, consistent_by_likelihood],
+    "decode": [decode_by_step, decode_never_drafts_too_far, decode_one_by_one],
+    "best_draft": [best_draft_loops, best_draft_by_package, best_draft_by_numpy],
+    "adaptive_k": [adaptive_with_a_prior, adaptive_with_forgetting, adaptive_by_package],
+    "memory": [memory_with_names, memory_as_float, memory_by_tensor],
+    "decide": [decide_by_branches, decide_by_package, decide_carefully],
 }
 
 
@@ -120,6 +305,11 @@ RIGHT: dict[str, list[Callable[..., Any]]] = {
 def test_the_reference_passes_public_and_hidden_checks(exercise: Exercise) -> None:
     assert judge(exercise, exercise.reference).headline.endswith("public checks passed")
     assert judge(exercise, exercise.reference, (PUBLIC_SEED, *HIDDEN_SEEDS)).headline.endswith("all checks passed")
+
+
+@ALL
+def test_three_other_right_answers_are_known(exercise: Exercise) -> None:
+    assert len(RIGHT[exercise.name]) >= 3
 
 
 @ALL

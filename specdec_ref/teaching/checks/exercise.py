@@ -110,7 +110,7 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(same(x, y, tolerance) for x, y in zip(a, b, strict=True))
     try:
-        x, y = (torch.as_tensor(value).double().cpu() for value in (a, b))
+        x, y = (torch.as_tensor(value, dtype=torch.float64).cpu() for value in (a, b))
     except (TypeError, ValueError, RuntimeError):
         return bool(a == b)
     return x.shape == y.shape and bool(torch.allclose(x, y, rtol=tolerance, atol=tolerance, equal_nan=True))
