@@ -308,7 +308,7 @@ def settings(pair: sd.Pair, arguments: argparse.Namespace) -> dict[str, Any]:
 def fingerprint(model: Any) -> list[float]:
     """Number of parameters, and the sum of their sizes: other weights, other numbers."""
     parameters = list(model.parameters())
-    return [sum(p.numel() for p in parameters), round(sum(float(p.abs().sum()) for p in parameters), 3)]
+    return [sum(p.numel() for p in parameters), round(sum(float(p.detach().abs().sum()) for p in parameters), 3)]
 
 
 def machine(pair: sd.Pair) -> dict[str, Any]:

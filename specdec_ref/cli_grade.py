@@ -19,6 +19,9 @@ def grade(
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="The public checks only, as in the notebook.")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Submissions at once (default: one for each core).")] = None,
+    trusted: Annotated[
+        bool, typer.Option("--trusted", help="Your own work: run it in this process, on any system.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Grade exercises: each submission in a process of its own, judged by the values that its functions give.
@@ -39,7 +42,13 @@ def grade(
     seeds = (PUBLIC_SEED,) if public else (PUBLIC_SEED, *HIDDEN_SEEDS)
     with _progress(console, len(submissions_in(folder))) as step:
         graded = grade_folder(
-            folder, out, hidden=secret, seeds=seeds, jobs=jobs, on_graded=lambda done, of: step(f"{done} of {of}")
+            folder,
+            out,
+            hidden=secret,
+            seeds=seeds,
+            jobs=jobs,
+            trusted=trusted,
+            on_graded=lambda done, of: step(f"{done} of {of}"),
         )
     if as_json:
         print(json.dumps([{"submission": one.submission, **one.gradescope()} for one in graded]))

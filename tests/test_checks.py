@@ -393,6 +393,14 @@ def test_what_nobody_foresaw_is_shown_with_the_smallest_case() -> None:
     assert verdict.expected == "1.364"
 
 
+def test_of_two_mistakes_the_one_that_shows_first_is_named() -> None:
+    def both(p: Any, q: Any) -> Any:
+        rest = (p - q).abs()
+        return rest / rest.sum()  # of all rows, and 0/0 where p = q
+
+    assert judge(EXERCISES["residual"], both).diagnosis == "absolute"
+
+
 def test_chance_is_played_in_every_way() -> None:
     def two(chance: Chance) -> tuple[bool, int]:
         return chance.accept(0.25), chance.draw([0.5, 0.0, 0.5])

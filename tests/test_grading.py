@@ -210,6 +210,15 @@ def test_the_command_line_grades_and_says_so(tmp_path: Path) -> None:
     assert isinstance(missing.exception, SpecdecError)  # which `specdec` tells in a line, with exit status 2
 
 
+def test_ones_own_work_is_graded_anywhere(tmp_path: Path) -> None:
+    for name, source in {"right": RIGHT, "wrong": TARGET, "broken": "def residual(p, q):\n    return p -"}.items():
+        notebook(tmp_path / "class" / name, "print('hello')", "1 / 0", source)
+    graded = {one.submission: one for one in grade_folder(tmp_path / "class", trusted=True)}
+    assert {name: one.score for name, one in graded.items()} == {"right": 10, "wrong": 0, "broken": 0}
+    assert graded["broken"].verdicts[1].diagnosis == "syntax-error"
+    assert graded["right"].isolation.startswith("none")
+
+
 def test_progress_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPECDEC_PROGRESS", str(tmp_path / "p.json"))
     assert "0 of 12 exercises passed" in CliRunner().invoke(app, ["progress"]).output

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from specdec_ref.teaching.checks.exercise import (
     Case,
     ChangedArguments,
@@ -78,7 +80,12 @@ def _compared(exercise: Exercise, function: Function, cases: Sequence[Case], pub
     for mistake in exercise.misconceptions:
         if all(_gives(exercise, mistake.wrong, case, value) for case, value in zip(cases, values, strict=True)):
             return wrong(differing[0], mistake.name, mistake.says, mistake.hint)
-    return wrong(differing[0], "unknown", "Some values differ from what they should be; here is the smallest case")
+    first = differing[0]
+    if isinstance(values[first], (torch.Tensor, dict)):  # two mistakes at once: name the one that shows first
+        for mistake in exercise.misconceptions:
+            if _gives(exercise, mistake.wrong, cases[first], values[first]):
+                return wrong(first, mistake.name, mistake.says, mistake.hint)
+    return wrong(first, "unknown", "Some values differ from what they should be; here is the smallest case")
 
 
 def _gives(exercise: Exercise, function: Function, case: Case, value: Any) -> bool:

@@ -44,7 +44,7 @@ def hint(name: str, number: int | None = None) -> None:
         print(f"{name} has {len(hints)} hints: 1 … {len(hints)}")
         return
     _note(name, hints=max(seen, wanted))
-    more = f'  (next: hint("{name}", {wanted + 1}))' if wanted < len(hints) else ""
+    more = f'\n  (next: hint("{name}", {wanted + 1}))' if wanted < len(hints) else ""
     print(f"Hint {wanted} of {len(hints)}: {hints[wanted - 1]}{more}")
 
 

@@ -48,6 +48,8 @@ class Sandbox:
     """
 
     def __init__(self, hidden: Sequence[Path] = ()):
+        if sys.platform != "linux":
+            raise SpecdecError("grading others' work needs Linux; for your own, on any system: specdec grade --trusted")
         self._hidden = [str(path) for path in (PACKAGE, *hidden)]
         self._number = 0
         self._start()
