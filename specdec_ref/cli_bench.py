@@ -47,6 +47,11 @@ def bench(
     batch: Annotated[
         bool, typer.Option("--batch", help="Measure for which batch sizes and contexts speculating pays.")
     ] = False,
+    server: Annotated[
+        str | None, typer.Option(help="Measure an OpenAI-compatible server instead, http://…, and vLLM's counters.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="With --server: requests at a time.")] = 1,
+    model: Annotated[str | None, typer.Option(help="With --server: which of its models.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Speedup for every k beside what the formula says, in turn on the same prompts, medians.
@@ -57,8 +62,8 @@ def bench(
     for name, value in (("max-k", max_k), ("tokens", tokens), ("prompts", prompts), ("repeats", repeats)):
         if value < 1:
             raise SpecdecError(f"--{name} {value}: takes a whole number ≥ 1")
-    if sum((suite is not None, drafts, batch)) > 1:
-        raise SpecdecError("--suite, --drafts and --batch: take one of them at a time")
+    if sum((suite is not None, drafts, batch, server is not None)) > 1:
+        raise SpecdecError("--suite, --drafts, --batch and --server: take one of them at a time")
     from specdec_ref.cli import _quiet_libraries
     from specdec_ref.sampling import Sampling
 
@@ -66,7 +71,9 @@ def bench(
     sampling = Sampling(temperature=temperature)
     console = Console(quiet=as_json, highlight=False)
     models = target, draft, device, dtype
-    if batch:
+    if server is not None:
+        _server(console, server, model, sampling, (concurrency, tokens, prompts, repeats), as_json)
+    elif batch:
         _policy(console, models, sampling, max_k, as_json)
     elif suite is not None or drafts:
         _suite(console, models, sampling, suite, (max_k, tokens, prompts, repeats), as_json)
@@ -166,6 +173,51 @@ def _policy(console: Console, models: Models, sampling: "Sampling", max_k: int, 
         return
     console.print(_headline(pair), policy, "")
     console.print(f"for vLLM: --speculative-config with {json.dumps(policy.to_vllm())}", soft_wrap=True)
+
+
+def _server(
+    console: Console,
+    url: str,
+    model: str | None,
+    sampling: "Sampling",
+    numbers: tuple[int, int, int, int],
+    as_json: bool,
+) -> None:
+    """What a server gives: tokens per second and latencies, and what it accepted meanwhile."""
+    from specdec_ref.models import held_out_prompts
+    from specdec_ref.serving.load import measure_server
+
+    concurrency, tokens, prompts, repeats = numbers
+    texts = list(held_out_prompts().values())[:prompts] * repeats
+    with _steps(console) as on_step:
+        found = measure_server(
+            url,
+            texts,
+            concurrency=concurrency,
+            max_new_tokens=tokens,
+            sampling=sampling,
+            model=model,
+            on_done=lambda done, total: on_step("requests", done, total),
+        )
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+        return
+    first, every = (found.percentiles(what) for what in ("first_seconds", "seconds_per_token"))
+    console.print(f"{found.model} at {found.url}: {len(found.requests)} requests, {concurrency} at a time")
+    for name, value in (
+        ("tokens per second", f"{found.tokens_per_second:.1f}"),
+        ("ms to the first token, p50 and p99", f"{1000 * first[0]:.1f}, {1000 * first[1]:.1f}"),
+        ("ms per token after it, p50 and p99", f"{1000 * every[0]:.1f}, {1000 * every[1]:.1f}"),
+    ):
+        console.print(f"{name:38}{value}")
+    if found.counters is None:
+        console.print(f"speculation: nothing known ({found.no_counters})")
+    elif found.counters.drafts:
+        console.print("its counters meanwhile:", found.counters.statistics())
+    else:
+        console.print("speculation: it drafted nothing meanwhile")
+    if found.problem:
+        raise SpecdecError(f"ended early, the above is what was measured: {found.problem}")
 
 
 @contextmanager

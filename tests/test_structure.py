@@ -12,6 +12,7 @@ PACKAGE = Path(sd.__file__).parent
 FLOORS = {
     "errors": -1,
     "plotting": -1,
+    "web": -1,
     **dict.fromkeys(("sampling", "acceptance", "theory"), 0),
     **dict.fromkeys(("models", "capture", "graphs", "cache", "drafting"), 1),
     **dict.fromkeys(("decoding", "control", "monitoring", "live"), 2),

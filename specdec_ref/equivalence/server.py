@@ -5,15 +5,12 @@ for by return_token_ids), as logprobs whose tokens read 'token_id:17' (return_to
 (return_tokens). It gets the prompt as token ids, and every cut and penalty switched off that is not asked for.
 """
 
-import http.client
-import json
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from specdec_ref.errors import SpecdecError, is_whole
 from specdec_ref.sampling import Sampling
+from specdec_ref.web import ask_json, only_model, request
 
 ASKED: dict[str, Any] = {
     "logprobs": 0,
@@ -45,16 +42,13 @@ class OpenAICompletions:
         api_key: str | None = None,
         more: Mapping[str, Any] | None = None,
     ):
-        if not url.startswith(("http://", "https://")):
-            raise SpecdecError(f"url={url!r:.80}: takes the address of a server, http://…")
+        request(url)
         self.url = url.rstrip("/") + ("" if url.rstrip("/").endswith("/v1") else "/v1")
         self.sampling = Sampling() if sampling is None else sampling
         self.eos, self.batch, self.timeout = eos, batch, timeout
-        self.headers = {"Content-Type": "application/json"}
-        if api_key:
-            self.headers["Authorization"] = f"Bearer {api_key}"
+        self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.more = dict(more or {})
-        self.model = self._only_model() if model is None else model
+        self.model = only_model(self.url, timeout, self.headers) if model is None else model
         self.name = f"{self.model} at {url}"
 
     def sample(self, prompt: Sequence[int], number: int, length: int, seed: int) -> list[list[int]]:
@@ -70,7 +64,8 @@ class OpenAICompletions:
                 "top_k": self.sampling.top_k or -1,
                 "seed": (seed + len(rows)) % 2**31,
             }
-            choices = self._post("completions", ASKED | body | self.more).get("choices")
+            asked = request(f"{self.url}/completions", ASKED | body | self.more, self.headers)
+            choices = ask_json(asked, self.timeout).get("choices")
             if not isinstance(choices, list) or not choices:
                 raise SpecdecError(f"{self.url}: answered without choices")
             rows += [self._ids(choice, length) for choice in choices]
@@ -92,32 +87,3 @@ class OpenAICompletions:
         if stopped and self.eos and not self.eos & set(tokens):
             tokens = [*tokens, min(self.eos)]  # some give the end token, some only say that it came
         return tokens
-
-    def _only_model(self) -> str:
-        models = self._ask(urllib.request.Request(f"{self.url}/models", headers=self.headers)).get("data") or []
-        names = [str(m["id"]) for m in models if isinstance(m, dict) and "id" in m]
-        if len(names) != 1:
-            raise SpecdecError(f"{self.url}: has {', '.join(names) or 'no'} models; name one with model= (--model)")
-        return names[0]
-
-    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        return self._ask(urllib.request.Request(f"{self.url}/{path}", json.dumps(body).encode(), self.headers))
-
-    def _ask(self, request: urllib.request.Request) -> dict[str, Any]:
-        try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                content = json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                said = error.read(300).decode(errors="replace")
-            raise SpecdecError(f"{request.full_url}: answered {error.code} {error.reason}: {said}") from error
-        except TimeoutError as error:
-            raise SpecdecError(f"{request.full_url}: no answer within {self.timeout:g} s") from error
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
-            raise SpecdecError(f"{request.full_url}: cannot be reached: {reason or type(error).__name__}") from error
-        except ValueError as error:
-            raise SpecdecError(f"{request.full_url}: its answer is no JSON: {error}") from error
-        if not isinstance(content, dict):
-            raise SpecdecError(f"{request.full_url}: answered {content!r:.80}; takes a JSON object")
-        return content

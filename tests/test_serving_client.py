@@ -1,0 +1,306 @@
+"""Watching and timing a server: a real HTTP server on loopback that answers as vLLM does, and fails as servers fail."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from prometheus_client import generate_latest
+
+import specdec_ref as sd
+from specdec_ref.serving.load import measure_server
+from specdec_ref.serving.metrics import SpeculationCounters, parse_counters, read_counters
+from specdec_ref.serving.server import VLLMServer, find_vllm
+
+PAGE = """# HELP vllm:spec_decode_num_drafts_total Number of spec decoding drafts.
+# TYPE vllm:spec_decode_num_drafts_total counter
+vllm:spec_decode_num_drafts_total{engine="0",model_name="m"} 10.0
+vllm:spec_decode_num_drafts_total{engine="1",model_name="m"} 5.0
+# TYPE vllm:spec_decode_num_draft_tokens_total counter
+vllm:spec_decode_num_draft_tokens_total{engine="0",model_name="m"} 45.0
+# TYPE vllm:spec_decode_num_accepted_tokens_total counter
+vllm:spec_decode_num_accepted_tokens_total{engine="0",model_name="m"} 24.0
+# TYPE vllm:spec_decode_num_accepted_tokens_per_pos_total counter
+vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="m",position="0"} 12.0
+vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="m",position="1"} 8.0
+vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="m",position="2"} 4.0
+"""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: "Server"
+
+    def log_message(self, *arguments: Any) -> None:
+        """Silence."""
+
+    def answer(self, content: str, status: int = 200) -> None:
+        data = content.encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self) -> None:
+        if self.path == "/v1/models":
+            self.answer(json.dumps({"data": [{"id": name} for name in self.server.models]}))
+        elif self.path == "/metrics" and self.server.page is not None:
+            self.answer(self.server.page())
+        else:
+            self.answer("Not Found", 404)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.bodies.append(body)
+            number = len(self.server.bodies)
+            self.server.at_once += 1
+            self.server.most_at_once = max(self.server.most_at_once, self.server.at_once)
+        try:
+            if body["model"] not in self.server.models:
+                self.answer('{"error": {"message": "The model does not exist."}}', 404)
+            elif self.server.fails_after is not None and number > self.server.fails_after:
+                self.server.failure(self)
+            else:
+                self.stream(body["max_tokens"])
+        finally:
+            with self.server.lock:
+                self.server.at_once -= 1
+
+    def stream(self, tokens: int) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        for _ in range(tokens // 2):  # two tokens in a piece, as with speculation
+            time.sleep(0.002)
+            self.say({"choices": [{"text": "ab"}]})
+        if self.server.usage:
+            self.say({"choices": [], "usage": {"completion_tokens": tokens}})
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def say(self, piece: dict[str, Any]) -> None:
+        self.wfile.write(b"data: " + json.dumps(piece).encode() + b"\n\n")
+        self.wfile.flush()
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.models = ["m"]
+        self.bodies: list[dict[str, Any]] = []
+        self.page: Callable[[], str] | None = self._growing
+        self.usage = True
+        self.fails_after: int | None = None
+        self.failure: Callable[[Handler], None] = lambda handler: handler.answer("no", 500)
+        self.at_once = self.most_at_once = 0
+        self.lock = threading.Lock()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def _growing(self) -> str:
+        return PAGE.replace(" 12.0", f" {12 + len(self.bodies)}.0")
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """What a broken connection raises here is wanted."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+        server.shutdown()
+
+
+def test_counters_are_summed_over_engines_and_told_by_position() -> None:
+    counters = parse_counters(PAGE)
+    assert counters == SpeculationCounters(15, 45, 24, (12, 8, 4))
+    assert counters.acceptance_length == pytest.approx(1 + 24 / 15)
+
+
+def test_what_counters_say_is_what_the_monitor_says_of_the_same_rounds(pair: sd.Pair) -> None:
+    """Our own monitor's page of metrics, read back, gives its own statistics: one reader for both."""
+    monitor = sd.SpeculativeDecodingMonitor()
+    for accepted, rounds in ((0, 5), (1, 3), (2, 1), (3, 6)):
+        for _ in range(rounds):
+            monitor.on_iteration_complete(accepted, 3)
+    page = generate_latest(monitor.to_prometheus()).decode()
+    mine, theirs = monitor.get_statistics(), parse_counters(page).statistics()
+    for name in (
+        "rounds",
+        "drafted",
+        "judged",
+        "accepted",
+        "acceptance_rate",
+        "acceptance_interval",
+        "tokens_per_round",
+    ):
+        assert getattr(theirs, name) == getattr(mine, name), name
+    assert theirs.accepted_histogram == mine.accepted_histogram == (5, 3, 1, 6)
+    assert theirs.conditional_rates == mine.conditional_rates
+    assert theirs.unconditional_rates == mine.unconditional_rates
+
+
+def test_the_difference_is_what_happened_in_between(server: Server) -> None:
+    before = read_counters(server.url)
+    server.bodies += [{}] * 3
+    passed = read_counters(server.url + "/v1") - before
+    assert passed == SpeculationCounters(0, 0, 0, (3, 0, 0))
+    with pytest.raises(sd.SpecdecError, match="started anew"):
+        before - parse_counters(PAGE.replace(" 24.0", " 30.0"))
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_a_measurement_counts_tokens_and_time(server: Server, concurrency: int) -> None:
+    done = []
+    found = measure_server(
+        server.url,
+        ["a"] * 7 + [[1, 2]],  # type: ignore[list-item]
+        concurrency=concurrency,
+        max_new_tokens=20,
+        on_done=lambda n, total: done.append((n, total)),
+    )
+    assert (found.tokens, len(found.requests), found.problem) == (160, 8, None)
+    assert server.most_at_once <= concurrency
+    assert done == [(n, 8) for n in range(1, 9)]
+    middle, worst = found.percentiles("first_seconds")
+    assert 0.002 <= middle <= worst < found.seconds
+    assert 0.001 <= found.percentiles("seconds_per_token", 50)[0] < 0.1  # 2 ms for every two tokens, and some
+    assert found.counters == SpeculationCounters(0, 0, 0, (8, 0, 0))
+    assert server.bodies[0]["ignore_eos"]
+    assert json.dumps(found.to_json())
+
+
+def test_a_server_that_dies_half_way_leaves_what_was_measured(server: Server) -> None:
+    server.fails_after = 3
+    found = measure_server(server.url, ["a"] * 9, max_new_tokens=4)
+    assert len(found.requests) == 3
+    assert "answered 500" in str(found.problem)
+
+
+def half(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    handler.say({"choices": [{"text": "a"}]})
+    handler.connection.close()
+
+
+FAILURES: dict[str, tuple[Callable[[Server], None], str]] = {
+    "an error": (lambda s: setattr(s, "fails_after", 0), "answered 500"),
+    "half an answer": (lambda s: vars(s).update(fails_after=0, failure=half), "middle of an answer"),
+    "an error in the stream": (
+        lambda s: vars(s).update(fails_after=0, failure=lambda h: (half_open(h), h.say({"error": "out of memory"}))),
+        "out of memory",
+    ),
+    "no JSON in the stream": (
+        lambda s: vars(s).update(fails_after=0, failure=lambda h: (half_open(h), h.wfile.write(b"data: {\n\n"))),
+        "takes JSON",
+    ),
+    "slow": (lambda s: vars(s).update(fails_after=0, failure=lambda h: time.sleep(2)), "no answer within 0.5 s"),
+    "no count of tokens": (lambda s: setattr(s, "usage", False), "how many tokens"),
+    "two models": (lambda s: s.models.append("n"), "has m, n models"),
+    "no model": (lambda s: s.models.clear(), "has no models"),
+}
+
+
+def half_open(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+
+
+@pytest.mark.parametrize(("harm", "says"), FAILURES.values(), ids=FAILURES)
+def test_what_a_server_does_wrong_is_one_line(server: Server, harm: Callable[[Server], None], says: str) -> None:
+    harm(server)
+    with pytest.raises(sd.SpecdecError, match=says) as error:
+        measure_server(server.url, ["a"], max_new_tokens=4, timeout=0.5)
+    assert "\n" not in str(error.value)
+
+
+def test_another_model_a_dead_server_and_no_metrics_are_told(server: Server) -> None:
+    with pytest.raises(sd.SpecdecError, match="404"):
+        measure_server(server.url, ["a"], model="other", max_new_tokens=4)
+    with pytest.raises(sd.SpecdecError, match="cannot be reached"):
+        measure_server("http://127.0.0.1:9", ["a"])
+    with pytest.raises(sd.SpecdecError, match="cannot be reached"):
+        read_counters("http://127.0.0.1:9")
+    server.page = lambda: "python_info 1.0\n"
+    with pytest.raises(sd.SpecdecError, match="does not speculate"):
+        read_counters(server.url)
+    server.page = lambda: "<html>\n"
+    with pytest.raises(sd.SpecdecError, match="metrics"):
+        read_counters(server.url)
+    server.page = None
+    found = measure_server(server.url, ["a"], max_new_tokens=4)
+    assert found.counters is None
+    assert "404" in str(found.no_counters)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"url": "ftp://x"}, "url="),
+        ({"url": None}, "url="),
+        ({"prompts": []}, "prompts="),
+        ({"prompts": "text"}, "prompts="),
+        ({"prompts": [""]}, "prompts="),
+        ({"concurrency": 0}, "concurrency="),
+        ({"concurrency": 10_000}, "concurrency="),
+        ({"max_new_tokens": 2.5}, "max_new_tokens="),
+    ],
+)
+def test_bad_arguments_are_told(change: dict[str, Any], says: str) -> None:
+    arguments: dict[str, Any] = {"url": "http://127.0.0.1:9", "prompts": ["a"]} | change
+    with pytest.raises(sd.SpecdecError, match=says):
+        measure_server(arguments.pop("url"), arguments.pop("prompts"), **arguments)
+
+
+def script(folder: Any, text: str) -> Any:
+    file = folder / "vllm"
+    file.write_text("#!/bin/sh\n" + text)
+    file.chmod(0o755)
+    return file
+
+
+def test_a_server_that_ends_at_once_says_why_and_leaves_nothing(tmp_path: Any) -> None:
+    vllm = script(tmp_path, "echo starting; echo 'ValueError: no such model'; exit 3\n")
+    with pytest.raises(sd.SpecdecError, match=r"status 3: ValueError: no such model"):
+        VLLMServer("x", vllm=vllm, log=tmp_path / "log").__enter__()
+
+
+def test_a_server_that_never_answers_is_ended_with_its_children(tmp_path: Any) -> None:
+    import psutil
+
+    vllm = script(tmp_path, f"sleep 600 & echo $! > {tmp_path}/child; wait\n")
+    with pytest.raises(sd.SpecdecError, match="no answer within 1 s"):
+        VLLMServer("x", vllm=vllm, patience=1, log=tmp_path / "log").__enter__()
+    child = int((tmp_path / "child").read_text())
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_where_vllm_is_not_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECDEC_VLLM", "/nowhere/vllm")
+    assert find_vllm() is None
+    with pytest.raises(sd.SpecdecError, match="make vllm-env"):
+        VLLMServer("x")
+
+
+def test_the_command_line_measures_a_server(server: Server) -> None:
+    from typer.testing import CliRunner
+
+    from specdec_ref.cli import app
+
+    server.page = lambda: PAGE.replace(" 12.0", f" {12 + len(server.bodies)}.0").replace(
+        "} 10.0", f"}} {len(server.bodies) + 10}"
+    )
+    arguments = ["bench", "--server", server.url, "--prompts", "3", "--repeats", "2", "--tokens", "6"]
+    shown = CliRunner().invoke(app, arguments)
+    assert shown.exit_code == 0, shown.output
+    assert "6 requests, 1 at a time" in shown.output
+    assert "accepted / judged" in shown.output
+    server.page, server.fails_after = None, len(server.bodies) + 2
+    shown = CliRunner().invoke(app, [*arguments, "--concurrency", "2"])
+    assert "nothing known" in shown.output
+    assert isinstance(shown.exception, sd.SpecdecError) or shown.exit_code

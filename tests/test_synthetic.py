@@ -1,0 +1,80 @@
+"""The synthetic pair: the target holds the draft, and the dial does what it says."""
+
+import pytest
+import torch
+
+import specdec_ref as sd
+from specdec_ref.acceptance import acceptance_rate
+from specdec_ref.measurement.synthetic import SHAPES, Shape, Synthetic, dial, synthetic_pair
+
+LARGE, SMALL = Shape(64, 5, 4, 2, 160, head=16), Shape(32, 3, 2, 1, 64, head=16)
+
+
+def make(acceptance: float = 0.7) -> Synthetic:
+    return synthetic_pair(
+        LARGE, SMALL, acceptance, vocab_size=97, context=256, device="cpu", dtype=torch.float32, seed=3
+    )
+
+
+def test_without_the_further_layers_both_models_say_the_same() -> None:
+    pair = make().pair
+    for layer in pair.target.model.layers[SMALL.layers :]:
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+    text = torch.randint(97, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        mine, theirs = (model(text).logits.log_softmax(-1) for model in (pair.target, pair.draft))
+    torch.testing.assert_close(mine, theirs, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("wanted", [0.5, 0.7, 0.9])
+def test_the_dial_gives_the_acceptance_asked_for(wanted: float) -> None:
+    synthetic = make(wanted)
+    assert synthetic.acceptance == pytest.approx(wanted, abs=0.02)
+    text = torch.randint(97, (8, 64), generator=torch.Generator().manual_seed(9))  # not the text it was tuned on
+    with torch.inference_mode():
+        p, q = (model(text).logits.softmax(-1) for model in (synthetic.pair.target, synthetic.pair.draft))
+    assert acceptance_rate(p, q).mean().item() == pytest.approx(wanted, abs=0.05)
+
+
+def test_the_loop_accepts_what_the_dial_says() -> None:
+    synthetic = make(0.7)
+    prompts = [[i, 5, 2, 60] for i in range(24)]
+    written = sd.generate_speculative(synthetic.pair, prompts, k=3, max_new_tokens=60, seed=1)
+    rounds = [r for one in written for r in one.rounds]
+    judged = sum(min(r.accepted + 1, len(r.drafted)) for r in rounds)
+    assert sum(r.accepted for r in rounds) / judged == pytest.approx(0.7, abs=0.06)
+    assert all(len(one.tokens) == 60 for one in written)
+
+
+def test_the_dial_turns_both_ways() -> None:
+    synthetic = make(0.9)
+    lower = dial(synthetic, 0.5)
+    assert lower.acceptance == pytest.approx(0.5, abs=0.02)
+    assert lower.scale > synthetic.scale
+    assert dial(lower, 0.9).scale == pytest.approx(synthetic.scale, rel=0.2)
+
+
+def test_the_named_shapes_have_the_sizes_of_their_names() -> None:
+    sizes = {name: shape.matrices / 1e9 for name, shape in SHAPES.items()}
+    for name, size in sizes.items():
+        assert size == pytest.approx(float(name.removesuffix("B")), rel=0.25), name
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"acceptance": 1.0}, "acceptance="),
+        ({"acceptance": float("nan")}, "acceptance="),
+        ({"acceptance": 0.001}, "cannot be had"),
+        ({"target": "70B"}, "target="),
+        ({"target": SMALL}, "does not fit"),
+        ({"draft": Shape(64, 2, 4, 4, 64, head=16)}, "does not fit"),
+        ({"draft": Shape(60, 2, 4, 2, 64, head=16)}, "heads"),
+        ({"vocab_size": 1}, "vocab_size="),
+    ],
+)
+def test_what_cannot_be_built_is_said(change: dict[str, object], says: str) -> None:
+    arguments = {"target": LARGE, "draft": SMALL, "acceptance": 0.7, "vocab_size": 97, "context": 128} | change
+    with pytest.raises(sd.SpecdecError, match=says):
+        synthetic_pair(device="cpu", dtype=torch.float32, **arguments)  # type: ignore[arg-type]
