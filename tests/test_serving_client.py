@@ -304,3 +304,16 @@ def test_the_command_line_measures_a_server(server: Server) -> None:
     shown = CliRunner().invoke(app, [*arguments, "--concurrency", "2"])
     assert "nothing known" in shown.output
     assert isinstance(shown.exception, sd.SpecdecError) or shown.exit_code
+
+
+def test_a_trial_without_what_it_needs_says_so_and_starts_nothing(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from specdec_ref.serving.trial import try_in_vllm
+
+    assert "write the configuration first" in str(try_in_vllm(None))
+    assert "takes a dictionary" in str(try_in_vllm(["draft_model"]))  # type: ignore[arg-type]
+    monkeypatch.setenv("SPECDEC_VLLM", "/nowhere/vllm")
+    assert "make vllm-env" in str(try_in_vllm({}))
+    monkeypatch.setenv("SPECDEC_VLLM", str(script(tmp_path, "echo 'TypeError: unexpected keyword'; exit 1\n")))
+    assert "TypeError: unexpected keyword" in str(try_in_vllm({"metod": "ngram"}))

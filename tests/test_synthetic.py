@@ -1,5 +1,10 @@
 """The synthetic pair: the target holds the draft, and the dial does what it says."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,6 +12,7 @@ import specdec_ref as sd
 from specdec_ref.acceptance import acceptance_rate
 from specdec_ref.measurement.synthetic import SHAPES, Shape, Synthetic, dial, synthetic_pair
 
+ROOT = Path(__file__).parents[1]
 LARGE, SMALL = Shape(64, 5, 4, 2, 160, head=16), Shape(32, 3, 2, 1, 64, head=16)
 
 
@@ -78,3 +84,23 @@ def test_what_cannot_be_built_is_said(change: dict[str, object], says: str) -> N
     arguments = {"target": LARGE, "draft": SMALL, "acceptance": 0.7, "vocab_size": 97, "context": 128} | change
     with pytest.raises(sd.SpecdecError, match=says):
         synthetic_pair(device="cpu", dtype=torch.float32, **arguments)  # type: ignore[arg-type]
+
+
+def test_the_gpu_benchmark_runs_at_small_shapes(tmp_path: Path) -> None:
+    """Everything that it does on a GPU, but for the capturing of steps, is done here."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--small", "--device", "cpu"]
+    done = subprocess.run([*command, "--json", str(tmp_path / "gpu.json")], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert {"bandwidth", "steps", "scoring", "speedups", "peers", "equivalence", "ratios"} <= set(report)
+    assert report["equivalence"]["float32"]["consistent"]
+    assert "goal 0.75" in done.stdout
+    assert "mean nothing" in report["machine"]["shapes"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_benchmark_says_where_there_is_no_gpu() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "no CUDA GPU here" in done.stderr

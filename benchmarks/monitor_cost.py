@@ -1,0 +1,75 @@
+"""What watching costs: the same generations with and without a monitor, in turn, and what one note of a round takes.
+
+    python benchmarks/monitor_cost.py [--repeats 40] [--json FILE]
+
+The share of a round is stated twice: from the two kinds of generations, whose difference drowns in their spread, and
+from the time of the monitor's own code for one round, measured alone, over the time of a round.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+
+import specdec_ref as sd
+from specdec_ref.measurement.workload import machine_facts, machine_line
+
+RESULTS = Path(__file__).parent / "results" / "monitor_cost.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    pair = sd.load_pair()
+    prompts = [pair.tokenizer(text)["input_ids"] for text in list(sd.held_out_prompts().values())[:4]]
+    monitor = sd.SpeculativeDecodingMonitor()
+
+    def round_seconds(prompt: list[int], seed: int, watched: bool) -> float:
+        done = sd.generate_speculative(
+            pair, prompt, k=4, max_new_tokens=arguments.tokens, seed=seed, monitor=monitor if watched else None
+        )
+        return done.seconds / len(done.rounds)
+
+    for prompt in prompts:
+        round_seconds(prompt, 0, True)
+        round_seconds(prompt, 0, False)
+    pairs = []
+    for i in range(arguments.repeats):
+        prompt, order = prompts[i % len(prompts)], (True, False) if i % 2 else (False, True)
+        found = {watched: round_seconds(prompt, i, watched) for watched in order}
+        pairs.append((found[True], found[False]))
+
+    notes = 20_000
+    alone = sd.SpeculativeDecodingMonitor()
+    controller = alone.watch(sd.FixedK(4))
+    done = sd.generate_speculative(pair, prompts[0], k=4, max_new_tokens=32, seed=1)
+    began = time.perf_counter()
+    for i in range(notes):
+        controller.next_k()
+        controller.observe([done.rounds[i % len(done.rounds)]])
+    note = (time.perf_counter() - began) / notes
+    plain = median(without for _, without in pairs)
+    report = {
+        "machine": machine_facts(pair) | {"date": time.strftime("%Y-%m-%d")},
+        "round seconds": plain,
+        "watched / not watched, median of pairs": median(watched / without for watched, without in pairs),
+        "note seconds": note,
+        "note / round": note / plain,
+    }
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    console = Console(highlight=False)
+    console.print(machine_line(report["machine"]))  # type: ignore[arg-type]
+    ratio = report["watched / not watched, median of pairs"]
+    console.print(f"a round takes {1000 * plain:.2f} ms; with a monitor {ratio:.4f} times")
+    console.print(f"the monitor's own part of it: {1e6 * note:.1f} µs, {note / plain:.3%} of a round")
+
+
+if __name__ == "__main__":
+    main()

