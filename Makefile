@@ -28,7 +28,7 @@ demo: $(CORE)  ## see speculative decoding pay off on this machine, in about a m
 
 test: lint  ## style, types, all tests and lessons
 	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=300 -p no:cacheprovider notebooks
+	SPECDEC_LIVE=0 $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=300 -p no:cacheprovider notebooks
 
 lab: $(COURSE)  ## open the course in JupyterLab
 	@$(BIN)/jupyter lab $(if $(wildcard notebooks),--LabApp.default_url=/lab/tree/notebooks)

@@ -42,6 +42,8 @@ CONFIGS: dict[str, dict[str, Any] | None] = {
     "vLLM, draft model, likeliest token": speculative_config(DRAFT, K, exact_q=False),
     "vLLM, prompt lookup": speculative_config(None, K),
 }
+MENDED = "vLLM, draft model, drawn, mended"
+"""The same with one function replaced: see vllm_mended/sitecustomize.py."""
 MODES = {"temperature 1": sd.Sampling(), "greedy": sd.GREEDY}
 BATCHES = 1, 8
 
@@ -99,12 +101,16 @@ def in_process(run: Run, prompts: list[tuple[int, ...]], repeats: int, batches: 
 
 
 def of_vllm(
-    config: dict[str, Any] | None, pair: sd.Pair, prompts: list[tuple[int, ...]], arguments: argparse.Namespace
+    config: dict[str, Any] | None,
+    pair: sd.Pair,
+    prompts: list[tuple[int, ...]],
+    arguments: argparse.Namespace,
+    environment: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """The same of a server, its acceptance, and the verdict on its samples."""
     found: dict[str, Any] = {"config": config, "speed": {}, "acceptance": {}, "latency": {}}
     began = time.perf_counter()
-    with VLLMServer(TARGET, config) as server:
+    with VLLMServer(TARGET, config, environment=environment) as server:
         found["start_seconds"] = time.perf_counter() - began
         for mode, sampling in MODES.items():
             found["speed"][mode] = {}
@@ -207,6 +213,9 @@ def main() -> None:
     }
     for name, config in CONFIGS.items():
         everyone[name] = lambda config=config: of_vllm(config, pair, prompts, arguments)
+    mended = {"PYTHONPATH": str(Path(__file__).parent / "vllm_mended")}
+    drawn = CONFIGS["vLLM, draft model, drawn"]
+    everyone[MENDED] = lambda: of_vllm(drawn, pair, prompts, arguments, mended)
     everyone["ours, one by one, at the end"] = everyone["ours, one by one"]
     for name, measure in everyone.items():
         if arguments.only in name:

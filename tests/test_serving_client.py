@@ -316,4 +316,4 @@ def test_a_trial_without_what_it_needs_says_so_and_starts_nothing(
     monkeypatch.setenv("SPECDEC_VLLM", "/nowhere/vllm")
     assert "make vllm-env" in str(try_in_vllm({}))
     monkeypatch.setenv("SPECDEC_VLLM", str(script(tmp_path, "echo 'TypeError: unexpected keyword'; exit 1\n")))
-    assert "TypeError: unexpected keyword" in str(try_in_vllm({"metod": "ngram"}))
+    assert "TypeError: unexpected keyword" in str(try_in_vllm({"method": "ngram"}))

@@ -105,6 +105,20 @@ if sampling.greedy:
 p = torch.cat([sampling.probabilities(logits[:, :-1]), logits[:, -1:].softmax(-1)], 1)""",
     ),
     Mutant(
+        name="temperature-cut-to-whole",
+        title="Drafted tokens are judged at a temperature without decimals",
+        what="The temperature goes through an integer on its way to the compared rows: 0.7 becomes 0, taken for 1.",
+        seen="vllm-project/vllm #55005, on CPUs, where the cut number besides ends in a copy that is dropped",
+        effect="distribution",
+        output="Right at temperatures 0 and 1; elsewhere too warm or too cold, except for bonus tokens.",
+        caught_by="exact",
+        where="decoding.speculate",
+        right=_SCORE,
+        wrong="""logits = target.extend(torch.cat([last, draft.tokens], 1))
+cut = sampling if sampling.greedy else replace(sampling, temperature=float(int(sampling.temperature)) or 1.0)
+p = torch.cat([cut.probabilities(logits[:, :-1]), sampling.probabilities(logits[:, -1:])], 1)""",
+    ),
+    Mutant(
         name="stop-at-last-only",
         title="Only a round's last token can stop it",
         what="Looks for an end token in the last token of a round, as if a step still gave one token.",

@@ -45,8 +45,8 @@ class VLLMServer:
 
     target: a folder or hub name. config: vLLM's `speculative_config`, None for none. options: further words for
     `vllm serve`. patience: seconds until it has to answer; the first start compiles, and takes one to three minutes.
-    cache_gib: memory for the KV cache on a CPU. log: a file for what it says; default one that is deleted unless the
-    start fails. Raises SpecdecError, with the last line of the log that tells of an error.
+    cache_gib: memory for the KV cache on a CPU. environment: more environment variables. log: a file for what it says;
+    default one that is deleted unless the start fails. Raises SpecdecError, with the line of the log that tells why.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class VLLMServer:
         options: Sequence[str] = SMALL,
         patience: float = 600.0,
         cache_gib: int = 1,
+        environment: Mapping[str, str] | None = None,
         vllm: str | os.PathLike[str] | None = None,
         log: str | os.PathLike[str] | None = None,
     ):
@@ -64,6 +65,7 @@ class VLLMServer:
         if found is None or not found.is_file():
             raise SpecdecError(f"vllm: {found or 'not found'}; `make vllm-env` builds an environment with it")
         self.vllm, self.patience, self.cache_gib = found, patience, cache_gib
+        self.environment = dict(environment or {})
         self.target, self.config, self.options = target, config, tuple(options)
         self.log = Path(log) if log is not None else None
         self.url = ""
@@ -72,7 +74,7 @@ class VLLMServer:
     def __enter__(self) -> "VLLMServer":
         port = _free_port()
         words = shlex.split(serve_command(self.target, self.config, port=port))
-        words = [str(self.vllm), *words[1:], "--host", "127.0.0.1", *self.options]
+        words = [*_serve(self.vllm, words[2]), *words[3:], "--host", "127.0.0.1", *self.options]
         surroundings = os.environ | {
             "VLLM_CPU_KVCACHE_SPACE": str(self.cache_gib),
             "VLLM_NO_USAGE_STATS": "1",
@@ -82,6 +84,7 @@ class VLLMServer:
         preload = fast_libraries(self.vllm)
         if preload:
             surroundings["LD_PRELOAD"] = ":".join([*preload, *filter(None, [os.environ.get("LD_PRELOAD")])])
+        surroundings |= self.environment
         keep = self.log is not None
         if self.log is None:
             handle, name = tempfile.mkstemp(prefix="vllm-", suffix=".log")
@@ -151,6 +154,15 @@ def fast_libraries(vllm: Path) -> list[str]:
     for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/aarch64-linux-gnu"):
         found += sorted(Path(folder).glob("libtcmalloc_minimal.so.4"))[:1]
     return [str(path) for path in found]
+
+
+def _serve(vllm: Path, target: str) -> list[str]:
+    """`vllm serve TARGET`, but by its module where there is a Python beside it: the `vllm` command of vllm-cpu 0.32
+    does not start, since it asks for the version of a package of another name, 'vllm'."""
+    python = vllm.with_name("python")
+    if python.is_file():
+        return [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", target]
+    return [str(vllm), "serve", target]
 
 
 def _free_port() -> int:

@@ -13,6 +13,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from vllm.platforms import current_platform
+
 import specdec_ref as sd
 from specdec_ref.equivalence.empirical import empirical
 from specdec_ref.equivalence.server import OpenAICompletions
@@ -27,8 +29,9 @@ from specdec_ref.serving.configuration import (
 )
 from specdec_ref.serving.load import measure_server
 from specdec_ref.serving.metrics import read_counters
-from specdec_ref.serving.server import VLLMServer
+from specdec_ref.serving.server import SMALL, VLLMServer
 
+Running = tuple[str, VLLMServer]
 TARGET, DRAFT = str(PRETRAINED / "target"), str(PRETRAINED / "draft-medium")
 SCHEDULE = [[1, 4, 4], [5, 32, 2], [33, 512, 0]]
 K = 4
@@ -107,17 +110,32 @@ def pair() -> sd.Pair:
     return sd.load_pair()
 
 
-@pytest.fixture(scope="module", params=["draft model, drawn", "draft model, likeliest", "prompt lookup"])
-def server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, VLLMServer]]:
+MENDED = {"PYTHONPATH": str(Path(__file__).parents[2] / "benchmarks" / "vllm_mended")}
+ON_CPU = current_platform.is_cpu()
+SERVERS = {name: (CONFIGS[name], {}) for name in ("draft model, drawn", "draft model, likeliest", "prompt lookup")}
+if ON_CPU:
+    SERVERS |= {f"{name}, mended": (CONFIGS[name], MENDED) for name in ("draft model, drawn", "prompt lookup")}
+
+
+def defective(name: str) -> bool:
+    """vLLM #55005: on a CPU drafted tokens are judged at the temperature that happens to be in unwritten memory.
+
+    What follows from it is asserted, so that a release that mends it fails here, and this function goes.
+    """
+    return ON_CPU and not name.endswith("mended")
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     log = tmp_path_factory.mktemp("vllm") / "log"
-    with VLLMServer(TARGET, CONFIGS[request.param], log=log) as one:
+    config, environment = SERVERS[request.param]
+    options = (*SMALL, "--enforce-eager")  # starts in a third of the time
+    with VLLMServer(TARGET, config, options=options, environment=environment, log=log) as one:
         yield request.param, one
     assert not one.alive
 
 
-def test_a_server_is_timed_and_read(pair: sd.Pair, server: tuple[str, VLLMServer]) -> None:
+def test_a_server_is_timed_and_read(pair: sd.Pair, server: Running) -> None:
     prompts = prompts_of_length(pair.tokenizer, 96, 4)
     found = measure_server(server[1].url, prompts, concurrency=2, max_new_tokens=48)
     assert found.problem is None
@@ -132,7 +150,7 @@ def test_a_server_is_timed_and_read(pair: sd.Pair, server: tuple[str, VLLMServer
     assert found.counters.accepted_tokens + found.counters.drafts >= found.tokens - len(prompts) * (K + 2)
 
 
-def test_greedy_text_is_the_targets_own(pair: sd.Pair, server: tuple[str, VLLMServer]) -> None:
+def test_greedy_text_is_the_targets_own(pair: sd.Pair, server: Running) -> None:
     """In float32 the two engines add in another order; with these prompts that changes no largest logit."""
     prompts = prompts_of_length(pair.tokenizer, 96, 3)
     asker = OpenAICompletions(server[1].url, sd.GREEDY, eos=pair.eos)
@@ -142,13 +160,13 @@ def test_greedy_text_is_the_targets_own(pair: sd.Pair, server: tuple[str, VLLMSe
         assert tuple(theirs[: len(ours)]) == ours
 
 
-def test_greedy_acceptance_is_what_our_loop_has(pair: sd.Pair, server: tuple[str, VLLMServer]) -> None:
+def test_greedy_acceptance_is_what_our_loop_has(pair: sd.Pair, server: Running) -> None:
     """At temperature 0 both draft and verdict are fixed by the models, so the counters must agree but for the ends."""
     name, running = server
     prompts = prompts_of_length(pair.tokenizer, 96, 4)
     found = measure_server(running.url, prompts, max_new_tokens=64, sampling=sd.GREEDY)
     assert found.counters is not None
-    if name == "prompt lookup":
+    if name.startswith("prompt lookup"):
         return  # looks for n-grams in another order than ours
     rows = sd.generate_speculative(pair, [list(p) for p in prompts], k=K, max_new_tokens=64, sampling=sd.GREEDY)
     rounds = [r for row in rows for r in row.rounds]
@@ -156,20 +174,39 @@ def test_greedy_acceptance_is_what_our_loop_has(pair: sd.Pair, server: tuple[str
     assert found.counters.statistics().acceptance_rate == pytest.approx(ours, abs=0.05)
 
 
-def test_samples_follow_the_target(pair: sd.Pair, server: tuple[str, VLLMServer]) -> None:
+def test_acceptance_at_temperature_1_is_sum_min(pair: sd.Pair, server: Running) -> None:
+    """Our loop's rate on the same prompts, which the exact proof shows to be Σ min(p, q), is the yardstick."""
+    name, running = server
+    if "drawn" not in name:
+        return  # the likeliest token as a point mass, and prompt lookup, are accepted less
+    prompts = prompts_of_length(pair.tokenizer, 96, 8)
+    found = measure_server(running.url, prompts, max_new_tokens=64)
+    assert found.counters is not None
+    rows = sd.generate_speculative(pair, [list(p) for p in prompts * 4], k=K, max_new_tokens=64, seed=3)
+    rounds = [r for row in rows for r in row.rounds]
+    ours = sum(r.accepted for r in rounds) / sum(min(r.accepted + 1, len(r.drafted)) for r in rounds)
+    low, high = found.counters.statistics().acceptance_interval
+    if defective(name):
+        assert high < ours - 0.2
+    else:
+        assert low - 0.05 < ours < high + 0.05
+
+
+def test_samples_follow_the_target(pair: sd.Pair, server: Running) -> None:
     """The project's own test, on vLLM. False-alarm rate 1 in 1,000 for each of the servers."""
+    name, running = server
     texts = list(sd.held_out_prompts().values())[:2]
-    asker = OpenAICompletions(server[1].url, eos=pair.eos, timeout=300)
+    asker = OpenAICompletions(running.url, eos=pair.eos, timeout=300)
     result = empirical(pair, asker, texts, length=3, samples=3_000)
-    assert result.consistent, result.explain()
+    assert result.consistent != defective(name), result.explain()
 
 
-def test_counters_grow_only_by_what_is_asked(server: tuple[str, VLLMServer]) -> None:
+def test_counters_grow_only_by_what_is_asked(server: Running) -> None:
     before = read_counters(server[1].url)
     assert read_counters(server[1].url) - before == type(before)(0, 0, 0, (0,) * len(before.per_position))
 
 
-def test_a_model_that_is_not_there_is_told(server: tuple[str, VLLMServer]) -> None:
+def test_a_model_that_is_not_there_is_told(server: Running) -> None:
     with pytest.raises(sd.SpecdecError, match="404"):
         measure_server(server[1].url, ["a"], model="another", max_new_tokens=4)
 

@@ -1,0 +1,43 @@
+"""On PYTHONPATH of a vLLM 0.32 for CPUs this mends one function, to show that it is the one at fault.
+
+`_expand_kernel_impl` (vllm/utils/cpu_triton_utils.py) spreads a number of each request, its temperature, top-k or
+top-p, over the request's drafted tokens. Its C++ kernel takes int64, so the output is converted first, which makes a
+copy, and the copy is filled and dropped: the caller goes on with memory that was never written, and a temperature of
+0.8 would be cut to 0. Drafted tokens are then judged by a target at an arbitrary temperature. Greedy requests do not
+come this way. vllm-project/vllm #55005, open on 2026-11-24.
+"""
+
+import importlib.abc
+import importlib.util
+import sys
+
+NAME = "vllm.utils.cpu_triton_utils"
+
+
+def expand(output, given, until, replace_from, replace_to, MAX_NUM_TOKENS=None):
+    """output[i]: the number of the request that token i belongs to; `replace_from` becomes `replace_to`."""
+    del MAX_NUM_TOKENS
+    counts = until.diff(prepend=until.new_zeros(1)).long()
+    spread = given.repeat_interleave(counts)
+    output.copy_(spread.masked_fill(spread == replace_from, replace_to))
+
+
+class Mending(importlib.abc.MetaPathFinder):
+    """Lets the module be loaded as it is, then puts the right function in."""
+
+    def find_spec(self, name, path, target=None):
+        if name != NAME:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+
+        def exec_module(module):
+            load(module)
+            module._expand_kernel_impl = expand
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+sys.meta_path.insert(0, Mending())
