@@ -60,7 +60,7 @@ lint: $(DEV)  ## style, types and spelling only
 vllm-env: .venv-vllm/.installed  ## vLLM in an environment of its own, .venv-vllm (about 3.5 GB)
 
 test-vllm: .venv-vllm/.installed  ## configurations, servers and sampling of the real vLLM, with the pair that ships
-	$(VLLM)/python -m pytest -v -p no:cacheprovider tests/vllm
+	$(VLLM)/python -m pytest -v -p no:cacheprovider tests/with_vllm
 
 clean:  ## remove caches and builds; .venv stays (delete it to set up afresh)
 	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
