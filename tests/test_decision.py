@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import specdec_ref as sd
+from specdec_ref.serving.cases import MeasuredCase, peer_cases, policy_cases
 from specdec_ref.serving.decision import (
     COPIES,
     MEMORY,
@@ -28,12 +29,14 @@ DEAR = {2: 1.7, 3: 2.5, 5: 4.2}
     [
         (Situation(1, 0.8, 0.1, CHEAP), "draft_model", 4, (VOCABULARY, MEMORY, PAYS)),
         (Situation(1, 0.3, 0.1, CHEAP), "draft_model", 1, (VOCABULARY, MEMORY, PAYS)),
-        (Situation(64, 0.8, 0.1, DEAR), None, 0, (VOCABULARY, MEMORY, PAYS)),
+        (Situation(64, 0.8, 0.1, DEAR), None, 0, (VOCABULARY, MEMORY, PAYS, COPIES)),
+        (Situation(64, 0.8, 0.1, DEAR, lookup_acceptance=0.6), None, 0, (VOCABULARY, MEMORY, PAYS, COPIES)),
+        (Situation(1, 0.8, 0.9, CHEAP, lookup_acceptance=0.6), "ngram", 4, (VOCABULARY, MEMORY, PAYS, COPIES)),
         (Situation(1, 0.8, 0.1, CHEAP, same_vocabulary=False), None, 0, (VOCABULARY, COPIES)),
-        (Situation(1, 0.8, 0.1, CHEAP, same_vocabulary=False, copies=True), "ngram", 4, (VOCABULARY, COPIES)),
+        (Situation(1, 0.8, 0.1, CHEAP, same_vocabulary=False, lookup_acceptance=0.8), "ngram", 4, (VOCABULARY, COPIES)),
         (Situation(1, 0.8, 0.1, CHEAP, memory=1e9, draft_memory=2e9), None, 0, (VOCABULARY, MEMORY, COPIES)),
         (
-            Situation(1, 0.8, 0.1, CHEAP, memory=1e9, draft_memory=2e9, copies=True),
+            Situation(1, 0.8, 0.1, CHEAP, memory=1e9, draft_memory=2e9, lookup_acceptance=0.8),
             "ngram",
             4,
             (VOCABULARY, MEMORY, COPIES),
@@ -51,19 +54,39 @@ def test_every_way_through_the_tree(
     assert decision_figure(decision).axes[0].get_title(loc="left").startswith("This case")
 
 
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+
+
 def test_on_measured_cases_the_tree_gains_and_hardly_loses() -> None:
-    """The recorded run of lesson 06: 12 cells of batch and context, each with measured speedups for k = 0, 2, 4."""
-    recorded = json.loads((Path(__file__).parents[1] / "benchmarks/results/batch_policy.json").read_text())
-    gained = []
-    for cell in recorded["policy"]["cells"]:
-        costs = cell["costs"]
-        v = {int(n): seconds / costs["target_step"] for n, seconds in costs["scoring"].items() if n != "1"}
-        decision = decide(Situation(cell["batch"], cell["alpha"], costs["draft_step"] / costs["target_step"], v))
-        gained.append(cell["measured"][str(decision.k)])
-    checklist = [cell["measured"]["4"] if cell["batch"] <= 8 else 1.0 for cell in recorded["policy"]["cells"]]
-    assert len(gained) == 12
-    assert mean(gained) > mean(checklist) > 1.0  # the source text's 7.1 switches off above 8 requests
-    assert min(gained) > 0.9
+    """Lesson 06's twelve cells and lesson 07's two modes, with measured speedups for every k that the tree may say."""
+    cases = policy_cases(RESULTS / "batch_policy.json") + peer_cases(RESULTS / "compare_peers.json")
+    assert len(cases) == 14
+    tree = [case.worth(decide(case.situation).k) for case in cases]
+    checklist = [case.worth(4 if case.situation.batch <= 8 else 0) for case in cases]
+    assert mean(case.best for case in cases) > mean(tree) > mean(checklist) > 1.0  # 7.1: off above 8 requests
+    assert min(tree) > 0.9
+
+
+def test_cases_are_read_as_they_were_recorded() -> None:
+    recorded = json.loads((RESULTS / "batch_policy.json").read_text())["policy"]["cells"]
+    for case, cell in zip(policy_cases(RESULTS / "batch_policy.json"), recorded, strict=True):
+        assert case.situation.batch == cell["batch"]
+        assert case.speedups[0] == 1.0
+        assert case.best == max(cell["measured"].values())
+        assert case.situation.v[5] * cell["costs"]["target_step"] == pytest.approx(cell["costs"]["scoring"]["5"])
+    greedy = peer_cases(RESULTS / "compare_peers.json")[1]
+    assert greedy.name == "batch 1, greedy"
+    assert sorted(greedy.speedups) == list(range(9))
+
+
+def test_what_is_no_recorded_run_is_told(tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text('{"policy": 1}')
+    for path in (tmp_path / "none.json", tmp_path / "other.json"):
+        for read in (policy_cases, peer_cases):
+            with pytest.raises(sd.SpecdecError, match="no such recorded run"):
+                read(path)
+    with pytest.raises(sd.SpecdecError, match="k=3"):
+        MeasuredCase("x", Situation(1, 0.8, 0.1, CHEAP), {0: 1.0, 2: 1.3}).worth(3)
 
 
 def test_the_fewest_gpus_that_hold_it() -> None:
@@ -80,6 +103,7 @@ def test_the_fewest_gpus_that_hold_it() -> None:
     [
         (lambda: Situation(0, 0.5, 0.1, CHEAP), "batch="),
         (lambda: Situation(1, 1.5, 0.1, CHEAP), "acceptance="),
+        (lambda: Situation(1, 0.5, 0.1, CHEAP, lookup_acceptance=-1), "lookup_acceptance="),
         (lambda: Situation(1, 0.5, 0.1, {1: 1.0}), "v="),
         (lambda: decide(Situation(1, 0.5, -0.1, CHEAP)), "c="),
         (lambda: parallel_for(0, 1, 1), "total="),

@@ -79,6 +79,18 @@ def test_its_configuration_class_is_translated_without_its_nones() -> None:
     }
 
 
+def test_what_vllm_would_not_start_with_is_left_out_and_told() -> None:
+    old = {"speculative_model": "org/draft", "speculative_draft_tensor_parallel_size": 1, "tensor_parallel_size": 4}
+    new = translate(old | {"speculative_disable_by_batch_size": 1})
+    assert new.speculative_config is not None
+    assert "draft_tensor_parallel_size" not in new.speculative_config
+    assert "as many GPUs as its target, here 4" in new.fates["speculative_draft_tensor_parallel_size"]
+    assert new.fates["speculative_disable_by_batch_size"].startswith("refused even then")
+    same = translate(old | {"tensor_parallel_size": 1}).speculative_config
+    assert same is not None
+    assert same["draft_tensor_parallel_size"] == 1
+
+
 def test_prompt_lookup_of_old() -> None:
     new = translate({"speculative_model": "[ngram]", "num_speculative_tokens": 3, "ngram_prompt_lookup_max": 4})
     assert new.speculative_config == {"num_speculative_tokens": 3, "prompt_lookup_max": 4, "method": "ngram"}
@@ -89,6 +101,8 @@ def test_presets_do_what_their_names_say() -> None:
     assert few["num_speculative_tokens_per_batch_size"] == [[1, 8, 5], [9, 1_000_000, 0]]
     many = for_throughput("org/draft", [[1, 4, 4], [5, 16, 2], [17, 256, 0]])
     assert many["num_speculative_tokens"] == 4
+    for preset in (for_latency("d", exact_q=False), for_throughput("d", [[1, 4, 2]], exact_q=False)):
+        assert preset["draft_sample_method"] == "greedy"
     with pytest.raises(SpecdecError, match="k rises with the batch"):
         for_throughput("org/draft", [[1, 8, 2], [9, 64, 8]])  # the source text's advice
 

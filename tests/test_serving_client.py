@@ -1,6 +1,8 @@
 """Watching and timing a server: a real HTTP server on loopback that answers as vLLM does, and fails as servers fail."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -181,6 +183,15 @@ def test_a_server_that_dies_half_way_leaves_what_was_measured(server: Server) ->
     assert "answered 500" in str(found.problem)
 
 
+def test_a_server_started_anew_meanwhile_costs_only_the_counters(server: Server) -> None:
+    pages = iter((PAGE, PAGE.replace(" 24.0", " 3.0")))
+    server.page = lambda: next(pages)
+    found = measure_server(server.url, ["a"] * 2, max_new_tokens=4)
+    assert len(found.requests) == 2
+    assert found.counters is None
+    assert "started anew" in str(found.no_counters)
+
+
 def half(handler: Handler) -> None:
     handler.send_response(200)
     handler.end_headers()
@@ -278,6 +289,49 @@ def test_a_server_that_never_answers_is_ended_with_its_children(tmp_path: Any) -
         VLLMServer("x", vllm=vllm, patience=1, log=tmp_path / "log").__enter__()
     child = int((tmp_path / "child").read_text())
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="process groups")
+def test_a_server_does_not_outlive_the_process_that_started_it(tmp_path: Any) -> None:
+    """Not even where that was killed, which runs no `finally`."""
+    import psutil
+
+    vllm = script(tmp_path, f"echo $$ > {tmp_path}/group; sleep 600\n")
+    code = f"from specdec_ref.serving.server import VLLMServer as V; V('x', vllm={str(vllm)!r}).__enter__()"
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    until = time.monotonic() + 60
+    while not (tmp_path / "group").exists() or not (tmp_path / "group").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    time.sleep(1)  # its guard starts as well
+    group = int((tmp_path / "group").read_text())
+    assert psutil.pid_exists(group)
+    parent.kill()
+    parent.wait()
+    while psutil.pid_exists(group) and psutil.Process(group).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_a_trial_that_breaks_off_says_after_what(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    from specdec_ref.serving import trial
+
+    class Running:
+        def __init__(self, target: str, config: Any):
+            self.url = server.url
+
+        def __enter__(self) -> "Running":
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            """Nothing to end."""
+
+    monkeypatch.setattr(trial, "VLLMServer", Running)
+    monkeypatch.setattr(trial, "find_vllm", lambda: "vllm")
+    server.fails_after = 3
+    said = str(trial.try_in_vllm({"method": "ngram"}, prompts=["a", "b", "c"], max_new_tokens=4))
+    assert "answered 500" in said
+    assert "after 1 of 3 requests" in said
 
 
 def test_where_vllm_is_not_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

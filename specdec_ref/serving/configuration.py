@@ -51,8 +51,9 @@ def speculative_config(
     k: tokens drafted per round, ≥ 1. exact_q: draft by drawing, and judge by the distribution drawn from, as this
     package does ('probabilistic'); else vLLM's default, the likeliest token as a point mass, which accepts less at
     temperatures above 0 and is exact as well. schedule: rows [first batch size, last, k], as
-    `SpeculationPolicy.to_vllm` gives them. lookup: shortest and longest n-gram. draft_tensor_parallel: 1 or the
-    target's. Raises SpecdecError.
+    `SpeculationPolicy.to_vllm` gives them. lookup: shortest and longest n-gram. draft_tensor_parallel: as for the
+    target, which is what vLLM takes without it; its classes accept 1 as well, with which its model runner V1 does not
+    start beside a target on several. Raises SpecdecError.
     """
     if not is_whole(k) or k < 1:
         raise SpecdecError(f"k={k!r:.80}: takes a whole number ≥ 1; to switch speculation off, leave the config out")
@@ -88,7 +89,7 @@ def checked_schedule(schedule: Schedule, k: int) -> list[list[int]]:
     return rows
 
 
-def for_latency(draft: str | None, k: int = 4, max_batch: int = 4) -> dict[str, Any]:
+def for_latency(draft: str | None, k: int = 4, max_batch: int = 4, *, exact_q: bool = True) -> dict[str, Any]:
     """For few requests at once: speculate up to `max_batch` of them, beyond that not.
 
     The source text lowers k to 2 here. But at small batches the arithmetic idles, and k should be what the formula
@@ -96,10 +97,11 @@ def for_latency(draft: str | None, k: int = 4, max_batch: int = 4) -> dict[str, 
     """
     if not is_whole(max_batch) or max_batch < 1:
         raise SpecdecError(f"max_batch={max_batch!r:.80}: takes a whole number ≥ 1")
-    return speculative_config(draft, k, schedule=[[1, max_batch, k], [max_batch + 1, 1_000_000, 0]])
+    schedule = [[1, max_batch, k], [max_batch + 1, 1_000_000, 0]]
+    return speculative_config(draft, k, exact_q=exact_q, schedule=schedule)
 
 
-def for_throughput(draft: str | None, schedule: Schedule) -> dict[str, Any]:
+def for_throughput(draft: str | None, schedule: Schedule, *, exact_q: bool = True) -> dict[str, Any]:
     """For many requests at once: by a measured schedule only, whose k falls as the batch grows.
 
     The source text raises k to 8 here and leaves it on for every batch. But a large batch uses the arithmetic already,
@@ -110,7 +112,7 @@ def for_throughput(draft: str | None, schedule: Schedule) -> dict[str, Any]:
     tokens = [row[2] for row in rows if len(row) == 3]
     if any(later > earlier for earlier, later in itertools.pairwise(tokens)):
         raise SpecdecError(f"schedule: k rises with the batch, {tokens}; a larger batch leaves less to spare")
-    return speculative_config(draft, max(1, *tokens, 1), schedule=rows)
+    return speculative_config(draft, max(1, *tokens, 1), exact_q=exact_q, schedule=rows)
 
 
 def translate(old: Mapping[str, Any]) -> Translation:
@@ -133,6 +135,8 @@ def translate(old: Mapping[str, Any]) -> Translation:
         elif name == "speculative_disable_by_batch_size":
             config["num_speculative_tokens_per_batch_size"] = _positive(name, value)
             fates[name] = "speculative_config['num_speculative_tokens_per_batch_size'] (without effect since 0.10)"
+            if value == 1:
+                fates[name] = "refused even then, which wanted 2 or more; taken at its word: k = 0 for every batch"
         else:
             engine[name] = value
             fates[name] = "stays an argument of the engine"
@@ -146,6 +150,12 @@ def translate(old: Mapping[str, Any]) -> Translation:
     if config.get("model") == "[ngram]":  # how prompt lookup was asked for
         del config["model"]
         fates["speculative_model"] = "speculative_config['method'] = 'ngram'"
+    sizes = config.get("draft_tensor_parallel_size"), engine.get("tensor_parallel_size", 1)
+    if sizes[0] is not None and sizes[0] != sizes[1]:
+        del config["draft_tensor_parallel_size"]
+        fates["speculative_draft_tensor_parallel_size"] = (
+            f"left out: a draft model is shared out over as many GPUs as its target, here {sizes[1]}"
+        )
     k = _positive("num_speculative_tokens", config.setdefault("num_speculative_tokens", 4))
     config["method"] = "draft_model" if "model" in config else "ngram"
     if "num_speculative_tokens_per_batch_size" in config:

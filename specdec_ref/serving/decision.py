@@ -2,7 +2,8 @@
 
 The questions are in the order in which they cost: what can be read off the models, what has to be known of the
 machine's memory, what has to be measured. At the end stands the formula, with the costs of the batch at hand, instead
-of limits for batch size and acceptance, which differ between machines and pairs.
+of limits for batch size and acceptance, which differ between machines and pairs. Where a draft model is out of the
+question, or does not pay, prompt lookup may: it has no model to run, and a formula of its own with c = 0.
 """
 
 from collections.abc import Mapping
@@ -24,8 +25,8 @@ MARGIN = 1.05
 class Situation:
     """What is known. batch: requests at once. acceptance: α. c: a draft step, v: {n: scoring n tokens}, in steps of
     the target at that batch. same_vocabulary: every id means the same string in both models. memory: bytes that are
-    free beside the target and its caches; draft_memory: bytes that draft and its caches take. copies: the output
-    repeats much of its prompt (summaries, edits of code), as prompt lookup needs.
+    free beside the target and its caches; draft_memory: bytes that draft and its caches take. lookup_acceptance: α of
+    prompt lookup, high where the output repeats its prompt (summaries, edits of code); 0 where nobody measured it.
     """
 
     batch: int
@@ -35,13 +36,15 @@ class Situation:
     same_vocabulary: bool = True
     memory: float = float("inf")
     draft_memory: float = 0.0
-    copies: bool = False
+    lookup_acceptance: float = 0.0
 
     def __post_init__(self) -> None:
         if not is_whole(self.batch) or self.batch < 1:
             raise SpecdecError(f"batch={self.batch!r:.80}: takes a whole number ≥ 1")
-        if not is_number(self.acceptance) or not 0 <= self.acceptance <= 1:
-            raise SpecdecError(f"acceptance={self.acceptance!r:.80}: takes a probability, 0 ≤ α ≤ 1")
+        for name in ("acceptance", "lookup_acceptance"):
+            value = getattr(self, name)
+            if not is_number(value) or not 0 <= value <= 1:
+                raise SpecdecError(f"{name}={value!r:.80}: takes a probability, 0 ≤ α ≤ 1")
         if not any(is_whole(n) and n > 1 for n in self.v):
             raise SpecdecError(f"v={self.v!r:.80}: takes {{tokens scored: cost}}, for more than one token")
 
@@ -60,11 +63,11 @@ class Decision:
 VOCABULARY = "Same vocabulary,\nid by id?"
 MEMORY = "Room for the draft\nand its caches?"
 PAYS = "Does the formula pay\nat this batch?"
-COPIES = "Does the output copy\nits prompt?"
+COPIES = "Does prompt lookup\npay, with c = 0?"
 
 
 def decide(situation: Situation) -> Decision:
-    """Walk the tree. The formula is asked for every k for which v is known."""
+    """Walk the tree. The formula is asked for every k for which v is known. Raises SpecdecError for a c below 0."""
     asked: list[tuple[str, bool]] = []
 
     def ask(question: str, answer: bool) -> bool:
@@ -72,31 +75,36 @@ def decide(situation: Situation) -> Decision:
         return answer
 
     predicted = None
-    fits = ask(VOCABULARY, situation.same_vocabulary) and ask(MEMORY, situation.draft_memory <= situation.memory)
-    if fits:
-        speedups = {
-            n - 1: float(predicted_speedup(situation.acceptance, n - 1, situation.c, cost))
-            for n, cost in situation.v.items()
-            if n > 1
-        }
-        k = max(speedups, key=lambda k: speedups[k])
-        predicted = speedups[k]
+    if ask(VOCABULARY, situation.same_vocabulary) and ask(MEMORY, situation.draft_memory <= situation.memory):
+        k, predicted = _best(situation.acceptance, situation.c, situation.v)
         if ask(PAYS, predicted >= MARGIN):
             return Decision("draft_model", k, predicted, tuple(asked))
-        return Decision(None, 0, predicted, tuple(asked))  # scoring is what does not pay, whoever drafts
-    if ask(COPIES, situation.copies):
-        return Decision("ngram", max(situation.v) - 1, predicted, tuple(asked))
+    k, of_lookup = _best(situation.lookup_acceptance, 0.0, situation.v)
+    if ask(COPIES, of_lookup >= MARGIN):
+        return Decision("ngram", k, of_lookup, tuple(asked))
     return Decision(None, 0, predicted, tuple(asked))
 
 
-QUESTIONS = {VOCABULARY: (0.0, 3.0), MEMORY: (0.0, 2.0), PAYS: (0.0, 1.0), COPIES: (1.55, 2.5)}
+def _best(alpha: float, c: float, v: Mapping[int, float]) -> tuple[int, float]:
+    """The k with the largest predicted speedup, and that speedup."""
+    speedups = {n - 1: float(predicted_speedup(alpha, n - 1, c, cost)) for n, cost in v.items() if n > 1}
+    k = max(speedups, key=lambda k: speedups[k])
+    return k, speedups[k]
+
+
+QUESTIONS = {VOCABULARY: (0.0, 3.0), MEMORY: (0.0, 2.0), PAYS: (0.0, 1.0), COPIES: (1.65, 2.0)}
 LEAVES = {
     (PAYS, True): ("draft model,\nthe k of the formula", (0.0, 0.0)),
-    (PAYS, False): ("no speculation\nat this batch", (1.55, 1.0)),
-    (COPIES, True): ("prompt lookup\n(ngram)", (3.1, 3.0)),
-    (COPIES, False): ("no speculation", (3.1, 2.0)),
+    (COPIES, True): ("prompt lookup\n(ngram)", (3.2, 2.6)),
+    (COPIES, False): ("no speculation\nat this batch", (3.2, 1.4)),
 }
-NEXT = {(VOCABULARY, True): MEMORY, (VOCABULARY, False): COPIES, (MEMORY, True): PAYS, (MEMORY, False): COPIES}
+NEXT = {
+    (VOCABULARY, True): MEMORY,
+    (VOCABULARY, False): COPIES,
+    (MEMORY, True): PAYS,
+    (MEMORY, False): COPIES,
+    (PAYS, False): COPIES,
+}
 
 
 @plotting.styled

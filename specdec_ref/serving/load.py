@@ -138,7 +138,10 @@ def measure_server(
     if before is not None:
         after, no_counters = _counters(root, timeout, headers)
         if after is not None:
-            counters = after - before
+            try:
+                counters = after - before
+            except SpecdecError as error:  # started anew meanwhile: what was timed is kept
+                no_counters = str(error)
     return ServerMeasurement(root, model, concurrency, seconds, tuple(asker.done), counters, no_counters, asker.problem)
 
 

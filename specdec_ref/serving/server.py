@@ -25,6 +25,17 @@ ENVIRONMENT = ".venv-vllm"
 """Where `make vllm-env` puts it, beside the package."""
 SMALL = ("--dtype", "float32", "--max-model-len", "512", "--generation-config", "vllm")
 """Options for a small pair on a CPU. 'vllm': else the model's generation_config may cut with a top-k of its own."""
+GUARD = """
+import os, signal, sys, time
+sys.stdin.read()
+for number in signal.SIGTERM, signal.SIGKILL:
+    try:
+        os.killpg(int(sys.argv[1]), number)
+    except ProcessLookupError:
+        break
+    time.sleep(10)
+"""
+"""A process that waits until this one is gone, whatever ended it, and then ends the server, which would stay."""
 
 
 def find_vllm() -> Path | None:
@@ -70,6 +81,7 @@ class VLLMServer:
         self.log = Path(log) if log is not None else None
         self.url = ""
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "VLLMServer":
         port = _free_port()
@@ -96,6 +108,9 @@ class VLLMServer:
             )
         self.url = f"http://127.0.0.1:{port}"
         try:
+            self._guard = subprocess.Popen(
+                [sys.executable, "-c", GUARD, str(self._process.pid)], stdin=subprocess.PIPE, start_new_session=True
+            )
             self._wait()
         except BaseException:
             self.stop()
@@ -123,6 +138,10 @@ class VLLMServer:
             if _ended(self._process, seconds):
                 break
         self._process.wait()
+        if self._guard is not None:
+            self._guard.kill()  # it has nothing left to do
+            self._guard.communicate()
+            self._guard = None
 
     def _wait(self) -> None:
         assert self._process is not None

@@ -58,6 +58,9 @@ def try_in_vllm(
             with VLLMServer(str(PRETRAINED / "target"), one) as server:
                 measure_server(server.url, texts[:2], max_new_tokens=16, sampling=sampling)  # warm-up
                 found = measure_server(server.url, texts, max_new_tokens=max_new_tokens, sampling=sampling)
+            if found.problem is not None:
+                done = f"{len(found.requests)} of {len(texts)} requests, {found.tokens_per_second:.0f} tokens/s"
+                return VLLMTrial(problem=f"vLLM: {found.problem} (after {done})")
             paces.append(found.tokens_per_second)
             if found.counters is not None:
                 length = found.counters.acceptance_length

@@ -1,0 +1,111 @@
+"""Servers side by side: from the recorded run of `benchmarks/vllm_side_by_side.py`, or measured here and now."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from specdec_ref.errors import SpecdecError
+from specdec_ref.models import PRETRAINED, held_out_prompts
+from specdec_ref.sampling import GREEDY, Sampling
+from specdec_ref.serving.load import measure_server
+from specdec_ref.serving.metrics import SpeculationCounters
+from specdec_ref.serving.server import SMALL, VLLMServer
+
+MODES = {"temperature 1": Sampling(), "greedy": GREEDY}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """speed: mode → requests at once → tokens per second of all together. The rest is known of servers only: counters:
+    mode → what they grew by, one request at a time; latency: mode → 'first_seconds' or 'seconds_per_token' → 'p50' or
+    'p99'; equivalence: what the empirical test said of its samples."""
+
+    speed: Mapping[str, Mapping[int, float]]
+    counters: Mapping[str, SpeculationCounters] = field(default_factory=dict)
+    latency: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    equivalence: Mapping[str, Any] | None = None
+
+    def round_cost(self, mode: str, alone: "Contender") -> float:
+        """What a round costs in steps of the same server without speculation: tokens per round / speedup.
+
+        The formula's k·c + v(k + 1) + o, from outside. Where nothing was drafted in some rounds it is a mean.
+        """
+        return self.counters[mode].acceptance_length / (self.speed[mode][1] / alone.speed[mode][1])
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """source: where the figures come from, in words. contenders: by name. alpha: mode → accepted / judged of our own
+    loop on the same prompts, where it was measured."""
+
+    source: str
+    contenders: dict[str, Contender]
+    alpha: Mapping[str, float] = field(default_factory=dict)
+
+
+def recorded(path: str | Path) -> SideBySide:
+    """The recorded run. Raises SpecdecError where there is none."""
+    try:
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+        machine = report["machine"]
+        source = (
+            f"recorded on {machine['date']}: {report['vllm']}, torch {machine['torch']}, {machine['cores']} cores of "
+            f"an {machine['processor']}, {machine['dtype']}"
+        )
+        contenders = {name: _contender(one) for name, one in report["contenders"].items()}
+        return SideBySide(source, contenders, report["our acceptance"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SpecdecError(f"path={str(path)!r:.80}: holds no such recorded run ({error!r:.80})") from error
+
+
+def _contender(one: Mapping[str, Any]) -> Contender:
+    speed = {mode: {int(size): pace for size, pace in paces.items()} for mode, paces in one["speed"].items()}
+    counters = {}
+    for mode, said in one.get("acceptance", {}).items():
+        numbers = said["counters"]
+        counters[mode] = SpeculationCounters(
+            numbers["drafts"], numbers["draft_tokens"], numbers["accepted_tokens"], tuple(numbers["per_position"])
+        )
+    return Contender(speed, counters, one.get("latency", {}), one.get("equivalence"))
+
+
+def live(
+    configs: Mapping[str, Mapping[str, Any] | None],
+    *,
+    batches: tuple[int, ...] = (1, 4),
+    prompts: int = 4,
+    max_new_tokens: int = 48,
+    options: tuple[str, ...] = (*SMALL, "--enforce-eager"),
+) -> SideBySide:
+    """A vLLM server of the pair that ships for each of `configs`, one after the other, asked and ended again.
+
+    'enforce-eager' leaves the compiler out: it starts in a third of the time, and runs somewhat slower. Raises
+    SpecdecError where a server does not start, or breaks off.
+    """
+    texts = list(held_out_prompts().values())[:prompts]
+    contenders = {}
+    for name, config in configs.items():
+        with VLLMServer(str(PRETRAINED / "target"), config, options=options) as server:
+            speed: dict[str, dict[int, float]] = {}
+            counters, latency = {}, {}
+            for mode, sampling in MODES.items():
+                measure_server(server.url, texts[:2], max_new_tokens=16, sampling=sampling)  # warm-up
+                speed[mode] = {}
+                for size in batches:
+                    found = measure_server(
+                        server.url, texts, concurrency=size, max_new_tokens=max_new_tokens, sampling=sampling
+                    )
+                    if found.problem is not None:
+                        raise SpecdecError(f"{name}: {found.problem}")
+                    speed[mode][size] = found.tokens_per_second
+                    if size == 1:
+                        latency[mode] = {
+                            what: dict(zip(("p50", "p99"), found.percentiles(what), strict=True))
+                            for what in ("first_seconds", "seconds_per_token")
+                        }
+                    if size == 1 and found.counters is not None and found.counters.drafts:
+                        counters[mode] = found.counters
+            contenders[name] = Contender(speed, counters, latency)
+    return SideBySide("measured live on this machine, now", contenders)

@@ -1,0 +1,79 @@
+"""The recorded servers: what is read is what stands in the file, and a round's price follows from it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import specdec_ref as sd
+from specdec_ref.serving import recorded as module
+from specdec_ref.serving.load import ServedRequest, ServerMeasurement
+from specdec_ref.serving.metrics import SpeculationCounters
+from specdec_ref.serving.recorded import Contender, live, recorded
+
+PATH = Path(__file__).parents[1] / "benchmarks" / "results" / "vllm_side_by_side.json"
+
+
+def test_what_stands_there_is_read() -> None:
+    report, run = json.loads(PATH.read_text()), recorded(PATH)
+    assert list(run.contenders) == list(report["contenders"])
+    assert report["machine"]["date"] in run.source
+    for name, one in run.contenders.items():
+        for mode, paces in report["contenders"][name]["speed"].items():
+            assert one.speed[mode] == {int(size): pace for size, pace in paces.items()}
+        for mode, said in report["contenders"][name].get("acceptance", {}).items():
+            assert one.counters[mode].acceptance_length == pytest.approx(said["acceptance length"])
+            assert one.counters[mode].statistics().acceptance_rate == pytest.approx(said["accepted / judged"])
+
+
+def test_a_rounds_price_is_tokens_over_speedup() -> None:
+    alone = Contender({"greedy": {1: 50.0}})
+    faster = Contender({"greedy": {1: 100.0}}, {"greedy": SpeculationCounters(10, 40, 30, (10, 8, 7, 5))})
+    assert faster.round_cost("greedy", alone) == pytest.approx(4 / 2)
+
+
+def test_refuses_what_is_no_record(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("[]")
+    for name in ("x.json", "none.json"):
+        with pytest.raises(sd.SpecdecError, match="no such recorded run"):
+            recorded(tmp_path / name)
+
+
+class Server:
+    def __init__(self, target: str, config: Any, *, options: tuple[str, ...]):
+        self.url = f"http://{'plain' if config is None else 'drafting'}"
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to end."""
+
+
+def measurement(url: str, prompts: Any, **settings: Any) -> ServerMeasurement:
+    counters = SpeculationCounters(5, 20, 10, (4, 3, 2, 1)) if "drafting" in url else None
+    requests = (ServedRequest(8, 0.1, 0.5, 4),) * len(prompts)
+    return ServerMeasurement(url, "m", settings.get("concurrency", 1), 2.0, requests, counters)
+
+
+def test_live_has_the_same_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "VLLMServer", Server)
+    monkeypatch.setattr(module, "measure_server", measurement)
+    run = live({"alone": None, "draft": {"method": "ngram"}}, batches=(1, 4), prompts=3)
+    assert "live" in run.source
+    assert run.contenders["alone"].speed == {mode: {1: 12.0, 4: 12.0} for mode in ("temperature 1", "greedy")}
+    assert not run.contenders["alone"].counters
+    assert run.contenders["draft"].counters["greedy"].acceptance_length == 3.0
+    assert run.contenders["draft"].latency["greedy"]["first_seconds"]["p50"] == 0.1
+
+
+def test_a_server_that_breaks_off_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaking(url: str, prompts: Any, **settings: Any) -> ServerMeasurement:
+        found = measurement(url, prompts, **settings)
+        return ServerMeasurement(found.url, "m", 1, 1.0, found.requests, problem="answered 500")
+
+    monkeypatch.setattr(module, "VLLMServer", Server)
+    monkeypatch.setattr(module, "measure_server", breaking)
+    with pytest.raises(sd.SpecdecError, match="alone: answered 500"):
+        live({"alone": None})
