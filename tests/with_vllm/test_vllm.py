@@ -193,10 +193,13 @@ def test_acceptance_at_temperature_1_is_sum_min(pair: sd.Pair, server: Running) 
 
 
 def test_samples_follow_the_target(pair: sd.Pair, server: Running) -> None:
-    """The project's own test, on vLLM. False-alarm rate 1 in 1,000 for each of the servers."""
+    """The project's own test, on vLLM. False-alarm rate 1 in 1,000 for each of the servers.
+
+    Without seeds: on a CPU, vLLM 0.32 ends at a seeded request whose prompt it reads in two steps.
+    """
     name, running = server
     texts = list(sd.held_out_prompts().values())[:2]
-    asker = OpenAICompletions(running.url, eos=pair.eos, timeout=300)
+    asker = OpenAICompletions(running.url, eos=pair.eos, timeout=300, more={"seed": None})
     result = empirical(pair, asker, texts, length=3, samples=3_000)
     assert result.consistent != defective(name), result.explain()
 
