@@ -18,9 +18,18 @@ def vllm_config(
     greedy_draft: Annotated[
         bool, typer.Option("--greedy-draft", help="vLLM's own default: the draft's likeliest token, as certain.")
     ] = False,
-    tensor_parallel: Annotated[int, typer.Option(help="GPUs that share each layer.")] = 1,
-    pipeline_parallel: Annotated[int, typer.Option(help="Groups of layers, one after the other.")] = 1,
+    tensor_parallel: Annotated[
+        int, typer.Option(help="GPUs that share each layer: inside one node, as few as hold it all.")
+    ] = 1,
+    pipeline_parallel: Annotated[int, typer.Option(help="Groups of layers, one after the other, over nodes.")] = 1,
     nodes: Annotated[int, typer.Option(help="Machines; more than one runs on Ray.")] = 1,
+    gpu_memory: Annotated[
+        float | None, typer.Option(help="GiB of one GPU: sizes the three above from both models' configurations.")
+    ] = None,
+    gpus_per_node: Annotated[int, typer.Option(help="With --gpu-memory: GPUs of a machine.")] = 8,
+    batch: Annotated[int, typer.Option(help="With --gpu-memory: requests at once.")] = 8,
+    context: Annotated[int | None, typer.Option(help="With --gpu-memory: tokens of each, answer included.")] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(help="Most requests at once.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the speculative_config alone.")] = False,
 ) -> None:
     """Print vLLM's speculative_config and the whole `vllm serve` command line."""
@@ -40,15 +49,48 @@ def vllm_config(
         schedule = said["num_speculative_tokens_per_batch_size"]
         config = speculative_config(draft, said["num_speculative_tokens"], exact_q=not greedy_draft, schedule=schedule)
     elif max_batch is not None:
-        config = for_latency(draft, k, max_batch)
+        config = for_latency(draft, k, max_batch, exact_q=not greedy_draft)
     else:
         config = speculative_config(draft, k, exact_q=not greedy_draft)
+    notes = []
+    if gpu_memory is not None:
+        if (tensor_parallel, pipeline_parallel, nodes) != (1, 1, 1):
+            raise SpecdecError("--gpu-memory: sizes --tensor-parallel, --pipeline-parallel and --nodes itself")
+        asked = config["num_speculative_tokens"], batch, context
+        tensor_parallel, pipeline_parallel, needed = _sizes(target, draft, *asked, gpu_memory, gpus_per_node)
+        nodes = -(-tensor_parallel * pipeline_parallel // gpus_per_node)
+        notes.append(
+            f"{needed:.1f} GiB in 16 bit for {batch} requests at once, nine tenths of {gpu_memory:g} GiB a GPU"
+        )
+    if nodes > 1:
+        notes.append("first `ray start --head --port 6379` here, `ray start --address=THIS:6379` on the other nodes")
     command = serve_command(
-        target, config, tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel, nodes=nodes
+        target,
+        config,
+        tensor_parallel=tensor_parallel,
+        pipeline_parallel=pipeline_parallel,
+        nodes=nodes,
+        max_num_seqs=max_num_seqs,
     )
     if as_json:
         print(json.dumps(config))
         return
     print(json.dumps(config, indent=2))
     print()
+    for note in notes:
+        print(f"# {note}")
     print(command)
+
+
+def _sizes(
+    target: str, draft: str | None, k: int, batch: int, context: int | None, gpu_memory: float, gpus_per_node: int
+) -> tuple[int, int, float]:
+    """(tensor parallel, pipeline parallel, GiB in all), from the models' configurations; nothing is loaded."""
+    from specdec_ref.measurement.memory import configuration, memory_profile
+    from specdec_ref.serving.decision import parallel_for
+
+    profile = memory_profile((target, draft), batch=batch, context=context, k=k, dtype="bfloat16")
+    shape = configuration(target, "target").get_text_config()
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    sizes = parallel_for(profile.total, gpu_memory * 2**30, heads, gpus_per_node=gpus_per_node)
+    return *sizes, profile.total / 2**30

@@ -145,3 +145,34 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert config["num_speculative_tokens_per_batch_size"][0][0] == 1
     broken = CliRunner().invoke(app, ["vllm-config", "t", "--policy", str(tmp_path / "no.json")])
     assert isinstance(broken.exception, SpecdecError)
+
+
+def said(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["vllm-config", *arguments])
+    assert result.exit_code == 0, result.exception
+    return result.output
+
+
+def test_the_draft_likes_what_it_is_told_with_every_preset() -> None:
+    assert json.loads(said("t", "d", "--max-batch", "4", "--greedy-draft", "--json"))["draft_sample_method"] == "greedy"
+
+
+def test_gpus_are_sized_from_the_models_shapes(tmp_path: Path) -> None:
+    """A target of 70B's shape: 129 GiB of weights in 16 bit, eight key/value heads."""
+    from transformers import LlamaConfig
+
+    LlamaConfig(
+        vocab_size=32_000, hidden_size=8192, intermediate_size=28_672, num_hidden_layers=80, num_attention_heads=64,
+        num_key_value_heads=8, max_position_embeddings=4096, tie_word_embeddings=False,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    target = str(tmp_path)
+    assert "--tensor-parallel-size 2" in said(target, "--gpu-memory", "80")
+    small = said(target, "--gpu-memory", "24", "--gpus-per-node", "4", "--context", "1024")
+    assert "--tensor-parallel-size 4 --pipeline-parallel-size 2" in small
+    assert "--distributed-executor-backend ray" in small
+    assert "# first `ray start --head" in small
+    assert "--tensor-parallel-size" not in said(target, "--gpu-memory", "200")
+    both = CliRunner().invoke(app, ["vllm-config", target, "--gpu-memory", "80", "--tensor-parallel", "2"])
+    assert "--gpu-memory" in str(both.exception)
+    none = CliRunner().invoke(app, ["vllm-config", str(tmp_path / "no"), "--gpu-memory", "80"])
+    assert isinstance(none.exception, SpecdecError)
