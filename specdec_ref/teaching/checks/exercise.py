@@ -2,7 +2,9 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -59,7 +61,7 @@ class Exercise:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check says. diagnosis: the misconception's name, or what kind of failure it was."""
+    """What a check says. diagnosis: the misconception's name, or what kind of failure it was. note: a word besides."""
 
     exercise: str
     outcome: Outcome
@@ -70,7 +72,7 @@ class Verdict:
     expected: str = ""
     hint: int = 0
     public: bool = True
-    details: tuple[str, ...] = field(default=())
+    note: str = ""
 
     @property
     def passed(self) -> bool:
@@ -78,8 +80,19 @@ class Verdict:
         return self.outcome == "passed"
 
 
-class NotAttempted(Exception):
-    """The stub was left as it is."""
+class Odd:
+    """A value of a kind that is not carried over from another process; the kind's name is kept."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+
+
+class TooSlow(BaseException):
+    """It did not come to an end. No Exception, so that an answer that catches those does not swallow it."""
+
+
+class StrangerFailed(Exception):
+    """What an answer raised in a process of its own, or how that process ended, in words."""
 
 
 class ChangedArguments(Exception):
@@ -102,31 +115,44 @@ def observe(function: Function, case: Case, measure: Callable[[Function, Case], 
 
 
 def same(a: Any, b: Any, tolerance: float) -> bool:
-    """Equal, numbers and tensors up to the tolerance (relative for large ones). NaN equals only NaN."""
+    """Equal, numbers and tensors up to the tolerance (relative for large ones). NaN equals only NaN. What cannot be
+    compared is not equal, whatever it says itself."""
     if isinstance(a, dict) and isinstance(b, dict):
         return all(same(a.get(key, 0.0), b.get(key, 0.0), tolerance) for key in {*a, *b})
     if isinstance(a, str) or isinstance(b, str) or a is None or b is None:
-        return a is b or (isinstance(a, str) and a == b)
+        return a is b or (type(a) is type(b) is str and a == b)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(same(x, y, tolerance) for x, y in zip(a, b, strict=True))
     try:
-        x, y = (torch.as_tensor(value, dtype=torch.float64).cpu() for value in (a, b))
-    except (TypeError, ValueError, RuntimeError):
-        return bool(a == b)
-    return x.shape == y.shape and bool(torch.allclose(x, y, rtol=tolerance, atol=tolerance, equal_nan=True))
+        x, y = (torch.as_tensor(number(value), dtype=torch.float64).cpu() for value in (a, b))
+        return x.shape == y.shape and bool(torch.allclose(x, y, rtol=tolerance, atol=tolerance, equal_nan=True))
+    except Exception:
+        return False
+
+
+def number(value: Any) -> Any:
+    """Fractions and the like as a float; everything else as it is."""
+    return float(value) if isinstance(value, (Real, Decimal)) and not isinstance(value, (bool, int)) else value
 
 
 def shape_of(value: Any) -> str:
     """What kind of thing it is, in words, for 'yours is …, expected is …'."""
     if value is None:
         return "None (did you forget to return?)"
+    if isinstance(value, Odd):
+        return f"a {value.kind}{_ADVICE.get(value.kind, '')}"
     if isinstance(value, dict):
         return "a dict"
-    if isinstance(value, torch.Tensor) or hasattr(value, "shape"):
-        return f"a tensor of shape {list(value.shape)}"
+    if isinstance(value, torch.Tensor) or type(value).__module__ == "numpy":
+        shape = list(getattr(value, "shape", ()))
+        return f"a tensor of shape {shape}" if shape else "a number"
     if isinstance(value, (list, tuple)):
         return f"a {type(value).__name__} of {len(value)}"
-    return "a number" if isinstance(value, (int, float)) else f"a {type(value).__name__}"
+    name = clean(type(value).__name__, 40)
+    return "a number" if isinstance(value, (int, float)) else f"a {name}{_ADVICE.get(name, '')}"
+
+
+_ADVICE = {"generator": " (a yield? return the whole list)", "function": " (did you forget to call it?)"}
 
 
 def fits(value: Any, expected: Any) -> bool:
@@ -136,23 +162,53 @@ def fits(value: Any, expected: Any) -> bool:
     if isinstance(expected, (tuple, list)) and not isinstance(expected[0] if expected else 0, (int, float)):
         return isinstance(value, (tuple, list)) and len(value) == len(expected)
     try:
-        return torch.as_tensor(value).shape == torch.as_tensor(expected).shape
-    except (TypeError, ValueError, RuntimeError):
+        return torch.as_tensor(number(value)).shape == torch.as_tensor(expected).shape
+    except Exception:
         return False
 
 
 def shown(value: Any) -> str:
     """A value in a line."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Odd):
+        return f"a {value.kind}"
+    if isinstance(value, torch.Tensor) or type(value).__module__ == "numpy":
         value = value.tolist()
     if isinstance(value, dict):
-        entries = sorted(value.items(), key=lambda item: str(item[0]))[:8]
+        entries = sorted(value.items(), key=lambda item: clean(item[0]))[:8]
         return ", ".join(f"{_key(k)}: {shown(v)}" for k, v in entries) + (" …" if len(value) > 8 else "")
     if isinstance(value, (list, tuple)):
         inner = ", ".join(shown(item) for item in value[:8])
         return f"[{inner}{', …' if len(value) > 8 else ''}]"
-    return f"{value:.4g}" if isinstance(value, float) else repr(value)[:80]
+    try:
+        return f"{value:.4g}" if isinstance(value, float) else clean(repr(value), 80)
+    except Exception:
+        return shape_of(value)
+
+
+def beside(value: Any, expected: Any, tolerance: float) -> tuple[str, str]:
+    """Both in a line each; of large tensors the first entry that differs."""
+    try:
+        x, y = (torch.as_tensor(v, dtype=torch.float64) for v in (value, expected))
+        if x.shape == y.shape and x.numel() > 8 and not isinstance(expected, (int, float)):
+            close = torch.isclose(x, y, rtol=tolerance, atol=tolerance, equal_nan=True)
+            at = [int(i) for i in (~close).nonzero()[0]]
+            return tuple(f"{shown(v)} at {at}" for v in (value[tuple(at)], expected[tuple(at)]))  # type: ignore[return-value]
+    except Exception:
+        pass
+    return shown(value), shown(expected)
+
+
+def clean(text: Any, most: int = 300) -> str:
+    """A text of a stranger's as one line without control characters, cut where it is long."""
+    try:
+        text = str(text)[: 4 * most]
+    except BaseException as error:
+        if isinstance(error, TooSlow):
+            raise
+        text = f"({type(error).__name__} while it was written)"
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def _key(key: Any) -> str:
-    return " ".join(map(str, key)) if isinstance(key, tuple) else str(key)
+    return clean(" ".join(map(str, key)) if isinstance(key, tuple) else key, 80)

@@ -1,28 +1,30 @@
 """Grade notebooks from outside: one, or a class folder, each submission in its own process, in parallel, resumable."""
 
-import ast
 import csv
 import hashlib
 import json
 import os
+import re
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from specdec_ref.errors import SpecdecError
 from specdec_ref.teaching.checks.catalogue import EXERCISES
-from specdec_ref.teaching.checks.exercise import Exercise, Verdict
-from specdec_ref.teaching.checks.judging import HIDDEN_SEEDS, PUBLIC_SEED, TooSlow, judge
-from specdec_ref.teaching.checks.sandbox import Sandbox, StrangerFailed
+from specdec_ref.teaching.checks.exercise import Exercise, StrangerFailed, TooSlow, Verdict, clean
+from specdec_ref.teaching.checks.judging import HIDDEN_SEEDS, PUBLIC_SEED, judge
+from specdec_ref.teaching.checks.sandbox import Sandbox
 from specdec_ref.teaching.checks.showing import plain
 from specdec_ref.teaching.checks.trusted import Trusted
 
 POINTS = 10
 RECORD = "graded.jsonl"
-LARGEST = 5_000_000
+LARGEST, MOST_NOTEBOOKS, SECONDS_EACH = 5_000_000, 100, 900.0
+"""Of one notebook in bytes; of one submission in notebooks, and in seconds after which no more of it is run."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,14 @@ class Graded:
 
 
 def sources_of(notebook: Path) -> list[str]:
-    """The code cells of a notebook, in order, without magics. Raises SpecdecError for a file that is none."""
+    """The code cells of a notebook, in order. Raises SpecdecError for a file that is none."""
     try:
         if notebook.stat().st_size > LARGEST:
             raise SpecdecError(f"{notebook.name}: is larger than {LARGEST // 1_000_000} MB")
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SpecdecError(f"{notebook.name}: is no notebook ({type(error).__name__})") from error
-    return ["\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in c.splitlines()) for c in code]
 
 
 def grade_submission(
@@ -75,67 +76,67 @@ def grade_submission(
 ) -> Graded:
     """All exercises of one submission, looked for by the names that its notebooks define, wherever they stand.
 
-    Where two notebooks define one name, the one counts that passes.
+    Where two notebooks define one name, the one counts that comes further.
     """
-    best: dict[str, Verdict] = {}
-    isolation = ""
-    for notebook in notebooks:
+    best = {e.name: (0, Verdict(e.name, "not attempted", f"no notebook defines {e.function}")) for e in exercises}
+    isolation, deadline, unreadable = "", time.monotonic() + SECONDS_EACH, ""
+    for notebook in notebooks[:MOST_NOTEBOOKS]:
         try:
             sources = sources_of(notebook)
         except SpecdecError as error:
-            best.setdefault("", Verdict("", "crashed", str(error)))
+            unreadable = clean(error)
             continue
-        defined = _defined(sources)
+        hopeless: Verdict | None = None
         for exercise in exercises:
-            if exercise.function not in defined or (exercise.name in best and best[exercise.name].passed):
+            if best[exercise.name][1].passed or not _may_define(sources, exercise.function):
                 continue
-            verdict, reached = _one(exercise, sources, sandbox, seeds)
-            isolation = reached or isolation
-            if exercise.name not in best or verdict.passed or best[exercise.name].outcome == "not attempted":
-                best[exercise.name] = verdict
-    broken = best.pop("", None)
-    absent = broken.headline if broken is not None else "no notebook defines {}"
-    verdicts = [
-        best.get(e.name, Verdict(e.name, "not attempted", absent.format(e.function), public=False)) for e in exercises
-    ]
-    return Graded(name, tuple(verdicts), isolation)
+            if time.monotonic() > deadline:
+                hopeless = Verdict("", "crashed", f"the notebooks took more than {SECONDS_EACH:.0f} s", "endless")
+            if hopeless is None:
+                rank, verdict, reached = _one(exercise, sources, sandbox, seeds)
+                isolation = reached or isolation
+                hopeless = verdict if not reached else None  # its cells did not come to an end: nor would they again
+            else:
+                rank, verdict = RANKS["crashed"], replace(hopeless, exercise=exercise.name)
+            if rank > best[exercise.name][0]:
+                best[exercise.name] = rank, verdict
+    if unreadable:
+        missing = {e.name: Verdict(e.name, "crashed", unreadable, "no-notebook") for e in exercises}
+        best = {key: found if found[0] else (0, missing[key]) for key, found in best.items()}
+    public = tuple(seeds) == (PUBLIC_SEED,)
+    return Graded(name, tuple(replace(verdict, public=public) for _, verdict in best.values()), isolation)
 
 
-def _defined(sources: Sequence[str]) -> set[str]:
-    """Names that look like being defined. A cell that cannot be parsed may define any exercise it names."""
-    found: set[str] = set()
-    for source in sources:
-        try:
-            tree = ast.parse(source)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            found |= {e.function for e in EXERCISES.values() if f"def {e.function}" in source}
-            continue
-        for node in tree.body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                found.add(node.name)
-            for target in getattr(node, "targets", []):
-                found |= {n.id for n in ast.walk(target) if isinstance(n, ast.Name)}
-    return found
+RANKS = {"passed": 4, "wrong": 3, "crashed": 2, "not attempted": 1}
+"""Of two answers to one exercise, the one with the higher rank counts; one that is not defined after all has 0."""
+
+
+def _may_define(sources: Sequence[str], name: str) -> bool:
+    """Whether a cell looks as if it defined this name. Nothing of a stranger's is parsed in this process."""
+    looks = rf"^[ \t]*(?:(?:async +)?def|class) +{name}\b|^[ \t]*{name} *(?::[^=\n]*)?=(?!=)|import\b.*\b{name}\b"
+    return any(re.search(looks, source, re.MULTILINE) for source in sources)
 
 
 def _one(
     exercise: Exercise, sources: Sequence[str], sandbox: Sandbox | Trusted, seeds: Sequence[int]
-) -> tuple[Verdict, str]:
+) -> tuple[int, Verdict, str]:
+    """Its rank, what became of it, and the walls that stood around it; none where the cells did not come to an end."""
+
     def crashed(headline: str, diagnosis: str = "crashed") -> Verdict:
-        return Verdict(exercise.name, "crashed", headline, diagnosis, public=False)
+        return Verdict(exercise.name, "crashed", headline, diagnosis)
 
     try:
         with sandbox.open(sources) as stranger:
             if exercise.function not in stranger.names:
-                broken = sorted(stranger.broken, key=lambda text: not text.startswith("SyntaxError"))
-                why = broken[0] if broken else f"{exercise.function} is not defined"
+                why = stranger.broken[0] if stranger.broken else f"{exercise.function} is not defined"
                 kind = "syntax-error" if why.startswith("SyntaxError") else "crashed"
-                return crashed(why, kind), stranger.reached
-            return judge(exercise, stranger.function(exercise.function), seeds), stranger.reached
+                return (1 if stranger.broken else 0), crashed(why, kind), stranger.reached
+            verdict = judge(exercise, stranger.function(exercise.function), seeds)
+            return RANKS[verdict.outcome], verdict, stranger.reached
     except TooSlow:
-        return crashed("the notebook did not come to an end", "endless"), ""
+        return RANKS["crashed"], crashed("the notebook did not come to an end", "endless"), ""
     except StrangerFailed as error:
-        return crashed(f"while the cells ran, {error}"), ""
+        return RANKS["crashed"], crashed(f"while the cells ran, {error}"), ""
 
 
 def submissions_in(folder: Path) -> dict[str, list[Path]]:
@@ -175,7 +176,7 @@ def grade_folder(
     """
     everyone = submissions_in(folder)
     record = out / RECORD if out is not None else None
-    done = _recorded(record, seeds) if record is not None else {}
+    done = _recorded(record) if record is not None else {}
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     secret = [folder.resolve() if folder.is_dir() else folder.resolve().parent, *(p.resolve() for p in hidden)]
@@ -193,7 +194,11 @@ def grade_folder(
                 local.box = Trusted() if trusted else Sandbox(secret)
                 with lock:
                     open_boxes.append(local.box)
-            graded = grade_submission(name, everyone[name], local.box, seeds=seeds)
+            try:
+                graded = grade_submission(name, everyone[name], local.box, seeds=seeds)
+            except Exception as error:  # whatever it did to the grader, the next one is graded
+                said = f"the grader failed, please look at this one: {type(error).__name__}: {clean(error)}"
+                graded = Graded(name, tuple(Verdict(e, "crashed", said, "grader-failed") for e in EXERCISES))
         with lock:
             if record is not None and key not in done:
                 with record.open("a", encoding="utf-8") as file:
@@ -202,9 +207,13 @@ def grade_folder(
             on_graded(len(results), len(everyone))
 
     try:
-        with ThreadPoolExecutor(1 if trusted else jobs or os.cpu_count() or 1) as pool:
-            for future in [pool.submit(grade, name) for name in everyone]:
-                future.result()
+        if trusted:  # in this thread, which is the one that an endless loop can be interrupted in
+            for name in everyone:
+                grade(name)
+        else:
+            with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
+                for future in [pool.submit(grade, name) for name in everyone]:
+                    future.result()
     finally:
         for box in open_boxes:
             box.__exit__()
@@ -234,7 +243,7 @@ def _key(name: str, notebooks: Sequence[Path], seeds: Sequence[int]) -> str:
     return digest.hexdigest()[:24]
 
 
-def _recorded(record: Path, seeds: Sequence[int]) -> dict[str, Graded]:
+def _recorded(record: Path) -> dict[str, Graded]:
     """What an earlier run wrote, whole lines only."""
     found: dict[str, Graded] = {}
     if not record.is_file():
@@ -242,7 +251,7 @@ def _recorded(record: Path, seeds: Sequence[int]) -> dict[str, Graded]:
     for line in record.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
-            verdicts = tuple(Verdict(**{**v, "details": tuple(v["details"])}) for v in entry["verdicts"])
+            verdicts = tuple(Verdict(**verdict) for verdict in entry["verdicts"])
             found[entry["key"]] = Graded(entry["submission"], verdicts, entry["isolation"])
         except (ValueError, KeyError, TypeError):
             continue

@@ -1,10 +1,12 @@
 """Judge one answer: run it on every case, find the smallest that differs, and the misconception that explains it."""
 
+import ctypes
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,23 +16,22 @@ from specdec_ref.teaching.checks.exercise import (
     ChangedArguments,
     Exercise,
     Function,
-    NotAttempted,
+    StrangerFailed,
+    TooSlow,
     Verdict,
+    beside,
+    clean,
     fits,
     observe,
     same,
     shape_of,
-    shown,
 )
 from specdec_ref.teaching.checks.outcomes import BadRequest
+from specdec_ref.teaching.checks.reaching import reaches_for_the_package
 
 SECONDS = 20.0
-"""One check may take so long in a notebook, where it can be interrupted at all."""
+"""One check may take so long."""
 PUBLIC_SEED, HIDDEN_SEEDS = 0, (101, 102)
-
-
-class TooSlow(Exception):
-    """It did not come to an end."""
 
 
 def judge(exercise: Exercise, function: Any, seeds: Sequence[int] = (PUBLIC_SEED,)) -> Verdict:
@@ -43,40 +44,43 @@ def judge(exercise: Exercise, function: Any, seeds: Sequence[int] = (PUBLIC_SEED
         headline = f"{exercise.function} is {shape_of(function)}; takes a function"
         return Verdict(exercise.name, "wrong", headline, "wrong-type", public=public)
     cases = [case for seed in seeds for case in exercise.cases(seed)]
+    shown = len(exercise.cases(PUBLIC_SEED)) if seeds[0] == PUBLIC_SEED else 0
     try:
-        with _time_limit(SECONDS):
-            return _compared(exercise, function, cases, public)
+        with time_limit(SECONDS):
+            verdict = _compared(exercise, function, cases, shown)
     except TooSlow:
         text = f"It did not come to an end within {SECONDS:.0f} seconds: look for a loop that never stops"
-        return Verdict(exercise.name, "crashed", text, "endless", public=public)
+        verdict = Verdict(exercise.name, "crashed", text, "endless")
+    if verdict.passed:
+        said = "public checks passed" if public else "all checks passed"
+        verdict = replace(verdict, headline=f"{exercise.title}: {said}", note=reaches_for_the_package(function))
+    return replace(verdict, public=public)
 
 
-def _compared(exercise: Exercise, function: Function, cases: Sequence[Case], public: bool) -> Verdict:
+def _compared(exercise: Exercise, function: Function, cases: Sequence[Case], shown: int) -> Verdict:
+    """shown: so many of the cases, the first ones, are public."""
     values: list[Any] = []
-    for case in cases:
+    for i, case in enumerate(cases):
         try:
             values.append(observe(function, case, exercise.measure))
         except TooSlow:
             raise
         except BaseException as error:  # SystemExit and KeyboardInterrupt of the answer, too
-            return _failed(exercise, error, case, public)
+            return replace(_failed(exercise, error, case), note=HIDDEN if i >= shown > 0 else "")
     expected = [observe(exercise.reference, case, exercise.measure) for case in cases]
 
     def wrong(i: int, diagnosis: str, headline: str, hint: int = 1) -> Verdict:
-        return Verdict(
-            exercise.name, "wrong", headline, diagnosis, _words(cases[i]), shown(values[i]), shown(expected[i]), hint,
-            public,
-        )  # fmt: skip
+        yours, right = beside(values[i], expected[i], exercise.tolerance)
+        note = HIDDEN if i >= shown > 0 else ""
+        return Verdict(exercise.name, "wrong", headline, diagnosis, cases[i].words, yours, right, hint, note=note)
 
     for i, (value, right) in enumerate(zip(values, expected, strict=True)):
         if not fits(value, right):
             headline = f"{exercise.function} gives {shape_of(value)}; takes {shape_of(right)}"
             return wrong(i, "wrong-shape" if hasattr(value, "shape") else "wrong-type", headline)
-    agrees = exercise.agrees or (lambda value, right, _: same(value, right, exercise.tolerance))
-    differing = [i for i, case in enumerate(cases) if not agrees(values[i], expected[i], case)]
+    differing = [i for i, case in enumerate(cases) if not _agrees(exercise, values[i], expected[i], case)]
     if not differing:
-        said = "public checks passed" if public else "all checks passed"
-        return Verdict(exercise.name, "passed", f"{exercise.title}: {said}", public=public)
+        return Verdict(exercise.name, "passed", exercise.title)
     for mistake in exercise.misconceptions:
         if all(_gives(exercise, mistake.wrong, case, value) for case, value in zip(cases, values, strict=True)):
             return wrong(differing[0], mistake.name, mistake.says, mistake.hint)
@@ -88,6 +92,19 @@ def _compared(exercise: Exercise, function: Function, cases: Sequence[Case], pub
     return wrong(first, "unknown", "Some values differ from what they should be; here is the smallest case")
 
 
+HIDDEN = "your answer passes the public checks; this case is one of those that you do not see in the notebook"
+
+
+def _agrees(exercise: Exercise, value: Any, right: Any, case: Case) -> bool:
+    """Whether a value is as good as the right one. A value that cannot even be looked at is not."""
+    try:
+        if exercise.agrees is not None:
+            return exercise.agrees(value, right, case)
+        return same(value, right, exercise.tolerance)
+    except Exception:
+        return False
+
+
 def _gives(exercise: Exercise, function: Function, case: Case, value: Any) -> bool:
     """Whether a wrong version gives this value."""
     try:
@@ -96,25 +113,25 @@ def _gives(exercise: Exercise, function: Function, case: Case, value: Any) -> bo
         return False
 
 
-def _failed(exercise: Exercise, error: BaseException, case: Case, public: bool) -> Verdict:
-    if isinstance(error, (NotImplementedError, NotAttempted)):
-        return Verdict(exercise.name, "not attempted", f"{exercise.title}: not attempted yet", public=public)
+def _failed(exercise: Exercise, error: BaseException, case: Case) -> Verdict:
+    if isinstance(error, NotImplementedError):
+        return Verdict(exercise.name, "not attempted", f"{exercise.title}: not attempted yet")
     if isinstance(error, ChangedArguments):
         text = "It writes into its arguments, which belong to the caller: copy what you change"
-        return Verdict(exercise.name, "wrong", text, "changes-arguments", _words(case), public=public)
+        return Verdict(exercise.name, "wrong", text, "changes-arguments", case.words)
     if isinstance(error, BadRequest):
         for mistake in exercise.misconceptions:  # a wrong version that asks for the impossible in the same words
             if _fails_alike(mistake.wrong, case, error):
-                return Verdict(
-                    exercise.name, "wrong", mistake.says, mistake.name, _words(case), str(error), hint=mistake.hint,
-                    public=public,
-                )  # fmt: skip
-        return Verdict(exercise.name, "wrong", str(error), "bad-request", _words(case), hint=1, public=public)
+                said = clean(error)
+                return Verdict(exercise.name, "wrong", mistake.says, mistake.name, case.words, said, hint=mistake.hint)
+        return Verdict(exercise.name, "wrong", clean(error), "bad-request", case.words, hint=1)
+    said = clean(error, 200)
+    if isinstance(error, StrangerFailed):
+        return Verdict(exercise.name, "crashed", said, "crashed", case.words)
     frames = traceback.extract_tb(error.__traceback__)
-    at = f", line {frames[-1].lineno} of {frames[-1].name}" if len(frames) > 3 else ""
-    said = " ".join(str(error).split())[:200]
-    text = f"{type(error).__name__}: {said}{at}" if said else f"{type(error).__name__}{at}"
-    return Verdict(exercise.name, "crashed", text, "crashed", _words(case), public=public)
+    at = f" (line {frames[-1].lineno} of {frames[-1].name})" if frames and frames[-1].filename != __file__ else ""
+    kind = clean(type(error).__name__, 80)
+    return Verdict(exercise.name, "crashed", f"{kind}: {said}{at}" if said else f"{kind}{at}", "crashed", case.words)
 
 
 def _fails_alike(function: Function, case: Case, error: BadRequest) -> bool:
@@ -127,24 +144,38 @@ def _fails_alike(function: Function, case: Case, error: BadRequest) -> bool:
     return False
 
 
-def _words(case: Case) -> str:
-    return case.words or ", ".join(shown(argument) for argument in case.arguments)
-
-
 @contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise TooSlow inside after so long, where a signal can do that: in the main thread, not on Windows."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TooSlow inside after so long, and again every second, in case somebody swallows it.
+
+    By a signal in the main thread of a Unix, which ends a sleep as well; elsewhere when the next line of Python runs.
+    """
+    over = threading.Event()
+    if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
+
+        def stop(*_: object) -> None:
+            if not over.is_set():
+                raise TooSlow
+
+        old = signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+        try:
+            yield
+        finally:
+            over.set()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, old)
         return
+    here = ctypes.c_ulong(threading.get_ident())
 
-    def stop(*_: object) -> None:
-        raise TooSlow
+    def watch() -> None:
+        left = seconds
+        while not over.wait(left):
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(here, ctypes.py_object(TooSlow))
+            left = 1.0
 
-    old: Callable[..., Any] | int | None = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
+        over.set()

@@ -1,11 +1,11 @@
 """Functions of strangers, called in a process of their own: what comes back is a value, an error, or silence.
 
-Nothing is unpickled, and no verdict is made where their code runs. Linux namespaces (user, mount, network, process) are
-used where the system allows them, with limits on time, memory, files and processes in any case; `reached` says which.
+Nothing is unpickled, and no verdict is made where their code runs. What the system allows of walls is used (`walls`:
+namespaces, Landlock, seccomp), with limits on time, memory, files and processes in any case; `reached` says which.
 """
 
+import itertools
 import json
-import math
 import os
 import select
 import socket
@@ -20,25 +20,16 @@ from typing import Any
 import torch
 
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.checks.exercise import ChangedArguments
-from specdec_ref.teaching.checks.judging import TooSlow
+from specdec_ref.teaching.checks.exercise import ChangedArguments, Odd, StrangerFailed, TooSlow, clean
 from specdec_ref.teaching.checks.outcomes import Chance
 
-MEMORY = 1 << 30
+MEMORY, CPU_SECONDS = 1 << 30, 120
 START_SECONDS, LOAD_SECONDS, CALL_SECONDS = 180.0, 30.0, 20.0
-MOST = 4_000_000
-PACKAGE = Path(__file__).parents[2]
-
-
-class StrangerFailed(Exception):
-    """What their function raised, or how their process ended."""
-
-
-class Odd:
-    """A value of a kind that is not carried over; its name is kept."""
-
-    def __init__(self, kind: str):
-        self.kind = kind
+MOST, MOST_IN_ALL = 4_000_000, 32_000_000
+"""Bytes of one answer, and of all that one process says."""
+PACKAGE, CHILD = Path(__file__).parents[2], Path(__file__).with_name("sandbox_child.py")
+_numbers = itertools.count(1)
+"""Of submissions, over all sandboxes: their user ids are made of them."""
 
 
 class Sandbox:
@@ -50,16 +41,14 @@ class Sandbox:
     def __init__(self, hidden: Sequence[Path] = ()):
         if sys.platform != "linux":
             raise SpecdecError("grading others' work needs Linux; for your own, on any system: specdec grade --trusted")
-        self._hidden = [str(path) for path in (PACKAGE, *hidden)]
-        self._number = 0
+        self._hidden = [str(path.resolve()) for path in (PACKAGE, *_beside(PACKAGE), *hidden)]
         self._start()
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        child = Path(__file__).with_name("sandbox_child.py")
         environment = {"OMP_NUM_THREADS": "1", "PATH": os.environ.get("PATH", "")}
         self._process = subprocess.Popen(
-            [sys.executable, "-I", str(child), str(theirs.fileno())],
+            [sys.executable, "-I", str(CHILD), str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             env=environment,
             stdout=subprocess.DEVNULL,
@@ -89,19 +78,29 @@ class Sandbox:
 
     def open(self, sources: Sequence[str]) -> "Stranger":
         """Run these cells in a new process. Raises StrangerFailed, and TooSlow."""
-        if self._process.poll() is not None:
-            self._start()
-        ours, theirs = socket.socketpair()
-        self._number += 1
-        socket.send_fds(self._control, [f"begin {self._number}".encode()], [theirs.fileno()])
-        theirs.close()
-        return Stranger(self, ours, self._number, list(sources), self._hidden)
+        number = next(_numbers)
+        for attempt in (1, 2):
+            if self._process.poll() is not None:
+                self._start()
+            ours, theirs = socket.socketpair()
+            try:
+                socket.send_fds(self._control, [f"begin {number}".encode()], [theirs.fileno()])
+                break
+            except OSError:  # it ended just now: once more, with a new one
+                ours.close()
+                self._process.kill()
+                self._process.wait()
+                if attempt == 2:
+                    raise SpecdecError("grading: the process for submissions ends again and again") from None
+            finally:
+                theirs.close()
+        return Stranger(self, ours, number, list(sources), self._hidden)
 
     def end(self, number: int) -> None:
         """Kill that process and everything that it started."""
         try:
-            self._control.send(f"kill {number}".encode())
             self._control.settimeout(10)
+            self._control.send(f"kill {number}".encode())
             self._control.recv(16)
         except OSError:
             self._process.kill()
@@ -113,17 +112,17 @@ class Stranger:
 
     def __init__(self, sandbox: Sandbox, sock: socket.socket, number: int, sources: list[str], hidden: list[str]):
         self._sandbox, self._sock, self._number = sandbox, sock, number
-        self.deadline = time.monotonic() + LOAD_SECONDS
-        begin = {"sources": sources, "hidden": hidden, "memory": MEMORY, "cpu_seconds": 120}
+        self.deadline, self._left = time.monotonic() + LOAD_SECONDS, MOST_IN_ALL
+        begin = {"sources": sources, "hidden": hidden, "memory": MEMORY, "cpu_seconds": CPU_SECONDS}
         try:
-            self._send(begin)
+            self._send(begin | {"uid": 200_000 + number % 1_000_000})
+            self.reached = str(self._receive().get("walls", ""))  # said before any of their code runs
             ready = self._receive()
         except BaseException:
             self.close()
             raise
-        self.reached = str(ready.get("ready", ""))
-        self.names = {str(name) for name in _list(ready.get("names"))}
-        self.broken = [str(text)[:200] for text in _list(ready.get("broken"))]
+        self.names = {clean(name) for name in _list(ready.get("names"))}
+        self.broken = [clean(text) for text in _list(ready.get("broken"))]
 
     def __enter__(self) -> "Stranger":
         return self
@@ -152,12 +151,12 @@ class Stranger:
             if "error" in reply:
                 if reply.get("not_attempted"):
                     raise NotImplementedError
-                kind, message, line = (str(reply.get(key, ""))[:300] for key in ("error", "message", "line"))
-                raise StrangerFailed(f"{kind}: {message} (line {line})" if message else f"{kind} (line {line})")
+                raise StrangerFailed(f"{clean(reply['error'])} (line {clean(reply.get('line', 0), 8)})")
             if reply.get("changed"):
                 raise ChangedArguments
             return decode(reply.get("value"))
 
+        call.__module__ = "elsewhere"  # it is not the package's
         return call
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -172,11 +171,12 @@ class Stranger:
 
     def _receive(self) -> dict[str, Any]:
         size = struct.unpack("!I", self._read(4))[0]
-        if size > MOST:
-            raise StrangerFailed("the answer is too large")
+        self._left -= size
+        if size > MOST or self._left < 0:
+            raise StrangerFailed("the answers are too large")
         try:
             message = json.loads(self._read(size))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StrangerFailed("the answer is not one") from error
         if not isinstance(message, dict):
             raise StrangerFailed("the answer is not one")
@@ -216,7 +216,7 @@ def decode(value: Any) -> Any:
     if isinstance(value, list):
         return [decode(item) for item in value]
     if not isinstance(value, dict):
-        return value if not isinstance(value, float) or math.isfinite(value) else float(value)
+        return value
     try:
         if "tensor" in value:
             dtype = getattr(torch, str(value.get("dtype")), None)
@@ -225,7 +225,16 @@ def decode(value: Any) -> Any:
             return {_key(decode(k)): decode(v) for k, v in value["dict"]}
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return Odd("broken value")
-    return Odd(str(value.get("odd", "object"))[:40])
+    return Odd(clean(value.get("odd", "object"), 40))
+
+
+def _beside(package: Path) -> list[Path]:
+    """The folders around a package that stands in its repository: tests, lessons and history hold answers, too."""
+    if not (package.parent / "pyproject.toml").is_file():
+        return []
+    prefixes = [Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix)]
+    folders = [path for path in package.parent.iterdir() if path.is_dir()]
+    return [path for path in folders if not any(prefix.is_relative_to(path.resolve()) for prefix in prefixes)]
 
 
 def _key(key: Any) -> Any:

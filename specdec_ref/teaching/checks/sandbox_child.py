@@ -1,8 +1,8 @@
 """The process that runs strangers' code. It stands alone: it imports nothing of the package, which is hidden from it.
 
 It loads PyTorch once, then forks for each submission that it is handed over its control socket, with a socket of its
-own for each. A fork cuts itself off (namespaces where the system allows it, limits in any case), runs the cells, and
-then answers calls. Nothing that it says is believed to be more than a value.
+own for each. A fork builds walls around itself, says which, runs the cells, and then answers calls. Nothing that it
+says after that is believed to be more than a value.
 """
 
 import array
@@ -13,7 +13,9 @@ import importlib.abc
 import importlib.machinery
 import io
 import json
+import numbers
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -24,9 +26,15 @@ import types
 import numpy
 import torch
 
-NEWNS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
-MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE, PR_SET_PDEATHSIG = 1, 32, 4096, 16384, 1 << 18, 1
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import cells
+import walls
+
+sys.path.pop(0)
+
+PDEATHSIG, SUBREAPER = 1, 36
 MOST = 4_000_000
+ABSENT = "is not there while you are graded from outside: write that part yourself"
 
 
 def receive(sock):
@@ -44,14 +52,15 @@ def send(sock, message):
 
 
 def encode(value):
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, (int, float)):
+    if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, torch.Tensor):
-        return {"tensor": value.detach().tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+        dtype = str(value.dtype).removeprefix("torch.")
+        return {"odd": "complex tensor"} if value.is_complex() else {"tensor": value.detach().tolist(), "dtype": dtype}
     if isinstance(value, (numpy.ndarray, numpy.generic)):
         return encode(torch.as_tensor(value))
+    if isinstance(value, numbers.Real):
+        return float(value)
     if isinstance(value, (list, tuple)):
         return [encode(item) for item in value]
     if isinstance(value, dict):
@@ -89,14 +98,24 @@ class Chance:
 
 
 class Nothing:
-    """Stands for everything of the package: it can be called and asked for anything, and does nothing."""
+    """Stands for what is not there: while cells run, it can be called and asked for anything, and does nothing. An
+    answer that needs it is told so."""
+
+    graded = False
+
+    def __init__(self, name):
+        self.__dict__["name"] = name
 
     def __call__(self, *args, **kwargs):
+        if Nothing.graded:
+            raise ImportError(f"{self.name} {ABSENT}")
         return self
 
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
+        if Nothing.graded:
+            raise ImportError(f"{self.name} {ABSENT}")
         return self
 
     def __iter__(self):
@@ -104,7 +123,7 @@ class Nothing:
 
 
 class Hidden(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds an empty module for every name of the package."""
+    """Finds an empty module for every name of the package, and of what only draws."""
 
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("specdec_ref", "IPython", "matplotlib", "ipywidgets"):
@@ -113,94 +132,95 @@ class Hidden(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def create_module(self, spec):
         module = types.ModuleType(spec.name)
-        module.__getattr__ = lambda name: Nothing()
+        package = spec.name.split(".")[0]
+
+        def get(name):
+            if name.startswith("__") or Nothing.graded:
+                raise (AttributeError(name) if name.startswith("__") else ImportError(f"{package} {ABSENT}"))
+            return Nothing(package)
+
+        module.__getattr__ = get
         return module
 
     def exec_module(self, module):
         pass
 
 
-def cut_off(hidden):
-    """Leave the rest of the machine, as far as that is allowed. Returns what was reached."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    uid, gid = os.getuid(), os.getgid()
-    flags = NEWNS | NEWIPC | NEWPID | NEWNET | (0 if uid == 0 else NEWUSER)
-    if not hasattr(libc, "unshare") or libc.unshare(flags) != 0:
-        return "limits"
-    if uid != 0:
-        for file, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-            with open(f"/proc/self/{file}", "w") as written:
-                written.write(text)
-    libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None)
-    for path in (*hidden, tempfile.gettempdir(), "/dev/shm"):
-        if os.path.isdir(path):
-            libc.mount(b"none", os.fsencode(path), b"tmpfs", 0, b"size=16m,mode=1777")
-    with open("/proc/self/mounts") as mounts:
-        places = [line.split()[1] for line in mounts if line.split()[2] != "tmpfs"]
-    for place in places:
-        libc.mount(None, os.fsencode(place), None, MS_REMOUNT | MS_BIND | MS_RDONLY, None)
-    return "namespaces"
-
-
-def limit(memory, cpu_seconds):
-    import resource
-
-    with open("/proc/self/statm") as pages:
-        present = int(pages.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (present + memory, present + memory))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-    if os.getuid() == 0:  # root has no limit on processes, so be nobody
-        os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
-    resource.setrlimit(resource.RLIMIT_NPROC, (64, 64))
+def keep(pid, scratch):
+    """Wait until that process has ended or this one is told to end it; then nothing that it started lives on."""
+    signal.sigwait((signal.SIGTERM, signal.SIGCHLD))
+    while True:
+        children = {pid}
+        with contextlib.suppress(OSError), open(f"/proc/self/task/{os.getpid()}/children") as file:
+            children |= {int(child) for child in file.read().split()}
+        for child in children:
+            with contextlib.suppress(OSError):
+                os.kill(child, signal.SIGKILL)
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            break
+    if scratch is not None:
+        shutil.rmtree(scratch, ignore_errors=True)
+    os._exit(0)
 
 
 def run(sock):
     """Run the cells, then answer calls until the other side hangs up."""
     begin = receive(sock)
-    reached = cut_off(begin["hidden"])
-    if reached == "namespaces":  # the first process of the new namespace: when it dies, all in it do
-        pid = os.fork()
-        if pid:
-            sock.close()
-            os.waitpid(pid, 0)
-            os._exit(0)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl = ctypes.CDLL(None).prctl
+    with open("/proc/self/statm") as pages:
+        present = int(pages.read().split()[0]) * os.sysconf("SC_PAGESIZE")
+    prctl(PDEATHSIG, signal.SIGTERM)
+    prctl(SUBREAPER, 1)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGCHLD))
+    reached = ["namespaces"] if walls.leave() else []
+    scratch = None if reached else tempfile.mkdtemp(prefix="submission-")
+    pid = os.fork()  # in a new namespace the first process: when it dies, all in it do
+    if pid:
+        sock.close()
+        keep(pid, scratch)
+    prctl(PDEATHSIG, signal.SIGKILL)
     os.setsid()
-    with contextlib.suppress(OSError):
-        os.chdir(tempfile.gettempdir())
-    limit(begin["memory"], begin["cpu_seconds"])
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGCHLD))
+    if reached:
+        try:
+            walls.move_house(begin["hidden"])
+        except OSError as error:
+            reached = [f"namespaces without files of their own ({error.strerror})"]
+    else:
+        os.chown(scratch, *([begin["uid"]] * 2 if os.getuid() == 0 else (-1, -1)))
+        os.chdir(scratch)
+    reached += ["Landlock"] if walls.restrict_files(begin["hidden"], scratch or "/tmp") else []
+    walls.give_up_rights(begin["uid"])
+    reached += ["seccomp"] if walls.refuse_calls() else []
+    walls.limit(begin["memory"], begin["cpu_seconds"], present)
     sys.meta_path.insert(0, Hidden())
     os.environ.clear()
-    names = {"__name__": "__main__", "__builtins__": builtins}
-    broken = []
-    for number, source in enumerate(begin["sources"], 1):
-        try:
-            exec(compile(source, f"<cell {number}>", "exec"), names)
-        except SyntaxError as error:
-            broken.append(f"SyntaxError: {error.msg} (line {error.lineno} of a cell)")
-        except BaseException as error:
-            broken.append(f"{type(error).__name__}: {error}"[:200])
-    send(sock, {"ready": reached, "names": sorted(n for n, v in names.items() if callable(v)), "broken": broken[:5]})
+    send(sock, {"walls": ", ".join([*reached, "limits"])})  # before any of their code runs: this can be believed
+    names = {"__name__": "__main__", "__builtins__": builtins, "display": lambda *what: None}
+    broken = cells.run(begin["sources"], names)
+    Nothing.graded = True
+    send(sock, {"names": sorted(n for n, v in names.items() if callable(v)), "broken": broken[:5]})
     while True:
         call = receive(sock)
-        arguments = [decode(argument, sock) for argument in call["arguments"]]
-        before = json.dumps(call["arguments"])
         try:
+            arguments = [decode(argument, sock) for argument in call["arguments"]]
             value = encode(names[call["function"]](*arguments))
-            after = json.dumps([{"chance": True} if isinstance(a, Chance) else encode(a) for a in arguments])
-            reply = {"value": value, "changed": after != before}
+            after = [{"chance": True} if isinstance(a, Chance) else encode(a) for a in arguments]
+            send(sock, {"value": value, "changed": json.dumps(after) != json.dumps(call["arguments"])})
         except BaseException as error:
             line = error.__traceback__
             while line is not None and line.tb_next is not None:
                 line = line.tb_next
-            reply = {"error": type(error).__name__, "message": str(error)[:300], "line": line.tb_lineno if line else 0}
-            reply["not_attempted"] = isinstance(error, NotImplementedError)
-        send(sock, reply)
+            send(
+                sock,
+                {
+                    "error": cells.told(error),
+                    "line": line.tb_lineno if line else 0,
+                    "not_attempted": isinstance(error, NotImplementedError),
+                },
+            )
 
 
 def main():
@@ -211,19 +231,21 @@ def main():
         os.dup2(null, standard)
     sys.stdout = sys.stderr = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), write_through=True)
     running = {}
+
+    def end(number):
+        with contextlib.suppress(OSError, KeyError):
+            os.kill(running[number], signal.SIGTERM)
+            os.waitpid(running.pop(number), 0)
+
     control.send(b"ready")
     while True:
         message, files, _, _ = control.recvmsg(64, socket.CMSG_SPACE(4))
         if not message:
-            for pid in running.values():
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
+            for number in list(running):
+                end(number)
             os._exit(0)
         if message.startswith(b"kill "):
-            number = int(message[5:])
-            with contextlib.suppress(OSError, KeyError):
-                os.kill(running[number], signal.SIGKILL)
-                os.waitpid(running.pop(number), 0)
+            end(int(message[5:]))
             control.send(b"done")
             continue
         descriptor = array.array("i")
@@ -231,8 +253,10 @@ def main():
         pid = os.fork()
         if pid == 0:
             control.close()
-            run(socket.socket(fileno=descriptor[0]))
-            os._exit(0)
+            try:
+                run(socket.socket(fileno=descriptor[0]))
+            finally:
+                os._exit(1)
         os.close(descriptor[0])
         running[int(message[6:])] = pid
 

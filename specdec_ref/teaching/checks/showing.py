@@ -19,6 +19,7 @@ def rows(verdict: Verdict) -> list[tuple[str, str]]:
     pairs = [("case", verdict.case), ("yours", verdict.yours), ("expected", verdict.expected)]
     if verdict.hint:
         pairs.append(("next", f'hint("{verdict.exercise}", {verdict.hint})'))
+    pairs.append(("note", verdict.note))
     return [(name, words) for name, words in pairs if words]
 
 

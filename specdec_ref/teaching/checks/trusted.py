@@ -6,6 +6,13 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from specdec_ref.teaching.checks import cells
+from specdec_ref.teaching.checks.exercise import TooSlow, clean
+from specdec_ref.teaching.checks.judging import time_limit
+
+SECONDS = 120.0
+"""All cells of a notebook may take so long."""
+
 
 class Trusted:
     """Stands where a `Sandbox` stands, and runs the cells in this process."""
@@ -28,15 +35,8 @@ class OwnWork:
 
     def __init__(self, sources: Sequence[str]):
         self._space: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins, "display": lambda *_: None}
-        self.broken: list[str] = []
-        with contextlib.redirect_stdout(io.StringIO()):
-            for number, source in enumerate(sources, 1):
-                try:
-                    exec(compile(source, f"<cell {number}>", "exec"), self._space)
-                except SyntaxError as error:
-                    self.broken.append(f"SyntaxError: {error.msg} (line {error.lineno} of a cell)")
-                except Exception as error:
-                    self.broken.append(f"{type(error).__name__}: {error}"[:200])
+        with contextlib.redirect_stdout(io.StringIO()), time_limit(SECONDS):
+            self.broken = [clean(line) for line in cells.run(list(sources), self._space, (TooSlow,))]
         self.names = {name for name, value in self._space.items() if callable(value)}
 
     def __enter__(self) -> "OwnWork":
