@@ -22,6 +22,9 @@ from specdec_ref.sampling import Randomness, Sampling, SeededRandomness
 
 Prompt = str | Sequence[int]
 
+ROUNDING = 0.01
+"""What the sum of q may be off one: probabilities in bfloat16 are rounded by 0.4 %."""
+
 
 @dataclass
 class Row:
@@ -102,12 +105,17 @@ def speculate(
         after_verify = clock.now()
 
         # The only time in a round that the host waits for the device.
-        broken = torch.stack([p.sum((1, 2)).isnan(), q.sum((1, 2)).isnan()], 1)
         meant = draft.meant().to(target.device)
+        mass = q.sum(-1)
+        is_meant = torch.arange(mass.shape[1], device=mass.device) < meant[:, None]
+        off = (mass - is_meant.to(mass)).abs() > ROUNDING
+        broken = torch.stack([p.sum((1, 2)).isnan(), mass.sum(1).isnan(), off.any(1)], 1)
         facts = [verdict.accepted[:, None], verdict.next_token[:, None], meant[:, None], broken, drafted]
         outcome = torch.cat(facts, 1).tolist()
         seconds = clock.between(started, after_draft), clock.between(after_draft, after_verify)
-        for row, (accepted, next_token, n, p_broken, q_broken, *tokens) in zip(rows, outcome, strict=True):
+        for row, (accepted, next_token, n, p_broken, q_broken, q_off, *tokens) in zip(rows, outcome, strict=True):
+            if not 0 <= n <= len(tokens):
+                raise SpecdecError(f"drafter: its lengths hold {n}; takes 0 … {len(tokens)}, the tokens of a row")
             if unknown := [token for token in tokens[:n] if not 0 <= token < target.vocab_size]:
                 raise SpecdecError(
                     f"drafter: token id {unknown[0]} is not in the vocabulary, 0 … {target.vocab_size - 1}"
@@ -116,6 +124,8 @@ def speculate(
                 raise SpecdecError(
                     f"{'target' if p_broken else 'draft'}: its logits hold NaN or infinity, nothing to draw"
                 )
+            if q_off:
+                raise SpecdecError("drafter: its probabilities do not sum to one; takes what each token was drawn from")
             emitted = row.add([*tokens[:accepted], next_token], eos, context + 1)
             row.rounds.append(Round(tuple(tokens[:n]), accepted, emitted, *seconds))
         controller.observe([row.rounds[-1] for row in rows])
@@ -308,6 +318,8 @@ class _Job:
                 raise SpecdecError(f"monitor={monitor!r:.80}: takes a SpeculativeDecodingMonitor(), or None")
             self.controller = monitor.watch(self.controller)
         self.target = TransformersModel(pair.target)
+        if self.target.device.type == "meta":
+            raise SpecdecError("target: is on device meta, which holds no numbers; takes a loaded model")
         self.context = self.target.context
         if self.controller.max_k >= self.context:
             raise SpecdecError(f"k={self.controller.max_k}: takes less than the context, {self.context} tokens")
@@ -322,6 +334,8 @@ class _Job:
             self.drafter = ModelDrafter(TransformersModel(pair.draft, self.target.vocab_size))
         if isinstance(self.drafter, ModelDrafter):
             model, ours = self.drafter.model, self.target.vocab_size
+            if model.device != self.target.device:
+                raise SpecdecError(f"draft: is on {model.device}, the target on {self.target.device}; takes one device")
             self.context = min(self.context, model.context)
             if model.vocab_size > ours and isinstance(model, TransformersModel):  # not to propose its own padding
                 self.drafter = ModelDrafter(TransformersModel(model.model, ours), self.drafter.min_confidence)
@@ -331,7 +345,10 @@ class _Job:
 
     def _ids(self, prompt: Prompt) -> tuple[int, ...]:
         if isinstance(prompt, str):
-            ids = self.tokenizer(prompt)["input_ids"]
+            try:
+                ids = self.tokenizer(prompt)["input_ids"]
+            except (TypeError, UnicodeError) as error:  # half a surrogate pair is a str that is no text
+                raise SpecdecError(f"prompt={prompt!r:.80}: cannot be turned into tokens, is it text?") from error
         elif _is_ids(prompt):
             ids = [int(token) for token in prompt]
         else:

@@ -31,14 +31,18 @@ class Draft:
     def check(self, rows: int, k: int, vocab_size: int) -> None:
         """Raises SpecdecError unless the shapes fit what was asked for. Reads no value, so the host need not wait."""
         tokens, q, lengths = self.tokens, self.probabilities, self.lengths
+        for name, value in (("tokens", tokens), ("probabilities", q), ("lengths", lengths)):
+            if not isinstance(value, Tensor) and (name == "tokens" or value is not None):
+                raise SpecdecError(f"drafter: its {name} are {value!r:.60}; takes a tensor")
         if tokens.dtype != torch.int64 or tokens.ndim != 2 or tokens.shape[0] != rows or tokens.shape[1] > k:
             got = f"{list(tokens.shape)} {str(tokens.dtype).removeprefix('torch.')}"
             raise SpecdecError(f"drafter: its tokens are {got}; takes [{rows}, at most {k}] int64")
         if q is not None and (q.ndim != 3 or q.shape[:2] != tokens.shape or q.shape[2] > vocab_size):
             takes = f"[{rows}, {tokens.shape[1]}, at most {vocab_size}], one row for each token"
             raise SpecdecError(f"drafter: its probabilities are {list(q.shape)}; takes {takes}")
-        if lengths is not None and lengths.shape != (rows,):
-            raise SpecdecError(f"drafter: its lengths are {list(lengths.shape)}; takes [{rows}]")
+        if lengths is not None and (lengths.shape != (rows,) or lengths.dtype != torch.int64):
+            got = f"{list(lengths.shape)} {str(lengths.dtype).removeprefix('torch.')}"
+            raise SpecdecError(f"drafter: its lengths are {got}; takes [{rows}] int64")
 
     def meant(self) -> Tensor:
         """How many tokens of each row are meant, [B] int64."""

@@ -132,6 +132,8 @@ class TransformersModel:
     ) -> Tensor:
         """The forward pass itself. Returns logits [B, n or keep_logits, all rows of the head]."""
         every = positions.expand(tokens.shape)
+        if not self._plain:  # some models insist on a mask of every row's own
+            masks = tuple(mask.expand(len(tokens), -1, -1, -1) for mask in masks)
         mask: Any = masks[0] if len(masks) == 1 else dict(zip(self._windows, masks, strict=True))
         if self._plain:
             return layer_by_layer(self.model, tokens, every, mask, cache, keep_logits)
@@ -181,6 +183,11 @@ def check_rewindable(model: "PreTrainedModel", role: str = "model") -> None:
     config = model.config.get_text_config(decoder=True)
     if getattr(config, "is_encoder_decoder", False):
         raise SpecdecError(f"{role}: {config.model_type} is an encoder-decoder model: takes a decoder-only causal LM")
+    blind = getattr(config, "is_decoder", True)  # BERT and its kin score a token with those after it, unless told so
+    if not blind and any(getattr(module, "is_causal", True) is False for module in model.modules()):
+        raise SpecdecError(f"{role}: {config.model_type} looks at later tokens: takes a causal LM (is_decoder=True)")
+    if getattr(config, "alibi", False):  # Falcon counts distances in a 2-D mask, which knows no rows of other lengths
+        raise SpecdecError(f"{role}: {config.model_type} with alibi makes its own positions: takes a model with rotary")
     unknown = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if "local" in (getattr(config, "attention_layers", None) or ()):  # GPT-Neo: windows of its own, by the longest row
         unknown.add("local attention")
