@@ -3,6 +3,7 @@ edge result. Never an exception from three floors down, never a hang, never the 
 """
 
 import contextlib
+import copy
 import dataclasses
 import json
 import os
@@ -394,6 +395,8 @@ PROMPT = [
     bad("generate: prompt is a list with an empty string", lambda w: w.generate(["def f", ""]), "prompt", "empty"),
     bad("generate: prompt=None", lambda w: w.generate(None), "prompt=None", "text"),
     bad("generate: prompt=5", lambda w: w.generate(5), "prompt=5", "text"),
+    bad("generate: prompt is half a surrogate pair", lambda w: w.generate("a\ud800"), "prompt", "ud800", "text"),
+    bad("generate: prompt is a generator", lambda w: w.generate(p for p in ["a"]), "prompt", "a list"),
     bad("generate: prompt is bytes", lambda w: w.generate(b"def f"), "prompt=b'def f'", "text"),
     bad("generate: prompt is a tokenizer's output", lambda w: w.generate(w.pair.tokenizer("def f")), "prompt", "ids"),
     bad("generate: prompt holds floats", lambda w: w.generate([1.0, 2.0]), "prompt", "1.0", "ids"),
@@ -542,6 +545,8 @@ DRAFTER = [
         lambda w: w.generate(pair=w.load(), drafter=sd.PromptLookupDrafter()),
         lambda g: len(g.tokens) == 12,
     ),
+    bad("generate: draft on another device", lambda w: w.generate(pair=elsewhere(w, "draft")), "draft", "meta", "cpu"),
+    bad("generate: target on no device", lambda w: w.generate(pair=elsewhere(w, "target")), "target", "meta"),
     bad("generate: pair is a name", lambda w: w.generate(pair="gpt2"), "pair='gpt2'", "load_pair"),
     bad("generate: pair is a model", lambda w: w.generate(pair=w.pair.target), "pair=", "load_pair"),
     bad("PromptLookupDrafter: max_ngram=0", lambda w: sd.PromptLookupDrafter(max_ngram=0), "max_ngram=0", "min_ngram"),
@@ -580,6 +585,14 @@ DRAFTER = [
             ("q too wide", lambda b, k: sd.Draft(ids(b, k), flat(b, k, 300)), ("probabilities", "[1, 3, 300]")),
             ("q of NaN", lambda b, k: sd.Draft(ids(b, k), flat(b, k) * NAN), ("NaN",)),
             ("lengths for another batch", lambda b, k: sd.Draft(ids(b, k), None, ids(2, 1)[:, 0]), ("lengths", "[2]")),
+            ("lengths beyond the tokens", lambda b, k: sd.Draft(ids(b, k), None, ids(b, 1, 9)[:, 0]), ("9", "0 … 3")),
+            ("negative lengths", lambda b, k: sd.Draft(ids(b, k), flat(b, k), ids(b, 1, -2)[:, 0]), ("-2", "0 … 3")),
+            ("lengths as floats", lambda b, k: sd.Draft(ids(b, k), None, torch.ones(b)), ("lengths", "float32")),
+            ("tokens as a list", lambda b, k: sd.Draft([[5] * k] * b), ("tokens", "[[5, 5, 5]]", "tensor")),
+            ("q as a list", lambda b, k: sd.Draft(ids(b, k), [[1.0] * k] * b), ("probabilities", "tensor")),
+            ("q twice too large", lambda b, k: sd.Draft(ids(b, k), 2 * flat(b, k)), ("probabilities", "sum to one")),
+            ("q of logits", lambda b, k: sd.Draft(ids(b, k), flat(b, k).log()), ("probabilities", "sum to one")),
+            ("q of zeros", lambda b, k: sd.Draft(ids(b, k), 0 * flat(b, k)), ("probabilities", "sum to one")),
         )
     ],
     edge(
@@ -708,6 +721,12 @@ THEORY = [
 ]  # fmt: skip
 
 TABLE = [*K_AND_CONTROLLER, *PROMPT, *LENGTH_SEED_STOP, *SAMPLING, *LOGITS, *DRAFTER, *LOADING, *THEORY]
+
+
+def elsewhere(workshop: Workshop, role: str) -> sd.Pair:
+    """The pair with one of its models on 'meta', where tensors have shapes and no numbers: the other device of any
+    machine."""
+    return dataclasses.replace(workshop.pair, **{role: copy.deepcopy(getattr(workshop.pair, role)).to("meta")})
 
 
 def empty_folder(root: Path) -> Path:

@@ -214,12 +214,19 @@ REFUSED: dict[str, tuple[type, dict[str, object], str]] = {
         tf.Qwen3NextConfig, SMALL | EXPERTS | {"layer_types": ["linear_attention", "full_attention"]},
         "linear_attention"
     ),
+    "positions of its own": (
+        tf.FalconConfig, {k: v for k, v in SMALL.items() if k not in ("intermediate_size", "num_key_value_heads")}
+        | {"alibi": True}, "alibi"
+    ),
+    "attention both ways": (
+        tf.BertConfig, {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}, "looks at later tokens"
+    ),
     "convolution": (tf.Lfm2Config, SMALL | {"layer_types": ["conv", "full_attention"]}, "conv"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_a_model_that_keeps_a_running_state_is_refused(what: str) -> None:
+def test_a_model_that_keeps_a_running_state_or_looks_elsewhere_than_back_is_refused(what: str) -> None:
     config, arguments, word = REFUSED[what]
     with torch.device("meta"):
         model = tf.AutoModelForCausalLM.from_config(config(**arguments))
