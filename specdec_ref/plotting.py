@@ -75,6 +75,8 @@ def new_figure(
         for one in [axes] if first is axes else axes.flat:
             one.set_xlabel(x)
             one.set_ylabel(y)
+            for name in ("legend", "set_title", "text", "annotate"):  # what a lesson adds later looks alike
+                setattr(one, name, styled(getattr(one, name)))
     return figure, axes
 
 
@@ -87,6 +89,7 @@ def equivalence_figure(
     Inside the band are 95 % of the outcomes of a right sampler; outside the dashed limit, once in 1,000 tests, any.
     """
     import numpy as np
+    from matplotlib import ticker
     from scipy import stats
 
     limits = stats.norm.isf(0.025), stats.norm.isf(0.0005 / len(expected))
@@ -101,7 +104,8 @@ def equivalence_figure(
     )
     for sign in (-1, 1):
         label = "all, in 999 of 1,000 tests" if sign > 0 else None
-        axes.plot(x, 1 + sign * limits[1] * width, color=FORMULA, linestyle="--", linewidth=1, label=label)
+        edge = np.maximum(0, 1 + sign * limits[1] * width)
+        axes.plot(x, edge, color=FORMULA, linestyle="--", linewidth=1, label=label)
     inside = off <= limits[1]
     axes.plot(expected[inside], (observed / expected)[inside], ".", color=TARGET, markersize=4, label="an outcome")
     if not inside.all():
@@ -110,5 +114,8 @@ def equivalence_figure(
             expected[~inside], outside, "x", color=REJECTED, label=f"{REJECTED_MARK} beyond chance: {len(outside)}"
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.legend()
     return figure

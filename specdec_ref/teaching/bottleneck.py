@@ -31,35 +31,42 @@ def floor_seconds(parameters: float, width: float, bandwidth: float) -> float:
 
 
 @plotting.styled
-def floor_figure(parameters: float, width: float) -> "Figure":
-    """The least milliseconds per token of such a model on each of `MACHINES`. width: bytes per weight."""
+def floor_figure(parameters: float, width: float, here: float | None = None) -> "Figure":
+    """The least milliseconds per token of such a model on each of `MACHINES`, and on this one.
+
+    width: bytes per weight. here: this machine's own bandwidth in bytes/s, as `measure_limits` found it.
+    """
+    machines = MACHINES if here is None else {"this machine, measured": here} | MACHINES
     gigabytes = parameters * width / 1e9
     figure, axes = plotting.new_figure(
-        f"{gigabytes:.1f} GB of weights, read once per token", "least time per token (ms)", height=2.6
+        f"{gigabytes:.1f} GB of weights, read once per token", "least time per token (ms)", height=2.9
     )
-    times = [1e3 * floor_seconds(parameters, width, bandwidth) for bandwidth in MACHINES.values()]
-    at = range(len(MACHINES))
+    times = [1e3 * floor_seconds(parameters, width, bandwidth) for bandwidth in machines.values()]
+    at = range(len(machines))
     axes.barh(at, times, color=plotting.TARGET, height=0.6)
     for y, ms in zip(at, times, strict=True):
-        axes.text(ms, y, f" {ms:,.1f} ms: at most {1e3 / ms:,.0f} tokens/s", va="center")
-    axes.set_yticks(at, list(MACHINES))
+        axes.text(ms, y, f" {ms:,.1f} ms: at most {1e3 / ms:,.{int(ms > 100)}f} tokens/s", va="center")
+    axes.set_yticks(at, list(machines))
     axes.invert_yaxis()
     axes.set_xlim(0, max(times) * 1.75)
     axes.grid(axis="y", visible=False)
     return figure
 
 
-def floor_explorer() -> None:
-    """Choose a model's size and the width of its weights; see the floor on several machines."""
+def floor_explorer(here: float | None = None) -> None:
+    """Choose a model's size and the width of its weights; see the floor on several machines.
+
+    here: this machine's own bandwidth in bytes/s.
+    """
     import ipywidgets as w
 
     billions = w.SelectionSlider(options=[0.5, 1, 3, 7, 14, 32, 70], value=7, description="billions")
     width = w.Dropdown(options=list(WIDTHS), value="16 bit", description="weights")
-    start = floor_figure(7e9, 2.0)
+    start = floor_figure(7e9, 2.0, here)
     image = w.Image(value=as_png(start), format="png", width=700)
 
     def redraw(_: Any) -> None:
-        image.value = as_png(floor_figure(billions.value * 1e9, WIDTHS[width.value]))
+        image.value = as_png(floor_figure(billions.value * 1e9, WIDTHS[width.value], here))
 
     for control in (billions, width):
         control.observe(redraw, names="value")

@@ -7,8 +7,6 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from specdec_ref.models import shipped
-
 NEEDED = {
     "torch": "the models",
     "transformers": "the models",
@@ -59,8 +57,6 @@ class Environment:
 
 def check_environment() -> Environment:
     """Look at Python, packages, the pair that ships, processor and GPU. Changes nothing and uses no network."""
-    import torch
-
     python = sys.version_info
     checks = [
         Check(
@@ -80,15 +76,27 @@ def check_environment() -> Environment:
                 "" if there else "run `make lab` in the course's folder, or pip install -e '.[course]'",
             )
         )
+    if all(check.fine for check in checks if check.what.endswith("(the models)")):
+        checks += _models_and_machine()
+    return Environment(tuple(checks))
+
+
+def _models_and_machine() -> list[Check]:
+    """What only torch and transformers can tell."""
+    import torch
+
+    from specdec_ref.models import shipped
+
     models = shipped()
     whole = "target" in models and len(models) >= 2
     remedy = "" if whole else "get the repository again; the weights are in specdec_ref/pretrained"
-    checks.append(Check("models that ship", whole, ", ".join(models) or "none", remedy))
     threads = torch.get_num_threads()
-    checks.append(Check("processor", True, f"{os.cpu_count()} cores, {threads} used by torch"))
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none (not needed)"
-    checks.append(Check("GPU", True, gpu))
-    return Environment(tuple(checks))
+    return [
+        Check("models that ship", whole, ", ".join(models) or "none", remedy),
+        Check("processor", True, f"{os.cpu_count()} cores, {threads} used by torch"),
+        Check("GPU", True, gpu),
+    ]
 
 
 def _version(package: str) -> str:

@@ -1,7 +1,8 @@
 """Run notebooks and write them back: `python -m specdec_ref.teaching.lessons notebooks/*.ipynb`, or `make notebooks`.
 
 A committed notebook is one clean run: cells numbered 1…n, no errors, outputs that belong to the sources beside them
-(their hash is kept in the notebook), no widget state, nothing of the machine it ran on.
+(their hash is kept in the notebook), pictures with their caption as alternative text, no widget state, nothing of the
+machine it ran on.
 """
 
 import hashlib
@@ -22,6 +23,14 @@ def source_hash(notebook: Any) -> str:
     """Hash of all code cells' sources, in order."""
     sources = "\0".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     return hashlib.sha256(sources.encode()).hexdigest()
+
+
+def caption(notebook: Any, i: int) -> str:
+    """What the text behind cell i says in italics, at its beginning: the description of the cell's picture, or ''."""
+    following = notebook.cells[i + 1] if i + 1 < len(notebook.cells) else None
+    if following is None or following.cell_type != "markdown" or not following.source.startswith("*"):
+        return ""
+    return " ".join(following.source[1:].split("*")[0].split())
 
 
 def run(path: Path) -> float:
@@ -52,7 +61,7 @@ def _tidy(notebook: Any) -> None:
         "language_info": {"name": "python"},
         HASH: source_hash(notebook),
     }
-    for cell in notebook.cells:
+    for i, cell in enumerate(notebook.cells):
         cell.metadata.pop("execution", None)
         if cell.cell_type != "code":
             continue
@@ -62,6 +71,8 @@ def _tidy(notebook: Any) -> None:
                 continue  # progress bars
             if "data" in output:
                 output.data.pop("application/vnd.jupyter.widget-view+json", None)
+            if "image/png" in output.get("data", {}) and (words := caption(notebook, i)):
+                output.metadata.setdefault("image/png", {})["alt"] = words
             if output.get("data") != {}:
                 kept.append(output)
         cell.outputs = kept

@@ -62,32 +62,53 @@ def acceptance_figure(p: Sequence[float], q: Sequence[float], names: Sequence[st
 
 
 @plotting.styled
-def round_figure(played: "PlayedRound", decode: Any) -> "Figure":
-    """One round, token by token: u against min(1, p/q), and the verdict. decode: token id → text."""
-    n = len(played.drafted)
-    figure, axes = plotting.new_figure("", "", "chance of being kept", width=8.6, height=3.4)
-    for i in range(n):
-        judged = i <= played.accepted
-        kept = i < played.accepted
-        colour = plotting.ACCEPTED if kept else plotting.REJECTED if judged else "#BBBBBB"
-        axes.bar(i, played.chances[i], 0.55, color=colour, alpha=0.85 if judged else 0.4)
-        axes.plot([i - 0.36, i + 0.36], [played.u[i]] * 2, color="black", linewidth=2, alpha=1 if judged else 0.25)
-        mark = plotting.ACCEPTED_MARK if kept else plotting.REJECTED_MARK if judged else "not judged"
-        axes.text(i, 1.04, mark, ha="center", va="bottom", color=colour if judged else "#777777", fontsize=11)
-    full = played.accepted == n
-    face, edge = (plotting.BONUS, plotting.BONUS) if full else ("white", plotting.REJECTED)
-    axes.bar(n, 1, 0.55, color=face, edgecolor=edge, hatch="" if full else "xxx", alpha=0.6)
-    words = [f"{_show(decode(token))}\nq = {q:.2f}" for token, q in zip(played.drafted, played.q, strict=True)]
-    last = f"{plotting.BONUS_MARK} bonus" if full else "residual"
-    axes.set_xticks(range(n + 1), [*words, f"{last}:\n{_show(decode(played.next_token))}"])
-    axes.set_ylim(0, 1.22)
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
-    axes.grid(axis="x", visible=False)
-    emitted = played.accepted + 1
-    axes.set_title(
-        f"Round {played.number}: {played.accepted} of {n} kept, {emitted} token{'s' if emitted > 1 else ''} emitted "
-        "(bar: min(1, p/q); black line: u)"
+def round_figure(played: "PlayedRound", decode: Any, most: int = 5) -> "Figure":
+    """One round: u against min(1, p/q) and the verdict, token by token; then what the last token was drawn from.
+
+    decode: token id → text. most: candidates shown for the last token, likeliest first; the one drawn is always there.
+    """
+    n, full = len(played.drafted), played.accepted == len(played.drafted)
+    figure, (one, two) = plotting.new_figure(
+        f"Round {played.number}: {played.accepted} of {n} kept",
+        width=8.6,
+        height=3.4,
+        ncols=2,
+        gridspec_kw={"width_ratios": [n + 1, 3]},
     )
+    for i in range(n):
+        judged, kept = i <= played.accepted, i < played.accepted
+        colour = plotting.ACCEPTED if kept else plotting.REJECTED if judged else "#BBBBBB"
+        one.bar(i, played.chances[i], 0.55, color=colour, alpha=0.85 if judged else 0.4)
+        one.plot([i - 0.36, i + 0.36], [played.u[i]] * 2, color="black", linewidth=2, alpha=1 if judged else 0.25)
+        mark = plotting.ACCEPTED_MARK if kept else plotting.REJECTED_MARK if judged else "not judged"
+        size = 13 if judged else 9
+        one.text(i, 1.05, mark, ha="center", va="bottom", color=colour if judged else "#666666", fontsize=size)
+    one.plot([], [], color="black", linewidth=2, label="u")
+    words = [f"{_show(decode(token))}\nq = {q:.2g}" for token, q in zip(played.drafted, played.q, strict=True)]
+    one.set_xticks(range(n), words)
+    one.set_xlim(-0.6, n - 0.4)
+    one.set_ylim(0, 1.25)
+    one.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    one.set_ylabel("min(1, p/q), the chance to be kept")
+    one.grid(axis="x", visible=False)
+    one.legend(loc="upper left", bbox_to_anchor=(-0.02, 1.03), handlelength=1.2)
+
+    likeliest = played.next_from.argsort(descending=True)[:most].tolist()
+    if played.next_token not in likeliest:
+        likeliest[-1] = played.next_token
+    colour = plotting.BONUS if full else plotting.REJECTED
+    for y, token in enumerate(likeliest):
+        chance, drawn = float(played.next_from[token]), token == played.next_token
+        look = {"color": colour} if full else {"color": "white", "edgecolor": colour, "hatch": "xxx"}
+        two.barh(y, chance, 0.6, **look)
+        two.text(chance, y, "  ← drawn" if drawn else "", va="center", fontsize=9)
+    two.set_yticks(range(len(likeliest)), [_show(decode(token)) for token in likeliest])
+    two.invert_yaxis()
+    two.set_xlim(0, 1.35 * float(played.next_from.max()))
+    two.set_xlabel("probability")
+    two.grid(axis="y", visible=False)
+    source = f"{plotting.BONUS_MARK} bonus, from the target" if full else "One from the residual"
+    two.set_title(f"{source}: {_show(decode(played.next_token))}")
     return figure
 
 

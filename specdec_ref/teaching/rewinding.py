@@ -46,8 +46,10 @@ def cache_figure(rounds: Sequence[PlayedRound], decode: Callable[[int], str] | N
 
     for y, i in enumerate(shown):
         played, start = rounds[i], starts[i]
-        for x in range(start + 1):
+        for x in range(start):
             cell(x, y, HELD, "white", "")
+        before = rounds[i - 1].next_token if i else None
+        cell(start, y, "white", "black", "" if decode is None or before is None else _short(decode(before)))
         for j, token in enumerate(played.drafted):
             kept = j < played.accepted
             mark = plotting.ACCEPTED_MARK if kept else plotting.REJECTED_MARK
@@ -56,7 +58,8 @@ def cache_figure(rounds: Sequence[PlayedRound], decode: Callable[[int], str] | N
             cell(start + 1 + j, y, face, edge, word, "" if kept else "///")
         axes.plot([starts[i + 1]] * 2, [y - 0.46, y + 0.46], color="black", linewidth=2.4)
     legend = [
-        Patch(facecolor=HELD, label="held before, and the last token of the round before"),
+        Patch(facecolor=HELD, label="held before"),
+        Patch(facecolor="white", edgecolor="black", label="added by the round before, read now"),
         Patch(facecolor=plotting.ACCEPTED, label="drafted and kept"),
         Patch(facecolor="white", edgecolor=plotting.REJECTED, hatch="///", label="rejected: overwritten next"),
     ]
@@ -64,10 +67,10 @@ def cache_figure(rounds: Sequence[PlayedRound], decode: Callable[[int], str] | N
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_yticks(range(len(shown)), [str(rounds[i].number) for i in shown])
     axes.grid(False)
-    figure.legend(handles=legend, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles=legend, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
 def _short(text: str) -> str:
-    text = text.replace("\n", "⏎").replace("\t", "⇥").replace("$", r"\$")
-    return (text if len(text) <= 4 else text[:3] + "…") or "∅"
+    text = text.strip(" ").replace("\n", "⏎").replace("\t", "⇥").replace("$", r"\$")
+    return (text if len(text) <= 4 else text[:3] + "…") or "␣"

@@ -1,13 +1,16 @@
 """The token strip: generated text with every token's fate, for notebooks. The same marks as in the terminal."""
 
 import html
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from specdec_ref import plotting
 from specdec_ref.control import Round
+from specdec_ref.decoding import Generation, stream_speculative
 from specdec_ref.errors import SpecdecError
+from specdec_ref.models import Pair
 
 _BOX = (
     "font-family:ui-monospace,Menlo,Consolas,monospace;font-size:13px;line-height:1.75;white-space:pre-wrap;"
@@ -15,7 +18,7 @@ _BOX = (
 )
 _STYLES = {
     "accepted": f"color:{plotting.ACCEPTED};text-decoration:underline;text-underline-offset:3px",
-    "rejected": f"color:{plotting.REJECTED};text-decoration:line-through;font-size:11px",
+    "rejected": f"color:{plotting.REJECTED};text-decoration:line-through;font-size:11.5px;margin:0 2px",
     "residual": "font-weight:600",
     "bonus": f"color:{plotting.BONUS};font-weight:600",
 }
@@ -90,6 +93,34 @@ def token_strip(rounds: Sequence[Round], tokenizer: Any, prompt: str = "") -> St
     if not all(isinstance(r, Round) for r in rounds):
         raise SpecdecError("rounds: takes the rounds of a generation, for instance generation.rounds")
     return Strip(tuple(tuple(tokens_of(r, tokenizer)) for r in rounds), prompt)
+
+
+def stream_strip(pair: Pair, prompt: str, *, prompt_lines: int = 4, **arguments: Any) -> Generation:
+    """Decode as `stream_speculative(pair, prompt, …)` does, and show the strip while it grows, round by round.
+
+    prompt_lines: how many of the prompt's last lines stand before it. Outside a notebook the strip is printed at the
+    end. Returns the generation.
+    """
+    ends: list[Generation] = []
+    before = "\n".join(prompt.splitlines()[-prompt_lines:]) + "\n" * prompt.endswith("\n") if prompt_lines else ""
+    stream = stream_speculative(pair, prompt, on_end=ends.append, **arguments)
+    rounds: list[Round] = []
+    handle = _place(token_strip(rounds, pair.tokenizer, before))
+    for chunk in stream:
+        rounds.append(chunk.round)
+        if handle is not None:
+            handle.update(token_strip(rounds, pair.tokenizer, before))
+    if handle is None:
+        print(token_strip(rounds, pair.tokenizer, before))
+    return ends[0]
+
+
+def _place(strip: Strip) -> Any:
+    """A place in a notebook whose content can be renewed; None elsewhere."""
+    ipython = sys.modules.get("IPython")
+    if ipython is None or not hasattr(ipython.get_ipython(), "kernel"):
+        return None
+    return ipython.display.display(strip, display_id=True)
 
 
 def _span(token: Token) -> str:
