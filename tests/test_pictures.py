@@ -1,4 +1,4 @@
-"""What the lessons show: strips, rounds, explorers, the environment check; and the course's style wherever it is used."""
+"""What the lessons show: strips, rounds, explorers, the environment check; and the course's style everywhere."""
 
 import subprocess
 import sys
