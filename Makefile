@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Processes that test side by side, a file at a time. Each computes on one thread and takes about 1 GiB.
+WORKERS ?= 2
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # vLLM pins its own versions of nearly everything. On a machine without an NVIDIA GPU it is the build for CPUs.
@@ -27,7 +29,7 @@ demo: $(CORE)  ## see speculative decoding pay off on this machine, in about a m
 	@$(BIN)/specdec demo
 
 test: lint  ## style, types, all tests and lessons
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 	SPECDEC_LIVE=0 $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=300 -p no:cacheprovider notebooks
 
 lab: $(COURSE)  ## open the course in JupyterLab
