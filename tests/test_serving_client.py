@@ -170,7 +170,8 @@ def test_a_measurement_counts_tokens_and_time(server: Server, concurrency: int) 
     assert done == [(n, 8) for n in range(1, 9)]
     middle, worst = found.percentiles("first_seconds")
     assert 0.002 <= middle <= worst < found.seconds
-    assert 0.001 <= found.percentiles("seconds_per_token", 50)[0] < 0.1  # 2 ms for every two tokens, and some
+    # 2 ms for every two tokens, and some; 18 of the 20 tokens come after the first piece
+    assert 0.001 <= found.percentiles("seconds_per_token", 50)[0] < found.seconds / 18
     assert found.counters == SpeculationCounters(0, 0, 0, (8, 0, 0))
     assert server.bodies[0]["ignore_eos"]
     assert json.dumps(found.to_json())
@@ -297,8 +298,11 @@ def test_a_server_does_not_outlive_the_process_that_started_it(tmp_path: Any) ->
     import psutil
 
     vllm = script(tmp_path, f"echo $$ > {tmp_path}/group; sleep 600\n")
-    code = f"from specdec_ref.serving.server import VLLMServer as V; V('x', vllm={str(vllm)!r}).__enter__()"
-    parent = subprocess.Popen([sys.executable, "-c", code])
+    code = (
+        "import sys; from specdec_ref.serving.server import VLLMServer\n"
+        "VLLMServer('x', vllm=sys.argv[1], log=sys.argv[2]).__enter__()"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(vllm), str(tmp_path / "log")])
     until = time.monotonic() + 60
     while not (tmp_path / "group").exists() or not (tmp_path / "group").read_text():
         assert time.monotonic() < until
