@@ -8,6 +8,7 @@ faults are gross (a draft as large as its target), so that no noise of the machi
 import copy
 import json
 import re
+import time
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -134,6 +135,16 @@ def test_a_tokenizer_with_more_tokens_than_its_model_is_found(healthy: sd.Pair) 
     assert "draft" in found[0].title
 
 
+def test_a_tokenizer_with_added_tokens_is_found_end_to_end(healthy: sd.Pair) -> None:
+    facts = json.loads(healthy.tokenizer.backend_tokenizer.to_str())
+    facts["model"]["vocab"] |= {"<new>": 64, "<newer>": 65}
+    backend = healthy.tokenizer.backend_tokenizer.from_str(json.dumps(facts))
+    longer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=healthy.tokenizer.eos_token)
+    found = diagnose(healthy, draft_tokenizer=longer, **QUICK)
+    assert codes(found) == ["vocabulary-rows-missing"]
+    assert found[0].numbers == {"largest_id": 65, "rows": 64}
+
+
 def test_too_little_memory_is_found(healthy: sd.Pair) -> None:
     found = diagnose(healthy, available=100_000, **QUICK)
     assert codes(found) == ["memory-too-small"]
@@ -146,6 +157,15 @@ def test_memory_that_just_suffices_is_a_warning(healthy: sd.Pair) -> None:
     assert codes(judge_memory(profile, round(profile.total * 1.05))) == ["memory-tight"]
     assert judge_memory(profile, round(profile.total * 1.2)) == []
     assert codes(judge_memory(profile, profile.total - 1)) == ["memory-too-small"]
+
+
+def test_tight_memory_is_warned_of_and_nothing_else(healthy: sd.Pair) -> None:
+    case = open_case(Models.of(healthy), **QUICK)
+    longest = max(map(len, case.prompts)) + case.max_new_tokens
+    needed = memory_profile(healthy, context=longest, k=case.k).total
+    found = diagnose(healthy, available=round(needed * 1.05), **QUICK)
+    assert codes(found) == ["memory-tight"]
+    assert found[0].severity == "warning"
 
 
 # Faults of the loop
@@ -295,6 +315,15 @@ def test_a_drafter_that_is_rarely_confident_is_a_note(healthy: sd.Pair) -> None:
     assert found[0].severity == "note"
 
 
+def test_a_context_that_ends_before_the_text_is_a_note(healthy: sd.Pair) -> None:
+    """106 tokens of prompt and 24 new ones in models of 128: the last rounds have no room for four drafted tokens."""
+    prompts = [[(7 * i + j) % 60 for i in range(106)] for j in range(4)]
+    found = diagnose(healthy, prompts=prompts, max_new_tokens=24)
+    assert codes(found) == ["k-cut-by-context"]
+    assert found[0].severity == "note"
+    assert found[0].numbers["cut"] > 0
+
+
 def test_models_without_numbers_are_found(healthy: sd.Pair) -> None:
     broken = copy.deepcopy(healthy.target)
     with torch.no_grad():
@@ -327,6 +356,55 @@ def test_a_k_far_too_large_is_found(healthy: sd.Pair) -> None:
     assert codes(found) in (["slower-than-without"], ["k-not-best"])
     assert found[0].numbers["best_k"] < 12
     assert found[0].numbers.get("blame", "k") == "k"
+
+
+@pytest.mark.timed
+def test_a_k_too_small_is_a_note(
+    tiny_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Nine of ten accepted by a target of twelve layers, and one drafted: faster than without, but 4 would do more."""
+    target = faint(tiny_model("llama", num_hidden_layers=12), 0.01)
+    found = diagnose(sd.Pair(target, shorten(target, 0.02), tokenizer), k=1, prompts=PROMPTS, max_new_tokens=48)
+    assert codes(found) == ["k-not-best"]
+    assert found[0].severity == "note"
+    assert found[0].numbers["best_k"] > 1
+    assert found[0].numbers["better"][0] > 1
+
+
+def each_token_costs(model: PreTrainedModel, seconds: float) -> PreTrainedModel:
+    """A step over n tokens takes n times that long and more: hardware that computes all the time already."""
+
+    def wait(module: torch.nn.Module, arguments: Any, named: dict[str, Any]) -> None:
+        tokens = named["input_ids"] if "input_ids" in named else arguments[0]
+        time.sleep(seconds * tokens.shape[-1])
+
+    model.register_forward_pre_hook(wait, with_kwargs=True)
+    return model
+
+
+@pytest.mark.timed
+@pytest.mark.parametrize("term", ["acceptance", "scoring", "overhead"])
+def test_the_term_that_was_spoilt_is_blamed(healthy: sd.Pair, term: str) -> None:
+    """One thing each: a draft that knows little, a target for which every token costs a step, a slow controller."""
+
+    class Slow(sd.FixedK):
+        def next_k(self) -> int:
+            time.sleep(0.03)
+            return 4
+
+    target, draft, controller = healthy.target, healthy.draft, None
+    if term == "acceptance":
+        draft = shorten(healthy.target, 0.4)
+    elif term == "scoring":
+        target = each_token_costs(copy.deepcopy(healthy.target), 0.02)
+    else:
+        controller = Slow(4)
+    found = diagnose(
+        sd.Pair(target, draft, healthy.tokenizer), controller=controller, prompts=PROMPTS, max_new_tokens=48
+    )
+    assert codes(found) == ["slower-than-without"]
+    assert found[0].numbers["blame"] == term
+    assert found[0].numbers["mended"] > 1
 
 
 @pytest.mark.timed
@@ -397,6 +475,34 @@ def test_a_look_up_in_a_text_without_repetition_is_warned_of(
     found = lookup.run(case)
     assert found is not None
     assert codes(found) == ["lookup-finds-nothing"]
+
+
+def test_a_text_that_runs_in_circles_is_said_to_need_no_draft_model(
+    tiny_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A target that sees its last token only, greedy, is soon in a cycle: whatever the draft is worth, a look-up is
+    right from its second turn on."""
+    target = faint(tiny_model("llama", num_hidden_layers=LAYERS), 0.01)
+    with torch.no_grad():
+        for layer in target.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+    pair = sd.Pair(target, shorten(target, 0.1), tokenizer)
+    found = diagnose(pair, sampling=sd.GREEDY, prompts=PROMPTS, max_new_tokens=64)
+    assert codes(found) == ["lookup-would-do"]
+    assert found[0].severity == "note"
+    numbers = found[0].numbers
+    assert numbers["positions"] == 4 * 64
+    assert numbers["interval"][0] >= 0.9 * numbers["alpha"]
+
+
+def test_a_look_up_in_a_text_without_repetition_is_warned_of_end_to_end(
+    tiny_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    pair = sd.Pair(tiny_model("llama", vocab_size=2000), None, tokenizer)
+    prompts = [list(range(i, i + 10)) for i in (0, 10, 20, 30)]
+    found = diagnose(pair, prompts=prompts, max_new_tokens=64, sampling=sd.Sampling(temperature=1e4))
+    assert codes(found) == ["lookup-finds-nothing"]
+    assert found[0].numbers["share"] < 0.05
 
 
 # How it is told
