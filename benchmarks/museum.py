@@ -4,8 +4,11 @@
 
 For every wrong version that changes the distribution: its total variation on this pair, and, where that is 0.03 or
 more, whether the empirical test refutes it in each of 20 runs. For the right code: 200 runs, of which the p-values have
-to be uniform (Kolmogorov and Smirnov) and the false alarms no more than stated. The file is written after every step; a
-run that was cut short goes on where it ended if the arguments are the same.
+to be uniform (Kolmogorov and Smirnov) and the false alarms no more than stated. The file is written after every run,
+and a run that was cut short goes on where it ended if the arguments are the same.
+
+Millions of samples come after the same two prompts, so the models' scores are remembered by the tokens that a cache
+would hold (`Remembered`); a wrong version of the cache itself runs on real caches.
 """
 
 import argparse
@@ -13,19 +16,21 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from scipy import stats
 
 import specdec_ref as sd
+from specdec_ref.equivalence.empirical import with_fewer
 from specdec_ref.equivalence.greedy import greedy_agreement
-from specdec_ref.equivalence.museum_empirical import Trial, trials
+from specdec_ref.equivalence.museum_empirical import Trial, remembering, trials
 from specdec_ref.equivalence.mutants import MUTANTS, Mutant
 from specdec_ref.equivalence.result import Equivalence
 
@@ -33,7 +38,7 @@ LARGE = 0.03
 """A total variation that has to be found every time."""
 
 FALSE_ALARM = 0.001
-LADDER = 5_000, 10_000, 20_000, 40_000, 80_000
+LADDER = 1_000, 1_500, 2_000, 3_000, 4_000, 6_000, 8_000, 11_000, 16_000, 22_000, 32_000, 45_000, 64_000, 90_000
 """Samples of a run: the more a wrong version is off, the fewer do."""
 
 RESULTS = Path(__file__).parent / "results" / "museum.json"
@@ -42,39 +47,36 @@ RESULTS = Path(__file__).parent / "results" / "museum.json"
 def total_variation(result: Equivalence) -> float:
     """Of the sampler from the target, by an estimate that chance does not make larger, as it does the measured one.
 
-    The first half of the samples says which outcomes come too often, the second half by how much.
+    One half of the samples says which outcomes come too often, the other half by how much; then the other way round.
     """
     excess = drawn = 0.0
     for prompt in result.prompts:
-        first, second = prompt.halves
-        often = first > first.sum() * prompt.probabilities
-        excess += second[often].sum() - second.sum() * prompt.probabilities[often].sum()
-        drawn += second.sum()
+        for first, second in (prompt.halves, prompt.halves[::-1]):
+            often = first > first.sum() * prompt.probabilities
+            excess += second[often].sum() - second.sum() * prompt.probabilities[often].sum()
+            drawn += second.sum()
     return float(excess / drawn)
 
 
 class Sizes:
-    """The trials of each sample size, settled when first asked for. They share samplers, whose caches are large."""
+    """The two trials at any sample size, settled when first asked for. They share samplers, whose memory is large."""
 
-    def __init__(self, pair: sd.Pair):
-        self.pair = pair
-        self.settled: dict[int, tuple[Trial, ...]] = {}
+    def __init__(self, pair: sd.Pair, largest: int):
+        self.real = trials(pair, samples=largest, false_alarm=FALSE_ALARM)
+        self.remembering = remembering(pair, self.real)
 
-    def of(self, samples: int) -> tuple[Trial, ...]:
-        """Both trials with so many samples each."""
-        if samples not in self.settled:
-            new = trials(self.pair, samples=samples, false_alarm=FALSE_ALARM)
-            first = next(iter(self.settled.values()), new)
-            self.settled[samples] = tuple(
-                replace(trial, sampler=same.sampler) for trial, same in zip(new, first, strict=True)
-            )
-        return self.settled[samples]
+    def of(self, samples: int, mutant: Mutant | None = None) -> tuple[Trial, ...]:
+        """Both trials with so many samples each; on real caches for a wrong version of the cache."""
+        those = self.real if mutant and mutant.where.startswith("cache.") else self.remembering
+        return tuple(replace(trial, plan=with_fewer(trial.plan, samples)) for trial in those)
 
-    def finding(self, tv: float, number: int) -> tuple[int, Trial]:
+    def finding(self, tv: float, number: int, mutant: Mutant) -> tuple[int, Trial]:
         """The first of `LADDER`, and trial `number` of that size, that finds 0.8 of this total variation."""
-        fits = (samples for samples in LADDER if self.of(samples)[number].plan.detectable <= 0.8 * tv)
-        samples = next(fits, LADDER[-1])
-        return samples, self.of(samples)[number]
+        for samples in LADDER:
+            trial = self.of(samples, mutant)[number]
+            if trial.plan.says_something and trial.plan.detectable <= 0.8 * tv:
+                break
+        return samples, trial
 
 
 def measure(mutant: Mutant, pair: sd.Pair, both: tuple[Trial, ...]) -> dict[str, Any]:
@@ -96,16 +98,6 @@ def measure(mutant: Mutant, pair: sd.Pair, both: tuple[Trial, ...]) -> dict[str,
     return {"tv": found[name]["tv"], "trial": name, "trials": found, "greedy_consistent": greedy.consistent}
 
 
-def refutations(mutant: Mutant, trial: Trial, runs: int, tick: Callable[[], None]) -> int:
-    """In how many of so many runs, each with a seed of its own, the trial refutes it."""
-    count = 0
-    with mutant.installed():
-        for seed in range(1, runs + 1):
-            count += not trial.run(seed).consistent
-            tick()
-    return count
-
-
 def uniformity(p_values: list[float], false_alarm: float) -> dict[str, Any]:
     """What the p-values of the right code say about the test itself."""
     alarms = sum(p < false_alarm for p in p_values)
@@ -121,6 +113,28 @@ def uniformity(p_values: list[float], false_alarm: float) -> dict[str, Any]:
     }
 
 
+class Pace:
+    """A bar over all samples that are to come, and from it how long the rest will take."""
+
+    def __init__(self, console: Console, progress: Progress | None = None):
+        self.console, self.progress, self.began, self.done = console, progress, time.perf_counter(), 0
+        self.task = progress.add_task("", total=None) if progress else None
+
+    def plan(self, what: str, samples: int) -> None:
+        """Say what comes now, how many samples it takes, and how long that will be at the pace so far."""
+        pace = self.done / (time.perf_counter() - self.began)
+        minutes = f", about {samples / pace / 60:.0f} minutes at {pace:,.0f} a second" if self.done else ""
+        self.console.print(f"{what}: {samples:,} samples{minutes}")
+        if self.progress and self.task is not None:
+            self.progress.reset(self.task, description=what, total=samples)
+
+    def drawn(self, samples: int, what: str = "") -> None:
+        """So many more are done."""
+        self.done += samples
+        if self.progress and self.task is not None:
+            self.progress.update(self.task, advance=samples, **({"description": what} if what else {}))
+
+
 def recorded(
     pair: sd.Pair,
     *,
@@ -130,44 +144,49 @@ def recorded(
     right_runs: int,
     mutants: tuple[Mutant, ...],
     save: Callable[[dict[str, Any]], None],
+    pace: Pace,
     before: dict[str, Any] | None = None,
-    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """All of it. save is called after every step with what there is; before: what an earlier run left."""
-    sizes = Sizes(pair)
+    sizes = Sizes(pair, max(samples, right_samples, *LADDER))
     record: dict[str, Any] = before or {"mutants": {}, "right_code": {}}
+    names = [trial.name for trial in sizes.of(samples)]
 
-    def bar(text: str, total: int) -> Callable[[], None]:
-        if progress is None:
-            return lambda: None
-        task = progress.add_task(text, total=total)
-        return lambda: progress.advance(task)
+    fresh = [mutant for mutant in mutants if mutant.name not in record["mutants"]]
+    pace.plan("total variation of each wrong version", len(fresh) * len(names) * samples)
+    for mutant in fresh:
+        record["mutants"][mutant.name] = measure(mutant, pair, sizes.of(samples, mutant))
+        save(record)
+        pace.drawn(len(names) * samples)
 
-    tick = bar("total variation of each wrong version", len(mutants))
-    for mutant in mutants:
-        if mutant.name not in record["mutants"]:
-            record["mutants"][mutant.name] = measure(mutant, pair, sizes.of(samples))
-            save(record)
-        tick()
-
+    trying: list[tuple[Mutant, dict[str, Any], Trial]] = []
     for mutant in mutants:
         entry = record["mutants"][mutant.name]
-        if entry["tv"] >= LARGE and "refuted" not in entry:
-            names = [trial.name for trial in sizes.of(samples)]
-            enough, trial = sizes.finding(entry["tv"], names.index(entry["trial"]))
-            count = refutations(mutant, trial, runs, bar(f"{mutant.name}, {enough:,} samples", runs))
-            entry |= {"samples": enough, "detectable_tv": trial.plan.detectable, "runs": runs, "refuted": count}
-            save(record)
+        if entry["tv"] >= LARGE:
+            enough, trial = sizes.finding(entry["tv"], names.index(entry["trial"]), mutant)
+            entry |= {"samples": enough, "detectable_tv": trial.plan.detectable, "runs": runs}
+            entry.setdefault("p_values", [])
+            trying.append((mutant, entry, trial))
+    left = sum((runs - len(entry["p_values"])) * entry["samples"] for _, entry, _ in trying)
+    done = {name: record["right_code"].get(name, {}).get("p_values", []) for name in names}
+    right = sum(right_runs - len(p_values) for p_values in done.values()) * right_samples
+    pace.plan("refuting those that are far off, then the right code", left + right)
+
+    for mutant, entry, trial in trying:
+        with mutant.installed():
+            for seed in range(len(entry["p_values"]) + 1, runs + 1):
+                entry["p_values"].append(trial.run(seed).p_value)
+                entry["refuted"] = sum(p < FALSE_ALARM for p in entry["p_values"])
+                save(record)
+                pace.drawn(entry["samples"], f"{mutant.name}, {entry['samples']:,} samples")
 
     for trial in sizes.of(right_samples):
-        p_values = record["right_code"].get(trial.name, {}).get("p_values", [])
-        tick = bar(f"right code, {trial.name}", right_runs - len(p_values))
+        p_values = done[trial.name]
         for seed in range(len(p_values), right_runs):
             p_values.append(trial.run(10_000 + seed).p_value)
             record["right_code"][trial.name] = uniformity(p_values, FALSE_ALARM)
-            tick()
-            if len(p_values) % 10 == 0 or len(p_values) == right_runs:
-                save(record)
+            pace.drawn(right_samples, f"right code, {trial.name}")
+            save(record)
     record["verdict"] = verdict(record)
     save(record)
     return record
@@ -195,11 +214,19 @@ def fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+@contextmanager
+def shown(console: Console) -> Iterator[Pace]:
+    """A pace with its bar, where somebody looks."""
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield Pace(console, progress)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--samples", type=int, default=20_000, help="to measure each total variation (default 20000)")
+    parser.add_argument("--samples", type=int, default=10_000, help="to measure each total variation (default 10000)")
     parser.add_argument("--runs", type=int, default=20, help="for each wrong version that should be found")
-    parser.add_argument("--right-samples", type=int, default=5_000, help="of each run of the right code (default 5000)")
+    parser.add_argument("--right-samples", type=int, default=2_000, help="of each run of the right code (default 2000)")
     parser.add_argument("--right-runs", type=int, default=200, help="of the right code, for each way of sampling")
     parser.add_argument("--mutants", help="names, with commas between; default all that change the distribution")
     parser.add_argument("--device", help="cpu, cuda, …; default the GPU where there is one")
@@ -222,7 +249,7 @@ def main() -> None:
     before = json.loads(options.json.read_text(encoding="utf-8")) if options.json.is_file() else None
     if before is not None and before.get("settings") != settings:
         before = None
-    began = time.time()
+    began, earlier = time.time(), before["minutes"] if before else 0
 
     def save(record: dict[str, Any]) -> None:
         record["settings"] = settings
@@ -230,13 +257,15 @@ def main() -> None:
             "device": str(pair.device), "threads": torch.get_num_threads(), "python": platform.python_version(),
             "torch": torch.__version__,
         }  # fmt: skip
-        record["minutes"] = round((time.time() - began) / 60, 1)
+        record["minutes"] = round(earlier + (time.time() - began) / 60, 1)
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        whole = options.json.with_suffix(".part")  # never half a file, should it end here
+        whole.write_text(text, encoding="utf-8")
+        whole.replace(options.json)
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        record = recorded(pair, **asked, mutants=chosen, save=save, before=before, progress=progress)
+    with shown(Console(stderr=True)) as pace:
+        record = recorded(pair, **asked, mutants=chosen, save=save, before=before, pace=pace)
     for name, entry in record["mutants"].items():
         found = (
             f"refuted in {entry['refuted']} of {entry['runs']} runs" if "runs" in entry else "too small for a promise"

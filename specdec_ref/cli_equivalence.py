@@ -163,7 +163,7 @@ def _exact(console: Console) -> dict[str, Any]:
     wrong = [fact["case"] for fact in facts if not fact["holds"]]
     console.print(table)
     said = f"not proven: {', '.join(map(str, wrong))}" if wrong else "each of them exactly the target's distribution"
-    console.print(f"{len(facts)} proofs, no sampling, tolerance 1e-9: {said}")
+    console.print(f"{len(facts)} proofs, no sampling, tolerance 1e-9: {said}", soft_wrap=True)
     return {"consistent": not wrong, "proofs": facts}
 
 

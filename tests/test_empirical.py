@@ -18,9 +18,11 @@ from torch import Tensor
 import specdec_ref as sd
 from specdec_ref import cli, decoding
 from specdec_ref.acceptance import acceptance_probability
-from specdec_ref.equivalence.empirical import COARSEST, Plan, carry_out, empirical, prepare
+from specdec_ref.equivalence import suite
+from specdec_ref.equivalence.empirical import COARSEST, Plan, carry_out, empirical, prepare, with_fewer
 from specdec_ref.equivalence.engines import OurLoop, autoregressive
 from specdec_ref.equivalence.greedy import greedy_agreement
+from specdec_ref.equivalence.mutants import mutant
 from specdec_ref.equivalence.outcomes import MINIMUM, grow_tree, pool
 from specdec_ref.equivalence.result import Equivalence
 from specdec_ref.equivalence.sampler import SamplerError
@@ -305,6 +307,23 @@ def test_wrong_use_is_a_clear_error(pair: sd.Pair, changes: dict[str, Any], word
         prepare(pair, arguments.pop("prompts"), **arguments)
 
 
+@pytest.mark.parametrize("samples", [1_000, 1_001, 8_000])
+def test_a_plan_for_fewer_samples_is_the_one_made_for_them(pair: sd.Pair, plan: Plan, samples: int) -> None:
+    fresh, smaller = prepare(pair, PROMPTS, samples=samples), with_fewer(plan, samples)
+    assert smaller.samples == fresh.samples
+    assert (smaller.outcomes, smaller.detectable) == (fresh.outcomes, fresh.detectable)
+    assert smaller.untold == pytest.approx(fresh.untold, abs=1e-9)
+    for one, other, n in zip(smaller.trees, fresh.trees, fresh.samples, strict=True):
+        ours, theirs = pool(one, n), pool(other, n)
+        assert ours.names == theirs.names
+        assert ours.probabilities == pytest.approx(theirs.probabilities, abs=1e-9)
+
+
+def test_a_plan_for_more_samples_has_to_be_made(plan: Plan) -> None:
+    with pytest.raises(sd.SpecdecError, match=r"samples=8001: takes a whole number, 1 … 8000"):
+        with_fewer(plan, 8_001)
+
+
 def test_text_prompts_are_tokenized_and_a_model_alone_will_do(pair: sd.Pair, small: Plan) -> None:
     text = pair.tokenizer.decode(PROMPTS[0])
     ids = tuple(pair.tokenizer(text)["input_ids"])
@@ -339,6 +358,10 @@ def crash(rows: Tensor) -> Any:
     raise RuntimeError("the engine fell over")
 
 
+def crash_at_length(rows: Tensor) -> Any:
+    raise RuntimeError("CUDA error: device-side assert triggered\n" * 50)
+
+
 def with_token(token: float) -> Callable[[Tensor], Any]:
     return lambda rows: [*rows[:-1].tolist(), [token, *rows[-1, 1:].tolist()]]
 
@@ -358,7 +381,12 @@ BAD: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "nothing": (lambda rows: None, "gave None"),
     "a number": (lambda rows: torch.tensor(3), "gave array"),
     "one row": (lambda rows: rows[0], "row 0 is"),
+    "a generator": (lambda rows: (row for row in rows.tolist()), "gave <generator object"),
+    "a dictionary": (lambda rows: {"sequences": rows}, "gave {'sequences'"),
+    "whole numbers as floats": (lambda rows: rows.double(), "row 0 holds .*, which are whole numbers"),
+    "booleans": (lambda rows: rows > 3, "which are whole numbers"),
     "a crash": (crash, "RuntimeError: the engine fell over"),
+    "a crash of many lines": (crash_at_length, "RuntimeError: CUDA error: device-side assert triggered CUDA"),
 }
 
 
@@ -369,6 +397,8 @@ def test_a_bad_sampler_is_a_clear_error_that_keeps_what_was_drawn(
     with pytest.raises(SamplerError, match=words) as failed:
         carry_out(small, After(pair, wrong))
     drawn = 340 if words.startswith("gave 40") else 300
+    assert "\n" not in str(failed.value)
+    assert len(str(failed.value)) < 300
     assert f"after {drawn} of 1,000 samples, which are kept" in str(failed.value)
     assert failed.value.partial is not None
     assert failed.value.partial.samples == drawn
@@ -584,6 +614,27 @@ def test_an_engine_that_fails_is_one_line_after_what_was_drawn(specdec: Any) -> 
     assert "300 of 1,000 samples" in out
     assert len(err.strip().splitlines()) == 1
     assert "the engine fell over" in err
+
+
+def test_the_exact_command_proves_every_case_and_ends_with_0(specdec: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = [case for case in suite.cases() if case.name in ("p = q", "greedy", "eos")]
+    monkeypatch.setattr(suite, "cases", lambda: few)
+    status, out, err = specdec("--exact")
+    assert status == 0, err
+    assert "3 proofs, no sampling, tolerance 1e-9: each of them exactly the target's distribution" in out
+    assert specdec("--exact", "--json")[0] == 0
+
+
+def test_the_exact_command_ends_with_1_for_a_wrong_loop(specdec: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = [case for case in suite.cases() if case.name in ("p = q", "V=2 k=1")]
+    monkeypatch.setattr(suite, "cases", lambda: few)
+    with mutant("residual-is-target").installed():
+        status, out, _ = specdec("--exact", "--json")
+    assert status == 1
+    assert [(fact["case"], fact["holds"]) for fact in json.loads(out)["proofs"]] == [
+        ("V=2 k=1", False),
+        ("p = q", True),
+    ]
 
 
 def test_the_greedy_command(specdec: Any) -> None:

@@ -30,11 +30,13 @@ from specdec_ref import (
     decoding,
 )
 from specdec_ref.acceptance import residual
-from specdec_ref.equivalence.museum import CHECKS, RIGHT, Check, Matrix, checks, matrix, page
+from specdec_ref.equivalence.museum import CHECKS, RIGHT, Check, Matrix, checks, matrix
 from specdec_ref.equivalence.museum_checks import PROMPTS, Outcome, proofs
-from specdec_ref.equivalence.museum_empirical import Trial, refuted, trials
+from specdec_ref.equivalence.museum_empirical import Trial, refuted, remembering, trials
+from specdec_ref.equivalence.museum_page import page, recorded
 from specdec_ref.equivalence.mutants import MUTANTS, Mutant, mutant
 from specdec_ref.equivalence.pictures import museum_figure
+from specdec_ref.equivalence.remembered import Remembered
 from specdec_ref.equivalence.tiny import tiny_pair
 from specdec_ref.errors import SpecdecError
 
@@ -213,7 +215,59 @@ def test_real_models_reject_some_and_accept_whole_rounds_in_the_test_of_the_cach
 
 
 def test_the_page_in_the_docs_is_what_the_command_writes(result: Matrix) -> None:
-    assert (ROOT / "docs" / "museum.md").read_text(encoding="utf-8") == page(result)
+    docs = ROOT / "docs"
+    assert (docs / "museum.md").read_text(encoding="utf-8") == page(result, *recorded(docs))
+
+
+def test_the_picture_in_the_docs_has_every_wrong_version(result: Matrix) -> None:
+    assert "(museum.svg)" in page(result)
+    picture = (ROOT / "docs" / "museum.svg").read_text(encoding="utf-8")
+    assert all(f"<!-- {m.name} -->" in picture for m in MUTANTS)  # text is drawn as paths, and told in comments
+
+
+RECORD = {
+    "mutants": {
+        "ratio-floor": {"tv": 0.005, "trial": "temperature 1"},
+        "ratio-squared": {
+            "tv": 0.08, "trial": "temperature 1", "samples": 8000, "refuted": 20, "runs": 20, "p_values": [0.0] * 20,
+        },
+    },
+    "right_code": {
+        "temperature 1": {
+            "p_values": [0.5] * 200, "kolmogorov_smirnov": {"p_value": 0.4}, "false_alarms": 1,
+            "false_alarm_stated": 0.001,
+        }
+    },
+    "settings": {"right_samples": 2000},
+}  # fmt: skip
+
+
+def test_the_page_shows_what_was_recorded_on_the_pair_that_ships(result: Matrix) -> None:
+    text = page(result, RECORD)
+    assert "| [ratio-squared](#ratio-squared) | 0.080 | temperature 1 | 8,000 | 20 of 20 |" in text
+    assert "| [ratio-floor](#ratio-floor) | 0.005 | temperature 1 |  |  |" in text
+    assert "200 runs of 2,000 samples, 1 called wrong, where 1 in 1,000 may be" in text
+
+
+def test_the_page_shows_what_the_test_says_of_engines(
+    small_pair: Pair, both: tuple[Trial, ...], result: Matrix
+) -> None:
+    facts = both[0].run().to_dict()
+    text = page(result, None, [facts, facts | {"consistent": False}])
+    assert "- our loop, k = 2: consistent with the target, p = " in text
+    assert "over 6,000 samples of 4 tokens. TV within 0.000 and" in text
+    assert "- our loop, k = 2: **not the target**" in text
+
+
+def test_what_is_recorded_keeps_the_promise() -> None:
+    """Of the run that is in the repository, if one is."""
+    record, engines = recorded(ROOT / "docs")
+    assert all(facts["samples"] == facts["asked"] for facts in engines)
+    if record is not None:
+        assert record["mutants"].keys() == {m.name for m in MUTANTS if m.effect == "distribution"}
+        assert all(e["refuted"] == len(e["p_values"]) == 20 for e in record["mutants"].values() if e["tv"] >= 0.03)
+        assert record["verdict"]["p_values_uniform"]
+        assert record["verdict"]["false_alarms_as_stated"]
 
 
 def test_the_page_shows_every_wrong_version_and_how_it_was_made(result: Matrix) -> None:
@@ -222,7 +276,7 @@ def test_the_page_shows_every_wrong_version_and_how_it_was_made(result: Matrix) 
         assert text.count(f"### {m.title}\n") == 1
         assert f"```diff\n{m.difference}\n```" in text
         assert m.seen in text
-    assert "python -m specdec_ref.equivalence.museum" in text.partition("\n\n")[2][:200]
+    assert "python -m specdec_ref.equivalence.museum_page docs" in text.partition("\n\n")[2][:200]
 
 
 def test_the_table_fits_80_columns_with_all_its_names(result: Matrix) -> None:
@@ -268,6 +322,11 @@ def both(small_pair: Pair) -> tuple[Trial, ...]:
     return trials(small_pair, [[5, 9], [8, 3, 1]], samples=6_000)
 
 
+@pytest.fixture(scope="module")
+def with_memory(small_pair: Pair, both: tuple[Trial, ...]) -> tuple[Trial, ...]:
+    return remembering(small_pair, both)
+
+
 def test_the_empirical_test_passes_the_right_code(small_pair: Pair, both: tuple[Trial, ...]) -> None:
     """Two tests with a false alarm once in 1,000 times each, with a fixed seed."""
     outcome = refuted(small_pair, both)
@@ -280,6 +339,38 @@ def test_the_empirical_test_sees_the_rule_the_temperature_the_draft_and_greedy(
 ) -> None:
     with mutant(name).installed():
         assert refuted(small_pair, both).caught
+
+
+def test_models_that_remember_give_the_same_samples_as_caches(
+    both: tuple[Trial, ...], with_memory: tuple[Trial, ...]
+) -> None:
+    """In float64, so that no draw is decided by rounding. The memory is filled by the first batches and then used."""
+    for caches, memory in zip(both, with_memory, strict=True):
+        for seed in range(4):
+            for tree in caches.plan.trees:
+                ours, theirs = (trial.sampler.sample(tree.prompt, 200, 4, seed) for trial in (caches, memory))
+                assert ours.equal(theirs)
+
+
+def test_models_that_remember_score_each_text_once_and_like_a_cache(small_pair: Pair) -> None:
+    memory, cache = Remembered(small_pair.target), TransformersModel(small_pair.target)
+    for model in (memory, cache):
+        model.start(3, 12)
+        model.prefill([[5, 9], [8], [5, 9]])
+    tokens = torch.tensor([[1, 2, 3], [4, 5, 6], [1, 2, 7]])
+    torch.testing.assert_close(memory.extend(tokens), cache.extend(tokens))
+    for model in (memory, cache):
+        model.rewind([3, 4, 4])
+        model.keep([2, 0])
+    tokens = torch.tensor([[3, 1], [9, 9]])
+    torch.testing.assert_close(memory.extend(tokens), cache.extend(tokens))
+    scored = memory.scored
+    memory.start(1, 9)
+    memory.prefill([[5, 9]])
+    memory.extend(torch.tensor([[1, 2, 3]]))
+    assert memory.scored == scored
+    with pytest.raises(AssertionError, match="cannot rewind forward"):
+        memory.rewind([9])
 
 
 def test_the_full_matrix_has_the_empirical_test_beside_the_others(small_pair: Pair) -> None:

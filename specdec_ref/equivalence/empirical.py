@@ -14,7 +14,7 @@ import numpy as np
 
 from specdec_ref.equivalence.outcomes import MINIMUM, Tokens, Tree, grow_tree, pool
 from specdec_ref.equivalence.result import Equivalence, Tally, judge
-from specdec_ref.equivalence.sampler import Sampler, SamplerError, checked, drawing_of, ends_of, name_of
+from specdec_ref.equivalence.sampler import Sampler, SamplerError, checked, crash, drawing_of, ends_of, name_of
 from specdec_ref.equivalence.statistics import Counts, detectable_tv
 from specdec_ref.errors import SpecdecError, is_number, is_whole
 from specdec_ref.models import Pair, check_rewindable, context_length
@@ -143,17 +143,12 @@ def prepare(
     end = tuple(sorted(i for i in eos if i < vocab_size))
 
     def plan(total: int) -> Plan:
-        each = tuple(total // len(ids) + (i < total % len(ids)) for i in range(len(ids)))
         trees = []
-        for i, (prompt, n) in enumerate(zip(ids, each, strict=True)):
+        for i, (prompt, n) in enumerate(zip(ids, _shares(total, len(ids)), strict=True)):
             on_progress(i, len(ids))
             trees.append(grow_tree(model, prompt, length, sampling, MINIMUM / max(1, n), end))
         on_progress(len(ids), len(ids))
-        bins = [pool(tree, n) for tree, n in zip(trees, each, strict=True)]
-        outcomes = sum(len(b.names) for b in bins)
-        untold = sum(b.probability(()) for b in bins) / len(bins)
-        found = detectable_tv(total, outcomes - len(ids), false_alarm, POWER)
-        return Plan(tuple(trees), each, length, sampling, false_alarm, found, untold, outcomes, vocab_size, end)
+        return _plan(tuple(trees), total, length, sampling, false_alarm, vocab_size, end)
 
     first = plan(samples)
     if first.says_something:
@@ -167,6 +162,36 @@ def prepare(
             why = coarse if first.detectable <= COARSEST else missed
             raise SpecdecError(f"samples={samples}: too few to say anything, {why}; {enough:,} would do")
     raise SpecdecError("prompts: the target leaves nothing to chance after them, so there is nothing to count")
+
+
+def with_fewer(plan: Plan, samples: int) -> Plan:
+    """The plan for fewer samples than it was made for, over all prompts: the same as made afresh, without the work."""
+    if not is_whole(samples) or not 1 <= samples <= sum(plan.samples):
+        raise SpecdecError(f"samples={samples!r:.80}: takes a whole number, 1 … {sum(plan.samples)}")
+    return _plan(plan.trees, samples, plan.length, plan.sampling, plan.false_alarm, plan.vocab_size, plan.end)
+
+
+def _plan(
+    trees: tuple[Tree, ...],
+    total: int,
+    length: int,
+    sampling: Sampling,
+    false_alarm: float,
+    vocab_size: int,
+    end: tuple[int, ...],
+) -> Plan:
+    """What so many samples tell apart, and what that can show."""
+    each = _shares(total, len(trees))
+    bins = [pool(tree, n) for tree, n in zip(trees, each, strict=True)]
+    outcomes = sum(len(b.names) for b in bins)
+    untold = sum(b.probability(()) for b in bins) / len(bins)
+    found = detectable_tv(total, outcomes - len(trees), false_alarm, POWER)
+    return Plan(trees, each, length, sampling, false_alarm, found, untold, outcomes, vocab_size, end)
+
+
+def _shares(total: int, prompts: int) -> tuple[int, ...]:
+    """Samples of each prompt."""
+    return tuple(total // prompts + (i < total % prompts) for i in range(prompts))
 
 
 def prompt_ids(pair: "Pair | PreTrainedModel", prompts: Sequence[str | Sequence[int]], length: int) -> list[Tokens]:
@@ -235,7 +260,7 @@ def carry_out(
             raise
     except Exception as error:
         drawn = sum(tally.drawn for tally in tallies)
-        what = str(error) if isinstance(error, SpecdecError) else f"sampler: {type(error).__name__}: {error}"
+        what = str(error) if isinstance(error, SpecdecError) else crash(error)
         kept = f"after {drawn:,} of {total:,} samples, which are kept" if drawn else "before the first sample"
         raise SamplerError(f"{what} ({kept})", verdict() if drawn else None) from error
     return verdict()

@@ -18,7 +18,7 @@ from specdec_ref.control import Controller, as_controller
 from specdec_ref.drafting import Drafter, ModelDrafter
 from specdec_ref.equivalence.sampler import Sampler, drawing_of
 from specdec_ref.errors import SpecdecError, is_whole
-from specdec_ref.models import Pair, TransformersModel
+from specdec_ref.models import LanguageModel, Pair, TransformersModel
 from specdec_ref.sampling import Sampling, SeededRandomness
 
 ENGINES = "ours", "autoregressive", "transformers", "assisted", "openai:URL", "vllm", "module:attribute"
@@ -124,7 +124,7 @@ class OurLoop:
         self.sampling = Sampling() if sampling is None else sampling
         self.batch = batch
         self.controller = as_controller(k)
-        self.target = SharedWork(pair.target)
+        self.target: LanguageModel = SharedWork(pair.target)
         self.drafter = drafter
         if drafter is None and self.controller.max_k:
             if pair.draft is None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from specdec_ref.equivalence.empirical import Progress, prompt_ids
 from specdec_ref.equivalence.engines import OurLoop
-from specdec_ref.equivalence.sampler import Sampler, SamplerError, checked, drawing_of, ends_of, name_of
+from specdec_ref.equivalence.sampler import Sampler, SamplerError, checked, crash, drawing_of, ends_of, name_of
 from specdec_ref.errors import SpecdecError, is_whole
 from specdec_ref.models import Pair
 from specdec_ref.sampling import GREEDY
@@ -114,7 +114,7 @@ def greedy_agreement(
         except SpecdecError:
             raise
         except Exception as error:
-            raise SamplerError(f"sampler: {type(error).__name__}: {error} (at prompt {i + 1} of {len(ids)})") from error
+            raise SamplerError(f"{crash(error)} (at prompt {i + 1} of {len(ids)})") from error
         if not len(rows):
             raise SamplerError(f"sampler: gave no row where 1 was asked for (at prompt {i + 1} of {len(ids)})")
         new = [token for token in rows[0].tolist() if token >= 0]

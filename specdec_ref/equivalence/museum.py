@@ -1,9 +1,4 @@
-"""Which test catches which mistake: every wrong version under every test, and the right code under all of them.
-
-    python -m specdec_ref.equivalence.museum > docs/museum.md
-
-writes the page about it.
-"""
+"""Which test catches which mistake: every wrong version under every test, and the right code under all of them."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -197,75 +192,3 @@ def matrix(
 
 museum = matrix
 """As `specdec_ref.equivalence.museum(…)`."""
-
-
-INTRODUCTION = """# The museum of wrong versions
-
-<!-- Written by `python -m specdec_ref.equivalence.museum > docs/museum.md`. Do not edit. -->
-
-Speculative decoding is easy to get wrong in ways that nobody sees: the text reads well, and only its probabilities are
-not the target's; or the text is right, and only the speed that was hoped for does not come. Here are mistakes that
-public projects have made, and some that the algorithm invites, each as a change of the package's own code in one
-place. To see one at work:
-
-```python
-from specdec_ref.equivalence import mutant
-
-with mutant("residual-is-target").installed():
-    ...  # everything in here runs the wrong version
-```
-
-Every wrong version is put to every test:"""
-
-LEGEND = f"""{CAUGHT} caught, {MEANT} caught by the test that is meant for it, {MISSED} not. The columns with a star are
-two tests of public projects, written anew after their descriptions. They hand p, q and drafted tokens to the rule
-alone.
-
-Whatever changes the distribution is refuted by the exact proof, but for one: the proof plays chance itself, so a
-mistake inside `SeededRandomness` is out of its sight and has a test of its own. Whatever only loses speed passes the
-proof, as it must: the text is right. How many each test catches:"""
-
-
-def page(result: Matrix) -> str:
-    """docs/museum.md: the matrix, and every wrong version with its difference from the right code."""
-    tests = [f"- **{c.short}** (`{c.name}`): {c.what}" for c in result.checks]
-    counts = [f"- {sentence}" for sentence in result.summary()]
-    parts = [INTRODUCTION, "\n".join(tests), result.markdown(), LEGEND, "\n".join(counts)]
-    for effect, title in (("distribution", "They change the distribution"), ("speed", "They only lose speed")):
-        parts.append(f"## {title}")
-        parts += [_exhibit(m, result) for m in result.mutants if m.effect == effect]
-    return "\n\n".join(parts) + "\n"
-
-
-def _exhibit(m: Mutant, result: Matrix) -> str:
-    seen = result.outcomes[m.name, m.caught_by].evidence
-    return f"""<a id="{m.name}"></a>
-
-### {m.title}
-
-`{m.name}`, in `{m.where}`. {m.what}
-
-- Seen: {m.seen}.
-- What comes of it: {m.output}
-- Caught by `{m.caught_by}`: {seen.removesuffix(".")}.
-
-```diff
-{m.difference}
-```"""
-
-
-def _main() -> None:
-    import sys
-
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("wrong versions × tests")
-        result = matrix(on_cell=lambda done, of: progress.update(bar, completed=done, total=of))
-    print(page(result), end="")
-    sys.exit("\n".join(result.failures()) or 0)
-
-
-if __name__ == "__main__":
-    _main()

@@ -4,14 +4,16 @@ Temperature 1 alone would hide what goes wrong with temperature and top-k: the s
 stops when it is unsure. Ends are not for this test, which ignores what follows an end token.
 """
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from specdec_ref.drafting import ModelDrafter
 from specdec_ref.equivalence.empirical import Plan, carry_out, prepare
 from specdec_ref.equivalence.engines import OurLoop, SharedWork
 from specdec_ref.equivalence.greedy import greedy_agreement
 from specdec_ref.equivalence.museum_checks import Outcome
+from specdec_ref.equivalence.remembered import Remembered
 from specdec_ref.equivalence.result import Equivalence
 from specdec_ref.errors import SpecdecError
 from specdec_ref.models import Pair, held_out_prompts
@@ -66,6 +68,23 @@ def trials(
         )
         for name, loop in ways
     )
+
+
+def remembering(pair: Pair, both: Sequence[Trial]) -> tuple[Trial, ...]:
+    """The same trials with models that remember their scores instead of caches: for many samples.
+
+    Not for wrong versions of the cache or of the models, which they would not run.
+    """
+    assert pair.draft is not None
+    target = Remembered(pair.target)
+    draft = Remembered(pair.draft, target.vocab_size)
+    found = []
+    for trial in both:
+        loop = copy.copy(trial.sampler)
+        assert isinstance(loop.drafter, ModelDrafter)
+        loop.target, loop.drafter = target, ModelDrafter(draft, loop.drafter.min_confidence)
+        found.append(replace(trial, sampler=loop))
+    return tuple(found)
 
 
 def refuted(pair: Pair, both: Sequence[Trial], seed: int = 0) -> Outcome:

@@ -24,7 +24,7 @@ def museum_figure(result: Matrix) -> "Figure":
     for y, row in enumerate(result.rows()):
         for x, mark in zip(across, row[1:], strict=True):
             if mark == MISSED:
-                axes.text(x, y, MISSED, ha="center", va="center", color=FORMULA, fontsize=9)
+                axes.text(x, y, MISSED, ha="center", va="center", color=FORMULA, fontsize=14)
                 continue
             colour = REJECTED if row[0] == RIGHT else ACCEPTED
             edge = "black" if mark == MEANT else "white"

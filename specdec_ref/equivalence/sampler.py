@@ -40,6 +40,11 @@ class SamplerError(SpecdecError):
         self.partial = partial
 
 
+def crash(error: Exception) -> str:
+    """What is said of an error that the sampler raised, in one line that a terminal can hold."""
+    return "sampler: " + " ".join(f"{type(error).__name__}: {error}".split())[:220].removesuffix(":")
+
+
 def name_of(sampler: Any) -> str:
     """What reports call a sampler: its own `name`, else that of its function or class."""
     return str(getattr(sampler, "name", None) or getattr(sampler, "__name__", None) or type(sampler).__name__)

@@ -1,0 +1,154 @@
+"""The page about the museum, with its picture.
+
+    python -m specdec_ref.equivalence.museum_page docs
+
+writes museum.md and museum.svg into that folder. What `benchmarks/museum.py` recorded on the pair that ships, it reads
+from the folder beside it, benchmarks/results/museum.json; and from equivalence_*.json there, which
+`specdec equivalence --json` wrote, what the empirical test said of engines.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from specdec_ref.equivalence.museum import CAUGHT, MEANT, MISSED, Matrix, matrix
+from specdec_ref.equivalence.mutants import Mutant
+
+INTRODUCTION = """# The museum of wrong versions
+
+<!-- Written by `python -m specdec_ref.equivalence.museum_page docs`. Do not edit. -->
+
+Speculative decoding is easy to get wrong in ways that nobody sees: the text reads well, and only its probabilities are
+not the target's; or the text is right, and only the speed that was hoped for does not come. Here are mistakes that
+public projects have made, and some that the algorithm invites, each as a change of the package's own code in one
+place. To see one at work:
+
+```python
+from specdec_ref.equivalence import mutant
+
+with mutant("residual-is-target").installed():
+    ...  # everything in here runs the wrong version
+```
+
+Every wrong version is put to every test:"""
+
+LEGEND = f"""{CAUGHT} caught, {MEANT} caught by the test that is meant for it, {MISSED} not. The columns with a star are
+two tests of public projects, written anew after their descriptions. They hand p, q and drafted tokens to the rule
+alone.
+
+Whatever changes the distribution is refuted by the exact proof, but for one: the proof plays chance itself, so a
+mistake inside `SeededRandomness` is out of its sight and has a test of its own. Whatever only loses speed passes the
+proof, as it must: the text is right. How many each test catches:"""
+
+
+RESULTS = Path("benchmarks", "results")
+
+PICTURE = """![Every wrong version against every test: caught, caught by the test meant for it, or not](museum.svg)"""
+
+ENGINES = """## What the test says of engines
+
+`specdec equivalence --engine …` puts any sampler to the same test, against the target's own probabilities. On the pair
+that ships:"""
+
+ON_THE_PAIR = """## On the pair that ships
+
+`benchmarks/museum.py` draws from the trained pair while each wrong version of the first kind is in force, in two ways:
+at temperature 1, and at temperature 0.7 with top-k 40 and a draft that stops when it is unsure. TV is the total
+variation of the first four tokens from the target's, in the way that shows more. Where it is 0.03 or more, the
+empirical test has to refute it in every run, with as many samples as find such a difference 99 times in 100."""
+
+
+def page(result: Matrix, record: dict[str, Any] | None = None, engines: Sequence[dict[str, Any]] = ()) -> str:
+    """docs/museum.md: the matrix, what was recorded, and every wrong version with its difference from the right code.
+
+    record: what `benchmarks/museum.py` wrote. engines: what `specdec equivalence --json` said of some.
+    """
+    tests = [f"- **{c.short}** (`{c.name}`): {c.what}" for c in result.checks]
+    counts = [f"- {sentence}" for sentence in result.summary()]
+    parts = [INTRODUCTION, "\n".join(tests), PICTURE, result.markdown(), LEGEND, "\n".join(counts)]
+    parts += _on_the_pair(record) if record else []
+    parts += [ENGINES, "\n".join(map(_of_engine, engines))] if engines else []
+    for effect, title in (("distribution", "They change the distribution"), ("speed", "They only lose speed")):
+        parts.append(f"## {title}")
+        parts += [_exhibit(m, result) for m in result.mutants if m.effect == effect]
+    return "\n\n".join(parts) + "\n"
+
+
+def _on_the_pair(record: dict[str, Any]) -> list[str]:
+    """The table of total variations, and what the right code did."""
+    rows = ["| wrong version | TV | most at | samples of a run | refuted |", "| --- | --: | --- | --: | --: |"]
+    for name, entry in sorted(record["mutants"].items(), key=lambda item: -item[1]["tv"]):
+        tried = ["", ""]
+        if "refuted" in entry:
+            tried = [f"{entry['samples']:,}", f"{entry['refuted']} of {len(entry['p_values'])}"]
+        where = entry["trial"].partition(",")[0]
+        rows.append(f"| [{name}](#{name}) | {entry['tv']:.3f} | {where} | {' | '.join(tried)} |")
+    said = []
+    for name, one in record["right_code"].items():
+        runs, each = len(one["p_values"]), record["settings"]["right_samples"]
+        alarms = f"{one['false_alarms']} called wrong, where 1 in {1 / one['false_alarm_stated']:,.0f} may be"
+        p = one["kolmogorov_smirnov"]["p_value"]
+        ks = f"Kolmogorov and Smirnov find the p-values uniform with p = {p:.2g}"
+        said.append(f"- The right code, {name}: {runs} runs of {each:,} samples, {alarms}; {ks}.")
+    return [ON_THE_PAIR, "\n".join(rows), "\n".join(said)]
+
+
+def _of_engine(facts: dict[str, Any]) -> str:
+    """One line: the verdict and what it rests on."""
+    found = "consistent with the target" if facts["consistent"] else "**not the target**"
+    low, high = facts["tv_interval"]
+    return (
+        f"- {facts['sampler']}: {found}, p = {facts['p_value']:.2g} over {facts['samples']:,} samples of "
+        f"{facts['length']} tokens. TV within {low:.3f} and {high:.3f}; {facts['detectable_tv']:.3f} or more would be "
+        "found 99 times in 100."
+    )
+
+
+def _exhibit(m: Mutant, result: Matrix) -> str:
+    seen = result.outcomes[m.name, m.caught_by].evidence
+    return f"""<a id="{m.name}"></a>
+
+### {m.title}
+
+`{m.name}`, in `{m.where}`. {m.what}
+
+- Seen: {m.seen}.
+- What comes of it: {m.output}
+- Caught by `{m.caught_by}`: {seen.removesuffix(".")}.
+
+```diff
+{m.difference}
+```"""
+
+
+def recorded(folder: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """The arguments `record` and `engines` of `page`, from the results beside `folder`."""
+    results = folder.resolve().parent / RESULTS
+
+    def read(file: Path) -> Any:
+        return json.loads(file.read_text(encoding="utf-8"))
+
+    museum = results / "museum.json"
+    engines = [read(file) for file in sorted(results.glob("equivalence_*.json"))]
+    return read(museum) if museum.is_file() else None, [facts for facts in engines if "sampler" in facts]
+
+
+def _main() -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from specdec_ref.equivalence.pictures import museum_figure
+
+    folder = Path(sys.argv[1])
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("wrong versions × tests")
+        result = matrix(on_cell=lambda done, of: progress.update(bar, completed=done, total=of))
+    (folder / "museum.md").write_text(page(result, *recorded(folder)), encoding="utf-8")
+    museum_figure(result).savefig(folder / "museum.svg", metadata={"Date": None})
+    sys.exit("\n".join(result.failures()) or 0)
+
+
+if __name__ == "__main__":
+    _main()
