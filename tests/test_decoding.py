@@ -3,12 +3,15 @@ that say what `generate` says; rounds that add up; and one wait for the device i
 """
 
 import copy
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import transformers as tf
 from scipy import stats
 from transformers import PreTrainedModel
 
@@ -103,6 +106,121 @@ def test_greedy_text_is_transformers_own_for_every_architecture(
         Pair(target, disturbed(target), pair.tokenizer), PROMPTS, k=3, max_new_tokens=16, sampling=GREEDY
     )
     assert tokens_of(result) == [by_transformers(target, prompt, 16) for prompt in PROMPTS]
+
+
+SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
+PLAIN = {"rope_type": "default", "rope_theta": 1e4}
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}
+PECULIAR: dict[str, tuple[type, dict[str, object]]] = {
+    "one key head, embeddings tied": (tf.LlamaConfig, SIZE | {"num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "positions from two on": (tf.OPTConfig, SIZE | {"ffn_dim": 64, "word_embed_proj_dim": 32}),
+    "a mask of every row's own": (
+        tf.XGLMConfig, {"d_model": 32, "ffn_dim": 64, "num_layers": 2, "attention_heads": 4}
+    ),
+    "attention and feed-forward side by side": (tf.GPTNeoXConfig, SIZE),
+    "distances instead of positions": (tf.MptConfig, {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 128}),
+    "experts": (tf.MixtralConfig, SIZE | EXPERTS | {"num_key_value_heads": 2}),
+    "sinks and windows": (
+        tf.GptOssConfig,
+        SIZE | EXPERTS | {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16, "rope_parameters": PLAIN},
+    ),
+    "keys and values of other widths": (
+        tf.DeepseekV3Config,
+        SIZE | LATENT | {"num_key_value_heads": 4, "first_k_dense_replace": 2},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", PECULIAR)
+def test_greedy_text_is_transformers_own_however_a_model_is_built(
+    what: str, pair: Pair, disturbed: Callable[..., PreTrainedModel]
+) -> None:
+    config, arguments = PECULIAR[what]
+    usual = {"vocab_size": 64, "tie_word_embeddings": False, "bos_token_id": None, "eos_token_id": None}
+    length = {} if "max_seq_len" in arguments else {"max_position_embeddings": 128}
+    target = tf.AutoModelForCausalLM.from_config(config(**(usual | length | arguments | {"pad_token_id": None}))).eval()
+    with torch.no_grad():
+        for weight in target.parameters():
+            weight.mul_(10 if weight.ndim >= 2 else 1)
+    written = generate_speculative(
+        Pair(target, disturbed(target), pair.tokenizer), PROMPTS, k=3, max_new_tokens=16, sampling=GREEDY
+    )
+    assert tokens_of(written) == [by_transformers(target, prompt, 16) for prompt in PROMPTS]
+    assert len(set(sum(tokens_of(written), ()))) > 5, "texts that repeat themselves would hide mistakes"
+    assert len({r.accepted for g in written for r in g.rounds}) > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_in_every_number_type_a_greedy_token_is_among_the_models_likeliest(dtype: torch.dtype, pair: Pair) -> None:
+    """Rounding differs between one token and several, so the token may be another; its logit may not be much lower."""
+    target, draft = (copy.deepcopy(model).to(dtype) for model in (pair.target, pair.draft))
+    spacing = 0.0 if dtype == torch.float64 else 8 * torch.finfo(dtype).eps
+    for one in generate_speculative(
+        Pair(target, draft, pair.tokenizer), PROMPTS, k=4, max_new_tokens=NEW, sampling=GREEDY
+    ):
+        n = len(one.prompt_tokens)
+        with torch.inference_mode():
+            logits = target(input_ids=torch.tensor([[*one.prompt_tokens, *one.tokens]])).logits[0, n - 1 : -1].double()
+        chosen = logits.gather(-1, torch.tensor(one.tokens)[:, None])[:, 0]
+        largest = logits.amax(-1)
+        assert (largest - chosen <= spacing * largest.abs() + 1e-12).all()
+        assert 0 < one.acceptance_rate < 1
+
+
+COLD = [Sampling(1e-6), Sampling(1e-40), Sampling(5e-324), Sampling(top_k=1), Sampling(top_p=1e-9)]
+
+
+@pytest.mark.parametrize("sampling", COLD, ids=str)
+def test_sampling_from_next_to_nothing_is_greedy(
+    sampling: Sampling, pair: Pair, expected: list[tuple[int, ...]]
+) -> None:
+    assert tokens_of(generate_speculative(pair, PROMPTS, k=4, max_new_tokens=NEW, sampling=sampling)) == expected
+
+
+@pytest.mark.parametrize("temperature", [50.0, 1e6, 1e38, 1.7e308])
+def test_at_a_high_temperature_every_token_comes_up(temperature: float, pair: Pair) -> None:
+    written = generate_speculative(pair, PROMPTS * 10, k=4, max_new_tokens=NEW, sampling=Sampling(temperature), seed=0)
+    assert len(set(sum(tokens_of(written), ()))) == 64
+
+
+@pytest.mark.parametrize("k", [100, 127])
+@pytest.mark.parametrize("missing", [1, 2, 5, 60])
+def test_k_may_be_larger_than_what_is_left_of_the_context(k: int, missing: int, pair: Pair) -> None:
+    prompt = [(7 * i) % 64 for i in range(128 - missing)]
+    written = generate_speculative(pair, prompt, k=k, max_new_tokens=500, sampling=GREEDY)
+    assert written.finish == "context"
+    assert len(written.tokens) == missing + 1
+    assert written.tokens[:missing] == by_transformers(pair.target, prompt, missing)
+
+
+def test_equal_prompts_get_equal_greedy_texts_and_different_samples(
+    pair: Pair, expected: list[tuple[int, ...]]
+) -> None:
+    same = [PROMPTS[1]] * 5
+    greedy = generate_speculative(pair, same, k=3, max_new_tokens=NEW, sampling=GREEDY)
+    assert set(tokens_of(greedy)) == {expected[1]}
+    assert len(set(tokens_of(generate_speculative(pair, same, k=3, max_new_tokens=NEW, seed=0)))) == 5
+
+
+def test_a_list_of_one_prompt_gets_the_samples_it_would_get_alone(pair: Pair) -> None:
+    for seed in range(3):
+        (listed,) = generate_speculative(pair, PROMPTS[1:2], k=3, max_new_tokens=NEW, seed=seed)
+        assert listed.tokens == generate_speculative(pair, PROMPTS[1], k=3, max_new_tokens=NEW, seed=seed).tokens
+
+
+def test_texts_begin_as_the_tokenizer_begins_them(pair: Pair) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = copy.deepcopy(pair.tokenizer)
+    end = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{end} $A", special_tokens=[(end, 0)])
+    begun = Pair(pair.target, pair.draft, tokenizer)
+    ids = [0, *pair.tokenizer("the end")["input_ids"]]
+    written = generate_speculative(begun, "the end", k=3, max_new_tokens=8, sampling=GREEDY)
+    assert written.prompt_tokens == tuple(ids)
+    assert written.tokens == by_transformers(pair.target, ids, 8)
+    assert generate_speculative(begun, "", k=3, max_new_tokens=8, sampling=GREEDY).prompt_tokens == (0,)
 
 
 def test_the_pair_of_these_tests_accepts_some_tokens_and_rejects_others(pair: Pair) -> None:
@@ -412,6 +530,29 @@ def test_a_stream_closed_early_hands_out_what_there_was_as_interrupted(pair: Pai
     assert list(end.rounds) == rounds
     assert end.tokens == rounds[0].emitted + rounds[1].emitted
     assert end.seconds > 0
+
+
+def test_streams_and_threads_side_by_side_do_not_disturb_each_other(pair: Pair) -> None:
+    def alone(i: int) -> tuple[int, ...]:
+        return generate_speculative(pair, PROMPTS[i], k=3, max_new_tokens=NEW, seed=i).tokens
+
+    streams = [stream_speculative(pair, prompt, k=3, max_new_tokens=NEW, seed=i) for i, prompt in enumerate(PROMPTS)]
+    told: list[list[int]] = [[] for _ in PROMPTS]
+    for chunks in itertools.zip_longest(*streams):
+        for tokens, chunk in zip(told, chunks, strict=True):
+            tokens += chunk.round.emitted if chunk else ()
+    wanted = [alone(i) for i in range(3)]
+    assert [tuple(tokens) for tokens in told] == wanted
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(alone, [0, 1, 2] * 3)) == wanted * 3
+
+
+def test_between_the_chunks_of_a_stream_the_readers_own_gradients_work(pair: Pair) -> None:
+    x = torch.ones(2, requires_grad=True)
+    for _ in stream_speculative(pair, PROMPTS[1], k=3, max_new_tokens=NEW, seed=0):
+        assert not torch.is_inference_mode_enabled()
+        (x * 2).sum().backward()
+    assert x.grad is not None
 
 
 def test_a_stream_of_no_tokens_ends_at_once(pair: Pair) -> None:
