@@ -20,6 +20,8 @@ import specdec_ref as sd
 from specdec_ref.control import Round
 from specdec_ref.decoding import Row, speculate
 from specdec_ref.drafting import ModelDrafter
+from specdec_ref.equivalence.exact import exact
+from specdec_ref.equivalence.tables import random_table
 from specdec_ref.measurement.cells import CLEAR, Cell, judge, recommend
 from specdec_ref.measurement.costs import Costs
 from specdec_ref.measurement.pictures import heat_map, scoring_costs
@@ -214,6 +216,19 @@ def test_generations_under_the_policy_are_the_targets(pair: sd.Pair) -> None:
     )
     theirs = sd.generate_autoregressive(pair, prompts, max_new_tokens=24, sampling=sd.GREEDY)
     assert [g.tokens for g in ours] == [g.tokens for g in theirs]
+
+
+def test_the_exact_proof_holds_under_the_policy() -> None:
+    """By enumeration, for rows that finish at different times and a text that grows from one k into another."""
+    low = {(1, 1): {1: 1.2, 2: 1.5}, (1, 6): {1: 1.5, 2: 1.2}, (2, 1): {1: 1.5, 2: 1.2}, (2, 6): {1: 0.5, 2: 0.5}}
+    policy = from_low(low)
+    assert [policy.k_for(b, n) for b, n in low] == [2, 1, 1, 0]
+    target, drafter = random_table(2, 91), ModelDrafter(random_table(2, 92))
+    for prompts, tokens in (((0,), 5), (((0,), (1, 0, 1)), (2, 3))):
+        rows = [prompts] if isinstance(prompts[0], int) else prompts
+        controller = policy.as_controller(len(rows), sum(map(len, rows)) / len(rows))
+        proof = exact(target, drafter, prompts, k=controller, max_new_tokens=tokens)
+        assert proof.holds, proof.explain()
 
 
 # --- vLLM ------------------------------------------------------------------------------------------------------------
