@@ -62,6 +62,8 @@ def vllm_config(
         notes.append(
             f"{needed:.1f} GiB in 16 bit for {batch} requests at once, nine tenths of {gpu_memory:g} GiB a GPU"
         )
+    if pipeline_parallel > 1:
+        notes.append("vLLM's guide used to exclude pipeline parallel with speculation: try it before you rely on it")
     if nodes > 1:
         notes.append("first `ray start --head --port 6379` here, `ray start --address=THIS:6379` on the other nodes")
     command = serve_command(

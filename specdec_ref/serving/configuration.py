@@ -73,6 +73,32 @@ def speculative_config(
     return config
 
 
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The other way round: what `speculative_config` has to be given for this dict of vLLM's. Raises SpecdecError.
+
+    Of the keys that this course does not write, and of other methods, it says so.
+    """
+    left = dict(config)
+    if left.pop("method", None) not in METHODS:
+        raise SpecdecError(f"method={config.get('method')!r:.80}: takes one of {', '.join(METHODS)}")
+    found: dict[str, Any] = {"draft": left.pop("model", None), "k": left.pop("num_speculative_tokens", None)}
+    if (found["draft"] is None) != (config["method"] == "ngram"):
+        raise SpecdecError(f"model={found['draft']!r:.80}: is what 'draft_model' needs and 'ngram' does not take")
+    if found["draft"]:
+        found["exact_q"] = left.pop("draft_sample_method", "greedy") == "probabilistic"
+    else:  # one limit stands for both, and 5 for none
+        shortest, longest = left.pop("prompt_lookup_min", None), left.pop("prompt_lookup_max", None)
+        found["lookup"] = shortest or longest or 5, longest or shortest or 5
+    if "num_speculative_tokens_per_batch_size" in left:
+        found["schedule"] = left.pop("num_speculative_tokens_per_batch_size")
+    if "draft_tensor_parallel_size" in left:
+        found["draft_tensor_parallel"] = left.pop("draft_tensor_parallel_size")
+    if left:
+        raise SpecdecError(f"{', '.join(map(str, left)):.80}: has no counterpart here")
+    speculative_config(**found)  # its values make sense
+    return found
+
+
 def checked_schedule(schedule: Schedule, k: int) -> list[list[int]]:
     """The rows, if they begin at 1, leave no gap and no overlap, and no k is above `k`. Raises SpecdecError."""
     rows = [[int(x) for x in row] for row in schedule if len(row) == 3 and all(is_whole(x) for x in row)]
