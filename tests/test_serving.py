@@ -121,7 +121,7 @@ def test_a_configuration_can_be_read_back(settings: dict[str, Any]) -> None:
 
 
 def test_what_vllm_takes_by_default_is_known_when_read_back() -> None:
-    """Without draft_sample_method it drafts the likeliest token; one limit of the n-gram stands for both, 5 for none."""
+    """Without draft_sample_method it drafts the likeliest token; one limit of the n-gram stands for both."""
     drafting = settings_of({"method": "draft_model", "model": "d", "num_speculative_tokens": 4})
     assert drafting == {"draft": "d", "k": 4, "exact_q": False}
     looking = {"method": "ngram", "num_speculative_tokens": 4}
