@@ -72,6 +72,8 @@ def demo(
     svg: Annotated[Path | None, typer.Option(help="Also write what the terminal shows to this SVG file.")] = None,
 ) -> None:
     """Watch one completion being drafted and verified, then measure the speedup on this machine. Under a minute."""
+    if svg is not None and not svg.resolve().parent.is_dir():
+        raise SpecdecError(f"--svg {svg}: there is no folder {svg.parent}")
     console = Console(quiet=as_json, record=svg is not None, highlight=False, width=100 if svg else None)
     pair = _pair(target, draft, device, dtype)
     if pair.draft is None:
@@ -143,13 +145,18 @@ def train(
     console = Console(quiet=as_json, highlight=False)
     recipe = RECIPES["tiny" if tiny else "full"]
     where = usable_device(device)
+    if output.exists() and not output.is_dir():
+        raise SpecdecError(f"{output}: is a file; takes a folder for the finished pair")
+    work = output.with_name(output.name + ".work")
     if card and not (output / "target" / "config.json").is_file():
         raise SpecdecError(f"{output}: holds no trained pair to measure; train one first")
     if not card:
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SpecdecError(f"{work}: cannot be made: {error.strerror}; takes another OUTPUT") from error
         with _training_progress(console) as (on_stage, on_tick):
-            Training(
-                recipe, output.with_name(output.name + ".work"), output, where, compiled, None, on_stage, on_tick
-            ).run()
+            Training(recipe, work, output, where, compiled, None, on_stage, on_tick).run()
     torch.set_grad_enabled(False)
     facts = write_card(
         output,

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 from rich.console import Console
@@ -24,11 +25,33 @@ def test_importing_is_light(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", [(), ("demo",), ("bench",), ("train",)])
-def test_every_command_has_help(command: tuple[str, ...]) -> None:
-    done = specdec(*command, "--help")
+COMMANDS = "demo bench equivalence doctor grade progress train vllm-config".split()
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_command_has_help_and_json(command: str) -> None:
+    done = specdec(*command.split(), "--help")
     assert done.returncode == 0
     assert "Usage" in done.stdout
+    assert ("--json" in done.stdout) == bool(command)
+
+
+def test_these_are_all_commands() -> None:
+    listed = specdec("--help").stdout.split("Commands:")[1]
+    assert sorted(line.split()[0] for line in listed.splitlines() if line.strip()) == sorted(COMMANDS)
+
+
+@pytest.mark.timed
+@pytest.mark.parametrize("code", ["import specdec_ref", "import sys; sys.argv = ['specdec', '--help']; main()"])
+def test_import_and_help_take_under_a_second(code: str) -> None:
+    """The best of three, since the first may read from disk."""
+    code = code.replace("main()", "from specdec_ref.cli import main; main()")
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 1
 
 
 @pytest.mark.parametrize(
@@ -39,6 +62,9 @@ def test_every_command_has_help(command: tuple[str, ...]) -> None:
         (("bench", "--repeats", "0"), "--repeats 0"),
         (("bench", "--temperature", "-1"), "temperature"),
         (("train", "no-such-pair", "--card"), "no-such-pair"),
+        (("train", __file__, "--tiny"), "is a file"),
+        (("train", f"{__file__}/pair", "--tiny"), "pair.work: cannot be made"),
+        (("demo", "--svg", "no/such/folder/demo.svg"), "--svg no/such/folder/demo.svg"),
     ],
 )
 def test_wrong_use_is_one_line_and_status_2(arguments: tuple[str, ...], words: str) -> None:

@@ -44,6 +44,12 @@ def test_the_corpus_is_read_in_the_same_order_each_time(corpus: Corpus) -> None:
     assert [d.path for d in collect().library] == [d.path for d in corpus.library]
 
 
+def test_a_python_without_its_source_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("def f(:\n", encoding="utf-8")
+    with pytest.raises(SpecdecError, match="no Python source below"):
+        collect(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def tokenizer(corpus: Corpus):
     return train_tokenizer((d.text for d in corpus.library[:20]), 400)

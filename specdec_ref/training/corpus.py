@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from specdec_ref.errors import SpecdecError
+
 HELD_OUT = frozenset(
     "calendar csv difflib fractions graphlib heapq imaplib json queue sched selectors shlex statistics textwrap wave "
     "zipfile".split()
@@ -51,12 +53,12 @@ def collect(folder: Path | None = None, at_most: int | None = None) -> Corpus:
     """Read the standard library of the running interpreter (or `folder`) in a fixed order; `at_most` files of a pile.
 
     Files that are not UTF-8 or do not parse are left out: the tests hold such files on purpose. Held-out tests are
-    dropped altogether; `held_out` has library files only. Raises FileNotFoundError where there is no source.
+    dropped altogether; `held_out` has library files only. Raises SpecdecError where there is no source.
     """
     root = Path(folder or sysconfig.get_path("stdlib"))
     documents = list(_read(root))
     if not documents:
-        raise FileNotFoundError(f"no Python source below {root}")
+        raise SpecdecError(f"the standard library: no Python source below {root}; takes a Python that came with it")
     seen = [d for d in documents if d.module not in HELD_OUT]
     return Corpus(
         library=tuple(d for d in seen if not d.is_test)[:at_most],
