@@ -14,10 +14,13 @@ would hold (`Remembered`); a wrong version of the cache itself runs on real cach
 import argparse
 import hashlib
 import json
+import multiprocessing
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ import specdec_ref as sd
 from specdec_ref.equivalence.empirical import with_fewer
 from specdec_ref.equivalence.greedy import greedy_agreement
 from specdec_ref.equivalence.museum_empirical import Trial, remembering, trials
-from specdec_ref.equivalence.mutants import MUTANTS, Mutant
+from specdec_ref.equivalence.mutants import MUTANTS, Mutant, mutant
 from specdec_ref.equivalence.result import Equivalence
 
 LARGE = 0.03
@@ -62,6 +65,7 @@ class Sizes:
     """The two trials at any sample size, settled when first asked for. They share samplers, whose memory is large."""
 
     def __init__(self, pair: sd.Pair, largest: int):
+        self.pair = pair
         self.real = trials(pair, samples=largest, false_alarm=FALSE_ALARM)
         self.remembering = remembering(pair, self.real)
 
@@ -70,19 +74,31 @@ class Sizes:
         those = self.real if mutant and mutant.where.startswith("cache.") else self.remembering
         return tuple(replace(trial, plan=with_fewer(trial.plan, samples)) for trial in those)
 
-    def finding(self, tv: float, number: int, mutant: Mutant) -> tuple[int, Trial]:
-        """The first of `LADDER`, and trial `number` of that size, that finds 0.8 of this total variation."""
+    def finding(self, tv: float, name: str) -> tuple[int, float]:
+        """The first of `LADDER` with which that trial finds 0.8 of this total variation, and what it finds."""
         for samples in LADDER:
-            trial = self.of(samples, mutant)[number]
-            if trial.plan.says_something and trial.plan.detectable <= 0.8 * tv:
+            (plan,) = (trial.plan for trial in self.of(samples) if trial.name == name)
+            if plan.says_something and plan.detectable <= 0.8 * tv:
                 break
-        return samples, trial
+        return samples, plan.detectable
 
 
-def measure(mutant: Mutant, pair: sd.Pair, both: tuple[Trial, ...]) -> dict[str, Any]:
+SIZES: list[Sizes] = []
+"""Of this process: workers settle theirs when they begin."""
+
+
+def begin(device: str | None, largest: int, threads: int) -> None:
+    """What every worker does first."""
+    torch.set_num_threads(threads)
+    SIZES.append(Sizes(sd.load_pair(device=device), largest))
+
+
+def measured(name: str, samples: int) -> dict[str, Any]:
     """One run of each trial under a wrong version, and greedy decoding; tv is that of the trial that shows more."""
+    (sizes,), wrong = SIZES, mutant(name)
     found: dict[str, Any] = {}
-    with mutant.installed():
+    with wrong.installed():
+        both = sizes.of(samples, wrong)
         for trial in both:
             result = trial.run()
             found[trial.name] = {
@@ -93,9 +109,19 @@ def measure(mutant: Mutant, pair: sd.Pair, both: tuple[Trial, ...]) -> dict[str,
                 "p_value": result.p_value,
                 "refuted": not result.consistent,
             }
-        greedy = greedy_agreement(pair, [tree.prompt for tree in both[0].plan.trees], 32)
-    name = max(found, key=lambda one: found[one]["tv"])
-    return {"tv": found[name]["tv"], "trial": name, "trials": found, "greedy_consistent": greedy.consistent}
+        greedy = greedy_agreement(sizes.pair, [tree.prompt for tree in both[0].plan.trees], 32)
+    most = max(found, key=lambda one: found[one]["tv"])
+    enough = dict(zip(("samples", "detectable_tv"), sizes.finding(found[most]["tv"], most), strict=True))
+    due = enough if found[most]["tv"] >= LARGE else {}
+    return {"tv": found[most]["tv"], "trial": most, "trials": found, "greedy_consistent": greedy.consistent} | due
+
+
+def p_value(name: str, trial: str, samples: int, seed: int) -> float:
+    """Of one run; name: of the wrong version, or none."""
+    (sizes,), wrong = SIZES, mutant(name) if name else None
+    (one,) = (each for each in sizes.of(samples, wrong) if each.name == trial)
+    with wrong.installed() if wrong else nullcontext():
+        return one.run(seed).p_value
 
 
 def uniformity(p_values: list[float], false_alarm: float) -> dict[str, Any]:
@@ -136,7 +162,7 @@ class Pace:
 
 
 def recorded(
-    pair: sd.Pair,
+    workers: Executor,
     *,
     samples: int,
     runs: int,
@@ -148,54 +174,47 @@ def recorded(
     before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All of it. save is called after every step with what there is; before: what an earlier run left."""
-    sizes = Sizes(pair, max(samples, right_samples, *LADDER))
     record: dict[str, Any] = before or {"mutants": {}, "right_code": {}}
-    names = [trial.name for trial in sizes.of(samples)]
 
-    fresh = [mutant for mutant in mutants if mutant.name not in record["mutants"]]
-    pace.plan("total variation of each wrong version", len(fresh) * len(names) * samples)
-    for mutant in fresh:
-        record["mutants"][mutant.name] = measure(mutant, pair, sizes.of(samples, mutant))
+    fresh = [m.name for m in mutants if m.name not in record["mutants"]]
+    pace.plan("total variation of each wrong version", len(fresh) * 2 * samples)
+    for name, entry in zip(fresh, workers.map(measured, fresh, [samples] * len(fresh)), strict=True):
+        record["mutants"][name] = entry
         save(record)
-        pace.drawn(len(names) * samples)
+        pace.drawn(2 * samples)
 
-    trying: list[tuple[Mutant, dict[str, Any], Trial]] = []
-    for mutant in mutants:
-        entry = record["mutants"][mutant.name]
-        if entry["tv"] >= LARGE:
-            enough, trial = sizes.finding(entry["tv"], names.index(entry["trial"]), mutant)
-            entry |= {"samples": enough, "detectable_tv": trial.plan.detectable, "runs": runs}
-            entry.setdefault("p_values", [])
-            trying.append((mutant, entry, trial))
-    left = sum((runs - len(entry["p_values"])) * entry["samples"] for _, entry, _ in trying)
-    done = {name: record["right_code"].get(name, {}).get("p_values", []) for name in names}
-    right = sum(right_runs - len(p_values) for p_values in done.values()) * right_samples
-    pace.plan("refuting those that are far off, then the right code", left + right)
+    large = [m.name for m in mutants if record["mutants"][m.name]["tv"] >= LARGE]
+    ways = list(record["mutants"][mutants[0].name]["trials"])
+    lists: dict[tuple[str, str], list[float]] = {}  # p-values by wrong version, or none, and trial
+    tasks: list[tuple[str, str, int, int]] = []
+    for name in large:
+        entry = record["mutants"][name]
+        lists[name, entry["trial"]] = entry.setdefault("p_values", [])
+        tasks += [
+            (name, entry["trial"], entry["samples"], seed) for seed in range(1 + len(entry["p_values"]), 1 + runs)
+        ]
+    for way in ways:
+        lists["", way] = record["right_code"].get(way, {}).get("p_values", [])
+        tasks += [("", way, right_samples, 10_000 + seed) for seed in range(len(lists["", way]), right_runs)]
+    pace.plan("runs with wrong versions, then with the right code", sum(task[2] for task in tasks))
 
-    for mutant, entry, trial in trying:
-        with mutant.installed():
-            for seed in range(len(entry["p_values"]) + 1, runs + 1):
-                entry["p_values"].append(trial.run(seed).p_value)
-                entry["refuted"] = sum(p < FALSE_ALARM for p in entry["p_values"])
-                save(record)
-                pace.drawn(entry["samples"], f"{mutant.name}, {entry['samples']:,} samples")
-
-    for trial in sizes.of(right_samples):
-        p_values = done[trial.name]
-        for seed in range(len(p_values), right_runs):
-            p_values.append(trial.run(10_000 + seed).p_value)
-            record["right_code"][trial.name] = uniformity(p_values, FALSE_ALARM)
-            pace.drawn(right_samples, f"right code, {trial.name}")
-            save(record)
-    record["verdict"] = verdict(record)
+    for (name, way, drawn, _), p in zip(tasks, workers.map(p_value, *zip(*tasks, strict=True)), strict=True):
+        lists[name, way].append(p)
+        if name:
+            record["mutants"][name]["refuted"] = sum(one < FALSE_ALARM for one in lists[name, way])
+        else:
+            record["right_code"][way] = uniformity(lists[name, way], FALSE_ALARM)
+        pace.drawn(drawn, f"{name or 'right code'}, {drawn:,} samples")
+        save(record)
+    record["verdict"] = verdict(record, runs)
     save(record)
     return record
 
 
-def verdict(record: dict[str, Any]) -> dict[str, Any]:
+def verdict(record: dict[str, Any], runs: int) -> dict[str, Any]:
     """What was promised, and whether it was kept."""
-    large = {name: entry for name, entry in record["mutants"].items() if "refuted" in entry}
-    missed = [name for name, entry in large.items() if entry["refuted"] < entry["runs"]]
+    large = {name: entry for name, entry in record["mutants"].items() if entry["tv"] >= LARGE}
+    missed = [name for name, entry in large.items() if entry["refuted"] < runs]
     right = record["right_code"].values()
     return {
         "large": len(large),
@@ -230,6 +249,7 @@ def main() -> None:
     parser.add_argument("--right-runs", type=int, default=200, help="of the right code, for each way of sampling")
     parser.add_argument("--mutants", help="names, with commas between; default all that change the distribution")
     parser.add_argument("--device", help="cpu, cuda, …; default the GPU where there is one")
+    parser.add_argument("--jobs", type=int, help="processes, 2.5 GB each; default one a core, at most 4; 1 on a GPU")
     parser.add_argument(
         "--json", type=Path, default=RESULTS, metavar="FILE", help="where to write (default %(default)s)"
     )
@@ -238,7 +258,7 @@ def main() -> None:
     chosen = tuple(m for m in MUTANTS if m.effect == "distribution")
     if options.mutants:
         chosen = tuple(m for m in MUTANTS if m.name in options.mutants.split(","))
-    pair = sd.load_pair(device=options.device)
+    pair = sd.load_pair(device=options.device)  # here only to know its weights
     asked = {name: getattr(options, name) for name in ("samples", "runs", "right_samples", "right_runs")}
     settings = {
         **asked,
@@ -246,6 +266,9 @@ def main() -> None:
         "weights": [fingerprint(model) for model in (pair.target, pair.draft)],
         "vocabulary": len(pair.tokenizer),
     }
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = options.jobs or (min(4, cores) if pair.device.type == "cpu" else 1)
+    how = options.device, max(options.samples, options.right_samples, *LADDER), max(1, cores // jobs)
     before = json.loads(options.json.read_text(encoding="utf-8")) if options.json.is_file() else None
     if before is not None and before.get("settings") != settings:
         before = None
@@ -254,7 +277,7 @@ def main() -> None:
     def save(record: dict[str, Any]) -> None:
         record["settings"] = settings
         record["machine"] = {
-            "device": str(pair.device), "threads": torch.get_num_threads(), "python": platform.python_version(),
+            "device": str(pair.device), "processes": jobs, "python": platform.python_version(),
             "torch": torch.__version__,
         }  # fmt: skip
         record["minutes"] = round(earlier + (time.time() - began) / 60, 1)
@@ -264,11 +287,21 @@ def main() -> None:
         whole.write_text(text, encoding="utf-8")
         whole.replace(options.json)
 
-    with shown(Console(stderr=True)) as pace:
-        record = recorded(pair, **asked, mutants=chosen, save=save, before=before, pace=pace)
+    new = multiprocessing.get_context("spawn")
+    with (
+        ProcessPoolExecutor(jobs, new, initializer=begin, initargs=how) as workers,
+        shown(Console(stderr=True)) as pace,
+    ):
+        try:
+            record = recorded(workers, **asked, mutants=chosen, save=save, before=before, pace=pace)
+        except BaseException:  # an interrupt above all: not to wait for what was not begun
+            workers.shutdown(wait=False, cancel_futures=True)
+            raise
     for name, entry in record["mutants"].items():
         found = (
-            f"refuted in {entry['refuted']} of {entry['runs']} runs" if "runs" in entry else "too small for a promise"
+            f"refuted in {entry['refuted']} of {len(entry['p_values'])} runs of {entry['samples']:,} samples"
+            if "refuted" in entry
+            else "too small for a promise"
         )
         print(f"{name:24} TV {entry['tv']:.3f} ({entry['trial'].partition(',')[0]}): {found}")
     for name, one in record["right_code"].items():

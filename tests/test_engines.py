@@ -4,6 +4,7 @@ The server of these tests is real: it listens on loopback and samples from a tin
 seeds and fail for a right sampler once in 1,000 other seeds.
 """
 
+import copy
 import importlib.util
 import json
 import sys
@@ -30,12 +31,15 @@ from specdec_ref.equivalence.engines import (
 from specdec_ref.equivalence.greedy import greedy_agreement
 from specdec_ref.equivalence.sampler import SamplerError
 from specdec_ref.equivalence.server import OpenAICompletions
+from specdec_ref.graphs import choose_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROMPTS = [[3, 7, 12, 9, 30], [5, 5, 8, 2, 40, 33, 1]]
 CUTS = sd.Sampling(temperature=0.8, top_k=12, top_p=0.9)
+
+ON_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 Make = Callable[[sd.Pair, sd.Sampling], Any]
 ENGINES: dict[str, Make] = {
@@ -135,6 +139,38 @@ def test_shared_work_gives_every_row_what_it_would_get_alone(pair: sd.Pair) -> N
     more = torch.tensor([[9], [8]])
     torch.testing.assert_close(shared.extend(more), plain.extend(more), atol=1e-5, rtol=1e-5)
     assert shared.cache.batch == 2
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, ON_A_GPU])]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("number", [1, 40])
+def test_our_engine_draws_the_same_however_steps_are_run(
+    tiny_model: "Callable[..., PreTrainedModel]",
+    disturbed: "Callable[..., PreTrainedModel]",
+    pair: sd.Pair,
+    number: int,
+    device: str,
+) -> None:
+    """Captured steps belong to the memory of a cache, which shared work lays out anew."""
+    target = tiny_model("llama").to(device).double()
+    same = sd.Pair(target, disturbed(target).double(), pair.tokenizer)
+    drawn = {}
+    for steps in ("plain", "graphs"):
+        for model in (same.target, same.draft):
+            choose_steps(model, steps)
+        engine = OurLoop(same, 2)
+        drawn[steps] = [engine.sample(PROMPTS[seed % 2], number, 4, seed).tolist() for seed in range(8)]
+    assert drawn["plain"] == drawn["graphs"]
+
+
+@pytest.mark.cuda
+@ON_A_GPU
+def test_our_loop_is_consistent_with_the_target_on_a_gpu(pair: sd.Pair) -> None:
+    there = sd.Pair(copy.deepcopy(pair.target).cuda(), copy.deepcopy(pair.draft).cuda(), pair.tokenizer)
+    result = empirical(there, OurLoop(there, 2), PROMPTS, samples=8_000)
+    assert result.consistent, result.explain()
 
 
 @pytest.mark.parametrize("name", ["ours", "autoregressive", "transformers", "assisted", f"{__name__}:of_our_own"])

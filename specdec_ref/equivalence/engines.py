@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from specdec_ref import decoding
+from specdec_ref.cache import RewindableCache
 from specdec_ref.control import Controller, as_controller
 from specdec_ref.drafting import Drafter, ModelDrafter
 from specdec_ref.equivalence.sampler import Sampler, drawing_of
@@ -35,7 +36,9 @@ class SharedWork(TransformersModel):
     def start(self, batch: int, capacity: int) -> None:
         super().start(1, capacity)
         self._of = torch.zeros(batch, dtype=torch.int64, device=self.device)  # [B], each row's row in the cache
-        self._recorded = self._recorded and batch == 1  # many rows make a new shape every time, and hide the overhead
+        if batch > 1:  # a new shape every time, and rows enough to hide the overhead: nothing to record or capture
+            self._recorded, self._room = False, None
+            self.cache = RewindableCache(1, capacity, self.device)
         if getattr(self, "_size", None) != (batch, capacity):
             self._size = batch, capacity
             self._memory: dict[int, tuple[Tensor, Tensor]] = {}  # by layer: slots for as many rows as there can be
