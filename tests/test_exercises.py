@@ -10,6 +10,7 @@ import pytest
 
 from specdec_ref.errors import SpecdecError
 from specdec_ref.teaching.checks.catalogue import EXERCISES
+from specdec_ref.teaching.checks.exercise import Exercise
 from specdec_ref.teaching.checks.matrix import page
 from specdec_ref.teaching.checks.sources import STUB, exercise_of, write_exercises
 
@@ -27,8 +28,15 @@ def functions(notebook: Any) -> dict[str, ast.FunctionDef]:
     return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-def test_there_is_a_notebook_for_every_exercise() -> None:
-    assert [path.stem[3:] for path in SOLUTIONS] == list(EXERCISES)
+def asked_in(path: Path) -> list[Exercise]:
+    """The exercises of a notebook: those whose function it defines."""
+    defined = functions(nbformat.read(path, as_version=4))
+    return [exercise for exercise in EXERCISES.values() if exercise.function in defined]
+
+
+def test_every_exercise_is_asked_in_one_notebook_in_the_course_s_order() -> None:
+    assert [exercise for path in SOLUTIONS for exercise in asked_in(path)] == list(EXERCISES.values())
+    assert all(asked_in(path)[0].name == path.stem[3:] for path in SOLUTIONS)
 
 
 def test_exercises_are_what_solutions_make_of_them(tmp_path: Path) -> None:
@@ -43,15 +51,17 @@ def test_exercises_are_what_solutions_make_of_them(tmp_path: Path) -> None:
 def test_no_stub_holds_solution_logic(path: Path) -> None:
     """A stub is its signature, its docstring and one raise; nothing of the solution's statements is in the notebook."""
     solved, stubs = nbformat.read(path, as_version=4), nbformat.read(ROOT / "exercises" / path.name, as_version=4)
-    name = EXERCISES[path.stem[3:]].function
-    answer, stub = functions(solved)[name], functions(stubs)[name]
-    assert ast.dump(answer.args) == ast.dump(stub.args)
-    assert ast.get_docstring(answer) == ast.get_docstring(stub)
-    assert [type(statement) for statement in stub.body] == [ast.Expr, ast.Raise]
-    statements = {ast.unparse(node) for node in ast.walk(answer) if isinstance(node, (ast.Return, ast.Assign))}
-    everything = "\n".join(code(stubs))
-    assert statements
-    assert not [s for s in statements if len(s) > 25 and s in everything]
+    stub_functions, everything = functions(stubs), "\n".join(code(stubs))
+    unsolved = [name for name, node in stub_functions.items() if isinstance(node.body[-1], ast.Raise)]
+    assert {exercise.function for exercise in asked_in(path)} <= set(unsolved)
+    for name in unsolved:  # those that are not graded as well
+        answer, stub = functions(solved)[name], stub_functions[name]
+        assert ast.dump(answer.args) == ast.dump(stub.args)
+        assert ast.get_docstring(answer) == ast.get_docstring(stub)
+        assert [type(statement) for statement in stub.body] == [ast.Expr, ast.Raise]
+        statements = {ast.unparse(node) for node in ast.walk(answer) if isinstance(node, (ast.Return, ast.Assign))}
+        assert statements
+        assert not [s for s in statements if len(s) > 25 and s in everything]
     assert "SOLUTION" not in everything
     assert "HIDDEN" not in everything
 
@@ -62,12 +72,23 @@ def test_exercises_hold_no_outputs_and_name_their_minutes(path: Path) -> None:
     nbformat.validate(notebook)
     assert not any(cell.outputs or cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
     head = notebook.cells[0].source
-    exercise = EXERCISES[path.stem[3:]]
-    assert exercise.title in head
-    assert f"**{exercise.minutes} minutes**" in head
-    assert "difficulty" in head
-    assert "importance" in head
+    asked = asked_in(path)
+    assert asked[0].title in head
+    assert f"**{sum(exercise.minutes for exercise in asked)} minutes**" in head
+    for word in ("difficulty", "importance", "**Objective:**"):
+        assert word in head
     assert any(cell.source.startswith("## Stretch goal") for cell in notebook.cells)
+
+
+@each
+def test_the_check_comes_in_the_next_cell_and_the_picture_after_it(path: Path) -> None:
+    cells = code(nbformat.read(ROOT / "exercises" / path.name, as_version=4))
+    for exercise in asked_in(path):
+        at = next(i for i, cell in enumerate(cells) if f"def {exercise.function}(" in cell)
+        assert cells[at + 1] == f'check("{exercise.name}", {exercise.function})'
+        assert cells[at + 2] == f'picture("{exercise.name}", {exercise.function})'
+    text = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown")
+    assert all(f'`hint("{e.name}")` unfolds {len(e.hints)} hints' in text for e in asked_in(path))
 
 
 def test_a_marker_without_a_partner_is_refused() -> None:
@@ -84,6 +105,7 @@ def test_notebooks_run_from_top_to_bottom(folder: str, tmp_path: Path, monkeypat
     from nbclient import NotebookClient
 
     monkeypatch.setenv("SPECDEC_PROGRESS", str(tmp_path / "progress.json"))
+    monkeypatch.setenv("SPECDEC_LIVE", "0")
     cells = [
         cell
         for path in sorted((ROOT / folder).glob("*.ipynb"))

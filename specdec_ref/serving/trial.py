@@ -1,5 +1,6 @@
 """One configuration tried in the real vLLM: the pair that ships, without and with speculation, one after the other."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,12 +44,15 @@ def try_in_vllm(
 ) -> VLLMTrial:
     """Start vLLM without and with `config`, its `speculative_config`, and measure both. Takes a few minutes.
 
-    Never raises for what vLLM refuses: the trial says it in one line, as it says where vLLM is not installed.
+    Never raises for what vLLM refuses: the trial says it in one line, as it says where vLLM is not installed. Where
+    SPECDEC_LIVE is 0 nothing is started.
     """
     if config is None:
         return VLLMTrial(problem="write the configuration first: a dictionary, vLLM's speculative_config")
     if not isinstance(config, Mapping):
         return VLLMTrial(problem=f"config={config!r:.80}: takes a dictionary")
+    if os.environ.get("SPECDEC_LIVE") == "0":
+        return VLLMTrial(problem="SPECDEC_LIVE=0: vLLM is not started")
     if find_vllm() is None:
         return VLLMTrial(problem="vLLM is not installed here: `make vllm-env`, then run this cell again")
     texts = list(held_out_prompts().values())[:4] if prompts is None else list(prompts)

@@ -1,4 +1,5 @@
-"""Graded exercises: `check("residual", residual)` answers at once; `hint`, `solution` and `progress` help on.
+"""Graded exercises: `check("residual", residual)` answers at once, `picture` shows what the code did; `hint`,
+`solution` and `progress` help on.
 
 Exercises are functions whose results can be compared: everything that chance decides is handed in, so that a check can
 play every outcome and no luck is involved. A mistake is recognised by what it computes: each exercise knows the wrong
@@ -6,5 +7,6 @@ versions that people write, and finds the one that gives the learner's own value
 """
 
 from specdec_ref.teaching.checks.notebook import check, hint, progress, solution
+from specdec_ref.teaching.checks.pictures import picture
 
-__all__ = ["check", "hint", "progress", "solution"]
+__all__ = ["check", "hint", "picture", "progress", "solution"]

@@ -1,7 +1,7 @@
 """All exercises, in the order of the course."""
 
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.checks import deciding, deployment, judgement, loop, rule
+from specdec_ref.teaching.checks import deciding, deployment, judgement, loop, mending, rule
 from specdec_ref.teaching.checks.exercise import Exercise
 
 EXERCISES: dict[str, Exercise] = {
@@ -13,6 +13,7 @@ EXERCISES: dict[str, Exercise] = {
         rule.REWIND,
         loop.STEP,
         judgement.FIND_BUG,
+        mending.MEND,
         judgement.EQUIVALENCE,
         loop.DECODE,
         judgement.BEST_DRAFT,

@@ -1,12 +1,13 @@
 """Exercises of deployment: adapt k, count memory, decide when speculation pays."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from specdec_ref.control import AdaptiveSpeculation
-from specdec_ref.teaching.checks.exercise import Case, Exercise, Misconception
+from specdec_ref.teaching.checks.exercise import Case, Exercise, Misconception, shown
 from specdec_ref.teaching.checks.outcomes import BadRequest
 
 # Adapt k (8.1.3)
@@ -24,30 +25,50 @@ def choose_k(history: History, c: float, slope: float) -> int:
     judged = sum(min(accepted + 1, drafted) for drafted, accepted in history[-20:])
     accepted = sum(accepted for _, accepted in history[-20:])
     alpha = (accepted + 1.4) / (judged + 2)
-    best = max(range(MAX_K + 1), key=lambda k: _gain(min(alpha, 0.98), k, c, slope))
+    alpha = min(alpha, 0.98)
+    best = max(range(9), key=lambda k: (1 - alpha ** (k + 1)) / (1 - alpha) / (k * c + 1 + slope * k))
     if best == 0 and len(history) >= 15 and all(drafted == 0 for drafted, _ in history[-15:]):
         return 1
     return best
 
 
+@dataclass(frozen=True)
+class Played:
+    """ks: tokens drafted in each round. speedup: tokens per autoregressive step over all of them."""
+
+    ks: tuple[int, ...]
+    speedup: float
+
+
 def _speedup(choose: Callable[..., Any], case: Case) -> float:
-    """Tokens per autoregressive step over the recorded stream. The history holds the last 40 rounds."""
+    return play(choose, case).speedup
+
+
+def play(choose: Callable[..., Any], case: Case) -> Played:
+    """The recorded stream, with the k that is chosen for each round. The history holds the last 40 rounds."""
     alphas, c, slope, seed = case.arguments
     u = np.random.default_rng(seed).random((len(alphas), MAX_K))
-    history: list[list[int]] = []
+    played: list[list[int]] = []
     tokens, cost = 0, 0.0
     for alpha, row in zip(alphas, u, strict=True):
-        k = choose([list(entry) for entry in history[-MEMORY:]], c, slope)
-        if k is None or isinstance(k, (str, list, tuple, dict)) or int(k) != k or not 0 <= int(k) <= MAX_K:
-            raise BadRequest(f"choose_k gave {k!r:.40}: takes a whole number, 0 … {MAX_K}")
+        k = choose([list(entry) for entry in played[-MEMORY:]], c, slope)
+        if not _whole(k):
+            raise BadRequest(f"choose_k gave {shown(k)}: takes a whole number, 0 … {MAX_K}")
         accepted = int((row[: int(k)] < alpha).cumprod().sum())
-        history.append([int(k), accepted])
+        played.append([int(k), accepted])
         tokens += accepted + 1
         cost += int(k) * c + 1 + slope * int(k)
-    return tokens / cost
+    return Played(tuple(drafted for drafted, _ in played), tokens / cost)
 
 
-class _Heuristic:
+def _whole(k: Any) -> bool:
+    try:
+        return not isinstance(k, str) and int(k) == k and 0 <= int(k) <= MAX_K
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return False
+
+
+class Heuristic:
     """The source text's, as a function of the history."""
 
     def __init__(self) -> None:
@@ -61,7 +82,8 @@ class _Heuristic:
         return self._heard.get_current_k()
 
 
-def _stream_cases(seed: int) -> list[Case]:
+def stream_cases(seed: int) -> list[Case]:
+    """Streams of rounds, their α and costs."""
     half, third = ROUNDS // 2, ROUNDS // 3
 
     def stream(words: str, alphas: list[float], c: float, slope: float = 0.1) -> Case:
@@ -78,7 +100,7 @@ def _stream_cases(seed: int) -> list[Case]:
 
 def _beats_the_heuristic(value: Any, right: Any, case: Case) -> bool:
     """Nowhere clearly slower, faster where the draft is useless, and not slower than no draft there."""
-    heuristic = _speedup(_Heuristic(), case)
+    heuristic = _speedup(Heuristic(), case)
     useless = max(case.arguments[0]) < 0.1
     return float(value) > (max(0.88, 1.2 * heuristic) if useless else 0.95 * heuristic)
 
@@ -136,7 +158,7 @@ ADAPTIVE = Exercise(
             lambda history, c, slope: _by_alpha(history, _alpha, 0, 0.0, slope),
         ),
     ),
-    _stream_cases,
+    stream_cases,
     agrees=_beats_the_heuristic,
     measure=_speedup,
 )  # fmt: skip
@@ -149,7 +171,13 @@ Shape = Mapping[str, int]
 
 def memory_bytes(target: Shape, draft: Shape | None, batch: int, tokens: int, k: int) -> int:
     """Weights and KV caches of both models in 16 bits; the caches hold k tokens more while drafting."""
-    return sum(_model_bytes(m, batch, tokens + (k if draft else 0)) for m in (target, draft) if m is not None)
+    total = 0
+    for model in (target, draft):
+        if model is not None:
+            slots = tokens + (k if draft else 0)
+            cache = 2 * model["layers"] * model["kv_heads"] * model["head_dim"] * batch * slots
+            total += 2 * (model["parameters"] + cache)
+    return total
 
 
 def _model_bytes(

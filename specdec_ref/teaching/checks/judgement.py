@@ -4,16 +4,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from specdec_ref.teaching.checks.exercise import Case, Exercise, Misconception
+from specdec_ref.teaching.checks.loop import played_step
+from specdec_ref.teaching.checks.outcomes import distribution
 
 # Find the bug
 
 EXHIBITS = {
-    "A": "token = q.argmax(-1)              # drafted; reported with q = softmax of the draft's scores",
-    "B": "next_token = draw(p[accepted])    # after a rejection",
-    "C": "keep = u < p / q; accepted = keep.sum(-1)",
+    "A": "drafted.append(int(row.argmax()))         # and q.append(row)",
+    "B": "chance.draw(p[accepted])                  # after a rejection",
+    "C": "accepted = sum(keep)                      # keep: True or False for each drafted token",
 }
+"""Lines of `mending.broken_round`."""
 BUGS = (
     "draws from the target after a rejection",
     "counts acceptances behind a rejection",
@@ -71,7 +75,6 @@ FIND_BUG = Exercise(
         ),
     ),
     lambda seed: [Case((), "exhibits A, B and C")],
-    agrees=lambda value, right, case: bool(value == right),
 )  # fmt: skip
 
 
@@ -87,9 +90,23 @@ def is_consistent(counts: Sequence[int], probabilities: Sequence[float]) -> bool
     return bool(((np.array(counts) - expected) ** 2 / expected).sum() <= CRITICAL[len(counts) - 1])
 
 
-def _sampled(seed: int, samples: int, probabilities: Sequence[float], really: Sequence[float]) -> Case:
-    counts = np.random.default_rng(seed).multinomial(samples, really).tolist()
-    return Case((counts, list(probabilities)), f"counts {counts}, probabilities {list(probabilities)}")
+def _sampled(
+    seed: int, samples: int, probabilities: Sequence[float], really: Sequence[float] | None = None, words: str = ""
+) -> Case:
+    """Counts of a sampler, beyond doubt: far within the limit where it is right, far beyond where it is not."""
+    draw, right = np.random.default_rng(seed).multinomial, really is None
+    while True:
+        counts = draw(samples, probabilities if really is None else really).tolist()
+        share = _chi(counts, probabilities) / CRITICAL[len(counts) - 1]
+        if share < 0.5 if right else share > 3:
+            return Case((counts, list(probabilities)), f"{words}counts {counts}, probabilities {list(probabilities)}")
+
+
+def first_token(p: Sequence[float], q: Sequence[float], **mistakes: Any) -> list[float]:
+    """The exact distribution of what a step emits first, with one of the mistakes of the museum."""
+    rows = torch.tensor([p, p], dtype=torch.float64), torch.tensor([q], dtype=torch.float64)
+    found = distribution(lambda chance: played_step(*rows, [chance.draw(q)], chance, **mistakes)[0])
+    return [found.get(token, 0.0) for token in range(len(p))]
 
 
 def _consistency_cases(seed: int) -> list[Case]:
@@ -103,7 +120,26 @@ def _consistency_cases(seed: int) -> list[Case]:
         Case(([36, 13, 30, 21], even), "counts [36, 13, 30, 21], probabilities 1/4 each"),
         Case(([72, 28], [0.6, 0.4]), "counts [72, 28], probabilities [0.6, 0.4]"),
     ]
-    return [*fixed, _sampled(seed, 20_000, even, even), _sampled(seed, 20_000, skewed, [0.56, 0.32, 0.1, 0.02])]
+    draft = [0.3, 0.4, 0.2, 0.1]
+    exhibits = [
+        _sampled(seed + i, 20_000, skewed, first_token(skewed, draft, **mistake), f"{words}: ")
+        for i, (words, mistake) in enumerate(EXHIBITED.items())
+    ]
+    right = _sampled(seed, 20_000, skewed, words="the step itself: ")
+    return [
+        *fixed,
+        right,
+        *exhibits,
+        _sampled(seed, 20_000, even),
+        _sampled(seed, 20_000, skewed, [0.56, 0.32, 0.1, 0.02]),
+    ]
+
+
+EXHIBITED: dict[str, dict[str, Any]] = {
+    "exhibit: draws from the target after a rejection": {"again": True},
+    "exhibit: keeps a token only where p ≥ q": {"odds": lambda ratio: 1.0 if ratio >= 1 else 0.0},
+    "exhibit: keeps every token": {"odds": lambda ratio: 1.0},
+}
 
 
 def _chi(counts: Sequence[int], probabilities: Sequence[float]) -> float:
@@ -167,7 +203,10 @@ def _gain(alpha: float, k: int, c: float, slope: float) -> float:
 
 def best_draft(drafts: Mapping[str, tuple[float, float]], slope: float) -> tuple[str, int]:
     """(name, k) with the largest speedup for k = 1 … 8, or ('none', 0). drafts: name → (α, c)."""
-    options = {(name, k): _gain(a, k, c, slope) for name, (a, c) in drafts.items() for k in range(1, 9)}
+    options = {}
+    for name, (alpha, c) in drafts.items():
+        for k in range(1, 9):
+            options[name, k] = (1 - alpha ** (k + 1)) / (1 - alpha) / (k * c + 1 + slope * k)
     winner = max(options, key=lambda option: options[option])
     return winner if options[winner] > 1 else ("none", 0)
 

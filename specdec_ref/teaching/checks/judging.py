@@ -121,7 +121,7 @@ def _failed(exercise: Exercise, error: BaseException, case: Case) -> Verdict:
         return Verdict(exercise.name, "wrong", text, "changes-arguments", case.words)
     if isinstance(error, BadRequest):
         for mistake in exercise.misconceptions:  # a wrong version that asks for the impossible in the same words
-            if _fails_alike(mistake.wrong, case, error):
+            if _fails_alike(exercise, mistake.wrong, case, error):
                 said = clean(error)
                 return Verdict(exercise.name, "wrong", mistake.says, mistake.name, case.words, said, hint=mistake.hint)
         return Verdict(exercise.name, "wrong", clean(error), "bad-request", case.words, hint=1)
@@ -134,9 +134,9 @@ def _failed(exercise: Exercise, error: BaseException, case: Case) -> Verdict:
     return Verdict(exercise.name, "crashed", f"{kind}: {said}{at}" if said else f"{kind}{at}", "crashed", case.words)
 
 
-def _fails_alike(function: Function, case: Case, error: BadRequest) -> bool:
+def _fails_alike(exercise: Exercise, function: Function, case: Case, error: BadRequest) -> bool:
     try:
-        observe(function, case)
+        observe(function, case, exercise.measure)
     except BadRequest as other:
         return str(other) == str(error)
     except Exception:

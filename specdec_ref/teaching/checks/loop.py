@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specdec_ref.teaching.checks.exercise import Case, Exercise, Misconception
+from specdec_ref.teaching.checks.exercise import Case, Exercise, Function, Misconception, observe
+from specdec_ref.teaching.checks.outcomes import BadRequest
 from specdec_ref.teaching.checks.rule import residual
 
 
-def _step(
+def played_step(
     p: Tensor,
     q: Tensor,
     drafted: list[int],
@@ -43,7 +44,13 @@ def _step(
 
 def speculative_step(p: Tensor, q: Tensor, drafted: list[int], chance: Any) -> list[int]:
     """The tokens that a round emits: accepted ones, then one more."""
-    return _step(p, q, drafted, chance)
+    emitted: list[int] = []
+    for i, token in enumerate(drafted):
+        if not chance.accept(min(1.0, float(p[i, token] / q[i, token]))):
+            rest = (p[i] - q[i]).clamp(min=0)
+            return [*emitted, chance.draw(rest / rest.sum())]
+        emitted.append(token)
+    return [*emitted, chance.draw(p[len(drafted)])]
 
 
 def _rows(seed: int, *shape: int) -> Tensor:
@@ -78,35 +85,35 @@ STEP = Exercise(
     (
         Misconception(
             "residual-is-target", "After a rejection you draw from the target itself; draw from what is left, p − q", 2,
-            lambda p, q, d, c: _step(p, q, d, c, again=True),
+            lambda p, q, d, c: played_step(p, q, d, c, again=True),
         ),
         Misconception(
             "no-bonus", "When all are kept you emit nothing more: row k of p gives one token for free", 3,
-            lambda p, q, d, c: _step(p, q, d, c, bonus=False),
+            lambda p, q, d, c: played_step(p, q, d, c, bonus=False),
         ),
         Misconception(
             "bonus-from-draft", "You draw the bonus token from the draft. It must come from the target, row k of p", 3,
-            lambda p, q, d, c: _step(p, q, d, c, bonus="draft"),
+            lambda p, q, d, c: played_step(p, q, d, c, bonus="draft"),
         ),
         Misconception(
             "bonus-from-wrong-row", "You draw the bonus from row k − 1, which was about the last DRAFTED token", 3,
-            lambda p, q, d, c: _step(p, q, d, c, bonus="last"),
+            lambda p, q, d, c: played_step(p, q, d, c, bonus="last"),
         ),
         Misconception(
             "goes-on", "You go on after a rejection: later tokens were drafted after one that is not in the text", 2,
-            lambda p, q, d, c: _step(p, q, d, c, go_on=True),
+            lambda p, q, d, c: played_step(p, q, d, c, go_on=True),
         ),
         Misconception(
             "row-off-by-one", "You judge token i by row i + 1 of p. Row i is what the target says BEFORE token i", 1,
-            lambda p, q, d, c: _step(p, q, d, c, row=1),
+            lambda p, q, d, c: played_step(p, q, d, c, row=1),
         ),
         Misconception(
             "keeps-if-likelier", "You keep a token only where p ≥ q: below that it is kept sometimes", 1,
-            lambda p, q, d, c: _step(p, q, d, c, odds=lambda ratio: 1.0 if ratio >= 1 else 0.0),
+            lambda p, q, d, c: played_step(p, q, d, c, odds=lambda ratio: 1.0 if ratio >= 1 else 0.0),
         ),
         Misconception(
             "ratio-not-bounded", "p/q is not a probability where p > q: take min(1, p/q)", 1,
-            lambda p, q, d, c: _step(p, q, d, c, odds=lambda ratio: ratio),
+            lambda p, q, d, c: played_step(p, q, d, c, odds=lambda ratio: ratio),
         ),
     ),
     _step_cases,
@@ -122,13 +129,20 @@ def _decode(
         for _ in range(k):
             drafted.append(chance.draw(draft[[*text, *drafted][-1]]))
         before = [text[-1], *drafted]
-        text += _step(target[before], draft[before[:-1]], drafted, chance, **mistakes)
+        text += played_step(target[before], draft[before[:-1]], drafted, chance, **mistakes)
     return text[1 : n + 1] if cut else text[1:]
 
 
 def speculative_decode(target: Tensor, draft: Tensor, start: int, n: int, k: int, chance: Any) -> list[int]:
     """n tokens after `start`. target, draft: [V, V], row t is the distribution of the token after t."""
-    return _decode(target, draft, start, n, k, chance)
+    text = [start]
+    while len(text) <= n:
+        drafted: list[int] = []
+        for _ in range(k):
+            drafted.append(chance.draw(draft[([text[-1], *drafted])[-1]]))
+        rows = [text[-1], *drafted]
+        text += speculative_step(target[rows], draft[rows[:-1]], drafted, chance)
+    return text[1 : n + 1]
 
 
 def _greedy_draft(target: Tensor, draft: Tensor, start: int, n: int, k: int, chance: Any) -> list[int]:
@@ -138,7 +152,7 @@ def _greedy_draft(target: Tensor, draft: Tensor, start: int, n: int, k: int, cha
         for _ in range(k):
             drafted.append(int(draft[[*text, *drafted][-1]].argmax()))
         before = [text[-1], *drafted]
-        text += _step(target[before], draft[before[:-1]], drafted, chance)
+        text += played_step(target[before], draft[before[:-1]], drafted, chance)
     return text[1 : n + 1]
 
 
@@ -148,8 +162,31 @@ def _draft_forgets(target: Tensor, draft: Tensor, start: int, n: int, k: int, ch
     while len(text) - 1 < n:
         drafted = [chance.draw(draft[text[-1]]) for _ in range(k)]
         before = [text[-1], *drafted]
-        text += _step(target[before], draft[before[:-1]], drafted, chance)
+        text += played_step(target[before], draft[before[:-1]], drafted, chance)
     return text[1 : n + 1]
+
+
+def _one_by_one(target: Tensor, draft: Tensor, start: int, n: int, k: int, chance: Any) -> list[int]:
+    text = [start]
+    while len(text) <= n:
+        text.append(chance.draw(target[text[-1]]))
+    return text[1:]
+
+
+def _decoded(function: Function, case: Case) -> Any:
+    """The distribution of the text, if something was drafted for it: then chance decides more often."""
+    most = 0
+
+    def watched(*arguments: Any) -> Any:
+        nonlocal most
+        value = function(*arguments)
+        most = max(most, len(arguments[-1].taken))
+        return value
+
+    value, n = observe(watched, case), case.arguments[3]
+    if most <= n > 1:
+        raise BadRequest(f"{n} tokens took {most} decisions of chance: one for each, so nothing was drafted and judged")
+    return value
 
 
 def _decode_cases(seed: int) -> list[Case]:
@@ -166,7 +203,7 @@ DECODE = Exercise(
     "decode",
     "8.1.1 Basic speculative decoding",
     "speculative_decode",
-    30,
+    40,
     4,
     (
         "A round: draft k tokens one after the other, each after the last; judge them with your step; append; repeat.",
@@ -178,6 +215,10 @@ DECODE = Exercise(
         Misconception(
             "not-cut", "You return more than n tokens: the last round may emit more than are wanted", 3,
             lambda *a: _decode(*a, cut=False),
+        ),
+        Misconception(
+            "one-by-one", "You draw every token from the target: right, and no faster. Draft k, then judge them", 1,
+            _one_by_one,
         ),
         Misconception(
             "greedy-draft", "You draft the likeliest token but judge it as if drawn from q", 1, _greedy_draft
@@ -204,4 +245,5 @@ DECODE = Exercise(
         ),
     ),
     _decode_cases,
+    measure=_decoded,
 )  # fmt: skip

@@ -38,7 +38,7 @@ def hint(name: str, number: int | None = None) -> None:
     except SpecdecError as error:
         print(error)
         return
-    seen = _read().get(name, {}).get("hints", 0)
+    seen = _count(_read().get(name, {}), "hints")
     wanted = seen + 1 if number is None else number
     if wanted not in range(1, len(hints) + 1):
         print(f"{name} has {len(hints)} hints: 1 … {len(hints)}")
@@ -56,9 +56,11 @@ def solution(name: str) -> None:
         print(error)
         return
     noted = _read().get(name, {})
-    tries = noted.get("tries", 0)
+    tries = _count(noted, "tries")
     if noted.get("outcome") != "passed" and tries < HONEST_TRIES:
-        print(f"{tries} of {HONEST_TRIES} tries so far: the solution is shown after {HONEST_TRIES}. hint() helps.")
+        print(
+            f'{tries} of {HONEST_TRIES} tries so far: the solution is shown after {HONEST_TRIES}. hint("{name}") helps.'
+        )
         return
     print(textwrap.dedent(inspect.getsource(exercise.reference)))
 
@@ -79,21 +81,35 @@ class Progress:
         found = []
         for name, exercise in EXERCISES.items():
             entry = self.noted.get(name, {})
-            found.append((entry.get("outcome", "not attempted"), exercise.title, int(entry.get("tries", 0))))
+            outcome = entry.get("outcome")
+            known = outcome if outcome in MARKS else "not attempted"
+            found.append((str(known), exercise.title, _count(entry, "tries")))
         return found
 
     def __repr__(self) -> str:
         lines = self.lines()
         done = sum(outcome == "passed" for outcome, *_ in lines)
         table = [
-            f"  {MARKS.get(outcome, '–')} {title:36} {f'{tries} tries' if tries else ''}"
+            f"  {MARKS[outcome]} {title:36} {f'{tries} tries' if tries > 1 else '1 try' if tries else ''}".rstrip()
             for outcome, title, tries in lines
         ]
         return "\n".join([f"{done} of {len(lines)} exercises passed", *table])
 
 
 def _file() -> Path:
-    return Path(os.environ.get("SPECDEC_PROGRESS", FILE))
+    """Beside the exercises, whether one works in their folder, in the lessons' or in the one above."""
+    if named := os.environ.get("SPECDEC_PROGRESS"):
+        return Path(named)
+    here = Path()
+    places = [here / FILE, here / "exercises" / FILE, here.absolute().parent / "exercises" / FILE]
+    written = [place for place in places if place.is_file()]
+    return next(iter([*written, *(place for place in places[1:] if place.parent.is_dir()), places[0]]))
+
+
+def _count(entry: dict[str, Any], what: str) -> int:
+    """A number from a file that anybody may have edited."""
+    number = entry.get(what)
+    return number if isinstance(number, int) and not isinstance(number, bool) and number >= 0 else 0
 
 
 def _read() -> dict[str, Any]:
@@ -112,7 +128,7 @@ def _note(name: str, outcome: str | None = None, hints: int | None = None) -> No
     if outcome is not None:
         if entry.get("outcome") != "passed":
             entry["outcome"] = outcome
-        entry["tries"] = int(entry.get("tries", 0)) + 1
+        entry["tries"] = _count(entry, "tries") + 1
         entry["when"] = time.strftime("%Y-%m-%d %H:%M")
     if hints is not None:
         entry["hints"] = hints
