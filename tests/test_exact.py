@@ -85,6 +85,16 @@ def test_the_suite_covers_every_size_and_has_no_name_twice() -> None:
     assert {f"V={v} k={k}" for v in (2, 3, 4, 5) for k in (1, 2, 3, 4)} <= set(CASES)
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if re.fullmatch(r"V=\d k=\d", name)])
+def test_every_size_has_several_rounds_and_both_kinds_of_ending(name: str) -> None:
+    """A rejection as well as a bonus token after k accepted ones, 3 to 5 tokens in all."""
+    settings, proof = CASES[name].settings, proof_of(name)
+    assert 3 <= settings["max_new_tokens"] <= 5
+    assert proof.rounds >= 2
+    assert 0 < proof.acceptance_rate < 1
+    assert settings["max_new_tokens"] > settings["k"]
+
+
 def test_every_controller_of_the_package_is_in_the_suite() -> None:
     choosers = {one for one in vars(control).values() if isinstance(one, type) and "next_k" in vars(one)}
     assert choosers - {Controller} <= {type(make()) for make in CONTROLLERS.values()}

@@ -10,8 +10,9 @@ import inspect
 import io
 import json
 import re
+import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from specdec_ref import (
     SeededRandomness,
     TransformersModel,
     acceptance,
+    cli,
     decoding,
 )
 from specdec_ref.acceptance import residual
@@ -302,6 +304,43 @@ def test_the_picture_has_a_mark_in_every_cell_and_says_what_it_shows(result: Mat
     assert marks.count("✓") == sum(outcome.caught for outcome in result.outcomes.values())
     assert [label.get_text() for label in axes.get_yticklabels()] == [*(m.name for m in MUTANTS), RIGHT]
     assert f"{len(MUTANTS)} of {len(MUTANTS)}" in axes.get_title(loc="left")
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """`specdec equivalence --museum …` with this matrix as what it finds: its exit status and what it prints."""
+
+    def run(found: Matrix, *arguments: str) -> tuple[int, str]:
+        module = sys.modules[Matrix.__module__]  # the package calls a function by that name
+        monkeypatch.setattr(module, "matrix", lambda **options: found)
+        monkeypatch.setattr(sys, "argv", ["specdec", "equivalence", "--museum", *arguments])
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        return exit.value.code or 0, capsys.readouterr().out  # type: ignore[return-value]
+
+    return run
+
+
+def test_the_command_shows_the_matrix_and_draws_it(
+    command: Callable[..., tuple[int, str]], result: Matrix, tmp_path: Path
+) -> None:
+    status, out = command(result, "--figure", str(tmp_path / "museum.png"))
+    assert status == 0
+    assert "exact: 29 of 30 that change the distribution, 0 of 8 that lose speed" in out
+    assert (tmp_path / "museum.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_ends_with_1_where_a_promise_is_broken(
+    command: Callable[..., tuple[int, str]], result: Matrix
+) -> None:
+    tampered = Matrix(result.mutants, result.checks, {**result.outcomes, ("k-ignored", "k"): Outcome(False, "")})
+    status, out = command(tampered)
+    assert status == 1
+    assert "k-ignored passes 'k', which has to catch it" in out
+    assert command(tampered, "--json")[0] == 1
+    status, out = command(result, "--json")
+    assert status == 0
+    assert json.loads(out)["consistent"] is True
 
 
 def test_cells_are_counted_as_they_are_filled() -> None:
