@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import specdec_ref as sd
 from specdec_ref.measurement.benchmark import Sample, race, race_length, repeated_share
@@ -58,8 +60,16 @@ def test_costs_are_ratios_to_one_target_step() -> None:
         costs.v(9)
 
 
+def test_costs_show_themselves_in_terminal_and_notebook() -> None:
+    costs = Costs(target_step=0.002, draft_step=0.0005, scoring={1: 0.002, 2: 0.003, 5: 0.005}, context=100)
+    out = StringIO()
+    Console(file=out, width=80).print(costs)
+    for shown in (out.getvalue(), costs._repr_html_()):
+        assert all(words in shown for words in ("after 100 tokens", "draft, one token: c", "0.25", "v(5)", "2.50"))
+
+
 def test_a_draft_step_of_the_shipped_pair_costs_less_than_a_target_step() -> None:
-    """The two differ by a factor above ten, so no noise of the machine can turn this round."""
+    """The two differ by a factor of seven, so no noise of the machine can turn this round."""
     costs = measure_costs(sd.load_pair(device="cpu"), max_k=2, context=64, repeats=5)
     assert costs.c < 1
     assert costs.v(1) == 1.0

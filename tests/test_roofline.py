@@ -31,7 +31,7 @@ def test_a_measured_machine_has_limits() -> None:
     assert 1e8 < found.bandwidth < 1e13
     assert 1e8 < found.arithmetic < 1e15
     assert "GB/s" in found._repr_html_()
-    assert found.table().row_count == 3
+    assert found.__rich__().row_count == 3
 
 
 def test_bad_arguments_are_named() -> None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,8 +12,12 @@ from specdec_ref.acceptance import verify
 from specdec_ref.capture import USES_BEFORE_RECORDING
 from specdec_ref.drafting import ModelDrafter
 from specdec_ref.errors import SpecdecError
+from specdec_ref.measurement.showing import html_table, rich_table
 from specdec_ref.models import Pair, TransformersModel
 from specdec_ref.sampling import Sampling, SeededRandomness
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 WARM_UP = USES_BEFORE_RECORDING + 2
 """Times that each step is made before one is timed: by then it has been recorded (`capture`), as in a long text."""
@@ -46,6 +51,23 @@ class Costs:
         below, above = max(m for m in known if m < n), min(m for m in known if m > n)
         share = (n - below) / (above - below)
         return ((1 - share) * self.scoring[below] + share * self.scoring[above]) / self.target_step
+
+    def _cells(self) -> tuple[str, list[str], list[list[str]]]:
+        steps = [
+            ("target, one token", self.target_step, "1"),
+            ("draft, one token: c", self.draft_step, f"{self.c:.2f}"),
+        ]
+        steps += [
+            (f"target, {n} tokens: v({n})", t, f"{self.v(n):.2f}") for n, t in sorted(self.scoring.items()) if n > 1
+        ]
+        rows = [[name, f"{1e3 * seconds:.2f}", ratio] for name, seconds, ratio in steps]
+        return f"a step after {self.context} tokens", ["", "ms", "target steps"], rows
+
+    def __rich__(self) -> "Table":
+        return rich_table(*self._cells())
+
+    def _repr_html_(self) -> str:
+        return html_table(*self._cells())
 
 
 def measure_costs(

@@ -50,8 +50,7 @@ class Limits:
             ["ridge", f"{self.ridge:,.1f} operations per byte"],
         ]
 
-    def table(self) -> "Table":
-        """For the terminal."""
+    def __rich__(self) -> "Table":
         return rich_table(f"{self.device}, {self.dtype}", ["", "measured"], self._cells())
 
     def _repr_html_(self) -> str:
