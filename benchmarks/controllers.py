@@ -1,106 +1,115 @@
 """Who chooses k best: the source text's heuristic, the cost model and the confidence stop against every fixed k.
 
-    python benchmarks/controllers.py [--quick] [--tokens 160] [--texts 10] [--repeats 3] [--only NAME …] [--json FILE]
+    python benchmarks/controllers.py [--quick] [--cpu-clock] [--tokens 128] [--texts 10] [--repeats 2] [--only NAME …]
 
 Eight workloads, each a stream of generations. Everyone generates the same texts with the same seeds, in turn, text by
-text; a controller lives through its stream. A text's time is the median over repeats of seconds per token, a stream's
-pace the tokens of all its texts over the sum of those times. 'Best k' is the fixed k that turns out fastest afterwards,
-which nobody knows before. What is done is written as it comes: the same command goes on where it was stopped.
+text; a controller lives through its stream. 'Best k' is the fixed k that turns out fastest afterwards, which nobody
+knows before.
+
+Two kinds of chance are taken out, as 1,000 tokens hold too much of both to tell 3 %. Disturbance: a round's time is the
+median of rounds like it (same stream, same chooser, as many tokens drafted, draft in step or behind); other programs
+only make some of them slower. Luck: on a sampled text the tokens of a round that drafts n are what such rounds emit on
+this text on average, by how often fixed k had each position accepted there; greedy texts have no luck, there tokens are
+counted. That a chooser drafts more in the easier parts of one text is not credited to it then. The figures as they ran
+stand beside, and the 95 % interval comes from drawing the texts again (bootstrap, the best k chosen anew each time).
+
+On a machine that is not quiet, --cpu-clock: one thread, and every clock, the controllers' too, tells the CPU time of
+that thread, so that what other programs take does not count.
+
+Every finished stream is on the disk (runs/): the same command goes on where it was stopped.
 """
 
 import argparse
-import ast
 import json
 import os
-import platform
 import time
-from dataclasses import dataclass
+from collections import defaultdict
+from itertools import accumulate
+from operator import mul
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+from controller_streams import MIXED, USELESS, MayGarble, Text, workloads
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import specdec_ref as sd
-from specdec_ref.control import AdaptiveSpeculation, CostModelSpeculation
-from specdec_ref.measurement.benchmark import repeated_share
-from specdec_ref.training.corpus import collect
+from specdec_ref.control import AdaptiveSpeculation, Controller, CostModelSpeculation, Round, as_controller
+from specdec_ref.measurement.recording import Recording
+from specdec_ref.measurement.workload import machine_facts, machine_line, model_facts
 
+ROOT = Path(__file__).parents[1]
 MAX_K = 8
 CONFIDENCE = 0.4
 FIXED = [f"k = {k}" for k in range(MAX_K + 1)]
 HEURISTIC, COST_MODEL, STOP = "heuristic", "cost model", "confidence stop"
 CONTENDERS = [*FIXED, HEURISTIC, COST_MODEL, STOP]
-PROMPT = 160
-"""Tokens of a prompt that is cut out of a held-out module."""
-GOALS = {"of the best k": 0.97, "of one by one, useless draft": 0.95, "of the best k, mixed stream": 1.0}
+GOAL, GOAL_USELESS, GOAL_MIXED = 0.97, 0.95, 1.0
+RESAMPLES = 1000
 
-
-@dataclass(frozen=True)
-class Text:
-    """One generation of a stream. garbled: with a draft that proposes nonsense, and says with which probabilities."""
-
-    prompt: tuple[int, ...]
-    sampling: sd.Sampling
-    garbled: bool = False
-
-
-class MayGarble:
-    """A language model that can be made useless: its logits are then those of other tokens. It costs what it cost."""
-
-    def __init__(self, model: sd.LanguageModel):
-        self.model = model
-        self.vocab_size, self.context, self.device = model.vocab_size, model.context, model.device
-        self.garbled = False
-        self.start, self.prefill, self.rewind, self.keep = model.start, model.prefill, model.rewind, model.keep
-
-    def extend(self, tokens: torch.Tensor) -> torch.Tensor:
-        logits = self.model.extend(tokens)
-        return logits.roll(self.vocab_size // 2, -1) if self.garbled else logits
+Ran = dict[str, Any]
+"""One generation: tokens, seconds, rounds: [[drafted, accepted, microseconds], …]."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="3 texts of 64 tokens, once: to see that it runs")
-    parser.add_argument("--tokens", type=int, default=160, help="new tokens of each text (160)")
+    parser.add_argument("--quick", action="store_true", help="2 texts of 32 tokens, once: to see that it runs")
+    parser.add_argument("--tokens", type=int, default=128, help="new tokens of each text (128)")
     parser.add_argument("--texts", type=int, default=10, help="texts of a stream (10)")
-    parser.add_argument("--repeats", type=int, default=3, help="times that every stream is run (3)")
+    parser.add_argument("--repeats", type=int, default=2, help="times that every stream is run (2); more go on")
     parser.add_argument("--only", nargs="+", default=None, metavar="NAME", help="workloads to run; default all")
+    parser.add_argument("--cpu-clock", action="store_true", help="one thread, and its CPU time; for a busy machine")
     parser.add_argument("--draft", default=None, help="another draft: a shipped name or a folder")
     parser.add_argument("--device", default=None)
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "controllers.json")
+    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "controllers.json")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "controllers.jsonl", help="what is done so far")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.tokens, arguments.texts, arguments.repeats = 64, 3, 1
+        arguments.tokens, arguments.texts, arguments.repeats = 32, 2, 1
+        arguments.runs = arguments.runs.with_stem(f"{arguments.runs.stem}_quick")
+    if arguments.cpu_clock:
+        torch.set_num_threads(1)
+        time.perf_counter = time.thread_time
     transformers.logging.set_verbosity_error()
-    console = Console()
+    console = Console(highlight=False)
     pair = sd.load_pair(draft=arguments.draft, device=arguments.device)
-    everything = workloads(pair, arguments.texts)
-    names = arguments.only or list(everything)
-    if unknown := [name for name in names if name not in everything]:
-        parser.error(f"--only {unknown[0]!r}: takes {', '.join(map(repr, everything))}")
+    streams = workloads(pair, arguments.texts)
+    names = arguments.only or list(streams)
+    if unknown := [name for name in names if name not in streams]:
+        parser.error(f"--only {unknown[0]!r}: takes {', '.join(map(repr, streams))}")
+    facts = {
+        "settings": {"tokens": arguments.tokens, "texts": arguments.texts, "confidence": CONFIDENCE},
+        "clock": "CPU time of one thread" if arguments.cpu_clock else "wall",
+        "models": {"target": model_facts(pair.target), "draft": model_facts(pair.draft)},
+        "machine": machine_facts(pair),
+    }
     bench = Bench(pair, arguments.tokens)
-    report = opened(arguments.json, machine(pair), settings(pair, arguments))
-    with Progress(TextColumn("{task.description:42}"), BarColumn(), TimeRemainingColumn(), console=console) as bar:
+    columns = TextColumn("{task.description:32}"), BarColumn(), TimeRemainingColumn()
+    with Recording(arguments.runs, facts) as done, Progress(*columns, console=console) as bar:
         task = bar.add_task("warm-up", total=len(names) * arguments.repeats)
-        bench.record_steps(everything[names[0]][0])
-        for repeat in range(arguments.repeats):
-            for name in names:
-                bar.update(task, description=f"{name}, {repeat + 1} of {arguments.repeats}")
-                done = report["runs"].setdefault(name, [])
-                if len(done) <= repeat:
-                    done.append(bench.stream(everything[name], repeat))
-                    report["workloads"] = {n: summary(runs) for n, runs in report["runs"].items()}
-                    report["goals"] = goals(report["workloads"])
-                    write(arguments.json, report)
-                bar.advance(task)
-    console.print(table(report["workloads"]), "")
+        there = {(run["workload"], run["repeat"]) for run in done.records}
+        missing = [(r, n) for r in range(arguments.repeats) for n in names if (n, r) not in there]
+        bar.advance(task, len(names) * arguments.repeats - len(missing))
+        if missing:
+            bench.record_steps(streams[names[0]][0])
+        for repeat, name in missing:
+            bar.update(task, description=f"{name}, {repeat + 1} of {arguments.repeats}")
+            done.append({"workload": name, "repeat": repeat, "runs": bench.stream(streams[name], repeat)})
+            bar.advance(task)
+        runs = {name: [one["runs"] for one in done.records if one["workload"] == name] for name in streams}
+    found = {name: summary(every, streams[name]) for name, every in runs.items() if every}
+    report = {"date": time.strftime("%Y-%m-%d"), **facts, "goals": goals(found), "workloads": found}
+    write(arguments.json, report)
+    console.print(machine_line(facts["machine"]), table(found), "")
     for name, goal in report["goals"].items():
-        console.print(f"  {name:60}{goal['reached']:.3f}   goal {goal['goal']}   {'✓' if goal['kept'] else '✗'}")
+        low, high = goal["interval"]
+        mark = "✓" if goal["kept"] else "✗"
+        console.print(f"{mark} {name:44}{goal['reached']:.3f} ({low:.3f} to {high:.3f})   goal {goal['goal']}")
     console.print(f"\nwritten to {arguments.json}")
 
 
@@ -115,50 +124,58 @@ class Bench:
     def record_steps(self, text: Text) -> None:
         """Let every shape of step occur until it is recorded, so that nobody pays for it on the clock."""
         for k in range(MAX_K + 1):
-            while_rounds = 12 * (k + 1)  # no fewer than 12 rounds
-            self.generate(text, k, 0.0, seed=0, tokens=while_rounds)
+            self.generate(text, k, 0.0, seed=0, tokens=12 * (k + 1))  # no fewer than 12 rounds
 
-    def stream(self, texts: list[Text], repeat: int) -> dict[str, list[dict[str, float]]]:
+    def stream(self, texts: list[Text], repeat: int) -> dict[str, list[Ran]]:
         """Every text by every contender, in an order that moves on from text to text. By contender, text by text."""
         controllers = {name: controller(name) for name in CONTENDERS}
         for i, text in enumerate(texts[:2]):  # unclocked: controllers learn the costs of this machine
             for name in (HEURISTIC, COST_MODEL):
                 self.generate(text, controllers[name], 0.0, seed=10_000 + i)
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+        found: dict[str, list[Ran]] = {name: [] for name in CONTENDERS}
         for i, text in enumerate(texts):
             first = (i + repeat) % len(CONTENDERS)
             for name in [*CONTENDERS[first:], *CONTENDERS[:first]]:
                 confidence = CONFIDENCE if name == STOP else 0.0
-                ran = self.generate(text, controllers[name], confidence, seed=1000 * repeat + i)
-                found[name].append(
-                    {
-                        "tokens": len(ran.tokens),
-                        "seconds": ran.seconds,
-                        "rounds": len(ran.rounds),
-                        "drafted": sum(len(r.drafted) for r in ran.rounds),
-                        "accepted": sum(r.accepted for r in ran.rounds),
-                        "judged": sum(min(r.accepted + 1, len(r.drafted)) for r in ran.rounds),
-                    }
-                )
+                found[name].append(self.generate(text, controllers[name], confidence, seed=1000 * repeat + i))
         return found
 
-    def generate(
-        self, text: Text, k: int | sd.Controller, confidence: float, seed: int, tokens: int | None = None
-    ) -> sd.Generation:
+    def generate(self, text: Text, k: int | Controller, confidence: float, seed: int, tokens: int | None = None) -> Ran:
         self.model.garbled = text.garbled
+        clock = _RoundClock(as_controller(k))
         ran: sd.Generation = sd.generate_speculative(
             self.pair,
             text.prompt,
-            k=k,
+            k=clock,
             drafter=sd.ModelDrafter(self.model, confidence),
             max_new_tokens=tokens or self.tokens,
             sampling=text.sampling,
             seed=seed,
         )
-        return ran
+        rounds = [[len(r.drafted), r.accepted, round(1e6 * s)] for r, s in zip(ran.rounds, clock.seconds, strict=True)]
+        return {"tokens": len(ran.tokens), "seconds": ran.seconds, "rounds": rounds}
 
 
-def controller(name: str) -> int | sd.Controller:
+class _RoundClock:
+    """Stands before a controller and times the rounds, the controller's own work included."""
+
+    def __init__(self, controller: Controller):
+        self.controller, self.max_k = controller, controller.max_k
+        self.seconds: list[float] = []
+        self._since = 0.0
+
+    def next_k(self) -> int:
+        self._since = self._since or time.perf_counter()
+        return self.controller.next_k()
+
+    def observe(self, rounds: list[Round]) -> None:
+        self.controller.observe(rounds)
+        now = time.perf_counter()
+        self.seconds.append(now - self._since)
+        self._since = now
+
+
+def controller(name: str) -> int | Controller:
     """A new one of that name."""
     if name == HEURISTIC:
         return AdaptiveSpeculation(max_k=MAX_K)
@@ -167,122 +184,113 @@ def controller(name: str) -> int | sd.Controller:
     return MAX_K if name == STOP else FIXED.index(name)
 
 
-def workloads(pair: sd.Pair, n: int) -> dict[str, list[Text]]:
-    """Streams of n texts, by name. Nothing of their prompts was trained on."""
-    prompts = [pair.tokenizer(text)["input_ids"] for text in sd.held_out_prompts().values()]
-    code, prose = repetitive_code(pair), docstrings(pair)
-
-    def texts(source: list[list[int]], temperature: float, garbled: bool = False) -> list[Text]:
-        every = [source[i % len(source)] for i in range(n)]
-        return [Text(tuple(ids), sd.Sampling(temperature), garbled) for ids in every]
-
-    easy, hard, usual = texts(code, 0.0), texts(prose, 1.0), texts(prompts, 0.8)
-    useless = texts(prompts, 0.8, garbled=True)
-    kinds = easy, hard, useless
-    return {
-        "easy code": easy,
-        "hard prose": hard,
-        "temperature 0": texts(prompts, 0.0),
-        "temperature 0.8": usual,
-        "temperature 1.2": texts(prompts, 1.2),
-        "draft turns bad": [*usual[: n // 2], *useless[n // 2 :]],
-        "mixed stream": [kinds[i % 3][i] for i in range(n)],
-        "useless draft": useless,
-    }
-
-
-def repetitive_code(pair: sd.Pair) -> list[list[int]]:
-    """Of each held-out file the piece that repeats itself most, the most repetitive first."""
-    pieces = []
-    for document in collect().held_out:
-        ids = pair.tokenizer(document.text)["input_ids"]
-        cuts = [ids[i : i + PROMPT] for i in range(0, len(ids) - PROMPT + 1, PROMPT // 2)]
-        if cuts:
-            pieces.append(max(cuts, key=lambda cut: repeated_share(cut, 4)))
-    return sorted(pieces, key=lambda cut: -repeated_share(cut, 4))[:16]
-
-
-def docstrings(pair: sd.Pair) -> list[list[int]]:
-    """Beginnings of long English docstrings of held-out files, those with the largest share of letters first."""
-    found = []
-    for document in collect().held_out:
-        for node in ast.walk(ast.parse(document.text)):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (text := ast.get_docstring(node)):
-                ids = pair.tokenizer(f'"""{text}')["input_ids"][: PROMPT // 2]
-                if len(ids) == PROMPT // 2 and ">>>" not in pair.tokenizer.decode(ids):
-                    found.append((sum(c.isalpha() or c == " " for c in text) / len(text), ids))
-    return [ids for _, ids in sorted(found, key=lambda pair: -pair[0])][:16]
-
-
-def summary(runs: list[dict[str, list[dict[str, float]]]]) -> dict[str, Any]:
-    """What a stream took everyone."""
-    everyone = {}
+def summary(runs: list[dict[str, list[Ran]]], texts: list[Text]) -> dict[str, Any]:
+    """What a stream took everyone. runs: one for each repeat."""
+    lucky = [text.sampling.temperature > 0 for text in texts]
+    emitted = [mean_tokens([run[name][i] for run in runs for name in FIXED[1:]]) for i in range(len(texts))]
+    seconds, worth, everyone = {}, {}, {}
     for name in CONTENDERS:
-        each = [run[name] for run in runs]
-        per_token = [median(text["seconds"] / text["tokens"] for text in same) for same in zip(*each, strict=True)]
-        total = {key: sum(text[key] for run in each for text in run) for key in each[0][0]}
+        ran = [run[name] for run in runs]
+        every = [text for one in ran for text in one]
+        typical = typical_times(every)
+        seconds[name] = np.array([[sum(typical[c] for c in classes(t)) for t in one] for one in ran]).sum(0)
+        counted = np.array([[t["tokens"] for t in one] for one in ran]).sum(0)
+        expected = np.array(
+            [[sum(emitted[i][d] for d, _, _ in t["rounds"]) for i, t in enumerate(one)] for one in ran]
+        ).sum(0)
+        worth[name] = np.where(lucky, expected, counted) if name != STOP else counted  # it stops where luck runs out
+        rounds = [r for t in every for r in t["rounds"]]
+        judged = sum(min(a + 1, d) for d, a, _ in rounds)
         everyone[name] = {
-            "tokens_per_second": len(per_token) / sum(per_token),
-            "acceptance": total["accepted"] / total["judged"] if total["judged"] else None,
-            "tokens_per_round": total["tokens"] / total["rounds"],
-            "drafted_per_round": total["drafted"] / total["rounds"],
+            "tokens_per_second": float(worth[name].sum() / seconds[name].sum()),
+            "tokens_per_second_as_it_ran": float(counted.sum() / sum(t["seconds"] for t in every)),
+            "acceptance": sum(a for _, a, _ in rounds) / judged if judged else None,
+            "tokens_per_round": float(counted.sum() / len(rounds)),
+            "drafted_per_round": sum(d for d, _, _ in rounds) / len(rounds),
+            "rounds": len(rounds),
         }
-    paces = {name: one["tokens_per_second"] for name, one in everyone.items()}
-    best = max(FIXED, key=lambda name: paces[name])
+    pace = {name: one["tokens_per_second"] for name, one in everyone.items()}
+    best = max(FIXED, key=lambda name: pace[name])
+    shares = {name: {"of_best_k": pace[name] / pace[best], "speedup": pace[name] / pace[FIXED[0]]} for name in pace}
+    intervals = bootstrap(seconds, worth)
+    as_ran = {name: one["tokens_per_second_as_it_ran"] for name, one in everyone.items()}
     return {
         "repeats": len(runs),
         "best_k": FIXED.index(best),
-        "of_best_k": {name: pace / paces[best] for name, pace in paces.items()},
-        "speedup": {name: pace / paces[FIXED[0]] for name, pace in paces.items()},
-        "of_best_k_each_repeat": {
-            name: [throughput(run[name]) / max(throughput(run[k]) for k in FIXED) for run in runs]
-            for name in (HEURISTIC, COST_MODEL, STOP)
-        },
-        "contenders": everyone,
+        "of_best_k_as_it_ran": {n: as_ran[n] / max(as_ran[k] for k in FIXED) for n in (HEURISTIC, COST_MODEL, STOP)},
+        "contenders": {n: everyone[n] | shares[n] | intervals.get(n, {}) for n in CONTENDERS},
     }
 
 
-def throughput(texts: list[dict[str, float]]) -> float:
-    """Texts of equal length per second."""
-    return 1 / sum(text["seconds"] / text["tokens"] for text in texts)
+def mean_tokens(fixed: list[Ran]) -> list[float]:
+    """What a round emits on average that drafts 0 … MAX_K tokens: 1 + Σ of the chances to have so many accepted."""
+    rounds = np.array([(d, a) for t in fixed for d, a, _ in t["rounds"]])
+    chances = []
+    for i in range(MAX_K):
+        reached = (rounds[:, 1] >= i) & (rounds[:, 0] > i)
+        accepted = (rounds[:, 1] > i) & reached
+        chances.append(float(accepted.sum() / reached.sum()) if reached.any() else 0.0)
+    return list(accumulate(accumulate(chances, mul), initial=1.0))
+
+
+def classes(ran: Ran) -> list[tuple[int, bool, bool]]:
+    """Of every round: tokens drafted, whether the draft had to read what it missed, whether it was a text's first."""
+    drafted = [d for d, _, _ in ran["rounds"]]
+    before = [0, *drafted[:-1]]
+    return [(d, d > 0 and b == 0, i == 0) for i, (d, b) in enumerate(zip(drafted, before, strict=True))]
+
+
+def typical_times(every: list[Ran]) -> dict[tuple[int, bool, bool], float]:
+    """Median seconds of rounds of one class."""
+    found = defaultdict(list)
+    for ran in every:
+        for kind, (_, _, microseconds) in zip(classes(ran), ran["rounds"], strict=True):
+            found[kind].append(microseconds / 1e6)
+    return {kind: median(times) for kind, times in found.items()}
+
+
+def bootstrap(seconds: dict[str, Any], worth: dict[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
+    """95 % intervals of the share of the best k, and of the speedup, when other texts of the kind are drawn."""
+    n = len(seconds[COST_MODEL])
+    drawn = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+    pace = {name: worth[name][drawn].sum(1) / seconds[name][drawn].sum(1) for name in CONTENDERS}
+    best = np.max([pace[k] for k in FIXED], axis=0)
+    found = {}
+    for name in (HEURISTIC, COST_MODEL, STOP):
+        shares = {"of_best_k_interval": pace[name] / best, "speedup_interval": pace[name] / pace[FIXED[0]]}
+        found[name] = {key: tuple(map(float, np.quantile(share, (0.025, 0.975)))) for key, share in shares.items()}
+    return found
 
 
 def goals(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """What the cost model has to reach, and what it reached. A mixed stream has to be faster than with any fixed k."""
     lines = {}
     for name, one in found.items():
-        mixed = name == "mixed stream"
-        goal = GOALS["of the best k, mixed stream" if mixed else "of the best k"]
-        reached = one["of_best_k"][COST_MODEL]
-        lines[f"{name}: cost model / best k"] = {
-            "goal": goal,
-            "reached": reached,
-            "kept": reached > goal if mixed else reached >= goal,
-        }
-    if "useless draft" in found:
-        goal, reached = GOALS["of one by one, useless draft"], found["useless draft"]["speedup"][COST_MODEL]
-        lines["useless draft: cost model / one by one"] = {"goal": goal, "reached": reached, "kept": reached >= goal}
+        ours = one["contenders"][COST_MODEL]
+        goal, reached = GOAL_MIXED if name == MIXED else GOAL, ours["of_best_k"]
+        kept = reached > goal if name == MIXED else reached >= goal
+        reach = {"reached": reached, "interval": ours["of_best_k_interval"]}
+        lines[f"{name}: cost model / best k"] = {"goal": goal, **reach, "kept": kept}
+        if name == USELESS:
+            reach = {"reached": ours["speedup"], "interval": ours["speedup_interval"]}
+            lines[f"{name}: cost model / one by one"] = {
+                "goal": GOAL_USELESS,
+                **reach,
+                "kept": ours["speedup"] >= GOAL_USELESS,
+            }
     return lines
 
 
 def table(found: dict[str, dict[str, Any]]) -> Table:
     """Speedup over one by one of everyone, a line for each workload."""
-    lines = Table(title="tokens per second, times those of k = 0", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("", "best k", *FIXED[1:], HEURISTIC, COST_MODEL, STOP, "cost model / best k"):
+    lines = Table(title="tokens per second, times those of k = 0", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    names = ["", "best k", *(str(k) for k in range(1, MAX_K + 1)), "heuristic", "cost m.", "stop"]
+    for column in names:
         lines.add_column(column, justify="right" if column else "left", no_wrap=not column)
     for name, one in found.items():
-        everyone = [f"{one['speedup'][contender]:.2f}" for contender in CONTENDERS[1:]]
-        lines.add_row(name, str(one["best_k"]), *everyone, f"{one['of_best_k'][COST_MODEL]:.3f}")
+        everyone = [f"{one['contenders'][contender]['speedup']:.2f}" for contender in CONTENDERS[1:]]
+        lines.add_row(name, str(one["best_k"]), *everyone)
     return lines
-
-
-def opened(path: Path, where: dict[str, Any], how: dict[str, Any]) -> dict[str, Any]:
-    """The report so far where it is of the same settings, models and machine; else a new one."""
-    if path.is_file():
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if (report["machine"], report["settings"]) == (where, how):
-            return report
-    return {"date": time.strftime("%Y-%m-%d"), "machine": where, "settings": how, "runs": {}}
 
 
 def write(path: Path, report: dict[str, Any]) -> None:
@@ -291,37 +299,6 @@ def write(path: Path, report: dict[str, Any]) -> None:
     beside = path.with_suffix(".part")
     beside.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(beside, path)
-
-
-def settings(pair: sd.Pair, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All that decides the figures, but the machine."""
-    return {
-        "tokens": arguments.tokens,
-        "texts": arguments.texts,
-        "repeats": arguments.repeats,
-        "draft": arguments.draft,
-        "confidence": CONFIDENCE,
-        "weights": {role: fingerprint(getattr(pair, role)) for role in ("target", "draft")},
-    }
-
-
-def fingerprint(model: Any) -> list[float]:
-    """Number of parameters, and the sum of their sizes: other weights, other numbers."""
-    parameters = list(model.parameters())
-    return [sum(p.numel() for p in parameters), round(sum(float(p.detach().abs().sum()) for p in parameters), 3)]
-
-
-def machine(pair: sd.Pair) -> dict[str, Any]:
-    """What the figures were measured on."""
-    cuda = pair.device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "dtype": str(pair.target.dtype),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
 
 
 if __name__ == "__main__":
