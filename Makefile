@@ -42,6 +42,7 @@ equivalence: $(CORE)  ## prove and test that what is drawn is exactly the target
 	@$(BIN)/specdec equivalence --exact
 	@$(BIN)/specdec equivalence --greedy
 	@$(BIN)/specdec equivalence
+	@$(BIN)/specdec equivalence --museum
 
 bench: $(CORE)  ## compare with transformers, side by side
 	@$(BIN)/python benchmarks/compare_peers.py
