@@ -117,9 +117,8 @@ class TransformersModel:
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
         if self._recorded and self.cache.slots and not keep_logits and isinstance(mask, Tensor):
             slots = [t for layer in range(len(self.cache.slots)) for t in self.cache.window(layer)]
-            logits = recorded_step(self.model, self._parts, tokens, positions, mask, self.cache.rows, slots)
-            if logits is not None:
-                return logits[..., : self.vocab_size]
+            recorded = recorded_step(self.model, self._parts, tokens, positions, mask, self.cache.rows, slots)
+            return recorded[..., : self.vocab_size]
         logits = None
         if self._room is not None and self.cache.slots and not keep_logits:
             logits = self._room.step(self.model, self.cache, self._run, tokens, tuple(masks.values()))

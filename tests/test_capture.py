@@ -1,10 +1,14 @@
-"""The promise of recorded steps: to the last bit the same as transformers' own forward, and never a stale record."""
+"""The promise of recorded steps: transformers' own numbers, always the same ones, and no stale record."""
+
+import copy
 
 import pytest
 import torch
 from conftest import build_model
 
-from specdec_ref.capture import PLAIN_FAMILIES, can_be_recorded, layer_by_layer
+from specdec_ref import capture
+from specdec_ref.capture import PLAIN_FAMILIES, can_be_recorded, layer_by_layer, packed_weights, parts_of
+from specdec_ref.graphs import choose_steps
 from specdec_ref.models import TransformersModel
 
 
@@ -19,25 +23,67 @@ def test_layer_by_layer_is_the_whole_forward(family: str) -> None:
         assert torch.equal(layer_by_layer(model, tokens, positions, mask, None), whole)
 
 
-@pytest.mark.parametrize("family", sorted(PLAIN_FAMILIES - {"mistral"}))
-@pytest.mark.parametrize("lengths", [[30], [30, 30], [30, 17, 4]], ids=["one row", "rows in step", "ragged"])
-def test_a_recorded_step_equals_an_unrecorded_one_to_the_last_bit(family: str, lengths: list[int]) -> None:
-    """Also where the record was made with fewer slots: the rows grow past a multiple of the cache's window."""
-    recorded, plain = TransformersModel(build_model(family)), TransformersModel(build_model(family))
+@pytest.fixture(autouse=True)
+def _record_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "USES_BEFORE_RECORDING", 3)
+
+
+def logits_over_a_while(lm: TransformersModel, lengths: list[int], sizes: list[int]) -> list[torch.Tensor]:
+    """Of steps of these sizes on random tokens, half of each taken back. Rows grow past the cache's window."""
     chance = torch.Generator().manual_seed(1)
-    for lm in (recorded, plain):
-        lm.start(len(lengths), 600)
-    plain._recorded = False
+    lm.start(len(lengths), 600)
+    lm.prefill([torch.randint(60, (n,), generator=chance).tolist() for n in lengths])
+    found = []
+    for n in sizes:
+        found.append(lm.extend(torch.randint(60, (len(lengths), n), generator=chance)))
+        lm.rewind([length - n // 2 for length in lm.cache.lengths])
+    return found
+
+
+SIZES = [1, 3, 50, *[1, 3] * 6, 50, 50, 50, 50, 1, 3, 50, 1]
+ROWS = pytest.mark.parametrize("lengths", [[30], [30, 30], [30, 17, 4]], ids=["one row", "rows in step", "ragged"])
+
+
+@ROWS
+@pytest.mark.parametrize("family", sorted(PLAIN_FAMILIES - {"mistral"}))
+def test_recording_changes_no_bit(family: str, lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the same seed gives the same tokens in the first generation of a process and in later ones."""
+    recorded = TransformersModel(build_model(family))
+    found = logits_over_a_while(recorded, lengths, SIZES)
+    assert any(not isinstance(step, int) for step in capture._records[recorded.model].values())
+    monkeypatch.setattr(capture, "USES_BEFORE_RECORDING", len(SIZES))
+    never = logits_over_a_while(TransformersModel(build_model(family)), lengths, SIZES)
+    assert all(map(torch.equal, found, never))
+
+
+@pytest.mark.parametrize("family", sorted(PLAIN_FAMILIES - {"mistral"}))
+def test_a_recorded_step_of_one_token_is_the_models_own_to_the_last_bit(family: str) -> None:
+    recorded, plain = TransformersModel(build_model(family)), TransformersModel(build_model(family))
+    found = logits_over_a_while(recorded, [30], [1] * 12)
     assert recorded._recorded
-    prompt = [torch.randint(60, (n,), generator=chance).tolist() for n in lengths]
-    for lm in (recorded, plain):
-        lm.prefill(prompt)
-    for n in [1, 3, 50, *[1, 3] * 6, 50, 50, 50, 50, 1, 3, 50, 1]:
-        tokens = torch.randint(60, (len(lengths), n), generator=chance)
-        assert torch.equal(recorded.extend(tokens), plain.extend(tokens))
-        back = [length - n // 2 for length in plain.cache.lengths]
-        for lm in (recorded, plain):
-            lm.rewind(back)
+    plain.start(1, 0)
+    own = logits_over_a_while(_never_recorded(plain), [30], [1] * 12)
+    assert all(map(torch.equal, found, own))
+
+
+@ROWS
+@pytest.mark.parametrize("family", sorted(PLAIN_FAMILIES - {"mistral"}))
+def test_packed_weights_err_no_more_than_plain_ones(family: str, lengths: list[int]) -> None:
+    """Against the same model in float64. Twice the error of plain float32 is allowed, since both are mere rounding."""
+    exact = logits_over_a_while(_never_recorded(TransformersModel(build_model(family).double())), lengths, SIZES)
+    plain = logits_over_a_while(_never_recorded(TransformersModel(build_model(family))), lengths, SIZES)
+    packed = logits_over_a_while(TransformersModel(build_model(family)), lengths, SIZES)
+
+    def error(found: list[torch.Tensor]) -> float:
+        return max(float((a - b).abs().max()) for a, b in zip(found, exact, strict=True))
+
+    assert 0 < error(packed) < 2 * error(plain)
+
+
+def _never_recorded(lm: TransformersModel) -> TransformersModel:
+    """The same, by the model's own forward and plain weights."""
+    choose_steps(lm.model, "plain")
+    return lm
 
 
 def test_hooks_and_patches_are_never_recorded() -> None:
@@ -64,6 +110,25 @@ def test_a_record_sees_weights_that_change_in_place() -> None:
     with torch.no_grad():
         model.model.norm.weight.mul_(2)
     assert torch.allclose(logits(), 2 * before, atol=1e-5)
+
+
+def test_packed_weights_follow_weights_that_change_in_place() -> None:
+    lm = TransformersModel(build_model("qwen2"))
+    for change in (1.0, 2.0, 0.5):
+        with torch.no_grad():
+            for parameter in lm.model.parameters():
+                parameter.mul_(change)
+        own = TransformersModel(copy.deepcopy(lm.model))
+        found = logits_over_a_while(lm, [30], [4] * 8)
+        for ours, theirs in zip(found, logits_over_a_while(_never_recorded(own), [30], [4] * 8), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
+
+
+def test_only_linear_layers_in_float32_are_packed() -> None:
+    model = build_model("llama")
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Linear)}
+    assert set(packed_weights(model, parts_of(model))) in (linear, set())
+    assert not packed_weights(model.double(), parts_of(model))
 
 
 def test_records_go_with_their_model() -> None:

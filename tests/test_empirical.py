@@ -437,7 +437,7 @@ def test_a_sampler_that_ignores_its_seed_is_found_out(pair: sd.Pair, small: Plan
         carry_out(small, stuck)
 
 
-@pytest.mark.parametrize("sampler", [None, 3, OurLoop, object()], ids=str)
+@pytest.mark.parametrize("sampler", [None, 3, OurLoop, object()], ids=["nothing", "a number", "a class", "an object"])
 def test_what_is_no_sampler_is_refused(pair: sd.Pair, small: Plan, sampler: Any) -> None:
     with pytest.raises(sd.SpecdecError, match="sampler"):
         carry_out(small, sampler)
