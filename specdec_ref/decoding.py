@@ -266,7 +266,8 @@ def stream_speculative(
     """The same, as it happens: a `Chunk` per round, whose texts add up to the text. Takes one prompt.
 
     What may become a stop string, or is half a character, is held back until it is certain. on_end gets the whole
-    `Generation`, with finish 'interrupted' where the stream was closed early. Arguments are checked at the call.
+    `Generation`, with finish 'interrupted' where the stream was closed early. Arguments are checked at the call, which
+    raises SpecdecError for those it cannot use.
     """
     if not isinstance(prompt, str) and not _is_ids(prompt):
         raise SpecdecError("prompt: a stream takes one prompt, text or token ids, not a list of prompts")

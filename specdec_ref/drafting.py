@@ -21,7 +21,8 @@ class Draft:
     """k proposed tokens for each of B sequences.
 
     tokens: [B, k] int64. probabilities: [B, k, V], row i is what token i was drawn from; None for a point mass, tokens
-    that are certain. lengths: how many of a row's tokens are meant, [B] int64; None for all k.
+    that are certain. lengths: how many of a row's tokens are meant, [B] int64; None for all k. The loop raises
+    SpecdecError for a draft that does not fit, or whose probabilities do not sum to one.
     """
 
     tokens: Tensor
@@ -86,7 +87,8 @@ class ModelDrafter:
     """Draws from a draft model, token by token, with the same `Sampling` as the target.
 
     min_confidence: stop after the first token whose probability was below this (that token stays in the draft:
-    throwing away what was drawn would change the distribution). 0 never stops.
+    throwing away what was drawn would change the distribution). 0 never stops. Raises SpecdecError for arguments it
+    cannot use.
     """
 
     def __init__(self, model: LanguageModel, min_confidence: float = 0.0):
@@ -155,7 +157,8 @@ class PromptLookupDrafter:
     """Proposes what followed the last time that the text ended like this. Needs no model; a point mass.
 
     Looks for the longest of the last `max_ngram` … `min_ngram` tokens earlier in the sequence, the latest occurrence
-    first. Proposes nothing where there is none. Saxena 2023 (prompt-lookup-decoding); 'ngram' in vLLM.
+    first. Proposes nothing where there is none. Raises SpecdecError unless 1 ≤ min_ngram ≤ max_ngram. Saxena 2023
+    (prompt-lookup-decoding); 'ngram' in vLLM.
     """
 
     def __init__(self, max_ngram: int = 3, min_ngram: int = 1):

@@ -235,7 +235,10 @@ def shipped() -> tuple[str, ...]:
 
 
 def held_out_prompts() -> dict[str, str]:
-    """Beginnings of functions from standard-library modules that no shipped model was trained on, by name."""
+    """Beginnings of functions from standard-library modules that no shipped model was trained on, by name.
+
+    Raises SpecdecError where they are missing.
+    """
     if not (PRETRAINED / "prompts.json").is_file():
         raise SpecdecError(
             "held-out prompts: prompts.json does not ship with this installation; make it with `specdec train`"

@@ -35,6 +35,7 @@ class SpeculativeDecodingMonitor:
 
     One monitor may watch many generations, one after the other or at once. window: rounds of the rolling values.
     rounds: the last ones, oldest first, at most `HISTORY`. listeners: called with the records of each step as it ends.
+    Raises SpecdecError for arguments it cannot use.
     """
 
     def __init__(self, window: int = 100):

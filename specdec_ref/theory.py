@@ -41,14 +41,17 @@ def predicted_speedup(alpha: Real, k: int, c: float, v: Cost = 1.0, overhead: fl
 
 
 def best_k(alpha: float, c: float, v: Cost = 1.0, overhead: float = 0.0, max_k: int = 32) -> int:
-    """The k in 0…max_k with the largest predicted speedup; 0 says: do not speculate."""
+    """The k in 0…max_k with the largest predicted speedup; 0 says: do not speculate. Raises SpecdecError."""
     if not is_whole(max_k) or max_k < 0:
         raise SpecdecError(f"max_k={max_k!r}: takes a whole number ≥ 0")
     return max(range(max_k + 1), key=lambda k: float(predicted_speedup(alpha, k, c, v, overhead)))
 
 
 def break_even_alpha(k: int, c: float, v: Cost = 1.0, overhead: float = 0.0) -> float:
-    """The α at which k drafted tokens gain nothing (S = 1); inf where even α = 1 does not pay. Within 1e-12."""
+    """The α at which k drafted tokens gain nothing (S = 1); inf where even α = 1 does not pay. Within 1e-12.
+
+    Raises SpecdecError.
+    """
     if not is_whole(k) or k < 1:
         raise SpecdecError(f"k={k!r}: takes a whole number ≥ 1")
     low, high = 0.0, 1.0

@@ -12,6 +12,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from typer.main import get_command
+
+from specdec_ref.cli import app
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -117,6 +120,22 @@ def test_readmes_make_commands_have_a_target() -> None:
     named = {target for line in readme_commands() for target in re.findall(r"\bmake ([a-z][a-z-]*)", line)}
     assert named >= {"demo", "test", "lab"}
     assert named <= make_targets()
+
+
+def test_readmes_specdec_commands_and_their_options_exist() -> None:
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    named = [line.split() for line in readme_commands() if re.match(r"(\.venv\\Scripts\\)?specdec ", line)]
+    assert len(named) >= 6
+    for _, name, *words in named:
+        options = {option for parameter in commands[name].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= options, name
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "specdec_ref/pretrained/README.md"])
+def test_links_lead_to_files_of_the_repository(page: str) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link.split("#")[0]).exists()] == []
+    assert links or page != "README.md"
 
 
 def test_every_make_target_is_in_the_help() -> None:

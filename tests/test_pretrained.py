@@ -2,6 +2,7 @@
 
 import json
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,6 +71,14 @@ def test_acceptance_while_decoding_is_near_the_card() -> None:
     judged = sum(min(r.accepted + 1, len(r.drafted)) for g in generations for r in g.rounds)
     accepted = sum(r.accepted for g in generations for r in g.rounds)
     assert abs(accepted / judged - card["acceptance"]) < 0.15
+
+
+def test_the_readmes_first_example_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    example = readme.split("```python\n")[1].split("```")[0]
+    exec(compile(example, "README.md", "exec"), names := {})
+    assert len(names["g"].tokens) == 128
+    assert names["g"].text in capsys.readouterr().out
 
 
 def test_self_draft_accepts_everything() -> None:
