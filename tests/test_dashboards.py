@@ -4,7 +4,7 @@ import pytest
 
 import specdec_ref as sd
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.dashboards import expected_dashboard, position_figure
+from specdec_ref.teaching.dashboards import expected_dashboard, histogram_figure, position_figure
 
 
 def heights(figure: object) -> list[float]:
@@ -25,7 +25,23 @@ def test_what_was_watched() -> None:
     assert heights(position_figure(now)) == [*now.conditional_rates, *now.unconditional_rates]
 
 
+def test_histogram_stands_beside_one_alpha() -> None:
+    monitor = sd.SpeculativeDecodingMonitor()
+    for accepted in (0, 1, 2, 2):
+        monitor.on_iteration_complete(accepted, 2)
+    now = monitor.get_statistics()  # 5 of 7 judged tokens
+    figure = histogram_figure(now)
+    assert heights(figure) == [1, 1, 2]
+    (strokes,) = figure.axes[0].collections
+    alpha = 5 / 7
+    expected = [4 * (1 - alpha), 4 * alpha * (1 - alpha), 4 * alpha**2]
+    assert [segment[0][1] for segment in strokes.get_segments()] == pytest.approx(expected)
+    assert sum(expected) == pytest.approx(now.drafts)
+
+
 def test_refuses() -> None:
+    with pytest.raises(SpecdecError, match="nothing was drafted"):
+        histogram_figure(sd.SpeculativeDecodingMonitor().get_statistics())
     with pytest.raises(SpecdecError, match="nothing was drafted"):
         position_figure(sd.SpeculativeDecodingMonitor().get_statistics())
     with pytest.raises(SpecdecError, match="alpha=2"):

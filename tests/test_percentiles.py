@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.percentiles import p99_estimates, p99_figure
+from specdec_ref.teaching.percentiles import (
+    comparisons_figure,
+    expected_figure,
+    p99_estimates,
+    p99_figure,
+    turns_figure,
+)
 
 
 def test_more_samples_say_more() -> None:
@@ -26,3 +32,22 @@ def test_the_title_says_between_what() -> None:
 def test_refuses() -> None:
     with pytest.raises(SpecdecError, match="samples=0"):
         p99_estimates(0, 0.3)
+
+
+def test_single_comparisons_are_shown_as_they_came() -> None:
+    figure = comparisons_figure([1.0, 1.5], [2.0, 3.0], (1.1, 1.4))
+    points = figure.axes[0].lines[-1]
+    assert (list(points.get_xdata()), list(points.get_ydata())) == ([2.0, 3.0], [1.0, 1.5])
+    with pytest.raises(SpecdecError, match="2 and 1 entries"):
+        comparisons_figure([1.0, 1.5], [2.0], (1.1, 1.4))
+
+
+def test_each_plan_tells_its_own_ratio() -> None:
+    figure = turns_figure({"blocks": [("A", 1), ("A", 1), ("B", 2), ("B", 2)], "turns": [("A", 1), ("B", 1)]})
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["blocks: B / A = 2.00", "turns: B / A = 1.00"]
+
+
+def test_claims_stand_beside_the_formula_and_what_was_measured() -> None:
+    figure = expected_figure({"x": (1.0, 2.0)}, {"x": (1.2, 1.6)}, {"ours": (1.4, None)})
+    claim, formula, ours = (list(line.get_xdata()) for line in figure.axes[0].lines[:3])
+    assert (claim, formula, ours) == ([1.0, 2.0], [1.2, 1.6], [1.4])

@@ -44,6 +44,30 @@ def position_figure(statistics: MonitorStatistics) -> "Figure":
     return _positions(title, conditional, unconditional, statistics.draft_acceptance_rate)
 
 
+@plotting.styled
+def histogram_figure(statistics: MonitorStatistics) -> "Figure":
+    """Drafts by how many of their tokens were accepted, beside what one α everywhere would give.
+
+    Expected are αⁱ(1 − α) for i < k and αᵏ for all of them, k the largest drafted. Raises SpecdecError where nothing
+    was drafted.
+    """
+    if not statistics.drafts:
+        raise SpecdecError("statistics: nothing was drafted, so there is nothing to show")
+    counts, alpha = np.array(statistics.accepted_histogram), statistics.acceptance_rate
+    at = np.arange(len(counts))
+    expected = statistics.drafts * np.where(at < at[-1], alpha**at * (1 - alpha), alpha ** at[-1])
+    none, whole = counts[0] / statistics.drafts, counts[-1] / statistics.drafts
+    title = f"{none:.0%} of drafts fail at once, {whole:.0%} are kept whole"
+    figure, axes = plotting.new_figure(title, "tokens accepted of a draft", "drafts", height=3.2)
+    axes.bar(at, counts, 0.6, color=plotting.ACCEPTED, label="counted")
+    axes.hlines(expected, at - 0.38, at + 0.38, color="black", linewidth=2, label=f"one α = {alpha:.2f} everywhere")
+    axes.set_xticks(at)
+    axes.set_ylim(0, 1.3 * max(counts.max(), expected.max()))
+    axes.grid(axis="x", visible=False)
+    axes.legend(loc="upper right", ncols=2)
+    return figure
+
+
 def _positions(title: str, conditional: Any, unconditional: Any, pooled: float) -> "Figure":
     k = len(conditional)
     at = np.arange(1, k + 1)

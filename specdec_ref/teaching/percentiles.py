@@ -1,5 +1,9 @@
-"""How little a p99 of few samples says: the estimates that many experiments of one size would give."""
+"""How little a few samples say: p99s that many experiments would give, single comparisons, and a machine that drifts.
 
+The last figure is of another table that nobody measured: the source text's expected speedups, beside the formula's.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,10 +44,90 @@ def p99_figure(samples: int, spread: float = 0.3) -> "Figure":
         "share of experiments",
     )
     bins = np.linspace(0.3, 1.9, 65)
-    axes.hist(estimates.clip(0.3, 1.9), bins=bins, weights=[1 / EXPERIMENTS] * EXPERIMENTS, color=plotting.TARGET)
-    axes.axvspan(float(low), float(high), color=plotting.FORMULA, alpha=0.2, linewidth=0)
-    axes.axvline(1, color="black", linewidth=1.2)
+    axes.axvspan(float(low), float(high), color="#E0E0E0", linewidth=0, zorder=0.5, label="nine tenths of them")
+    weights = [1 / EXPERIMENTS] * EXPERIMENTS
+    axes.hist(estimates.clip(0.3, 1.9), bins=bins, weights=weights, color=plotting.TARGET, label="experiments")
+    axes.axvline(1, color="black", linewidth=1.2, label="the true p99")
     axes.set_xlim(0.3, 1.9)
+    axes.legend(loc="upper right")
+    return figure
+
+
+@plotting.styled
+def comparisons_figure(speedups: Sequence[float], tokens_per_round: Sequence[float], middle: Any) -> "Figure":
+    """Speedups of single comparisons over the luck that each had with its text. middle: interval of their median.
+
+    Raises SpecdecError.
+    """
+    if len(speedups) != len(tokens_per_round) or not len(speedups):
+        raise SpecdecError(f"speedups, tokens_per_round: have {len(speedups)} and {len(tokens_per_round)} entries")
+    figure, axes = plotting.new_figure(
+        f"One comparison may say anything from {min(speedups):.2f} to {max(speedups):.2f}",
+        "tokens per round in this run", "speedup of this comparison", height=3.4,
+    )  # fmt: skip
+    axes.axhspan(*middle, color="#E0E0E0", linewidth=0, zorder=0.5, label="95 % interval of the median")
+    median = float(np.median(speedups))
+    axes.axhline(median, color=plotting.FORMULA, linestyle="--", label=f"median, {median:.2f}")
+    axes.plot(tokens_per_round, speedups, "o", color=plotting.TARGET, label="one run against one run")
+    axes.set_ylim(0, 1.45 * max(speedups))
+    axes.legend(loc="upper left", ncols=2)
+    return figure
+
+
+@plotting.styled
+def turns_figure(plans: Mapping[str, Sequence[tuple[str, float]]]) -> "Figure":
+    """Two equal contenders on a machine that gets slower: their times in the order of each plan, one panel a plan.
+
+    plans: name → (contender, time) in order, contenders 'A' and 'B'. Each panel's title gives B / A.
+    """
+    figure, axes = plotting.new_figure(
+        "", "run", "time of a run", width=7.4, height=3.0, ncols=len(plans), sharey=True, squeeze=False
+    )
+    for one, (name, runs) in zip(axes.flat, plans.items(), strict=True):
+        times = {who: [(i, t) for i, (other, t) in enumerate(runs, 1) if other == who] for who in "AB"}
+        for who, mark, colour in (("A", "o", plotting.TARGET), ("B", "^", plotting.DRAFT)):
+            one.plot(*zip(*times[who], strict=True), mark, color=colour, label=who)
+        ratio = np.median([t for _, t in times["B"]]) / np.median([t for _, t in times["A"]])
+        one.set_title(f"{name}: B / A = {ratio:.2f}")
+        one.set_ylim(bottom=0)
+    for one in axes.flat[1:]:
+        one.set_ylabel("")
+    axes.flat[0].legend(loc="lower left", ncols=2)
+    return figure
+
+
+@plotting.styled
+def expected_figure(
+    claims: Mapping[str, tuple[float, float]], formula: Mapping[str, tuple[float, float]], ours: Mapping[str, Any]
+) -> "Figure":
+    """Ranges of speedup that a table claims, and the formula's for the same drafts; below them, what was measured.
+
+    claims, formula: name → (lowest, highest). ours: name → (speedup, interval or None).
+    """
+    figure, axes = plotting.new_figure(
+        "Claimed without a measurement, and measured", "speedup (times one by one)", "", height=3.2
+    )
+    names = [*claims, *ours]
+    for y, name in enumerate(claims):
+        for at, (low, high), colour, label in (
+            (y - 0.14, claims[name], plotting.FORMULA, "the table's claim"),
+            (y + 0.14, formula[name], "black", "formula, its α and r, v = 1"),
+        ):
+            axes.plot([low, high], [at, at], "|-", color=colour, linewidth=3, label="" if y else label)
+    for y, (speedup, interval) in enumerate(ours.values(), len(claims)):
+        first = y == len(claims)
+        if interval:
+            axes.plot(interval, [y, y], color=plotting.TARGET, linewidth=2.5, alpha=0.5)
+        axes.plot(speedup, y, "o", color=plotting.TARGET, label="measured here, 95 % interval" if first else "")
+        axes.annotate(
+            f"{speedup:.2f}", (speedup, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9
+        )
+    axes.axvline(1, color=plotting.FORMULA, linewidth=1, linestyle="--")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.grid(axis="y", visible=False)
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
