@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--right-runs", type=int, default=200, help="of the right code, for each way of sampling")
     parser.add_argument("--mutants", help="names, with commas between; default all that change the distribution")
     parser.add_argument("--device", help="cpu, cuda, …; default the GPU where there is one")
-    parser.add_argument("--jobs", type=int, help="processes, 2.5 GB each; default one a core, at most 4; 1 on a GPU")
+    parser.add_argument("--jobs", type=int, help="processes, 3 GB each; default one a core, at most 4; 1 on a GPU")
     parser.add_argument(
         "--json", type=Path, default=RESULTS, metavar="FILE", help="where to write (default %(default)s)"
     )

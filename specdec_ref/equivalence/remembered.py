@@ -142,7 +142,7 @@ class Remembered:
         new = [node for node in nodes if self._place[node] < 0]
         total = self.scored + len(new)
         if total > len(self._scores):
-            more = logits.new_empty(max(total, 2 * len(self._scores)), self.vocab_size)
+            more = logits.new_empty(max(total, len(self._scores) * 5 // 4), self.vocab_size)
             more[: self.scored] = self._scores[: self.scored]
             self._scores = more
         self._scores[self.scored : total] = logits[torch.tensor([nodes[node] for node in new], device=self.device)]
