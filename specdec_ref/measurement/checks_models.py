@@ -59,7 +59,7 @@ def compare_vocabularies(
                 "The draft proposes ids that mean something else to the target, which rejects them. The output stays "
                 "right, and slower than without. Equal sizes prove nothing.",
                 "Take a draft whose map from string to id is the target's: of its family, or distilled from it. In "
-                " vLLM use_heterogeneous_vocab is for this case.",
+                "vLLM use_heterogeneous_vocab is for this case.",
                 {"different": len(different), "target_tokens": len(ours), "draft_tokens": len(theirs)},
             )
         ]

@@ -19,7 +19,7 @@ from specdec_ref.measurement.checks_drafting import check_k, check_lookup
 from specdec_ref.measurement.checks_models import check_memory, check_vocabulary
 from specdec_ref.measurement.checks_output import check_caches, check_greedy
 from specdec_ref.measurement.checks_speed import check_load, check_speed
-from specdec_ref.measurement.findings import Examination, Finding, Outcome
+from specdec_ref.measurement.findings import NOT_CHECKED, Examination, Finding, Outcome
 from specdec_ref.measurement.parts import Models
 from specdec_ref.models import Pair
 from specdec_ref.sampling import Sampling
@@ -59,7 +59,7 @@ def examine(case: Case, on_check: Callable[[str], None] = lambda question: None)
     ended_by = ""
     for check in CHECKS:
         if ended_by:
-            outcomes.append(Outcome(check.name, check.question, why=f"not checked, because of: {ended_by}"))
+            outcomes.append(Outcome(check.name, check.question, why=f"{NOT_CHECKED}, because of: {ended_by}"))
             continue
         on_check(check.question)
         began = time.perf_counter()

@@ -13,6 +13,9 @@ Severity = Literal["problem", "warning", "note"]
 MARKS: dict[str, str] = {"problem": "✗", "warning": "!", "note": "i", "healthy": "✓", "skipped": "–"}
 COLOURS: dict[str, str] = {"problem": "#D55E00", "warning": "#E69F00", "note": "#0072B2", "healthy": "#009E73"}
 
+NOT_CHECKED = "not checked"
+"""How the reason begins of a check that was left out after a problem; a table says no more, the problem is in it."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -103,7 +106,8 @@ class Examination:
 
     def _answers(self) -> Iterator[tuple[str, str, str]]:
         for outcome in self.outcomes:
-            answer = outcome.why or " · ".join(finding.title for finding in outcome.findings)
+            answer = NOT_CHECKED if outcome.why.startswith(NOT_CHECKED) else outcome.why
+            answer = answer or " · ".join(finding.title for finding in outcome.findings)
             yield outcome.state, outcome.question, answer
 
     def __rich__(self) -> "Group":

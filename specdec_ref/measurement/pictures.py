@@ -41,10 +41,11 @@ def speedups(result: "SuiteResult") -> "Figure":
     """Speedup of decoding for every way and prompt length, with its interval, and what the formula says."""
     lengths = result.lengths
     names = [name for name in dict.fromkeys(r.config_name for r in result.results) if name != "baseline"]
-    best = max((r for r in result.results if r.config_name != "baseline"), key=lambda r: r.speedup, default=None)
+    shown = [(r.decoding_speedup, r) for r in result.results if r.config_name != "baseline" and r.decoding_speedup]
     title = ""
-    if best is not None:
-        title = f"Fastest: {best.config_name}, {best.speedup:.2f} times the baseline on {best.prompt_length} prompts"
+    if shown:
+        most, best = max(shown, key=lambda pair: pair[0])
+        title = f"Fastest: {best.config_name}, {most:.2f} times the baseline on {best.prompt_length} prompts"
     figure, axes = plotting.new_figure(
         "", "speedup after the first round\n(times the baseline)", width=2.4 + 2.2 * len(lengths),
         height=1.5 + 0.24 * len(names), ncols=len(lengths), sharey=True, squeeze=False,
