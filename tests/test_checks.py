@@ -378,12 +378,12 @@ def test_the_stub_is_not_attempted(exercise: Exercise) -> None:
 @ALL
 def test_what_goes_wrong_is_told_plainly(exercise: Exercise) -> None:
     def fails(*_: Any) -> None:
-        raise ZeroDivisionError("float division by zero")
+        raise OSError("disk is full")
 
     def leaves(*_: Any) -> None:
         raise SystemExit(0)
 
-    assert "ZeroDivisionError: float division by zero" in judge(exercise, fails).headline
+    assert "OSError: disk is full" in judge(exercise, fails).headline
     assert judge(exercise, leaves).outcome == "crashed"
     assert judge(exercise, lambda *_: None).outcome in ("wrong", "crashed")
     assert judge(exercise, lambda *_: "seven").outcome in ("wrong", "crashed")
@@ -435,6 +435,32 @@ def test_of_two_mistakes_the_one_that_shows_first_is_named() -> None:
     assert judge(EXERCISES["residual"], both).diagnosis == "absolute"
 
 
+def test_a_case_that_raises_does_not_hide_what_was_wrong_before_it() -> None:
+    verdict = judge(EXERCISES["speedup"], lambda a, k, c, v: a * (1 - a**k) / (1 - a) / (k * c + v))  # 0/0 at α = 1
+    assert (verdict.diagnosis, verdict.case) == ("bonus-left-out", "α = 0.5, k = 1, c = 0.1, v = 1.0")
+
+
+def test_chance_of_ones_own_and_a_generator_are_named() -> None:
+    assert judge(EXERCISES["accept"], lambda p, q, u: torch.rand(len(p)) < p / q).diagnosis == "own-chance"
+    said = judge(EXERCISES["step"], lambda p, q, drafted, chance: (x for x in drafted)).headline
+    assert said == "the result is a generator (a yield? return the whole list); takes a list of tokens"
+
+
+def test_the_answer_to_a_question_is_not_given_away() -> None:
+    verdict = judge(EXERCISES["find_bug"], lambda: {"A": "?", "B": "?", "C": "?"})
+    assert (verdict.outcome, verdict.expected) == ("wrong", "")
+
+
+def test_decoding_that_drafts_nothing_is_no_speculative_decoding() -> None:
+    def one_by_one(target: Any, draft: Any, start: int, n: int, k: int, chance: Any) -> Any:
+        text = [start]
+        for _ in range(n):
+            text.append(chance.draw(target[text[-1]]))
+        return text[1:]
+
+    assert judge(EXERCISES["decode"], one_by_one).diagnosis == "one-by-one"
+
+
 def test_chance_is_played_in_every_way() -> None:
     def two(chance: Chance) -> tuple[bool, int]:
         return chance.accept(0.25), chance.draw([0.5, 0.0, 0.5])
@@ -483,7 +509,7 @@ def test_a_broken_progress_file_is_no_obstacle(tmp_path: Any) -> None:
     (tmp_path / "progress.json").write_text('{"residual": [')
     assert "0 of 13" in repr(progress())
     check("residual", lambda p, q: p)
-    assert "1 tries" in repr(progress())
+    assert "1 try" in repr(progress())
 
 
 def test_an_unknown_name_is_refused() -> None:

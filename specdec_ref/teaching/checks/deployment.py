@@ -154,11 +154,16 @@ ADAPTIVE = Exercise(
             lambda history, c, slope: 0 if history and history[-1][0] == 0 else choose_k(history, c, slope),
         ),
         Misconception(
+            "empty-history", "Before the first round there is no history, and where k was 0 nothing was judged: 0/0", 1,
+            lambda history, c, slope: round(8 * sum(a for _, a in history) / sum(d for d, _ in history)),
+        ),
+        Misconception(
             "forgets-c", "You ignore c: with a dear draft the same α wants a smaller k", 2,
             lambda history, c, slope: _by_alpha(history, _alpha, 0, 0.0, slope),
         ),
     ),
     stream_cases,
+    otherwise="In this stream your controller is too slow; shown are its speedup, and the reference's",
     agrees=_beats_the_heuristic,
     measure=_speedup,
 )  # fmt: skip
@@ -240,6 +245,10 @@ MEMORY_EXERCISE = Exercise(
             "slots-forgotten", "You forget the k slots more that a round needs in both caches", 3, _counted(slots=False)
         ),
         Misconception("batch-forgotten", "Each sequence of the batch has a cache of its own", 1, _counted(rows=False)),
+        Misconception(
+            "needs-a-draft", "draft is None where nothing is speculated: then the target alone counts", 3,
+            lambda target, draft, batch, tokens, k: sum(_model_bytes(m, batch, tokens + k) for m in (target, draft)),
+        ),
         Misconception(
             "in-32-bits", "You count 4 bytes for a number; in 16 bits it is 2", 1, _counted(size=4)
         ),

@@ -42,7 +42,8 @@ class Exercise:
     name: as `check` takes it. function: the name that a notebook defines. reference: the solution. cases: made anew
     for a seed, smallest first; a hidden check takes other seeds. agrees: whether a value is as good as the reference's
     in a case, where it need not be the same. measure: what is looked at in place of the value. tolerance: of numbers,
-    wide enough for another device or number type.
+    wide enough for another device or number type. otherwise: what to say where no misconception explains it. secret:
+    the expected value is the answer itself, and not shown.
     """
 
     name: str
@@ -57,6 +58,8 @@ class Exercise:
     agrees: Callable[[Any, Any, Case], bool] | None = None
     measure: Callable[[Function, Case], Any] | None = None
     tolerance: float = 1e-4
+    otherwise: str = "Some values differ from what they should be; here is the smallest case"
+    secret: bool = False
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,8 @@ FIND_BUG = Exercise(
         ),
     ),
     lambda seed: [Case((), "exhibits A, B and C")],
+    otherwise="Not all three are right yet: look at each exhibit's line by itself, and at what comes before it",
+    secret=True,
 )  # fmt: skip
 
 
@@ -119,6 +121,8 @@ def _consistency_cases(seed: int) -> list[Case]:
         Case(([40, 12, 30, 18], even), "counts [40, 12, 30, 18], probabilities 1/4 each"),
         Case(([36, 13, 30, 21], even), "counts [36, 13, 30, 21], probabilities 1/4 each"),
         Case(([72, 28], [0.6, 0.4]), "counts [72, 28], probabilities [0.6, 0.4]"),
+        Case(([67, 33], [0.5, 0.5]), "counts [67, 33], probabilities [0.5, 0.5]"),
+        Case(([13, 42, 22, 23], even), "counts [13, 42, 22, 23], probabilities 1/4 each"),
     ]
     draft = [0.3, 0.4, 0.2, 0.1]
     exhibits = [
@@ -184,6 +188,10 @@ EQUIVALENCE = Exercise(
         Misconception(
             "level-of-5-percent", "Your limit refutes a right sampler once in 20 times, not in 1,000: see CRITICAL", 2,
             lambda c, p: bool(_chi(c, p) <= {1: 3.841, 3: 7.815}.get(len(c) - 1, 0)),
+        ),
+        Misconception(
+            "degrees-of-freedom", "n outcomes have n − 1 degrees of freedom: the last share follows from the others", 2,
+            lambda c, p: bool(_chi(c, p) <= {2: 13.816, 4: 18.467}.get(len(c), 0)),
         ),
         Misconception(
             "one-limit-for-all", "Your limit is the same however many outcomes there are: see CRITICAL", 2,

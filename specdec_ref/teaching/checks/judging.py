@@ -66,11 +66,20 @@ def _compared(exercise: Exercise, function: Function, cases: Sequence[Case], sho
         except TooSlow:
             raise
         except BaseException as error:  # SystemExit and KeyboardInterrupt of the answer, too
-            return replace(_failed(exercise, error, case), note=HIDDEN if i >= shown > 0 else "")
+            before = _differing(exercise, function, cases[:i], values, shown)
+            return before or replace(_failed(exercise, error, case), note=HIDDEN if i >= shown > 0 else "")
+    return _differing(exercise, function, cases, values, shown) or Verdict(exercise.name, "passed", exercise.title)
+
+
+def _differing(
+    exercise: Exercise, function: Function, cases: Sequence[Case], values: Sequence[Any], shown: int
+) -> Verdict | None:
+    """What is wrong with these values, or None."""
     expected = [observe(exercise.reference, case, exercise.measure) for case in cases]
 
     def wrong(i: int, diagnosis: str, headline: str, hint: int = 1) -> Verdict:
         yours, right = beside(values[i], expected[i], exercise.tolerance)
+        right = "" if exercise.secret else right
         note = HIDDEN if i >= shown > 0 else ""
         return Verdict(exercise.name, "wrong", headline, diagnosis, cases[i].words, yours, right, hint, note=note)
 
@@ -80,16 +89,27 @@ def _compared(exercise: Exercise, function: Function, cases: Sequence[Case], sho
             return wrong(i, "wrong-shape" if hasattr(value, "shape") else "wrong-type", headline)
     differing = [i for i, case in enumerate(cases) if not _agrees(exercise, values[i], expected[i], case)]
     if not differing:
-        return Verdict(exercise.name, "passed", exercise.title)
+        return None
     for mistake in exercise.misconceptions:
         if all(_gives(exercise, mistake.wrong, case, value) for case, value in zip(cases, values, strict=True)):
             return wrong(differing[0], mistake.name, mistake.says, mistake.hint)
     first = differing[0]
-    if isinstance(values[first], (torch.Tensor, dict)):  # two mistakes at once: name the one that shows first
-        for mistake in exercise.misconceptions:
-            if _gives(exercise, mistake.wrong, cases[first], values[first]):
-                return wrong(first, mistake.name, mistake.says, mistake.hint)
-    return wrong(first, "unknown", "Some values differ from what they should be; here is the smallest case")
+    if not all(_gives(exercise, function, case, value) for case, value in zip(cases, values, strict=True)):
+        return wrong(
+            first, "own-chance", "It gives another value each time: use what is handed in, no chance of its own"
+        )
+    if _tells_much(values[first]):  # two mistakes at once: name the one that shows first
+        alike = [m for m in exercise.misconceptions if _gives(exercise, m.wrong, cases[first], values[first])]
+        if alike:
+            return wrong(first, alike[0].name, alike[0].says, alike[0].hint)
+    return wrong(first, "unknown", exercise.otherwise)
+
+
+def _tells_much(value: Any) -> bool:
+    """Whether one value is enough to recognise a mistake by: a tensor of numbers or several things, no yes or no."""
+    if isinstance(value, torch.Tensor):
+        return value.is_floating_point()
+    return isinstance(value, (dict, float)) or (isinstance(value, (tuple, list)) and len(value) > 1)
 
 
 HIDDEN = "your answer passes the public checks; this case is one of those that you do not see in the notebook"
@@ -119,11 +139,11 @@ def _failed(exercise: Exercise, error: BaseException, case: Case) -> Verdict:
     if isinstance(error, ChangedArguments):
         text = "It writes into its arguments, which belong to the caller: copy what you change"
         return Verdict(exercise.name, "wrong", text, "changes-arguments", case.words)
+    for mistake in exercise.misconceptions:  # a wrong version that fails there in the same way
+        if _fails_alike(exercise, mistake.wrong, case, error):
+            said = clean(error)
+            return Verdict(exercise.name, "wrong", mistake.says, mistake.name, case.words, said, "", mistake.hint)
     if isinstance(error, BadRequest):
-        for mistake in exercise.misconceptions:  # a wrong version that asks for the impossible in the same words
-            if _fails_alike(exercise, mistake.wrong, case, error):
-                said = clean(error)
-                return Verdict(exercise.name, "wrong", mistake.says, mistake.name, case.words, said, hint=mistake.hint)
         return Verdict(exercise.name, "wrong", clean(error), "bad-request", case.words, hint=1)
     said = clean(error, 200)
     if isinstance(error, StrangerFailed):
@@ -134,13 +154,15 @@ def _failed(exercise: Exercise, error: BaseException, case: Case) -> Verdict:
     return Verdict(exercise.name, "crashed", f"{kind}: {said}{at}" if said else f"{kind}{at}", "crashed", case.words)
 
 
-def _fails_alike(exercise: Exercise, function: Function, case: Case, error: BadRequest) -> bool:
+def _fails_alike(exercise: Exercise, function: Function, case: Case, error: BaseException) -> bool:
+    """Whether a wrong version raises the same kind of error; where it asks chance for the impossible, the same."""
+    kind = clean(error).split(":")[0].split(" ")[0] if isinstance(error, StrangerFailed) else type(error).__name__
     try:
         observe(function, case, exercise.measure)
     except BadRequest as other:
         return str(other) == str(error)
-    except Exception:
-        return False
+    except Exception as other:
+        return type(other).__name__ == kind and not isinstance(error, BadRequest)
     return False
 
 

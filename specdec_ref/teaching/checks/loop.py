@@ -21,6 +21,7 @@ def played_step(
     bonus: Any = True,
     go_on: bool = False,
     odds: Any = None,
+    left: Any = residual,
 ) -> list[int]:
     """One round, with the mistakes that people make as options."""
     k, emitted = len(drafted), []
@@ -30,7 +31,7 @@ def played_step(
         if chance.accept(min(1.0, ratio) if odds is None else odds(ratio)):
             emitted.append(token)
             continue
-        emitted.append(chance.draw(p[at] if again else residual(p[at], q[i])))
+        emitted.append(chance.draw(p[at] if again else left(p[at], q[i])))
         if not go_on:
             return emitted
     if bonus == "draft":
@@ -86,6 +87,14 @@ STEP = Exercise(
         Misconception(
             "residual-is-target", "After a rejection you draw from the target itself; draw from what is left, p − q", 2,
             lambda p, q, d, c: played_step(p, q, d, c, again=True),
+        ),
+        Misconception(
+            "residual-below-zero", "p − q is below 0 where the draft has too much: only what is above 0 is left", 2,
+            lambda p, q, d, c: played_step(p, q, d, c, left=lambda p, q: p - q),
+        ),
+        Misconception(
+            "residual-not-normalised", "What is left of p does not add up to 1 yet: divide it by its sum", 2,
+            lambda p, q, d, c: played_step(p, q, d, c, left=lambda p, q: (p - q).clamp(min=0)),
         ),
         Misconception(
             "no-bonus", "When all are kept you emit nothing more: row k of p gives one token for free", 3,
@@ -175,17 +184,18 @@ def _one_by_one(target: Tensor, draft: Tensor, start: int, n: int, k: int, chanc
 
 def _decoded(function: Function, case: Case) -> Any:
     """The distribution of the text, if something was drafted for it: then chance decides more often."""
-    most = 0
+    taken: list[int] = []
 
     def watched(*arguments: Any) -> Any:
-        nonlocal most
         value = function(*arguments)
-        most = max(most, len(arguments[-1].taken))
+        taken.append(len(arguments[-1].taken))
         return value
 
-    value, n = observe(watched, case), case.arguments[3]
-    if most <= n > 1:
-        raise BadRequest(f"{n} tokens took {most} decisions of chance: one for each, so nothing was drafted and judged")
+    value, (n, k) = observe(watched, case), case.arguments[3:]
+    if max(taken) <= n > 1:
+        raise BadRequest(f"{n} tokens took {n} decisions of chance: one for each, so nothing was drafted and judged")
+    if min(taken) > 2 * k + 1 and n == k + 1 and all(isinstance(text, tuple) and len(text) == n for text in value):
+        raise BadRequest(f"no round gives {n} tokens with k = {k}: when all are kept, the target gives one more")
     return value
 
 
@@ -219,6 +229,10 @@ DECODE = Exercise(
         Misconception(
             "one-by-one", "You draw every token from the target: right, and no faster. Draft k, then judge them", 1,
             _one_by_one,
+        ),
+        Misconception(
+            "no-bonus", "When all are kept you emit nothing more: the target's last row gives one token for free", 2,
+            lambda *a: _decode(*a, bonus=False),
         ),
         Misconception(
             "greedy-draft", "You draft the likeliest token but judge it as if drawn from q", 1, _greedy_draft

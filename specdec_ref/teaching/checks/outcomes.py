@@ -31,8 +31,10 @@ class Chance:
     def draw(self, probabilities: Any) -> int:
         """A token, with these probabilities, [V], which add up to 1."""
         weights = [float(x) for x in torch.as_tensor(probabilities, dtype=torch.float64).flatten()]
-        if not weights or min(weights) < -TOLERANCE or abs(sum(weights) - 1) > 1e-3:
-            shown = ", ".join(f"{w:.3g}" for w in weights[:6])
+        shown = ", ".join(f"{w:.3g}" for w in weights[:6])
+        if not weights or not min(weights) >= -TOLERANCE:
+            raise BadRequest(f"chance.draw([{shown}]): takes probabilities, which are never below 0")
+        if not abs(sum(weights) - 1) <= 1e-3:
             raise BadRequest(f"chance.draw([{shown}]): takes probabilities that add up to 1, not {sum(weights):.4g}")
         return self._decide([max(0.0, w) for w in weights])
 
@@ -61,6 +63,12 @@ def distribution(play: Callable[[Chance], Any]) -> dict[Any, float]:
                 scripts += [[c for c, _ in chance.taken[:i]] + [j] for j in others]
             probability *= weights[choice]
         key = frozen(result)
+        if not isinstance(key, (tuple, int, str, float)):
+            kind = (
+                "None (did you forget to return?)" if key is None else f"a {getattr(key, 'kind', type(key).__name__)}"
+            )
+            more = " (a yield? return the whole list)" if "generator" in kind else ""
+            raise BadRequest(f"the result is {kind}{more}; takes a list of tokens")
         found[key] = found.get(key, 0.0) + probability
     raise BadRequest(f"chance was asked so often that there are more than {MOST_OUTCOMES:,} outcomes")
 

@@ -35,7 +35,7 @@ def picture(name: str, function: Any) -> Any:
     except TooSlow:
         print(f"No picture: your code did not come to an end within {seconds:.0f} seconds.")
     except Exception as error:
-        print(f"No picture: {type(error).__name__}: {clean(error, 120)}. The check above says more.")
+        print(f"No picture: {type(error).__name__}: {clean(error, 120)}")
     return None
 
 

@@ -227,6 +227,10 @@ SPEEDUP = Exercise(
             lambda a, k, c, v: _emitted(a, k) / (k * c + 1),
         ),
         Misconception(
+            "zero-by-zero", "At α = 1 you divide 0 by 0: all k tokens are kept there, and one more", 2,
+            lambda a, k, c, v: (1 - a ** (k + 1)) / (1 - a) / (k * c + v),
+        ),
+        Misconception(
             "cost-over-gain", "You divide the wrong way round: more tokens for less cost is faster", 3,
             lambda a, k, c, v: (k * c + v) / _emitted(a, k),
         ),
