@@ -20,7 +20,8 @@ import nbformat
 from rich.console import Console
 from rich.progress import Progress
 
-from specdec_ref.teaching.checks.grading import grade_folder
+from specdec_ref.teaching.checks.catalogue import EXERCISES
+from specdec_ref.teaching.checks.grading import POINTS, grade_folder
 
 ROOT = Path(__file__).parents[1]
 WRONG = {
@@ -41,7 +42,7 @@ WRONG = {
 
 def hostile() -> dict[str, str]:
     """Those of the tests."""
-    spec = importlib.util.spec_from_file_location("test_grading", ROOT / "tests" / "test_grading.py")
+    spec = importlib.util.spec_from_file_location("hostile", ROOT / "tests" / "hostile.py")
     assert spec is not None
     assert spec.loader is not None
     module: Any = importlib.util.module_from_spec(spec)
@@ -73,11 +74,12 @@ def main() -> None:
                 due[name] = 0
                 continue
             shutil.copytree(ROOT / ("exercises" if kind == 6 else "solutions"), place)
-            due[name] = 0 if kind == 6 else 120
+            most = POINTS * len(EXERCISES)
+            due[name] = 0 if kind == 6 else most
             if kind in (4, 5):
                 for notebook, source in WRONG.items():
                     write(place / notebook, source)
-                due[name] = 100
+                due[name] = most - POINTS * len(WRONG)
         began = time.perf_counter()
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("grading", total=arguments.students)

@@ -19,6 +19,9 @@ def grade(
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="The public checks only, as in the notebook.")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Submissions at once (default: one for each core).")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=1, help="Of the hidden cases: your own, so that nobody can look them up.")
+    ] = None,
     trusted: Annotated[
         bool, typer.Option("--trusted", help="Your own work: run it in this process, on any system.")
     ] = False,
@@ -39,7 +42,8 @@ def grade(
 
     console = Console(quiet=as_json, highlight=False)
     secret = [*(hide or []), *([Path("solutions")] if Path("solutions").is_dir() else [])]
-    seeds = (PUBLIC_SEED,) if public else (PUBLIC_SEED, *HIDDEN_SEEDS)
+    unseen = HIDDEN_SEEDS if seed is None else (seed, seed + 1)
+    seeds = (PUBLIC_SEED,) if public else (PUBLIC_SEED, *unseen)
     with _progress(console, len(submissions_in(folder))) as step:
         graded = grade_folder(
             folder,
@@ -63,8 +67,22 @@ def grade(
         for one in graded:
             table.add_row(one.submission, str(one.score), " ".join(MARKS[v.outcome] for v in one.verdicts))
         console.print(table)
+    console.print(*_open_walls([one.isolation for one in graded]))
     if not all(v.passed for one in graded for v in one.verdicts):
         raise typer.Exit(1)
+
+
+def _open_walls(isolations: list[str]) -> list[str]:
+    """What a submission could have reached, in a sentence, where it was not cut off from everything."""
+    weak = [text for text in isolations if text and not text.startswith(("namespaces,", "none: your own"))]
+    if not weak:
+        return []
+    if all("Landlock" in text and "seccomp" in text for text in weak):
+        return []
+    return [
+        f"{len(weak)} of {len(isolations)} were held by less than they should be ({weak[0]}): on this system they could"
+        " read files, the solutions among them; use a kernel of 5.13 or newer, or allow user namespaces"
+    ]
 
 
 def progress(

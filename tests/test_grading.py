@@ -3,86 +3,32 @@
 import csv
 import json
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
+from hostile import HOSTILE, RIGHT, TARGET
 from typer.testing import CliRunner
 
 from specdec_ref.cli import app
 from specdec_ref.errors import SpecdecError
 from specdec_ref.teaching.checks import sandbox as box
 from specdec_ref.teaching.checks.catalogue import EXERCISES
-from specdec_ref.teaching.checks.grading import grade_folder, grade_submission, sources_of
+from specdec_ref.teaching.checks.grading import grade_folder, grade_submission, sources_of, write_reports
 from specdec_ref.teaching.checks.sandbox import Sandbox
+from specdec_ref.teaching.checks.trusted import Trusted
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="grading strangers' code needs Linux")
 
 ROOT = Path(__file__).parents[1]
 RESIDUAL = EXERCISES["residual"]
-RIGHT = """import torch
-def residual(p, q):
-    rest = (p - q).clamp(min=0)
-    total = rest.sum(-1, keepdim=True)
-    return torch.where(total > 0, rest / total, p)
-"""
-TARGET = "def residual(p, q):\n    return p\n"
-SECRET = str(ROOT / "solutions" / "02_residual.ipynb")
-
-HOSTILE = {
-    "exit": "import os\nos._exit(0)",
-    "sys-exit": "import sys\nsys.exit(0)",
-    "exit-in-call": "import os\ndef residual(p, q):\n    os._exit(0)",
-    "raise-system-exit": "def residual(p, q):\n    raise SystemExit",
-    "kill-self": "import os, signal\ndef residual(p, q):\n    os.kill(os.getpid(), signal.SIGKILL)",
-    "kill-parent": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\n" + TARGET,
-    "kill-everybody": "import os, signal\ntry:\n    os.kill(-1, signal.SIGKILL)\nexcept OSError:\n    pass\n" + TARGET,
-    "fork-bomb": "import os\nfor _ in range(12):\n    try:\n        os.fork()\n    except OSError:\n        pass\n"
-    + TARGET,
-    "memory": "def residual(p, q):\n    return bytearray(1 << 36)",
-    "memory-bit-by-bit": "def residual(p, q):\n    held = []\n    while True:\n        held.append(bytearray(1 << 26))",
-    "endless-output": "def residual(p, q):\n    while True:\n        print('x' * 100000)",
-    "endless-loop": "while True:\n    pass",
-    "sleeps": "import time\ndef residual(p, q):\n    time.sleep(3600)",
-    "sleeping-thread": "import threading, time\nthreading.Thread(target=time.sleep, args=(3600,)).start()\n" + TARGET,
-    "recursion": "def residual(p, q):\n    return residual(p, q)",
-    "deep-answer": "def residual(p, q):\n    x = []\n    for _ in range(100000):\n        x = [x]\n    return x",
-    "huge-answer": "import torch\ndef residual(p, q):\n    return torch.zeros(3000, 3000)",
-    "huge-file": "with open('big', 'wb') as f:\n    for _ in range(10000):\n        f.write(bytes(1 << 20))\n" + TARGET,
-    "patched-checker": (
-        "import specdec_ref.teaching.checks.judging as j, torch\n"
-        "j.same = j.judge = lambda *a, **k: True\ntorch.allclose = lambda *a, **k: True\n" + TARGET
-    ),
-    "equal-to-everything": (
-        "class Yes:\n    def __eq__(self, other):\n        return True\n    passed = True\n"
-        "def residual(p, q):\n    return Yes()"
-    ),
-    "reads-solutions": (
-        f"import json\ncells = json.load(open({SECRET!r}))['cells']\n"
-        "exec([''.join(c['source']) for c in cells if 'def residual' in ''.join(c['source'])][0])"
-    ),
-    "imports-the-reference": "from specdec_ref.acceptance import residual",
-    "imports-by-path": (
-        "import importlib.util as u\n"
-        f"s = u.spec_from_file_location('a', {str(ROOT / 'specdec_ref/acceptance.py')!r})\n"
-        "m = u.module_from_spec(s)\ns.loader.exec_module(m)\nresidual = m.residual"
-    ),
-    "writes-scores": (
-        f"import glob\nfor f in glob.glob({str(ROOT)!r} + '/**/scores.csv', recursive=True):\n"
-        "    open(f, 'w').write('me,120')\n" + TARGET
-    ),
-    "speaks-for-the-process": (
-        "import os, json, struct\nm = json.dumps({'value': {'tensor': [1.0, 0.0], 'dtype': 'float64'}}).encode()\n"
-        "for fd in range(3, 64):\n    try:\n        os.write(fd, struct.pack('!I', len(m)) + m)\n    except OSError:\n"
-        "        pass\n" + TARGET
-    ),
-    "network": (
-        "import socket\ndef residual(p, q):\n    socket.create_connection(('1.1.1.1', 53), timeout=3)\n    return p"
-    ),
-}
 
 
 def notebook(folder: Path, *sources: str, name: str = "answer.ipynb") -> Path:
@@ -121,11 +67,95 @@ def test_there_are_at_least_twenty_hostile_ones() -> None:
     assert len(HOSTILE) >= 20
 
 
+@pytest.fixture(scope="module")
+def poor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """A sandbox as it is where the system allows no namespaces: in a container, for instance."""
+    folder = tmp_path_factory.mktemp("child")
+    for name in ("cells", "walls", "sandbox_child"):
+        shutil.copy(box.CHILD.with_name(f"{name}.py"), folder)
+    with (folder / "walls.py").open("a", encoding="utf-8") as file:
+        file.write("\n\ndef leave():\n    return False\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(box, "CHILD", folder / "sandbox_child.py")
+        with Sandbox([ROOT / "solutions"]) as made:
+            yield made
+
+
+@pytest.mark.parametrize("name", ["reads-solutions", "reads-tests", "kill-everybody", "orphan", "network", "fork-bomb"])
+def test_where_there_are_no_namespaces_the_other_walls_hold(name: str, tmp_path: Path, poor: Sandbox) -> None:
+    path = notebook(tmp_path / "us", RIGHT)
+    ours = grade_submission("us", [path], poor, exercises=[RESIDUAL])
+    assert ours.score == 10
+    if "Landlock" not in ours.isolation or "seccomp" not in ours.isolation:
+        pytest.skip(f"this system has {ours.isolation} only")
+    theirs = notebook(tmp_path / "them", HOSTILE[name])
+    assert grade_submission("them", [theirs], poor, exercises=[RESIDUAL]).score == 0
+    assert grade_submission("us", [path], poor, exercises=[RESIDUAL]).score == 10
+
+
+def test_what_a_submission_started_does_not_outlive_it(tmp_path: Path, sandbox: Sandbox) -> None:
+    mark = f"orphan{os.getpid()}"
+    source = HOSTILE["orphan"].replace("os.setsid()", f"os.setsid()\n    ctypes.CDLL(None).prctl(15, b'{mark}')")
+    assert mark in source
+    grade_submission("them", [notebook(tmp_path, source)], sandbox, exercises=[RESIDUAL])
+    assert mark not in [process.name() for process in psutil.process_iter()]
+
+
+def test_isolation_is_said_before_any_of_their_code_runs(tmp_path: Path, sandbox: Sandbox) -> None:
+    forged = HOSTILE["says-what-it-defines"].replace("'ready': 'namespaces'", "'walls': 'of my own'")
+    assert "of my own" in forged
+    graded = grade_submission("them", [notebook(tmp_path, forged)], sandbox, exercises=[RESIDUAL])
+    assert "of my own" not in graded.isolation
+    assert graded.isolation.endswith("limits")
+
+
+@pytest.mark.parametrize("name", ["surrogates", "terminal", "name-weird", "forged-line-broken"])
+def test_what_a_submission_says_is_one_plain_line_in_every_report(name: str, tmp_path: Path, sandbox: Sandbox) -> None:
+    graded = grade_submission("them", [notebook(tmp_path, HOSTILE[name])], sandbox, exercises=[RESIDUAL])
+    assert graded.verdicts[0].outcome == "crashed"
+    said = graded.verdicts[0].headline
+    assert said.isprintable()
+    assert len(said) <= 300
+    write_reports([graded], tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["score"] == 0
+
+
+def test_a_grader_that_fails_over_one_submission_goes_on_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from specdec_ref.teaching.checks import grading
+
+    def fails(name: str, *rest: object, **more: object) -> object:
+        if name == "b":
+            raise RecursionError("too deep")
+        return grade_submission(name, *rest, exercises=[RESIDUAL], **more)  # type: ignore[arg-type]
+
+    for name in "abc":
+        notebook(tmp_path / "class" / name, RIGHT)
+    monkeypatch.setattr(grading, "grade_submission", fails)
+    graded = grade_folder(tmp_path / "class", jobs=1)
+    assert [one.score for one in graded] == [10, 0, 10]
+    assert graded[1].verdicts[0].diagnosis == "grader-failed"
+
+
 @pytest.mark.parametrize(
     ("sources", "outcome", "diagnosis"),
     [
         ([RIGHT], "passed", ""),
         (["%matplotlib inline\n!ls\n", RIGHT], "passed", ""),
+        (["%%time\n" + RIGHT + "residual?"], "passed", ""),
+        (["%%bash\nls -l", "if True:\n    !ls\n", RIGHT], "passed", ""),
+        (["try:\n" + textwrap.indent(RIGHT, "    ") + "except ImportError:\n    pass"], "passed", ""),
+        (
+            [
+                "import torch\ndef residual(p, q):\n"
+                "    rest = (p - q).clamp(min=0)\n    n = rest.sum(-1, keepdim=True)\n"
+                "    return torch.where(n\n        != 0, rest / n, p)"
+            ],
+            "passed",
+            "",
+        ),
+        (["import specdec_ref as sd\ndef residual(p, q):\n    return sd.residual(p, q)"], "crashed", "crashed"),
         (["1 / 0", RIGHT], "passed", ""),  # another cell's failure is not this one's
         ([RIGHT, RIGHT], "passed", ""),  # copied
         ([TARGET], "wrong", "target"),
@@ -202,12 +232,33 @@ def test_refuses_what_it_cannot_grade(tmp_path: Path) -> None:
 def test_the_command_line_grades_and_says_so(tmp_path: Path) -> None:
     path = notebook(tmp_path, RIGHT)
     result = CliRunner().invoke(app, ["grade", str(path), "--out", str(tmp_path / "out")])
-    assert result.exit_code == 1  # eleven are missing
-    assert "10 of 120 points" in result.output
+    assert result.exit_code == 1  # twelve are missing
+    assert "10 of 130 points" in result.output
     as_json = CliRunner().invoke(app, ["grade", str(path), "--json", "--public"])
     assert json.loads(as_json.output)[0]["score"] == 10
     missing = CliRunner().invoke(app, ["grade", str(tmp_path / "no")])
     assert isinstance(missing.exception, SpecdecError)  # which `specdec` tells in a line, with exit status 2
+
+
+def test_an_answer_that_needs_the_package_is_told_why_it_fails(tmp_path: Path, sandbox: Sandbox) -> None:
+    source = "import specdec_ref as sd\ndef residual(p, q):\n    return sd.residual(p, q)"
+    graded = grade_submission("x", [notebook(tmp_path, source)], sandbox, exercises=[RESIDUAL])
+    assert "specdec_ref is not there while you are graded" in graded.verdicts[0].headline
+
+
+def test_an_endless_loop_of_ones_own_ends_in_any_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from specdec_ref.teaching.checks import judging, trusted
+
+    monkeypatch.setattr(judging, "SECONDS", 0.5)
+    monkeypatch.setattr(trusted, "SECONDS", 0.5)
+    swallows = "def residual(p, q):\n    while 1:\n        try:\n            p + q\n        except Exception:\n"
+    swallows += "            pass"
+    with ThreadPoolExecutor(1) as pool:
+        for source, diagnosis in ((swallows, "endless"), (swallows + "\nwhile True:\n    pass", "endless")):
+            path = notebook(tmp_path, source)
+            for grade in (grade_submission, lambda *a, **k: pool.submit(grade_submission, *a, **k).result()):
+                graded = grade("me", [path], Trusted(), exercises=[RESIDUAL])
+                assert graded.verdicts[0].diagnosis == diagnosis
 
 
 def test_ones_own_work_is_graded_anywhere(tmp_path: Path) -> None:
@@ -219,7 +270,20 @@ def test_ones_own_work_is_graded_anywhere(tmp_path: Path) -> None:
     assert graded["right"].isolation.startswith("none")
 
 
+def test_progress_is_found_from_the_folder_above_the_exercises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from specdec_ref.teaching.checks import check
+
+    monkeypatch.delenv("SPECDEC_PROGRESS", raising=False)
+    for folder in ("exercises", "notebooks"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "exercises")
+    check("residual", lambda p, q: p)
+    for folder in (".", "exercises", "notebooks"):
+        monkeypatch.chdir(tmp_path / folder)
+        assert "1 try" in CliRunner().invoke(app, ["progress"]).output
+
+
 def test_progress_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPECDEC_PROGRESS", str(tmp_path / "p.json"))
-    assert "0 of 12 exercises passed" in CliRunner().invoke(app, ["progress"]).output
-    assert len(json.loads(CliRunner().invoke(app, ["progress", "--json"]).output)) == 12
+    assert "0 of 13 exercises passed" in CliRunner().invoke(app, ["progress"]).output
+    assert len(json.loads(CliRunner().invoke(app, ["progress", "--json"]).output)) == 13
