@@ -32,6 +32,7 @@ from specdec_ref import (
     stream_speculative,
 )
 from specdec_ref.decoding import Row, speculate
+from specdec_ref.graphs import choose_steps
 
 PROMPTS = [[5], [40, 3, 12, 12, 61, 7, 30, 2, 9], [7, 9, 11] * 6]
 NEW = 24
@@ -578,6 +579,9 @@ def test_a_round_waits_for_the_device_exactly_once(drafter: str, pair: Pair, mon
 
         return call
 
+    pair = copy.deepcopy(pair)
+    for model in (pair.target, pair.draft):
+        choose_steps(model, "plain")  # a step that is being recorded, on CPUs only, looks at its sizes as tensors
     rows = [Row(tuple(prompt), NEW) for prompt in PROMPTS]
     loop = speculate(
         TransformersModel(pair.target), DRAFTERS[drafter](pair), rows, FixedK(3), Sampling(), SeededRandomness(0)
