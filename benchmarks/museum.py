@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import platform
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -88,7 +89,15 @@ SIZES: list[Sizes] = []
 
 
 def begin(device: str | None, largest: int, threads: int) -> None:
-    """What every worker does first."""
+    """What every worker does first. It ends with its parent, however that ends."""
+
+    def end_with_the_parent() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=end_with_the_parent, daemon=True).start()
     torch.set_num_threads(threads)
     SIZES.append(Sizes(sd.load_pair(device=device), largest))
 

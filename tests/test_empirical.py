@@ -443,6 +443,14 @@ def test_what_is_no_sampler_is_refused(pair: sd.Pair, small: Plan, sampler: Any)
         carry_out(small, sampler)
 
 
+@pytest.mark.parametrize("batch", [0, -3, 2.5, "many", None, True])
+def test_a_batch_that_is_no_number_of_rows_is_refused(pair: sd.Pair, small: Plan, batch: Any) -> None:
+    right = autoregressive(pair)
+    right.batch = batch
+    with pytest.raises(sd.SpecdecError, match="sampler: its batch is"):
+        carry_out(small, right)
+
+
 def test_lists_and_functions_will_do_and_progress_is_told(pair: sd.Pair, small: Plan) -> None:
     heard: list[tuple[int, int]] = []
     right = autoregressive(pair)

@@ -186,6 +186,20 @@ def of_our_own(pair: sd.Pair, sampling: sd.Sampling) -> OurLoop:
 NOT_CALLABLE = 3
 
 
+def takes_nothing() -> OurLoop:
+    """A function that takes other arguments than an engine's."""
+    raise AssertionError
+
+
+def fails(pair: sd.Pair, sampling: sd.Sampling) -> OurLoop:
+    """An engine that cannot be made."""
+    raise RuntimeError("no GPU,\nno engine")
+
+
+def makes_nothing(pair: sd.Pair, sampling: sd.Sampling) -> None:
+    """A function that forgets to return its engine."""
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -196,6 +210,9 @@ NOT_CALLABLE = 3
         ("no_such_module:thing", "No module named 'no_such_module'"),
         (f"{__name__}:no_such_thing", "no attribute 'no_such_thing'"),
         (f"{__name__}:NOT_CALLABLE", "is no function"),
+        (f"{__name__}:takes_nothing", "its function failed: TypeError: takes_nothing"),
+        (f"{__name__}:fails", "its function failed: RuntimeError: no GPU, no engine"),
+        (f"{__name__}:makes_nothing", "sampler=None: takes an object with sample"),
     ],
 )
 def test_unknown_engines_are_refused(pair: sd.Pair, name: str, words: str) -> None:

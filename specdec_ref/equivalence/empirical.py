@@ -14,7 +14,16 @@ import numpy as np
 
 from specdec_ref.equivalence.outcomes import MINIMUM, Tokens, Tree, grow_tree, pool
 from specdec_ref.equivalence.result import Equivalence, Tally, judge
-from specdec_ref.equivalence.sampler import Sampler, SamplerError, checked, crash, drawing_of, ends_of, name_of
+from specdec_ref.equivalence.sampler import (
+    Sampler,
+    SamplerError,
+    batch_of,
+    checked,
+    crash,
+    drawing_of,
+    ends_of,
+    name_of,
+)
 from specdec_ref.equivalence.statistics import Counts, detectable_tv
 from specdec_ref.errors import SpecdecError, is_number, is_whole
 from specdec_ref.models import Pair, check_rewindable, context_length
@@ -107,7 +116,7 @@ def empirical(
     drawn. Raises SpecdecError for arguments it cannot use and for samples too few to show anything, with the number
     that would do, and SamplerError, which holds the result so far, where the sampler fails.
     """
-    drawing_of(sampler)
+    drawing_of(sampler), batch_of(sampler, BATCH)
     plan = prepare(
         pair, prompts, length=length, samples=samples, sampling=sampling, false_alarm=false_alarm, eos=ends_of(sampler)
     )
@@ -233,7 +242,7 @@ def carry_out(
         raise SpecdecError(f"sampler: stops at {list(ends_of(sampler))}, but the plan is for {list(plan.end)}")
     if not is_whole(seed) or seed < 0:
         raise SpecdecError(f"seed={seed!r:.80}: takes a whole number ≥ 0")
-    batch = getattr(sampler, "batch", BATCH)
+    batch = batch_of(sampler, BATCH)
     tallies = [Tally(tree) for tree in plan.trees]
     total = sum(plan.samples)
     before: dict[int, Counts] = {}
@@ -260,7 +269,7 @@ def carry_out(
             raise
     except Exception as error:
         drawn = sum(tally.drawn for tally in tallies)
-        what = str(error) if isinstance(error, SpecdecError) else crash(error)
+        what = str(error) if isinstance(error, SpecdecError) else f"sampler: {crash(error)}"
         kept = f"after {drawn:,} of {total:,} samples, which are kept" if drawn else "before the first sample"
         raise SamplerError(f"{what} ({kept})", verdict() if drawn else None) from error
     return verdict()

@@ -17,7 +17,7 @@ from specdec_ref import decoding
 from specdec_ref.cache import RewindableCache
 from specdec_ref.control import Controller, as_controller
 from specdec_ref.drafting import Drafter, ModelDrafter
-from specdec_ref.equivalence.sampler import Sampler, drawing_of
+from specdec_ref.equivalence.sampler import Sampler, crash, drawing_of
 from specdec_ref.errors import SpecdecError, is_whole
 from specdec_ref.models import LanguageModel, Pair, TransformersModel
 from specdec_ref.sampling import Sampling, SeededRandomness
@@ -288,6 +288,11 @@ def engine_by_name(
         raise SpecdecError(f"engine={name!r:.80}: cannot be imported: {error}") from error
     if not callable(make):
         raise SpecdecError(f"engine={name!r:.80}: is no function; takes one of (pair, sampling) that gives a sampler")
-    sampler = make(pair, sampling)
+    try:
+        sampler = make(pair, sampling)
+    except SpecdecError:
+        raise
+    except Exception as error:
+        raise SpecdecError(f"engine={name!r:.80}: its function failed: {crash(error)}") from error
     drawing_of(sampler)
     return sampler  # type: ignore[no-any-return]

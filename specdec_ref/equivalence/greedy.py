@@ -114,7 +114,7 @@ def greedy_agreement(
         except SpecdecError:
             raise
         except Exception as error:
-            raise SamplerError(f"{crash(error)} (at prompt {i + 1} of {len(ids)})") from error
+            raise SamplerError(f"sampler: {crash(error)} (at prompt {i + 1} of {len(ids)})") from error
         if not len(rows):
             raise SamplerError(f"sampler: gave no row where 1 was asked for (at prompt {i + 1} of {len(ids)})")
         new = [token for token in rows[0].tolist() if token >= 0]

@@ -41,8 +41,8 @@ class SamplerError(SpecdecError):
 
 
 def crash(error: Exception) -> str:
-    """What is said of an error that the sampler raised, in one line that a terminal can hold."""
-    return "sampler: " + " ".join(f"{type(error).__name__}: {error}".split())[:220].removesuffix(":")
+    """What is said of an error that a sampler raised, in one line that a terminal can hold."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:220].removesuffix(":")
 
 
 def name_of(sampler: Any) -> str:
@@ -56,6 +56,14 @@ def ends_of(sampler: Any) -> tuple[int, ...]:
     if not isinstance(ids, (frozenset, set, tuple, list)) or not all(is_whole(i) and i >= 0 for i in ids):
         raise SpecdecError(f"sampler: its eos is {ids!r:.80}; takes a set of token ids")
     return tuple(sorted(ids))
+
+
+def batch_of(sampler: Any, default: int) -> int:
+    """How many rows a sampler is asked for at a time. Raises SpecdecError for what is no number of rows."""
+    batch = getattr(sampler, "batch", default)
+    if not is_whole(batch) or batch < 1:
+        raise SpecdecError(f"sampler: its batch is {batch!r:.80}; takes a whole number ≥ 1")
+    return int(batch)
 
 
 def drawing_of(sampler: Any) -> Callable[..., Any]:
