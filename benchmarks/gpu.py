@@ -32,8 +32,8 @@ from specdec_ref.graphs import choose_steps
 from specdec_ref.measurement.benchmark import ours, race
 from specdec_ref.measurement.costs import WARM_UP, measure_costs
 from specdec_ref.measurement.roofline import measure_limits, step_of
-from specdec_ref.measurement.synthetic import Shape, Synthetic, dial, synthetic_pair
-from specdec_ref.models import TransformersModel
+from specdec_ref.measurement.synthetic import SHAPES, Shape, Synthetic, dial, synthetic_pair
+from specdec_ref.models import TransformersModel, usable_device
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 SMALL = Shape(128, 6, 4, 2, 320, head=32), Shape(64, 2, 2, 1, 128, head=32)
@@ -161,11 +161,11 @@ def peers(synthetic: Synthetic, tokens: int, repeats: int, context: int, k: int)
     return {"tokens_per_second": pace, "ours / transformers assisted": pace[f"ours, k = {k}"] / best}
 
 
-def equivalence(device: torch.device, samples: int, prompts: int, dtypes: list[str]) -> dict[str, Any]:
+def equivalence(device: torch.device, samples: int, prompts: int) -> dict[str, Any]:
     """The shipped pair: does what is drawn here follow the target, in either number type?"""
     found = {}
     texts = list(sd.held_out_prompts().values())[:prompts]
-    for dtype in dtypes:
+    for dtype in ("float32", "bfloat16"):
         pair = sd.load_pair(device=str(device), dtype=dtype)
         result = empirical(pair, OurLoop(pair, 4), texts, length=3, samples=samples)
         found[dtype] = {"consistent": result.consistent, "p": result.p_value, "samples": samples}
@@ -190,8 +190,8 @@ def machine(device: torch.device, arguments: argparse.Namespace) -> dict[str, An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", default="7B", help="a named shape (7B)")
-    parser.add_argument("--draft", default="0.5B", help="a named shape (0.5B)")
+    parser.add_argument("--target", default="7B", choices=SHAPES, help="a named shape (7B)")
+    parser.add_argument("--draft", default="0.5B", choices=SHAPES, help="a named shape (0.5B)")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="small shapes, to see that it runs")
     parser.add_argument(
@@ -199,9 +199,11 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    device = torch.device(arguments.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         raise SystemExit("gpu.py: no CUDA GPU here; --small --device cpu runs the same code at small shapes")
+    device = usable_device(arguments.device)
+    if device.type != "cuda" and not arguments.small:
+        raise SystemExit(f"gpu.py: shapes of billions are for a GPU, not for {device}; add --small")
     small = arguments.small
     file = arguments.json or (None if small else RESULTS)
     console = Console()
@@ -243,7 +245,7 @@ def main() -> None:
         torch.cuda.empty_cache()
     same = part(
         "equivalence",
-        equivalence(device, *((1_000, 1, ["float32"]) if small else (20_000, 4, ["float32", "bfloat16"]))),
+        equivalence(device, *((1_000, 1) if small else (20_000, 4))),
     )
     reached = {
         "autoregressive / bandwidth floor": max(one["of the floor"] for one in steps.values() if isinstance(one, dict)),
@@ -278,4 +280,7 @@ def show(console: Console, report: dict[str, Any], reached: dict[str, float], sa
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except sd.SpecdecError as error:
+        raise SystemExit(f"gpu.py: {error}") from None

@@ -1,6 +1,7 @@
 """Captured steps: the same numbers as one kernel after the other, and never a stale one; on CUDA where there is one."""
 
 import gc
+import shutil
 import warnings
 from typing import Any
 
@@ -53,6 +54,22 @@ def test_captured_steps_equal_plain_ones(family: str, lengths: list[int], device
                 lm.rewind([length - n // 2 for length in lm.cache.lengths])
     assert captured._room is not None
     assert sum(not isinstance(step, int) for step in captured._room.steps.values()) >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None and not torch.cuda.is_available(), reason="nothing compiles here")
+def test_compiled_steps_equal_plain_ones(device: str) -> None:
+    compiled, plain = pair_of("llama", device, "compiled")
+    for lm in (compiled, plain):
+        lm.start(2, 64)
+        lm.prefill([[1, 2, 3, 4], [5, 6]])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="steps of .* cannot be captured")
+        for token in range(USES_BEFORE_CAPTURE + 3):
+            tokens = torch.tensor([[token], [7 - token]], device=device)
+            torch.testing.assert_close(compiled.extend(tokens), plain.extend(tokens), atol=1e-4, rtol=1e-4)
+    assert compiled._room is not None
+    assert any(not isinstance(step, int) for step in compiled._room.steps.values())
 
 
 def test_a_room_serves_the_next_generation_of_its_size(device: str) -> None:

@@ -93,9 +93,23 @@ def test_the_gpu_benchmark_runs_at_small_shapes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert {"bandwidth", "steps", "scoring", "speedups", "peers", "equivalence", "ratios"} <= set(report)
-    assert report["equivalence"]["float32"]["consistent"]
+    assert {dtype: found["consistent"] for dtype, found in report["equivalence"].items()} == {
+        "float32": True,
+        "bfloat16": True,
+    }
+    assert report["steps"].keys() == {"floor", "plain", "graphs"}
+    assert report["scoring"].keys() == {"1", "2"}
+    assert {"ours", "transformers generate"} <= {name.split(",")[0] for name in report["peers"]["tokens_per_second"]}
     assert "goal 0.75" in done.stdout
     assert "mean nothing" in report["machine"]["shapes"]
+
+
+def test_the_gpu_benchmark_tells_a_wrong_device_in_one_line() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device=nonsense"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith("gpu.py: device='nonsense'")
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
