@@ -1,30 +1,71 @@
 """The map of drafts: what it says is the formula's, and it refuses what makes no sense."""
 
+from typing import Any
+
 import pytest
 
 import specdec_ref as sd
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.drafts import speedup_map
+from specdec_ref.teaching.drafts import MOST_K, realised_figure, speedup_map, temperature_figure
+
+
+def v(n: int) -> float:
+    return 1 + 0.1 * (n - 1)
+
+
+def title(figure: Any) -> str:
+    return str(figure.axes[0].get_title(loc="left"))
 
 
 def test_the_title_names_the_best_by_the_formula() -> None:
     drafts = {"cheap": (0.02, 0.5), "good": (0.2, 0.9)}
-    title = speedup_map(drafts, slope=0.1).axes[0].get_title(loc="left")
     gains = {
-        name: max(float(sd.predicted_speedup(a, k, c, lambda n: 1 + 0.1 * (n - 1))) for k in range(1, 8))
+        name: max(float(sd.predicted_speedup(a, k, c, v)) for k in range(1, MOST_K + 1))
         for name, (c, a) in drafts.items()
     }
     winner = max(gains, key=lambda name: gains[name])
-    assert title == f"Best here: {winner}, {gains[winner]:.2f}× (red: speculation loses)"
+    assert title(speedup_map(drafts, v)) == f"Best here: {winner}, {gains[winner]:.2f}×"
+
+
+def test_the_largest_k_is_among_those_compared() -> None:
+    figure = speedup_map({"perfect": (0.0, 1.0)}, 1.0)
+    assert f"{MOST_K + 1:.2f}× (k = {MOST_K})" in figure.axes[0].texts[-1].get_text()
 
 
 def test_overhead_can_turn_the_choice_round() -> None:
-    drafts = {"cheap": (0.0, 0.6), "dear": (0.3, 0.72)}
-    assert "cheap" in speedup_map(drafts, slope=0.0).axes[0].get_title(loc="left")
-    assert speedup_map(drafts, slope=0.0, overhead=1.0).axes[0].get_title(loc="left")
+    """Each round's own cost favours who needs fewer rounds."""
+    drafts = {"cheap": (0.0, 0.6), "dear": (0.2, 0.8)}
+    assert "Best here: cheap" in title(speedup_map(drafts, 1.0))
+    assert "Best here: dear" in title(speedup_map(drafts, 1.0, overhead=3.0))
 
 
-@pytest.mark.parametrize("arguments", [{"slope": -0.1}, {"slope": "x"}, {"slope": 0.1, "overhead": float("nan")}])
-def test_refuses(arguments: dict[str, float]) -> None:
-    with pytest.raises(SpecdecError, match="takes a number ≥ 0"):
+def test_every_label_stays_on_the_map() -> None:
+    figure = speedup_map({"draft-large": (0.3, 0.7), "draft-small": (0.02, 0.5)}, v)
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    frame = axes.get_window_extent()
+    for text in axes.texts:
+        box = text.get_window_extent()
+        assert frame.x0 <= box.x0
+        assert box.x1 <= frame.x1
+
+
+@pytest.mark.parametrize("arguments", [{"v": -0.1}, {"v": "x"}, {"v": 1.0, "overhead": float("nan")}])
+def test_refuses(arguments: dict[str, Any]) -> None:
+    with pytest.raises(SpecdecError, match="take"):
         speedup_map({}, **arguments)
+
+
+def test_measured_stands_beside_what_was_predicted() -> None:
+    figure = realised_figure({"a": 1.2, "b": 1.5}, {"a": 1.3}, ["x", "y"])
+    assert "b, 1.50×" in title(figure)
+    assert [bar.get_height() for bar in figure.axes[0].patches] == [1.2, 1.5]
+    with pytest.raises(SpecdecError, match="the same drafts"):
+        realised_figure({"a": 1.2}, {"b": 1.3}, ["x"])
+
+
+def test_temperature_curves_are_the_rates_given() -> None:
+    figure = temperature_figure([0.5, 1.0], {"a": [0.4, 0.6]}, {"a": 0.3})
+    curve, at_zero = figure.axes[0].lines
+    assert list(curve.get_ydata()) == [0.4, 0.6]
+    assert (list(at_zero.get_xdata()), list(at_zero.get_ydata())) == ([0], [0.3])
