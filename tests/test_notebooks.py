@@ -91,6 +91,13 @@ def test_every_figure_has_a_text_beside_it(path: Path) -> None:
             assert following.lstrip().startswith("*"), f"cell {i}: {cell.source[:60]!r}"
 
 
+@each
+def test_every_picture_has_an_alternative_text(path: Path) -> None:
+    for output in outputs(read(path)):
+        if "image/png" in output.get("data", {}):
+            assert len(output.metadata.get("image/png", {}).get("alt", "")) > 20, "run `make notebooks`"
+
+
 def test_running_writes_back_one_clean_run(tmp_path: Path) -> None:
     path = tmp_path / "lesson.ipynb"
     cells = [
@@ -104,6 +111,16 @@ def test_running_writes_back_one_clean_run(tmp_path: Path) -> None:
     assert result.data["text/plain"] == "2"
     assert notebook.cells[1].execution_count == 1
     assert notebook.metadata[HASH] == source_hash(notebook)
+
+
+def test_a_picture_gets_its_caption_as_alternative_text(tmp_path: Path) -> None:
+    path = tmp_path / "lesson.ipynb"
+    draw = "from specdec_ref.plotting import new_figure\nfigure, _ = new_figure('t')\nfigure"
+    cells = [nbformat.v4.new_code_cell(draw), nbformat.v4.new_markdown_cell("*An empty\nfigure.* And *more* words.")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    run(path)
+    (picture,) = outputs(read(path))
+    assert picture.metadata["image/png"]["alt"] == "An empty figure."
 
 
 def test_a_failing_cell_stops_the_run_and_leaves_the_file_alone(tmp_path: Path) -> None:
