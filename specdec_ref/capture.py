@@ -161,7 +161,8 @@ def recorded_step(
     the same before and after recording, to the last bit.
     """
     records = _records.setdefault(model, {})
-    weights = packed_weights(model, parts) if tokens.numel() > 1 else {}
+    one_sequence = tokens.shape[0] == 1 < tokens.shape[1]  # with more, packing gains little and is not worth its memory
+    weights = packed_weights(model, parts) if one_sequence else {}
     inputs = (tokens, positions, mask, rows, *weights.values(), *slots)
     shape = (*tokens.shape, *positions.shape, slots[0].dtype, parts)
     step = records.get(shape, 0)
