@@ -277,7 +277,8 @@ def script(folder: Any, text: str) -> Any:
 
 
 def test_a_server_that_ends_at_once_says_why_and_leaves_nothing(tmp_path: Any) -> None:
-    vllm = script(tmp_path, "echo starting; echo 'ValueError: no such model'; exit 3\n")
+    said = "WARNING: can cause fd limit errors like OSError: [Errno 24]", "ValueError: no such model", "ended"
+    vllm = script(tmp_path, "".join(f"echo '{line}'\n" for line in said) + "exit 3\n")
     with pytest.raises(sd.SpecdecError, match=r"status 3: ValueError: no such model"):
         VLLMServer("x", vllm=vllm, log=tmp_path / "log").__enter__()
 

@@ -162,7 +162,7 @@ class VLLMServer:
         """The first line of the log with the word error in it that says what was wrong, else the last line."""
         assert self.log is not None
         lines = [line.strip() for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines()]
-        telling = [line for line in lines if "Error:" in line or " error:" in line]
+        telling = [line for line in lines if ("Error:" in line or " error:" in line) and "WARNING" not in line]
         chosen = (telling or list(filter(None, lines)) or ["it said nothing"])[-1 if not telling else 0]
         return chosen[-300:]
 
