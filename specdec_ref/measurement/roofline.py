@@ -99,7 +99,8 @@ def measure_limits(
     square = torch.randn(side, side, device=where).to(dtype)
     read = _seconds(lambda: large.sum(), where, repeats)
     product = _seconds(lambda: square @ square, where, repeats)
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    threads = f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"CPU, {threads}"
     return Limits(name, str(dtype).removeprefix("torch."), large.nbytes / read, 2 * side**3 / product)
 
 
