@@ -293,6 +293,14 @@ def test_a_server_that_never_answers_is_ended_with_its_children(tmp_path: Any) -
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
+def test_a_configuration_that_is_refused_says_which_argument(tmp_path: Any) -> None:
+    said = "E.ValidationError: 1 validation error for SpeculativeConfig", "num_tokens", "  Unexpected keyword argument"
+    vllm = script(tmp_path, "".join(f"echo '{line}'\n" for line in said) + "exit 1\n")
+    with pytest.raises(sd.SpecdecError, match=r"SpeculativeConfig num_tokens Unexpected keyword argument") as error:
+        VLLMServer("x", vllm=vllm, log=tmp_path / "log").__enter__()
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="process groups")
 def test_a_server_does_not_outlive_the_process_that_started_it(tmp_path: Any) -> None:
     """Not even where that was killed, which runs no `finally`."""

@@ -159,12 +159,17 @@ class VLLMServer:
         raise SpecdecError(f"vllm: no answer within {self.patience:g} s (log: {self.log})")
 
     def _said(self) -> str:
-        """The first line of the log with the word error in it that says what was wrong, else the last line."""
+        """The first line of the log with the word error in it that says what was wrong, else the last line.
+
+        A validation error says in the two lines after it which argument, and why.
+        """
         assert self.log is not None
-        lines = [line.strip() for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines()]
-        telling = [line for line in lines if ("Error:" in line or " error:" in line) and "WARNING" not in line]
-        chosen = (telling or list(filter(None, lines)) or ["it said nothing"])[-1 if not telling else 0]
-        return chosen[-300:]
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()] or ["it said nothing"]
+        for i, line in enumerate(lines):
+            if ("Error:" in line or " error:" in line) and "WARNING" not in line:
+                return " ".join(lines[i : i + 3] if " validation error" in line else [line])[:400]
+        return lines[-1][-400:]
 
 
 def fast_libraries(vllm: Path) -> list[str]:

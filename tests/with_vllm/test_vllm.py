@@ -214,6 +214,22 @@ def test_a_model_that_is_not_there_is_told(server: Running) -> None:
         measure_server(server[1].url, ["a"], model="another", max_new_tokens=4)
 
 
+def test_a_schedule_stops_drafting_above_its_batch(pair: sd.Pair, tmp_path: Path) -> None:
+    """And k may change from round to round, which once ended vLLM on CPUs (#47014)."""
+    prompts = prompts_of_length(pair.tokenizer, 64, 8)
+    options = (*SMALL, "--enforce-eager")
+    with VLLMServer(TARGET, for_latency(DRAFT, K, 2), options=options, log=tmp_path / "log") as one:
+        runs = [
+            measure_server(one.url, prompts, concurrency=n, max_new_tokens=24, sampling=sd.GREEDY) for n in (1, 6, 1)
+        ]
+    alone, together, again = (run.counters for run in runs)
+    assert not [run.problem for run in runs if run.problem]
+    assert alone is not None
+    assert together is not None
+    assert alone == again
+    assert together.drafts < alone.drafts / 2
+
+
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     bad = speculative_config(DRAFT, K) | {"num_speculative_token": 3}
     with pytest.raises(sd.SpecdecError, match="num_speculative_token"):
