@@ -380,6 +380,7 @@ def test_a_trial_without_what_it_needs_says_so_and_starts_nothing(
 
     assert "write the configuration first" in str(try_in_vllm(None))
     assert "takes a dictionary" in str(try_in_vllm(["draft_model"]))  # type: ignore[arg-type]
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # the log of a failed start stays
     monkeypatch.setenv("SPECDEC_VLLM", "/nowhere/vllm")
     assert "make vllm-env" in str(try_in_vllm({}))
     monkeypatch.setenv("SPECDEC_VLLM", str(script(tmp_path, "echo 'TypeError: unexpected keyword'; exit 1\n")))
