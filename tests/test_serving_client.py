@@ -34,6 +34,7 @@ vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="m",pos
 
 class Handler(BaseHTTPRequestHandler):
     server: "Server"
+    counted = False
 
     def log_message(self, *arguments: Any) -> None:
         """Silence."""
@@ -58,6 +59,7 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.bodies.append(body)
             number = len(self.server.bodies)
+            self.counted = True
             self.server.at_once += 1
             self.server.most_at_once = max(self.server.most_at_once, self.server.at_once)
         try:
@@ -68,8 +70,13 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 self.stream(body["max_tokens"])
         finally:
-            with self.server.lock:
-                self.server.at_once -= 1
+            self.over()
+
+    def over(self) -> None:
+        """Count a request as ended, once: before its last line goes out, since the next may come right after that."""
+        with self.server.lock:
+            self.server.at_once -= self.counted
+            self.counted = False
 
     def stream(self, tokens: int) -> None:
         self.send_response(200)
@@ -80,6 +87,7 @@ class Handler(BaseHTTPRequestHandler):
             self.say({"choices": [{"text": "ab"}]})
         if self.server.usage:
             self.say({"choices": [], "usage": {"completion_tokens": tokens}})
+        self.over()
         self.wfile.write(b"data: [DONE]\n\n")
 
     def say(self, piece: dict[str, Any]) -> None:
