@@ -265,14 +265,16 @@ def test_a_draft_that_is_drawn_at_another_temperature_is_found(healthy: sd.Pair)
 
 
 def test_a_self_draft_that_is_rejected_is_found(healthy: sd.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """q of a ModelDrafter is scaled down by a third: what it drew is refused less than it ought to be, or more."""
+    """q of a ModelDrafter is not what it drew from but a sharper distribution: what it drew is refused, or kept too
+    often."""
     propose = sd.ModelDrafter.propose
 
     def too_sure(self: sd.ModelDrafter, *arguments: Any) -> sd.Draft:
         draft = propose(self, *arguments)
         if draft.probabilities is None or draft.probabilities.shape[1] < 2:
             return draft
-        return sd.Draft(draft.tokens, draft.probabilities * 2)
+        sharper = draft.probabilities**2
+        return sd.Draft(draft.tokens, sharper / sharper.sum(-1, keepdim=True))
 
     monkeypatch.setattr(sd.ModelDrafter, "propose", too_sure)
     found = diagnose(healthy, **QUICK)
