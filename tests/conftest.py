@@ -7,7 +7,7 @@ import copy
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start: threads of several processes wait for each other on few cores
+os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start: threads of several processes hinder each other
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # transformers' own bars as well
 
 from collections.abc import Callable
