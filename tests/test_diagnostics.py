@@ -72,6 +72,12 @@ def healthy(tiny_model: Callable[..., PreTrainedModel], tokenizer: PreTrainedTok
 
 
 def codes(findings: list[Finding]) -> list[str]:
+    """All but those that judge times: whether a fault costs speed as well, and whether k is the best one for models as
+    small as these, is up to the machine and how busy it is. Tests that are timed look at `all_codes`."""
+    return [code for code in all_codes(findings) if code not in ("slower-than-without", "k-not-best")]
+
+
+def all_codes(findings: list[Finding]) -> list[str]:
     return [finding.code for finding in findings]
 
 
@@ -89,7 +95,12 @@ def renamed(tokenizer: PreTrainedTokenizerFast, swaps: dict[int, int]) -> PreTra
 
 @pytest.mark.parametrize("sampling", [sd.Sampling(), sd.Sampling(temperature=0.7, top_k=20)], ids=["T=1", "T=0.7"])
 def test_a_healthy_pair_gives_no_finding(healthy: sd.Pair, sampling: sd.Sampling) -> None:
-    assert diagnose(healthy, sampling=sampling, draft_tokenizer=healthy.tokenizer, **QUICK) == []
+    assert codes(diagnose(healthy, sampling=sampling, draft_tokenizer=healthy.tokenizer, **QUICK)) == []
+
+
+@pytest.mark.timed
+def test_a_healthy_pair_is_not_called_slow(healthy: sd.Pair) -> None:
+    assert "slower-than-without" not in all_codes(diagnose(healthy, **QUICK))
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
@@ -102,7 +113,7 @@ def test_every_check_runs_alone(healthy: sd.Pair, check: Any) -> None:
 def test_the_pair_that_ships_is_healthy() -> None:
     pair = sd.load_pair(device="cpu")
     prompts = list(sd.held_out_prompts().values())[:3]
-    assert diagnose(pair, prompts=prompts, max_new_tokens=24) == []
+    assert codes(diagnose(pair, prompts=prompts, max_new_tokens=24)) == []
 
 
 # Faults that can be told before anything is loaded
@@ -342,7 +353,7 @@ def test_models_without_numbers_are_found(healthy: sd.Pair) -> None:
 def test_a_draft_as_slow_as_its_target_is_found(healthy: sd.Pair, disturbed: Callable[..., PreTrainedModel]) -> None:
     """It accepts most, and k of its steps cost k steps of the target: at best 5 tokens for the time of 5."""
     found = diagnose(sd.Pair(healthy.target, disturbed(healthy.target, 0.1), healthy.tokenizer), **QUICK)
-    assert codes(found) == ["slower-than-without"]
+    assert all_codes(found) == ["slower-than-without"]
     numbers = found[0].numbers
     assert numbers["blame"] in ("draft", "k")
     assert numbers["interval"][1] < 1
@@ -355,7 +366,7 @@ def test_a_k_far_too_large_is_found(healthy: sd.Pair) -> None:
     """Half of the drafts accepted, 24 drafted: two tokens a round for 24 steps of the draft."""
     pair = sd.Pair(healthy.target, shorten(healthy.target, 0.3), healthy.tokenizer)
     found = diagnose(pair, k=24, prompts=PROMPTS, max_new_tokens=48)
-    assert codes(found) in (["slower-than-without"], ["k-not-best"])
+    assert all_codes(found) in (["slower-than-without"], ["k-not-best"])
     assert found[0].numbers["best_k"] < 12
     assert found[0].numbers.get("blame", "k") == "k"
 
@@ -367,7 +378,7 @@ def test_a_k_too_small_is_a_note(
     """Nine of ten accepted by a target of twelve layers, and one drafted: faster than without, but 4 would do more."""
     target = faint(tiny_model("llama", num_hidden_layers=12), 0.01)
     found = diagnose(sd.Pair(target, shorten(target, 0.02), tokenizer), k=1, prompts=PROMPTS, max_new_tokens=48)
-    assert codes(found) == ["k-not-best"]
+    assert all_codes(found) == ["k-not-best"]
     assert found[0].severity == "note"
     assert found[0].numbers["best_k"] > 1
     assert found[0].numbers["better"][0] > 1
@@ -404,7 +415,7 @@ def test_the_term_that_was_spoilt_is_blamed(healthy: sd.Pair, term: str) -> None
     found = diagnose(
         sd.Pair(target, draft, healthy.tokenizer), controller=controller, prompts=PROMPTS, max_new_tokens=48
     )
-    assert codes(found) == ["slower-than-without"]
+    assert all_codes(found) == ["slower-than-without"]
     assert found[0].numbers["blame"] == term
     assert found[0].numbers["mended"] > 1
 
@@ -418,7 +429,7 @@ def test_a_batch_past_the_ridge_point_is_found(
     target = faint(tiny_model("llama", **wide), 0.003)
     pair = sd.Pair(target, shorten(target, 0.1), tokenizer)
     found = diagnose(pair, batch=64, **QUICK)
-    assert codes(found) == ["slower-under-load"]
+    assert all_codes(found) == ["slower-under-load"]
     loads = found[0].numbers["loads"]
     assert [load["batch"] for load in loads] == [1, 4, 16, 64]
     assert loads[-1]["v"] > loads[0]["v"]
