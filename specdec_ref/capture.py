@@ -2,11 +2,9 @@
 
 A step of fixed shape does the same operations every time, so its first run is recorded (torch.jit.trace) and later ones
 replay the record. A step of one token replays the very operations of the model: the same numbers to the last bit. In a
-step of several, the linear layers multiply by weights that oneDNN has laid out for that (`Packed`): the same sums in
-another order.
+step of several, the linear layers multiply by packed weights (see `packing`): the same sums in another order.
 """
 
-import functools
 import logging
 import warnings
 from typing import Any
@@ -14,10 +12,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from specdec_ref.cache import FixedSlots
+from specdec_ref.packing import Packed, Packing, pack
 
 PLAIN_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types whose forward pass is embedding, rotary positions, layers, norm and head, and nothing more."""
@@ -25,11 +22,8 @@ PLAIN_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 USES_BEFORE_RECORDING = 12
 """A record costs as much as some hundred steps, so shapes that only the last round of a text has are not worth one."""
 
-PACKED_FOR_ROWS = 5
-"""Rows that packed weights are laid out for. They are as good for 2 to 9, and no worse than plain ones for more."""
-
 _records: "WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Any]]" = WeakKeyDictionary()
-_packed: "WeakKeyDictionary[nn.Module, tuple[tuple[object, ...], dict[int, Tensor]]]" = WeakKeyDictionary()
+_packings: "WeakKeyDictionary[nn.Module, tuple[tuple[object, ...], Packing]]" = WeakKeyDictionary()
 
 
 def layer_by_layer(
@@ -74,75 +68,32 @@ def can_be_recorded(model: nn.Module) -> bool:
     )
 
 
-def packed_weights(model: nn.Module, parts: tuple[object, ...]) -> dict[int, Tensor]:
-    """The weights of the linear layers as oneDNN wants them for a few rows, by id of the parameter. A second copy.
-
-    A product of 2 to 9 rows then takes hardly longer than one of a single row: PyTorch's usual one takes up to 1.7
-    times as long, and most of what drafting gains is lost. Empty where this PyTorch or these numbers allow no packing.
-    """
-    packed = _packed.get(model)
-    if packed is None or packed[0] != parts:
-        linear = [m.weight for m in model.modules() if type(m) is nn.Linear and m.weight.dtype == torch.float32]
-        pack = torch.ops.mkldnn._reorder_linear_weight if linear and _can_pack() else None
-        packed = _packed[model] = parts, {id(w): pack(w.detach(), PACKED_FOR_ROWS) for w in linear} if pack else {}
-    return packed[1]
+def takes_packed(batch: int, n: int) -> bool:
+    """Whether steps of n tokens for `batch` sequences multiply by packed weights. With more than one sequence that
+    gains little and is not worth a second copy of the weights; a step of one token stays the model's own."""
+    return batch == 1 < n
 
 
-@functools.cache
-def _can_pack() -> bool:
-    if not torch.backends.mkldnn.is_available():
-        return False
-    try:  # what torch.compile uses on CPUs; no public name leads there
-        packed = torch.ops.mkldnn._reorder_linear_weight(torch.eye(16), PACKED_FOR_ROWS)
-        _packed_linear(torch.ones(2, 16), packed, None)
-    except (AttributeError, RuntimeError):
-        return False
-    return True
-
-
-def _packed_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """F.linear by a packed weight. Scripted, since the tracer does not know the type of one of these arguments."""
-    global _scripted
-    if _scripted is None:
-        with warnings.catch_warnings(action="ignore"):
-            _scripted = torch.jit.CompilationUnit(_PACKED_LINEAR).packed_linear
-    product: Tensor = _scripted(hidden, weight, bias)
-    return product
-
-
-_scripted: Any = None
-_PACKED_LINEAR = """
-def packed_linear(hidden: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], "")
-"""
-
-
-class Packed(TorchFunctionMode):
-    """While it lasts, linear layers whose weight is in `weights` multiply by its packed form."""
-
-    def __init__(self, weights: dict[int, Tensor]):
-        super().__init__()
-        self.weights = weights
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.linear and id(args[1]) in self.weights and not kwargs:
-            return _packed_linear(args[0], self.weights[id(args[1])], args[2] if len(args) > 2 else None)
-        return func(*args, **(kwargs or {}))
+def packing_of(model: nn.Module, parts: tuple[object, ...]) -> Packing:
+    """The model's packed weights, packed anew where `parts_of` has changed."""
+    if model not in _packings or _packings[model][0] != parts:
+        _packings[model] = parts, pack(model)
+    return _packings[model][1]
 
 
 class _Step(nn.Module):
-    """A step whose cache and packed weights come in as tensors: packed weights, then keys and values of every layer."""
+    """A step whose packed weights and cache come in as tensors: the weights, then keys and values of every layer."""
 
-    def __init__(self, model: nn.Module, weights: tuple[int, ...]):
+    def __init__(self, model: nn.Module, packing: Packing):
         super().__init__()
         self.model = model
-        self.weights = weights
+        self.packing = packing
 
     def forward(self, tokens: Tensor, positions: Tensor, mask: Tensor, rows: Tensor, *others: Tensor) -> Tensor:
-        packed, slots = others[: len(self.weights)], others[len(self.weights) :]
+        weights, slots = others[: len(self.packing.weights)], others[len(self.packing.weights) :]
         pairs = dict(enumerate(zip(slots[::2], slots[1::2], strict=True)))
         cache = FixedSlots(pairs, positions, rows)
-        with Packed(dict(zip(self.weights, packed, strict=True))):
+        with Packed(self.packing, weights):
             return layer_by_layer(self.model, tokens, positions.expand(tokens.shape), mask, cache)
 
 
@@ -161,13 +112,12 @@ def recorded_step(
     the same before and after recording, to the last bit.
     """
     records = _records.setdefault(model, {})
-    one_sequence = tokens.shape[0] == 1 < tokens.shape[1]  # with more, packing gains little and is not worth its memory
-    weights = packed_weights(model, parts) if one_sequence else {}
-    inputs = (tokens, positions, mask, rows, *weights.values(), *slots)
+    packing = packing_of(model, parts) if takes_packed(*tokens.shape) else Packing()
+    inputs = (tokens, positions, mask, rows, *packing.weights, *slots)
     shape = (*tokens.shape, *positions.shape, slots[0].dtype, parts)
     step = records.get(shape, 0)
     if isinstance(step, int):
-        uses, step = step, _Step(model, tuple(weights)).eval()
+        uses, step = step, _Step(model, packing).eval()
         if uses < USES_BEFORE_RECORDING:
             records[shape] = uses + 1
         else:

@@ -7,9 +7,10 @@ import torch
 from conftest import build_model
 
 from specdec_ref import capture
-from specdec_ref.capture import PLAIN_FAMILIES, can_be_recorded, layer_by_layer, packed_weights, parts_of
+from specdec_ref.capture import PLAIN_FAMILIES, can_be_recorded, layer_by_layer
 from specdec_ref.graphs import choose_steps
 from specdec_ref.models import TransformersModel
+from specdec_ref.packing import Packed, can_pack, pack, packed_bytes
 
 
 @pytest.mark.parametrize("family", sorted(PLAIN_FAMILIES))
@@ -124,11 +125,30 @@ def test_packed_weights_follow_weights_that_change_in_place() -> None:
             torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
 
 
-def test_only_linear_layers_in_float32_are_packed() -> None:
+def test_linear_layers_in_float32_are_packed_those_of_one_input_together() -> None:
     model = build_model("llama")
-    linear = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Linear)}
-    assert set(packed_weights(model, parts_of(model))) in (linear, set())
-    assert not packed_weights(model.double(), parts_of(model))
+    packing = pack(model)
+    linear = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    assert not can_pack() or {layer for layer, *_ in packing.places} == set(map(id, linear))
+    assert packed_bytes(model) == (sum(w.nbytes for w in linear) if can_pack() else 0)
+    layers = model.config.num_hidden_layers
+    assert len(packing.weights) == (4 * layers + 1 if can_pack() else 0)  # q k v, o, gate up, down; the head
+    assert not pack(model.double()).weights
+
+
+def test_a_packed_product_is_each_layers_own() -> None:
+    """Also of layers that happen to have these names but other inputs, with a bias, and when an input comes again."""
+    torch.manual_seed(0)
+    block = torch.nn.Module()
+    block.gate_proj, block.up_proj = torch.nn.Linear(8, 16), torch.nn.Linear(8, 24, bias=False)
+    block.down_proj = torch.nn.Linear(24, 8)
+    one, other = torch.randn(1, 5, 8), torch.randn(1, 5, 8)
+    packing = pack(block)
+    for inputs in ((one, one), (one, other), (other, one), (one, one)):
+        plain = block.gate_proj(inputs[0]), block.down_proj(block.up_proj(inputs[1]))
+        with Packed(packing, packing.weights):
+            packed = block.gate_proj(inputs[0]), block.down_proj(block.up_proj(inputs[1]))
+        torch.testing.assert_close(packed, plain, atol=1e-5, rtol=1e-5)
 
 
 def test_records_go_with_their_model() -> None:

@@ -12,11 +12,12 @@ import psutil
 import pytest
 import torch
 from rich.console import Console
-from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 import specdec_ref as sd
 from specdec_ref.measurement.memory import available_memory, memory_figure, memory_profile, skeleton, tensors_of
 from specdec_ref.measurement.memory_peak import MemoryComparison, decode_to_the_end, measure_memory
+from specdec_ref.packing import pack
 
 KINDS = ["llama", "qwen3", "gpt2", "mistral", "gemma3"]
 
@@ -79,6 +80,20 @@ def test_eight_billion_parameters_are_told_without_room_for_them() -> None:
     assert psutil.Process().memory_info().rss - before < 1e9
     assert profile.weights == pytest.approx(2 * 8_030_261_248, rel=1e-6)
     assert profile.kv == 2 * 32 * 8 * 128 * 2 * 8 * 4100
+
+
+def test_one_sequence_on_a_cpu_takes_a_packed_copy() -> None:
+    """As much as is packed, of the models whose steps are packed, and where steps of several tokens come."""
+    if torch.cuda.is_available():
+        pytest.skip("configurations are taken to be for the GPU here")
+    model = LlamaForCausalLM(config())
+    packed = sum(weight.numel() * 4 for weight in pack(model).weights)
+    assert packed in (0, sum(m.weight.nbytes for m in model.modules() if isinstance(m, torch.nn.Linear)))
+    profile = memory_profile((config(), config()), batch=1, context=100)
+    assert (profile.target.packed, profile.packed, profile.alone.packed) == (packed, 2 * packed, 0)
+    assert profile.total == profile.weights + profile.packed + profile.kv + profile.activations
+    for models, changes in (((config(), None), {"k": 0}), ((config(), None), {"batch": 2}), ((GPT2Config(), None), {})):
+        assert memory_profile(models, **({"batch": 1, "context": 100} | changes)).packed == 0
 
 
 def test_activations_grow_with_the_batch_and_cover_the_widest_layer() -> None:

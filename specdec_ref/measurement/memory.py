@@ -13,10 +13,12 @@ import psutil
 import torch
 from torch import Tensor
 
+from specdec_ref.capture import PLAIN_FAMILIES, takes_packed
 from specdec_ref.errors import SpecdecError, is_whole
 from specdec_ref.measurement.allocation import most_alive
 from specdec_ref.measurement.showing import html_table, mib, rich_table
 from specdec_ref.models import PREFILL_CHUNK, Pair, TransformersModel, _dtype, _one_line, _source, usable_device
+from specdec_ref.packing import packed_bytes
 from specdec_ref.plotting import DRAFT, FORMULA, TARGET, new_figure, styled
 
 if TYPE_CHECKING:
@@ -36,12 +38,19 @@ class ModelMemory:
     """One model's share, in bytes.
 
     weights: parameters, shared ones once, and buffers. kv: all slots of its cache. activations: the most that a step
-    holds at once beside those.
+    holds at once beside those. packed: the copy of the weights that steps of several tokens multiply by, where one
+    sequence is decoded on a CPU (see `packing`).
     """
 
     weights: int
     kv: int
     activations: int
+    packed: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.kv + self.activations + self.packed
 
 
 @dataclass(frozen=True)
@@ -78,14 +87,19 @@ class MemoryProfile:
         return max(self.target.activations, self.draft.activations if self.draft else 0) + self.scores
 
     @property
+    def packed(self) -> int:
+        """Of both models."""
+        return self.target.packed + (self.draft.packed if self.draft else 0)
+
+    @property
     def total(self) -> int:
         """With speculation."""
-        return self.weights + self.kv + self.activations
+        return self.weights + self.packed + self.kv + self.activations
 
     @property
     def total_alone(self) -> int:
         """Without speculation: the target by itself, k = 0."""
-        return self.alone.weights + self.alone.kv + self.alone.activations + self.scores_alone
+        return self.alone.total + self.scores_alone
 
     def to_dict(self) -> dict[str, Any]:
         """Everything by name, totals too."""
@@ -94,14 +108,15 @@ class MemoryProfile:
     def _cells(self) -> tuple[str, list[str], list[list[str]]]:
         draft = self.draft or ModelMemory(0, 0, 0)
         title = f"memory for {self.batch} × {self.context} tokens, k = {self.k}, {self.dtype}"
+        a, t = self.alone, self.target
         rows = [
-            ["without speculation", self.alone.weights, self.alone.kv, self.alone.activations + self.scores_alone],
-            ["with: target", self.target.weights, self.target.kv, self.target.activations + self.scores],
-            ["with: draft", draft.weights, draft.kv, draft.activations],
-            ["with: both", self.weights, self.kv, self.activations],
+            ["without speculation", a.weights, a.packed, a.kv, a.activations + self.scores_alone],
+            ["with: target", t.weights, t.packed, t.kv, t.activations + self.scores],
+            ["with: draft", draft.weights, draft.packed, draft.kv, draft.activations],
+            ["with: both", self.weights, self.packed, self.kv, self.activations],
         ]
         shown = [[str(name), *map(mib, parts), mib(sum(parts))] for name, *parts in rows]  # type: ignore[arg-type]
-        return title, ["", "weights", "KV cache", "activations", "total"], shown
+        return title, ["", "weights", "packed copy", "KV cache", "activations", "total"], shown
 
     def __rich__(self) -> "Table":
         return rich_table(*self._cells())
@@ -129,12 +144,15 @@ def memory_profile(
     for name, value, least in (("batch", batch, 1), ("context", wanted, 1), ("k", k, 0)):
         if not is_whole(value) or value < least:
             raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ {least}")
+    device: torch.device | None = None
     if isinstance(models, Pair):
-        dtype = dtype or models.target.dtype
+        dtype, device = dtype or models.target.dtype, models.device
         models = models.target.config, models.draft.config if models.draft is not None else None
     elif not isinstance(models, tuple) or len(models) != 2:
         raise SpecdecError(f"models={models!r:.80}: takes a Pair, or (target, draft): folders, names or configurations")
-    kind = _dtype(dtype, usable_device("cpu") if dtype else usable_device(None))
+    where = usable_device(device)
+    packs = where.type == "cpu" and takes_packed(batch, k + 1)
+    kind = _dtype(dtype, where)
     target = skeleton(models[0], kind, "target")
     draft = skeleton(models[1], kind, "draft") if models[1] is not None else None
     limits = [TransformersModel(model).context for model in (target, draft) if model is not None]
@@ -148,8 +166,8 @@ def memory_profile(
         context,
         k,
         str(kind).removeprefix("torch."),
-        _share(target, batch, context, capacity, k + 1),
-        _share(draft, batch, context, capacity, 2) if draft is not None else None,
+        _share(target, batch, context, capacity, k + 1, packs),
+        _share(draft, batch, context, capacity, 2, packs) if draft is not None else None,
         _share(target, batch, context, context, 1),
         SCORE_COPIES * batch * (k + 1) * vocabulary * 4,
         SCORE_COPIES * batch * vocabulary * 4,
@@ -206,7 +224,9 @@ def memory_figure(profile: MemoryProfile, available: int | None = None) -> "Figu
     parts = [
         ("target: weights", TARGET, "", (profile.alone.weights, profile.target.weights)),
         ("target: KV cache", TARGET, "////", (profile.alone.kv, profile.target.kv)),
+        ("target: packed copy", TARGET, "..", (profile.alone.packed, profile.target.packed)),
         ("draft: weights", DRAFT, "", (0, draft.weights)),
+        ("draft: packed copy", DRAFT, "..", (0, draft.packed)),
         ("draft: KV cache", DRAFT, "////", (0, draft.kv)),
         ("activations", "#BBBBBB", "..", (profile.alone.activations + profile.scores_alone, profile.activations)),
     ]
@@ -214,7 +234,7 @@ def memory_figure(profile: MemoryProfile, available: int | None = None) -> "Figu
     title = f"Speculation takes {more:.0%} more memory ({profile.batch} × {profile.context} tokens, k = {profile.k})"
     figure, axes = new_figure(title, f"memory, {unit}", height=2.6)
     left = [0.0, 0.0]
-    for name, colour, hatch, sizes in parts:
+    for name, colour, hatch, sizes in (part for part in parts if any(part[3])):
         widths = [size / scale for size in sizes]
         axes.barh(["without", "with"], widths, left=left, color=colour, hatch=hatch, edgecolor="white", label=name)
         left = [a + b for a, b in zip(left, widths, strict=True)]
@@ -225,7 +245,9 @@ def memory_figure(profile: MemoryProfile, available: int | None = None) -> "Figu
     return figure
 
 
-def _share(model: "PreTrainedModel", batch: int, context: int, capacity: int, scored: int) -> ModelMemory:
+def _share(
+    model: "PreTrainedModel", batch: int, context: int, capacity: int, scored: int, packs: bool = False
+) -> ModelMemory:
     """One model's memory: a prompt is read, then steps of `scored` tokens follow in a cache of `capacity` slots."""
     ours = TransformersModel(model)
     weights = sum(t.nbytes for t in tensors_of(model))
@@ -241,7 +263,8 @@ def _share(model: "PreTrainedModel", batch: int, context: int, capacity: int, sc
             else:
                 ours.extend(torch.empty(batch, n, dtype=torch.int64, device="meta"))
         activations = max(activations, most.peak)
-    return ModelMemory(weights, ours.cache.bytes, activations)
+    packed = packed_bytes(model) if packs and model.config.model_type in PLAIN_FAMILIES else 0
+    return ModelMemory(weights, ours.cache.bytes, activations, packed)
 
 
 def tensors_of(model: torch.nn.Module) -> list[Tensor]:
