@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from specdec_ref.capture import USES_BEFORE_RECORDING
 from specdec_ref.errors import SpecdecError, is_number, is_whole
 from specdec_ref.theory import Cost, expected_tokens, predicted_speedup
 
@@ -102,11 +103,11 @@ class AdaptiveSpeculation:
             self.update(sum(one.accepted for one in rounds), proposed)
 
 
-CHANGE = 0.01  # chance that α is another after a round: of what was seen 100 rounds ago little is still believed
-EXPLORE = 0.005  # share of the time for other k than the best, so that costs and, where drafting rests, α stay known
-FIRST_USES = 5  # rounds of one shape that are not timed: at its fifth use a step is recorded (`capture`), which is slow
-LEAST, RECENT = 3, 15  # times that make a cost known, and times that are remembered
+CHANGE = 0.007  # chance that α is another after a round: of what was seen 140 rounds ago little is still believed
+EXPLORE = 0.003  # share of the time for other k than the best, so that costs and, where drafting rests, α stay known
+LEAST, RECENT = 3, 30  # times that make a cost known, and times that are remembered
 ALPHAS = np.linspace(0.004, 0.996, 26)
+LOG_ACCEPTED, LOG_REJECTED = np.log(ALPHAS), np.log(1 - ALPHAS)
 
 
 class CostModelSpeculation:
@@ -114,10 +115,10 @@ class CostModelSpeculation:
 
     α is believed by Bayes' rule from the tokens that were judged, up to the first rejection; every round takes the
     belief a little back to knowing nothing. Costs, per batch size: c from draft_seconds, v(n) from the rest of a round
-    on `clock`, so with its overhead, in units of an autoregressive round. Another k than the best is tried sometimes,
-    ever more rarely while drafting does not pay. Only what happens inside rounds is timed: one controller serves a
-    whole stream of generations. Rows are pooled. With costs given, as `predicted_speedup` takes them, nothing is timed,
-    and equal rounds lead to equal choices. Raises SpecdecError.
+    on `clock`, so with its overhead, in units of an autoregressive round. Another k than the best is tried the more
+    rarely the more it loses. Only what happens inside rounds is timed: one controller serves a whole stream of
+    generations. Rows are pooled. With costs given, as `predicted_speedup` takes them, nothing is timed, and equal
+    rounds lead to equal choices. Raises SpecdecError.
     """
 
     def __init__(self, max_k: int = 8, *, c: float | None = None, v: Cost = 1.0, overhead: float = 0.0):
@@ -127,9 +128,11 @@ class CostModelSpeculation:
             raise SpecdecError(f"c=None, v={v!r:.40}, overhead={overhead!r:.40}: take all of the costs, or none")
         self.max_k, self.measures, self.clock = int(max_k), c is None, time.perf_counter
         self.belief = np.full(len(ALPHAS), 1 / len(ALPHAS))
+        self._tokens = np.array([expected_tokens(ALPHAS, k) for k in range(self.max_k + 1)])  # [max_k + 1, A]
         self._times: dict[int, _Times] = defaultdict(_Times)
         self._batch, self._began, self._pause, self._rounds = 1, 0.0, 0, 0
-        self._best, self._since, self._wait, self._tries = 0, 0, 4.0, 0
+        self._best, self._since, self._wait = 0, 0, 4.0
+        self._last = [0] * (self.max_k + 1)  # the round that drafted so many last
         self._expect(*(_Times().costs(self.max_k) if c is None else (c, v, c)), overhead)
 
     @property
@@ -140,16 +143,17 @@ class CostModelSpeculation:
     @property
     def speedups(self) -> np.ndarray:
         """What is expected now of k = 0 … max_k, against k = 0, [max_k + 1]."""
-        return np.asarray(self._speedups @ self.belief)
+        return np.asarray(self._tokens @ self.belief / self._costs)
 
     def next_k(self) -> int:
-        speedups = self.speedups
-        best = int(speedups.argmax())
+        speedups = self.speedups.tolist()
+        best = speedups.index(max(speedups))
         self._wait = self._wait if (best == 0) == (self._best == 0) else 4.0
-        self._best, self._since = best, self._since + 1
+        self._best, self._since, self._rounds = best, self._since + 1, self._rounds + 1
         k = self._other(best, speedups) if self.measures or best == 0 else best
         if k != best:
-            self._since, self._wait, self._tries = 0, 2 * self._wait, self._tries + 1
+            self._since, self._wait = 0, 2 * self._wait
+        self._last[k] = self._rounds
         self._began = self.clock() if self.measures else 0.0
         return k
 
@@ -157,7 +161,7 @@ class CostModelSpeculation:
         n = max(len(one.drafted) for one in rounds)
         if self.measures:
             seconds, drafting = self.clock() - self._began, rounds[0].draft_seconds
-            other_batch, self._batch, self._rounds = len(rounds) != self._batch, len(rounds), self._rounds + 1
+            other_batch, self._batch = len(rounds) != self._batch, len(rounds)
             self._times[self._batch].add(n, drafting, seconds - drafting, self._pause > 0)
             if other_batch or self._rounds % 16 == 0:
                 self._expect(*self._nearest().costs(self.max_k))
@@ -166,61 +170,96 @@ class CostModelSpeculation:
             unknown = min(0.3, 1 - (1 - CHANGE) ** self._pause)
             accepted = sum(one.accepted for one in rounds)
             rejected = sum(one.accepted < len(one.drafted) for one in rounds)
-            likelihood = accepted * np.log(ALPHAS) + rejected * np.log(1 - ALPHAS)
+            likelihood = accepted * LOG_ACCEPTED + rejected * LOG_REJECTED
             belief = ((1 - unknown) * self.belief + unknown / len(ALPHAS)) * np.exp(likelihood - likelihood.max())
             self.belief, self._pause = belief / belief.sum(), 0
 
     def _expect(self, c: float, v: Cost, c_after_pause: float, overhead: float = 0.0) -> None:
-        """Speedup for every k and α, [max_k + 1, A], and what a round with every k costs, in autoregressive ones."""
-        self._speedups = np.array([predicted_speedup(ALPHAS, k, c, v, overhead) for k in range(self.max_k + 1)])
-        self._costs = [float(expected_tokens(ALPHAS, k)[0] / s[0]) for k, s in enumerate(self._speedups)]
+        """What a round with k = 0 … max_k costs, in autoregressive ones, [max_k + 1]: its tokens at α = 0, 1, / S."""
+        self._costs = np.array([1 / float(predicted_speedup(0.0, k, c, v, overhead)) for k in range(self.max_k + 1)])
         self._catching_up = max(0.0, c_after_pause - c)
 
-    def _other(self, best: int, speedups: np.ndarray) -> int:
-        """`best`, or another k when `EXPLORE` of the time since pays for it; at first after 4, 8, 16 … rounds."""
+    def _other(self, best: int, speedups: list[float]) -> int:
+        """`best`, or the k that has waited longest beyond what its loss calls for, so that all cost `EXPLORE`.
+
+        Where drafting rests, α may have changed unseen: at first another is tried after 4, 8, 16 … rounds.
+        """
         nearest, own = self._nearest(), self._times[self._batch]
         if best and not own.knows(1) and (nearest is own or own.uses.total() > 12):
             return 0 if self._since >= 2 else best
-        others = [k for k in range(min(self.max_k, 2 * best + 2) + 1) if k != best] or [best]
-        k = others[self._tries % len(others)]
-        loss = self._costs[k] * (1 - speedups[k] / speedups[best]) + (0 if best else k * self._catching_up)
-        return k if self._since >= max(4, min(self._wait, loss / self._costs[best] / EXPLORE)) else best
+        if self._since < 4:
+            return best
+        others = [k for k in range(min(self.max_k, 2 * best + 2) + 1) if k != best]
+        waited = {best: 1.0}  # in units of what its loss calls for
+        for k in others:
+            loss = self._costs[k] * (1 - speedups[k] / speedups[best]) + (0 if best else k * self._catching_up)
+            due = loss / self._costs[best] / EXPLORE
+            waited[k] = (self._rounds - self._last[k]) / max(1.0, due * len(others) if best else min(due, self._wait))
+        return max(waited, key=waited.__getitem__)
 
     def _nearest(self) -> "_Times":
         """Times of this batch size, or while they are too few, of the nearest size that is known."""
+        if self._times[self._batch].knows(1):
+            return self._times[self._batch]
         known = [size for size, times in self._times.items() if times.knows(1)] or [self._batch]
         return self._times[min(known, key=lambda size: abs(size - self._batch))]
 
 
 class _Times:
-    """Seconds that rounds of one batch size took: drafting one token; all else in a round that scores n tokens."""
+    """Seconds that rounds of one batch size took: drafting one token; all else in a round that scores n tokens.
+
+    Before a step is recorded (`capture`) it is slower, by a factor that the n tell which were timed before and after.
+    """
 
     def __init__(self) -> None:
         self.drafting: tuple[deque[float], ...] = deque(maxlen=RECENT), deque(maxlen=RECENT)  # as usual, after a pause
-        self.rest: dict[int, deque[float]] = {}
+        self.early: dict[int, deque[float]] = {}
+        self.late: dict[int, deque[float]] = {}
         self.uses: Counter[int] = Counter()
 
     def knows(self, n: int) -> bool:
-        return len(self.rest.get(n, ())) >= LEAST
+        return any(len(times.get(n, ())) >= LEAST for times in (self.early, self.late))
 
     def add(self, drafted: int, drafting: float, rest: float, after_pause: bool) -> None:
         """A round. After a pause the draft read first what it had missed."""
-        self.uses[drafted] += 1
-        if self.uses[drafted] > FIRST_USES:
-            self.rest.setdefault(drafted + 1, deque(maxlen=RECENT)).append(rest)
-        if drafted and self.uses.total() - self.uses[0] > FIRST_USES:
+        n = drafted + 1
+        self.uses[n] += 1
+        if self.uses[n] != USES_BEFORE_RECORDING + 1:  # that round makes the record
+            times = self.early if self.uses[n] <= USES_BEFORE_RECORDING else self.late
+            times.setdefault(n, deque(maxlen=RECENT)).append(rest)
+        if drafted:
             self.drafting[after_pause].append(drafting / drafted)
 
+    def typical(self) -> dict[int, tuple[int, float]]:
+        """How often each n that is known was timed, and the time."""
+        early, late = (
+            {n: (len(times), _typical(times)) for n, times in all_times.items() if len(times) >= LEAST}
+            for all_times in (self.early, self.late)
+        )
+        slower = sorted(early[n][1] / late[n][1] for n in early.keys() & late.keys()) or [1.0]
+        factor = slower[len(slower) // 2]
+        return {n: (count, seconds / factor) for n, (count, seconds) in early.items()} | late
+
     def costs(self, max_k: int) -> tuple[float, Cost, float]:
-        """c, v and c after a pause. An n that was seldom timed leans on a line through all, the line on a guess."""
-        rest = {n: times for n, times in self.rest.items() if self.knows(n)} or {1: deque([1.0])}
-        n = range(1, max_k + 2)
-        count, y = np.array([(len(rest[i]), _typical(rest[i])) if i in rest else (0, 0.0) for i in n]).T
-        n0, y0 = count @ n / count.sum(), count @ y / count.sum()
-        slope = (count @ ((n - n0) * (y - y0)) + 2 * 0.05 * y0) / (count @ (n - n0) ** 2 + 2)
-        seconds = np.maximum.accumulate((count * y + 3 * (y0 + slope * (n - n0))) / (count + 3)).clip(1e-9)
-        c, after = (_typical(times) / seconds[0] if len(times) >= LEAST else 0.1 for times in self.drafting)
-        return float(c), lambda n: float(seconds[n - 1] / seconds[0]), float(after)
+        """c, v and c after a pause. An n ≥ 2 that was seldom timed leans on a line through those, the line on a guess.
+
+        One token has a time of its own: on a CPU steps of several are other steps, and may even be faster.
+        """
+        known = self.typical()
+        points = {n: point for n, point in known.items() if n > 1} or known or {1: (1, 1.0)}
+        total = sum(count for count, _ in points.values())
+        n0 = sum(count * n for n, (count, _) in points.items()) / total
+        y0 = sum(count * y for count, y in points.values()) / total
+        steep = sum(count * (n - n0) * (y - y0) for n, (count, y) in points.items()) + 2 * 0.05 * y0
+        slope = steep / (sum(count * (n - n0) ** 2 for n, (count, _) in points.items()) + 2)
+        seconds = [0.0]
+        for n in range(1, max_k + 2):
+            count, y = known.get(n, (0, 0.0))
+            leaning = 0 if n == 1 and count else 3
+            guess = (count * y + leaning * (y0 + slope * (n - n0))) / (count + leaning)
+            seconds.append(max(seconds[-1] if n > 2 else 1e-9, guess))
+        c, after = (_typical(times) / seconds[1] if len(times) >= LEAST else 0.1 for times in self.drafting)
+        return c, lambda n: seconds[n] / seconds[1], after
 
 
 def _typical(times: deque[float]) -> float:

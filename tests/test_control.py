@@ -41,8 +41,8 @@ class Machine:
     """A pair of models that takes time without working. Costs are in units of its target's step.
 
     alpha: by the number of tokens so far. v: by scored tokens. Every time has 10 % of noise, one in fifty is ten times
-    as long; the first four uses of a shape take twice as long and the fifth, which records it, sixty times; the first
-    draft after a pause reads what it missed. `cost` and `worth` add up, without noise, what the choices of k cost
+    as long; the first twelve uses of a shape take twice as long and the next, which records it, a hundred times; the
+    first draft after a pause reads what it missed. `cost` and `worth` add up, without noise, what the choices of k cost
     (recording aside) and how many tokens they were good for.
     """
 
@@ -76,7 +76,7 @@ class Machine:
     def round(self, k: int) -> list[Round]:
         alpha = self.alpha(self.tokens)
         self.uses[k] += 1
-        slow = 2 if self.uses[k] < 5 else 60 if self.uses[k] == 5 else 1
+        slow = 2 if self.uses[k] < 13 else 100 if self.uses[k] == 13 else 1
         catching_up = 0.15 + 0.01 * self.missed if k and self.missed > 1 else 0.0
         self.missed = 0 if k else self.missed + 1
         drafting = self.noisy(k * self.c + catching_up) if k else 0.0
@@ -120,6 +120,7 @@ def jump(n: int) -> float:
 COSTS: dict[str, tuple[float, Callable[[int], float]]] = {
     "cheap draft": (0.08, line(0.03)),
     "small CPU": (0.13, jump),
+    "packed CPU": (0.1, lambda n: 1.0 if n == 1 else 0.86 + 0.03 * (n - 2)),
     "dear draft": (0.3, line(0.05)),
     "large batch": (0.1, line(0.4)),
 }
