@@ -1,9 +1,11 @@
 """Grading from outside: by names, in processes of their own. Hostile submissions change no score and stop no run."""
 
+import contextlib
 import csv
 import json
 import os
 import shutil
+import subprocess
 import sys
 import textwrap
 import time
@@ -14,6 +16,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+import torch
 from hostile import HOSTILE, RIGHT, TARGET
 from typer.testing import CliRunner
 
@@ -21,6 +24,7 @@ from specdec_ref.cli import app
 from specdec_ref.errors import SpecdecError
 from specdec_ref.teaching.checks import sandbox as box
 from specdec_ref.teaching.checks.catalogue import EXERCISES
+from specdec_ref.teaching.checks.exercise import TooSlow
 from specdec_ref.teaching.checks.grading import grade_folder, grade_submission, sources_of, write_reports
 from specdec_ref.teaching.checks.sandbox import Sandbox
 from specdec_ref.teaching.checks.trusted import Trusted
@@ -287,3 +291,33 @@ def test_progress_on_the_command_line(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("SPECDEC_PROGRESS", str(tmp_path / "p.json"))
     assert "0 of 13 exercises passed" in CliRunner().invoke(app, ["progress"]).output
     assert len(json.loads(CliRunner().invoke(app, ["progress", "--json"]).output)) == 13
+
+
+def burner(seconds: float) -> str:
+    """An answer that computes for so much CPU time before it says anything."""
+    waits = f"    began = time.process_time()\n    while time.process_time() - began < {seconds}: pass"
+    return f"import time\ndef residual(p, q):\n{waits}\n    return p"
+
+
+@pytest.mark.parametrize(
+    ("source", "ends"),
+    [(burner(0.4), True), (burner(60), False), ("import time\ndef residual(p, q): time.sleep(60)", False)],
+)
+def test_what_other_programs_take_of_the_machine_is_not_held_against_an_answer(source: str, ends: bool) -> None:
+    """One second is allowed, and four other programs share the one core: an honest answer is waited for."""
+    core = min(os.sched_getaffinity(0))
+    with Sandbox([ROOT / "solutions"]) as sandbox, contextlib.ExitStack() as others:
+        os.sched_setaffinity(sandbox._process.pid, {core})
+        with sandbox.open([source]) as stranger:
+            for _ in range(4):
+                other = subprocess.Popen(
+                    [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{core}}})\nwhile True: pass"]
+                )
+                others.callback(other.kill)
+            call = stranger.function("residual", 1.0)
+            p = torch.tensor([0.2, 0.8])
+            if ends:
+                call(p, p)
+            else:
+                with pytest.raises(TooSlow):
+                    call(p, p)

@@ -131,7 +131,7 @@ def _one(
                 why = stranger.broken[0] if stranger.broken else f"{exercise.function} is not defined"
                 kind = "syntax-error" if why.startswith("SyntaxError") else "crashed"
                 return (1 if stranger.broken else 0), crashed(why, kind), stranger.reached
-            verdict = judge(exercise, stranger.function(exercise.function), seeds)
+            verdict = judge(exercise, stranger.function(exercise.function), seeds, limited=stranger.limited)
             return RANKS[verdict.outcome], verdict, stranger.reached
     except TooSlow:
         return RANKS["crashed"], crashed("the notebook did not come to an end", "endless"), ""

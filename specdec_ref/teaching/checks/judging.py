@@ -3,10 +3,12 @@
 import ctypes
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -30,24 +32,23 @@ from specdec_ref.teaching.checks.outcomes import BadRequest
 from specdec_ref.teaching.checks.reaching import reaches_for_the_package
 
 SECONDS = 20.0
-"""One check may take so long."""
+"""An answer may take so long over all cases. What the reference takes does not count."""
 PUBLIC_SEED, HIDDEN_SEEDS = 0, (101, 102)
 
 
-def judge(exercise: Exercise, function: Any, seeds: Sequence[int] = (PUBLIC_SEED,)) -> Verdict:
+def judge(exercise: Exercise, function: Any, seeds: Sequence[int] = (PUBLIC_SEED,), *, limited: bool = True) -> Verdict:
     """What becomes of this answer. seeds: of the cases; the public ones by default. Never raises what the answer does.
 
-    The answer runs here: for one of a stranger's see `sandbox`.
+    The answer runs here, at most for `SECONDS`; limited=False: it sees to that itself, as one of a stranger's does (see
+    `sandbox`), by raising TooSlow.
     """
     public = tuple(seeds) == (PUBLIC_SEED,)
     if not callable(function):
         headline = f"{exercise.function} is {shape_of(function)}; takes a function"
         return Verdict(exercise.name, "wrong", headline, "wrong-type", public=public)
-    cases = [case for seed in seeds for case in exercise.cases(seed)]
     shown = len(exercise.cases(PUBLIC_SEED)) if seeds[0] == PUBLIC_SEED else 0
     try:
-        with time_limit(SECONDS):
-            verdict = _compared(exercise, function, cases, shown)
+        verdict = _compared(exercise, _Timed(function) if limited else function, tuple(seeds), shown)
     except TooSlow:
         text = f"It did not come to an end within {SECONDS:.0f} seconds: look for a loop that never stops"
         verdict = Verdict(exercise.name, "crashed", text, "endless")
@@ -57,8 +58,35 @@ def judge(exercise: Exercise, function: Any, seeds: Sequence[int] = (PUBLIC_SEED
     return replace(verdict, public=public)
 
 
-def _compared(exercise: Exercise, function: Function, cases: Sequence[Case], shown: int) -> Verdict:
+class _Timed:
+    """A function that may run for `SECONDS` in all."""
+
+    def __init__(self, function: Function):
+        self._function, self._left = function, SECONDS
+
+    def __call__(self, *arguments: Any) -> Any:
+        began = time.monotonic()
+        try:
+            with time_limit(self._left):
+                return self._function(*arguments)
+        finally:
+            self._left = max(0.001, self._left - (time.monotonic() - began))
+
+
+@lru_cache(maxsize=256)
+def _cases(exercise: Exercise, seeds: tuple[int, ...]) -> tuple[Case, ...]:
+    return tuple(case for seed in seeds for case in exercise.cases(seed))
+
+
+@lru_cache(maxsize=16_384)
+def _known(exercise: Exercise, function: Function, seeds: tuple[int, ...], i: int) -> Any:
+    """What the reference or a wrong version gives in a case: computed once for all who are graded."""
+    return observe(function, _cases(exercise, seeds)[i], exercise.measure)
+
+
+def _compared(exercise: Exercise, function: Function, seeds: tuple[int, ...], shown: int) -> Verdict:
     """shown: so many of the cases, the first ones, are public."""
+    cases = _cases(exercise, seeds)
     values: list[Any] = []
     for i, case in enumerate(cases):
         try:
@@ -66,16 +94,23 @@ def _compared(exercise: Exercise, function: Function, cases: Sequence[Case], sho
         except TooSlow:
             raise
         except BaseException as error:  # SystemExit and KeyboardInterrupt of the answer, too
-            before = _differing(exercise, function, cases[:i], values, shown)
+            before = _differing(exercise, function, seeds, values, shown)
             return before or replace(_failed(exercise, error, case), note=HIDDEN if i >= shown > 0 else "")
-    return _differing(exercise, function, cases, values, shown) or Verdict(exercise.name, "passed", exercise.title)
+    return _differing(exercise, function, seeds, values, shown) or Verdict(exercise.name, "passed", exercise.title)
 
 
 def _differing(
-    exercise: Exercise, function: Function, cases: Sequence[Case], values: Sequence[Any], shown: int
+    exercise: Exercise, function: Function, seeds: tuple[int, ...], values: Sequence[Any], shown: int
 ) -> Verdict | None:
     """What is wrong with these values, or None."""
-    expected = [observe(exercise.reference, case, exercise.measure) for case in cases]
+    cases = _cases(exercise, seeds)[: len(values)]
+    expected = [_known(exercise, exercise.reference, seeds, i) for i in range(len(cases))]
+
+    def is_that_of(wrong_version: Function, i: int) -> bool:
+        try:
+            return same(_known(exercise, wrong_version, seeds, i), values[i], exercise.tolerance)
+        except Exception:
+            return False
 
     def wrong(i: int, diagnosis: str, headline: str, hint: int = 1) -> Verdict:
         yours, right = beside(values[i], expected[i], exercise.tolerance)
@@ -91,7 +126,7 @@ def _differing(
     if not differing:
         return None
     for mistake in exercise.misconceptions:
-        if all(_gives(exercise, mistake.wrong, case, value) for case, value in zip(cases, values, strict=True)):
+        if all(is_that_of(mistake.wrong, i) for i in range(len(cases))):
             return wrong(differing[0], mistake.name, mistake.says, mistake.hint)
     first = differing[0]
     if not all(_gives(exercise, function, case, value) for case, value in zip(cases, values, strict=True)):
@@ -99,7 +134,7 @@ def _differing(
             first, "own-chance", "It gives another value each time: use what is handed in, no chance of its own"
         )
     if _tells_much(values[first]):  # two mistakes at once: name the one that shows first
-        alike = [m for m in exercise.misconceptions if _gives(exercise, m.wrong, cases[first], values[first])]
+        alike = [m for m in exercise.misconceptions if is_that_of(m.wrong, first)]
         if alike:
             return wrong(first, alike[0].name, alike[0].says, alike[0].hint)
     return wrong(first, "unknown", exercise.otherwise)

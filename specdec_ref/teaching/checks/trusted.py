@@ -32,6 +32,8 @@ class OwnWork:
     """What the cells defined. broken: what failed in them, a line each."""
 
     reached = "none: your own work, run in this process"
+    limited = True
+    """Its functions have to be ended by who calls them."""
 
     def __init__(self, sources: Sequence[str]):
         self._space: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins, "display": lambda *_: None}
