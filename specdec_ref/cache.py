@@ -18,6 +18,7 @@ class RewindableCache:
     """Keys and values of `batch` sequences of up to `capacity` tokens, in slots allocated when a layer first writes.
 
     `lengths` says how many tokens of each row are valid: a list on the host, so that reading it costs nothing.
+    `positions`: where the tokens of the last `advance` stand, [B, n] or [1, n].
     """
 
     def __init__(self, batch: int, capacity: int, device: torch.device | str = "cpu"):
@@ -28,7 +29,7 @@ class RewindableCache:
         self.rows = torch.arange(batch, device=self.device)[:, None]
         self.slots: dict[int, tuple[Tensor, Tensor]] = {}
         self._window = 0
-        self._positions = torch.empty(1, 0, dtype=torch.int64)
+        self.positions = torch.empty(1, 0, dtype=torch.int64)
 
     def rewind(self, lengths: list[int]) -> None:
         """Forget what lies behind `lengths` (one per row, in tokens, at most the present ones)."""
@@ -46,14 +47,14 @@ class RewindableCache:
         if longest + n > self.capacity:
             raise AssertionError(f"{longest + n} tokens in a cache for {self.capacity}")
         if shortest == longest:
-            self._positions = torch.arange(longest, longest + n, device=self.device)[None]
+            self.positions = torch.arange(longest, longest + n, device=self.device)[None]
         else:
             starts = torch.tensor(self.lengths, device=self.device)[:, None]
-            self._positions = starts + torch.arange(n, device=self.device)
+            self.positions = starts + torch.arange(n, device=self.device)
         self._window = min(self.capacity, -(-(longest + n) // WINDOW) * WINDOW)
         self.lengths = [length + n for length in self.lengths]
         slots = torch.arange(self._window, device=self.device)
-        return self._positions, (slots <= self._positions[..., None])[:, None]
+        return self.positions, (slots <= self.positions[..., None])[:, None]
 
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *args: object, **kwargs: object
@@ -63,18 +64,13 @@ class RewindableCache:
             self.slots[layer_idx] = self._room(keys), self._room(values)
         seen = self.window(layer_idx)
         for slots, new in zip(seen, (keys, values), strict=True):
-            write(slots, new, self._positions, self.rows)
+            write(slots, new, self.positions, self.rows)
         return seen
 
     def window(self, layer_idx: int) -> tuple[Tensor, Tensor]:
         """The slots of a layer that the last `advance` made its mask for: keys and values, [B, H, W, D]."""
         keys, values = self.slots[layer_idx]
         return keys[:, :, : self._window], values[:, :, : self._window]
-
-    @property
-    def positions(self) -> Tensor:
-        """Where the tokens of the last `advance` stand, [B, n] or [1, n]."""
-        return self._positions
 
     def fixed(self, positions: Tensor) -> "FixedSlots":
         """This cache as a step sees it that is recorded once: the present window, and `positions` instead of ours."""

@@ -199,8 +199,6 @@ class CostModelSpeculation:
 
     def _nearest(self) -> "_Times":
         """Times of this batch size, or while they are too few, of the nearest size that is known."""
-        if self._times[self._batch].knows(1):
-            return self._times[self._batch]
         known = [size for size, times in self._times.items() if times.knows(1)] or [self._batch]
         return self._times[min(known, key=lambda size: abs(size - self._batch))]
 

@@ -70,7 +70,7 @@ class TransformersModel:
         check_rewindable(model)
         self.model = model.eval()
         config: PretrainedConfig = model.config.get_text_config(decoder=True)
-        rows: int = model.get_output_embeddings().weight.shape[0]
+        rows = score_rows(model)
         self.vocab_size = min(rows, vocab_size or rows)
         self.context: int = context_length(config)
         self.device: torch.device = model.device
@@ -96,13 +96,15 @@ class TransformersModel:
         longest = max(map(len, tokens))
         # Short rows are padded on the right; what the padding wrote is taken back at the end.
         padded = torch.tensor([row + [0] * (longest - len(row)) for row in tokens], device=self.device)
-        for chunk in padded.split(PREFILL_CHUNK, dim=1) if longest else ():
-            self._forward(chunk, keep_logits=1)
+        with torch.autocast(self.device.type, enabled=False):
+            for chunk in padded.split(PREFILL_CHUNK, dim=1) if longest else ():
+                self._forward(chunk, keep_logits=1)
         self.cache.rewind([n + len(row) for n, row in zip(before, tokens, strict=True)])
 
     @torch.inference_mode()
     def extend(self, tokens: Tensor) -> Tensor:
-        return self._forward(tokens, keep_logits=0)
+        with torch.autocast(self.device.type, enabled=False):  # steps compute in the number type of the weights
+            return self._forward(tokens, keep_logits=0)
 
     def rewind(self, lengths: list[int]) -> None:
         self.cache.rewind(lengths)
@@ -112,8 +114,7 @@ class TransformersModel:
 
     def _forward(self, tokens: Tensor, keep_logits: int) -> Tensor:
         positions, visible = self.cache.advance(tokens.shape[1])
-        kinds = self._windows.items()
-        masks = {kind: _additive(visible, positions, window, self._dtype) for kind, window in kinds}
+        masks = {kind: _additive(visible, positions, window, self._dtype) for kind, window in self._windows.items()}
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
         if self._recorded and self.cache.slots and not keep_logits and isinstance(mask, Tensor):
             slots = [t for layer in range(len(self.cache.slots)) for t in self.cache.window(layer)]
@@ -153,6 +154,12 @@ def _additive(visible: Tensor, positions: Tensor, window: int | None, dtype: tor
         slots = torch.arange(visible.shape[-1], device=visible.device)
         visible = visible & (slots > (positions[..., None] - window)[:, None])
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
+
+
+def score_rows(model: "PreTrainedModel") -> int:
+    """How many scores a model gives for each token: rows of its output layer, padding included."""
+    head: Any = model.get_output_embeddings()
+    return int(getattr(head, "out_features", None) or head.weight.shape[0])  # quantised layers have no such weight
 
 
 def context_length(config: "PretrainedConfig") -> int:
@@ -312,7 +319,7 @@ def check_compatible(
 
 def _check_vocabulary(role: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
     check_rewindable(model, role)
-    rows, largest = model.get_output_embeddings().weight.shape[0], max(tokenizer.get_vocab().values())
+    rows, largest = score_rows(model), max(tokenizer.get_vocab().values())
     if largest >= rows:
         raise SpecdecError(f"{role}: its tokenizer has ids up to {largest}, but the model scores only {rows} tokens")
 

@@ -16,7 +16,7 @@ import transformers as tf
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from specdec_ref import Pair, SpecdecError, TransformersModel, load_pair
+from specdec_ref import GREEDY, Pair, SpecdecError, TransformersModel, generate_speculative, load_pair
 from specdec_ref.models import check_rewindable
 
 KINDS = "llama qwen2 qwen3 gpt2 mistral gemma2 gemma3".split()
@@ -72,6 +72,24 @@ def test_ragged_prefill_and_extend_give_the_logits_of_a_fresh_forward(
     lengths = [30, 20, 5]
     model = begun(case, lengths)
     close(model.extend(case.slice(case.tokens, lengths, 12)), case.slice(case.logits, lengths, 12))
+
+
+def test_autocast_around_the_loop_changes_nothing(pair: Pair) -> None:
+    """Steps compute in the number type of the weights; records made inside serve outside, too."""
+    plain = generate_speculative(pair, [1, 2, 3], k=3, max_new_tokens=60, seed=0).tokens
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert generate_speculative(pair, [1, 2, 3], k=3, max_new_tokens=60, seed=0).tokens == plain
+    assert generate_speculative(pair, [1, 2, 3], k=3, max_new_tokens=60, seed=0).tokens == plain
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:.*quantize_per_tensor")
+def test_a_model_with_quantised_linear_layers_is_decoded_as_it_scores(pair: Pair) -> None:
+    """Its layers are other modules, without a weight that could be looked at."""
+    target = torch.ao.quantization.quantize_dynamic(pair.target, {torch.nn.Linear}, dtype=torch.qint8)
+    assert type(target.lm_head) is not torch.nn.Linear
+    quantised = Pair(target, pair.draft, pair.tokenizer)
+    found = generate_speculative(quantised, [1, 2, 3], k=3, max_new_tokens=20, sampling=GREEDY).tokens
+    assert found == generate_speculative(quantised, [1, 2, 3], k=0, max_new_tokens=20, sampling=GREEDY).tokens
 
 
 def test_rejected_tokens_leave_no_trace_in_the_logits(case: Case) -> None:

@@ -26,7 +26,7 @@ from specdec_ref.equivalence.sampler import (
 )
 from specdec_ref.equivalence.statistics import Counts, detectable_tv
 from specdec_ref.errors import SpecdecError, is_number, is_whole
-from specdec_ref.models import Pair, check_rewindable, context_length
+from specdec_ref.models import Pair, check_rewindable, context_length, score_rows
 from specdec_ref.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def prepare(
         raise SpecdecError(f"false_alarm={false_alarm!r:.80}: takes a probability, 0 < false_alarm ≤ 0.1")
     ids = prompt_ids(pair, prompts, length)
     model = pair.target if isinstance(pair, Pair) else pair
-    vocab_size: int = model.get_output_embeddings().weight.shape[0]
+    vocab_size = score_rows(model)
     end = tuple(sorted(i for i in eos if i < vocab_size))
 
     def plan(total: int) -> Plan:
@@ -207,7 +207,7 @@ def prompt_ids(pair: "Pair | PreTrainedModel", prompts: Sequence[str | Sequence[
     """Token ids of every prompt. Raises SpecdecError for what is no prompt, or leaves no room for `length` tokens."""
     model = pair.target if isinstance(pair, Pair) else pair
     check_rewindable(model, "target")
-    rows, context = model.get_output_embeddings().weight.shape[0], context_length(model.config.get_text_config())
+    rows, context = score_rows(model), context_length(model.config.get_text_config())
     if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Sequence) or not prompts:
         raise SpecdecError(f"prompts={prompts!r:.80}: takes a list of texts or of lists of token ids, one or more")
     found: list[Tokens] = []

@@ -16,7 +16,7 @@ from specdec_ref.equivalence.empirical import Progress, prompt_ids
 from specdec_ref.equivalence.engines import OurLoop
 from specdec_ref.equivalence.sampler import Sampler, SamplerError, checked, crash, drawing_of, ends_of, name_of
 from specdec_ref.errors import SpecdecError, is_whole
-from specdec_ref.models import Pair
+from specdec_ref.models import Pair, score_rows
 from specdec_ref.sampling import GREEDY
 
 ROOM = 8
@@ -103,7 +103,7 @@ def greedy_agreement(
         raise SpecdecError(f"max_new_tokens={max_new_tokens!r:.80}: takes a whole number ≥ 1")
     sampler = OurLoop(pair, k, GREEDY) if sampler is None else sampler
     draw, end, target = drawing_of(sampler), ends_of(sampler), pair.target
-    vocab_size = target.get_output_embeddings().weight.shape[0]
+    vocab_size = score_rows(target)
     ids = prompt_ids(pair, prompts, max_new_tokens)
     wider: Any = None
     compared, differences = 0, []

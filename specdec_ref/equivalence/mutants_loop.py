@@ -151,11 +151,11 @@ p = torch.cat([cut.probabilities(logits[:, :-1]), sampling.probabilities(logits[
         output="Attention of the shorter rows is diluted, in the target and in the draft.",
         caught_by="cache",
         where="cache.RewindableCache.advance",
-        right="return self._positions, (slots <= self._positions[..., None])[:, None]",
-        wrong="""behind = (slots > self._positions[:, -1:]) & (slots < longest + n)
+        right="return self.positions, (slots <= self.positions[..., None])[:, None]",
+        wrong="""behind = (slots > self.positions[:, -1:]) & (slots < longest + n)
 for states in (states for layer in self.slots.values() for states in layer):
     states[:, :, : self._window].masked_fill_(behind[:, None, :, None], 0)
-return self._positions, ((slots <= self._positions[..., None]) | behind[:, None])[:, None]""",
+return self.positions, ((slots <= self.positions[..., None]) | behind[:, None])[:, None]""",
     ),
 )
 """Those that change what comes out, in `drafting`, `decoding` and `cache`."""

@@ -68,7 +68,7 @@ def grow_tree(
     tree = Tree(prompt, {}, {})
     worst = 0.0
     known = _cached(model, prompt[:-1])
-    rows = max(1, min(ROWS, SCORES // model.get_output_embeddings().weight.shape[0]))
+    rows = max(1, min(ROWS, SCORES // model.config.get_text_config().vocab_size))
     level: list[tuple[Tokens, float]] = [((), 1.0)]
     for depth in range(length):
         level.sort(key=lambda node: -node[1])

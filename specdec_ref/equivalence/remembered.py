@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from specdec_ref.errors import SpecdecError
-from specdec_ref.models import attention_windows, check_rewindable, context_length
+from specdec_ref.models import attention_windows, check_rewindable, context_length, score_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +37,7 @@ class Remembered:
         if any(window is not None for window in attention_windows(config).values()):
             raise SpecdecError(f"model: {config.model_type} has sliding windows; takes one that sees everything")
         self._model: Any = model.eval()
-        rows = model.get_output_embeddings().weight.shape[0]
+        rows = score_rows(model)
         self.vocab_size = min(rows, vocab_size or rows)
         self.context, self.device = context_length(config), model.device
         self._forget()

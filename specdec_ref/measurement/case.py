@@ -20,7 +20,7 @@ from specdec_ref.errors import SpecdecError, is_whole
 from specdec_ref.measurement.costs import Costs
 from specdec_ref.measurement.parts import Models
 from specdec_ref.measurement.rounds import Bench, room
-from specdec_ref.models import Pair, TransformersModel, held_out_prompts
+from specdec_ref.models import Pair, TransformersModel, held_out_prompts, score_rows
 from specdec_ref.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def _ids(prompt: Prompt, models: Models) -> list[int]:
 @torch.inference_mode()
 def plain_logits(model: "PreTrainedModel", tokens: Sequence[int]) -> Tensor:
     """transformers' own forward pass without any cache: what our steps must agree with. tokens: n; returns [n, V]."""
-    rows = model.get_output_embeddings().weight.shape[0]
+    rows = score_rows(model)
     ids = torch.tensor([[min(token, rows - 1) for token in tokens]], device=model.device)
     logits: Tensor = model(input_ids=ids, use_cache=False).logits[0]
     return logits
