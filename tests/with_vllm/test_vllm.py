@@ -202,7 +202,7 @@ def test_samples_follow_the_target(pair: sd.Pair, server: Running) -> None:
     asker = OpenAICompletions(running.url, eos=pair.eos, timeout=300, more={"seed": None})
     result = empirical(pair, asker, texts, length=3, samples=3_000)
     if name == "prompt lookup" and ON_CPU:
-        return  # few of its rounds draft at all: what the defect does there drowns in 3,000 samples (recorded: p = 0.13)
+        return  # few of its rounds draft at all: the defect drowns in 3,000 samples (recorded: p = 0.13)
     assert result.consistent != defective(name), result.explain()
 
 
