@@ -263,8 +263,13 @@ def test_the_page_shows_what_the_test_says_of_engines(
 
 def test_what_is_recorded_keeps_the_promise() -> None:
     """Of the run that is in the repository, if one is."""
-    record, engines = recorded(ROOT / "docs")
+    record, engines, calibration = recorded(ROOT / "docs")
     assert all(facts["samples"] == facts["asked"] for facts in engines)
+    if calibration is not None:
+        for rate, alarms in calibration["false alarms, by stated rate"].items():
+            assert alarms["low"] <= float(rate) <= alarms["high"]
+        found = calibration["found"]["detectable TV, worst direction"]
+        assert found["low"] <= calibration["stated_power"] <= found["high"]
     if record is not None:
         assert record["mutants"].keys() == {m.name for m in MUTANTS if m.effect == "distribution"}
         assert all(e["refuted"] == len(e["p_values"]) == 20 for e in record["mutants"].values() if e["tv"] >= 0.03)

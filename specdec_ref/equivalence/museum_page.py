@@ -57,18 +57,26 @@ ON_THE_PAIR = """## On the pair that ships
 `benchmarks/museum.py` draws from the trained pair while each wrong version of the first kind is in force, in two ways:
 at temperature 1, and at temperature 0.7 with top-k 40 and a draft that stops when it is unsure. TV is the total
 variation of the first four tokens from the target's, in the way that shows more. Where it is 0.03 or more, the
-empirical test has to refute it in every run, with as many samples as find such a difference 99 times in 100."""
+empirical test has to refute it in every run, with as many samples as find such a difference 99 times in 100. The
+models' scores are remembered by the tokens that a cache would hold; wrong versions of the cache run on real caches."""
 
 
-def page(result: Matrix, record: dict[str, Any] | None = None, engines: Sequence[dict[str, Any]] = ()) -> str:
+def page(
+    result: Matrix,
+    record: dict[str, Any] | None = None,
+    engines: Sequence[dict[str, Any]] = (),
+    calibration: dict[str, Any] | None = None,
+) -> str:
     """docs/museum.md: the matrix, what was recorded, and every wrong version with its difference from the right code.
 
     record: what `benchmarks/museum.py` wrote. engines: what `specdec equivalence --json` said of some.
+    calibration: what `benchmarks/equivalence_calibration.py` wrote.
     """
     tests = [f"- **{c.short}** (`{c.name}`): {c.what}" for c in result.checks]
     counts = [f"- {sentence}" for sentence in result.summary()]
     parts = [INTRODUCTION, "\n".join(tests), PICTURE, result.markdown(), LEGEND, "\n".join(counts)]
     parts += _on_the_pair(record) if record else []
+    parts += [_calibrated(calibration)] if calibration else []
     parts += [ENGINES, "\n".join(map(_of_engine, engines))] if engines else []
     for effect, title in (("distribution", "They change the distribution"), ("speed", "They only lose speed")):
         parts.append(f"## {title}")
@@ -93,6 +101,30 @@ def _on_the_pair(record: dict[str, Any]) -> list[str]:
         ks = f"Kolmogorov and Smirnov find the p-values uniform with p = {p:.2g}"
         said.append(f"- The right code, {name}: {runs} runs of {each:,} samples, {alarms}; {ks}.")
     return [ON_THE_PAIR, "\n".join(rows), "\n".join(said)]
+
+
+def _calibrated(facts: dict[str, Any]) -> str:
+    """Whether the empirical test keeps what it says."""
+
+    def share(one: dict[str, Any]) -> str:
+        return f"{one['share']:.2%} ({one['low']:.2%} to {one['high']:.2%})"
+
+    alarms = facts["false alarms, by stated rate"]
+    called_wrong = [f"- {share(one)} where {float(rate):.1%} is stated" for rate, one in alarms.items()]
+    lines = [
+        f"**Does the empirical test keep its word?** {alarms['0.05']['simulations']:,} tests were simulated, each of "
+        f"{facts['samples']:,} samples",
+        f"of the pair's outcomes, {facts['outcomes']:,} over {facts['prompts']} prompts "
+        "(`python benchmarks/equivalence_calibration.py`). A right sampler was called wrong in",
+        "",
+        *called_wrong,
+        "",
+        f"of them (with 95 % intervals). A sampler with a total variation of {facts['detectable_tv']:.3f}, of which it "
+        f"says that {facts['stated_power']:.0%} of tests",
+        f"find it, was found in {share(facts['found']['detectable TV, worst direction'])}, where the difference is "
+        "spread in the way that hides it best.",
+    ]
+    return "\n".join(lines)
 
 
 def _of_engine(facts: dict[str, Any]) -> str:
@@ -123,16 +155,17 @@ def _exhibit(m: Mutant, result: Matrix) -> str:
 ```"""
 
 
-def recorded(folder: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """The arguments `record` and `engines` of `page`, from the results beside `folder`."""
+def recorded(folder: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]], dict[str, Any] | None]:
+    """The arguments `record`, `engines` and `calibration` of `page`, from the results beside `folder`."""
     results = folder.resolve().parent / RESULTS
 
-    def read(file: Path) -> Any:
-        return json.loads(file.read_text(encoding="utf-8"))
+    def read(name: str) -> Any:
+        file = results / name
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
-    museum = results / "museum.json"
-    engines = [read(file) for file in sorted(results.glob("equivalence_*.json"))]
-    return read(museum) if museum.is_file() else None, [facts for facts in engines if "sampler" in facts]
+    engines = [read(file.name) for file in sorted(results.glob("equivalence_*.json"))]
+    of_engines = [facts for facts in engines if "sampler" in facts]
+    return read("museum.json"), of_engines, read("equivalence_calibration.json")
 
 
 def _main() -> None:
