@@ -71,18 +71,33 @@ def test_there_are_at_least_twenty_hostile_ones() -> None:
     assert len(HOSTILE) >= 20
 
 
-@pytest.fixture(scope="module")
-def poor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    """A sandbox as it is where the system allows no namespaces: in a container, for instance."""
-    folder = tmp_path_factory.mktemp("child")
+def child_without(folder: Path, *walls: str) -> Path:
+    """The program for submissions, on a system where these walls cannot be built."""
     for name in ("cells", "walls", "sandbox_child"):
         shutil.copy(box.CHILD.with_name(f"{name}.py"), folder)
     with (folder / "walls.py").open("a", encoding="utf-8") as file:
-        file.write("\n\ndef leave():\n    return False\n")
+        file.writelines(f"\n\ndef {wall}(*_):\n    return False\n" for wall in walls)
+    return folder / "sandbox_child.py"
+
+
+@pytest.fixture(scope="module")
+def poor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """A sandbox as it is where the system allows no namespaces: in a container, for instance."""
+    child = child_without(tmp_path_factory.mktemp("child"), "leave")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(box, "CHILD", folder / "sandbox_child.py")
+        patch.setattr(box, "CHILD", child)
         with Sandbox([ROOT / "solutions"]) as made:
             yield made
+
+
+def test_a_teacher_is_told_where_the_walls_are_low(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No namespaces and no Landlock, as on an old kernel: whoever grades has to know."""
+    monkeypatch.setattr(box, "CHILD", child_without(tmp_path, "leave", "restrict_files"))
+    for name in ("one", "two"):
+        notebook(tmp_path / "class" / name, RIGHT)
+    said = " ".join(CliRunner().invoke(app, ["grade", str(tmp_path / "class"), "--jobs", "1"]).output.split())
+    assert "2 of 2 were held by less than they should be" in said
+    assert "use a kernel of 5.13 or newer, or allow user namespaces" in said
 
 
 @pytest.mark.parametrize("name", ["reads-solutions", "reads-tests", "kill-everybody", "orphan", "network", "fork-bomb"])
