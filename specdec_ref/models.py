@@ -78,13 +78,11 @@ class TransformersModel:
         self.start(1, 0)
 
     def start(self, batch: int, capacity: int) -> None:
-        self._room = None
-        if (steps := steps_of(self.model)) in ("graphs", "compiled") and capacity:
-            rounded = min(max(self.context, capacity), -(-capacity // ROOM) * ROOM)
-            self.cache = RewindableCache(batch, rounded, self.device)
-            self._room = room_for(self.model, self.cache)
-        else:
-            self.cache = RewindableCache(batch, capacity, self.device)
+        captured = (steps := steps_of(self.model)) in ("graphs", "compiled") and capacity > 0
+        if captured:
+            capacity = min(max(self.context, capacity), -(-capacity // ROOM) * ROOM)
+        self.cache = RewindableCache(batch, capacity, self.device)
+        self._room = room_for(self.model, self.cache) if captured else None
         self._dtype = self.model.dtype  # transformers looks for it anew at every call
         self._plain = self.model.config.model_type in PLAIN_FAMILIES
         self._recorded = steps == "recorded" and self._plain and can_be_recorded(self.model)
@@ -96,14 +94,14 @@ class TransformersModel:
         longest = max(map(len, tokens))
         # Short rows are padded on the right; what the padding wrote is taken back at the end.
         padded = torch.tensor([row + [0] * (longest - len(row)) for row in tokens], device=self.device)
-        with torch.autocast(self.device.type, enabled=False):
+        with self._own_number_type():
             for chunk in padded.split(PREFILL_CHUNK, dim=1) if longest else ():
                 self._forward(chunk, keep_logits=1)
         self.cache.rewind([n + len(row) for n, row in zip(before, tokens, strict=True)])
 
     @torch.inference_mode()
     def extend(self, tokens: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, enabled=False):  # steps compute in the number type of the weights
+        with self._own_number_type():
             return self._forward(tokens, keep_logits=0)
 
     def rewind(self, lengths: list[int]) -> None:
@@ -111,6 +109,10 @@ class TransformersModel:
 
     def keep(self, rows: list[int]) -> None:
         self.cache.keep(rows)
+
+    def _own_number_type(self) -> torch.autocast:
+        """Steps compute in the number type of the weights, whatever is cast around them. ('meta' has no autocast.)"""
+        return torch.autocast("cpu" if self.device.type == "meta" else self.device.type, enabled=False)
 
     def _forward(self, tokens: Tensor, keep_logits: int) -> Tensor:
         positions, visible = self.cache.advance(tokens.shape[1])
@@ -247,9 +249,7 @@ def held_out_prompts() -> dict[str, str]:
     Raises SpecdecError where they are missing.
     """
     if not (PRETRAINED / "prompts.json").is_file():
-        raise SpecdecError(
-            "held-out prompts: prompts.json does not ship with this installation; make it with `specdec train`"
-        )
+        raise SpecdecError("held-out prompts: prompts.json is missing here; make it with `specdec train`")
     prompts: dict[str, str] = json.loads((PRETRAINED / "prompts.json").read_text(encoding="utf-8"))
     return prompts
 
