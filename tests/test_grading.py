@@ -19,6 +19,7 @@ import pytest
 import torch
 from hostile import HOSTILE, RIGHT, TARGET
 from typer.testing import CliRunner
+from wrong import WRITES
 
 from specdec_ref.cli import app
 from specdec_ref.errors import SpecdecError
@@ -189,6 +190,13 @@ def test_graded_by_the_names_that_are_defined(
 ) -> None:
     graded = grade_submission("x", [notebook(tmp_path, *sources)], sandbox, exercises=[RESIDUAL])
     assert (graded.verdicts[0].outcome, graded.verdicts[0].diagnosis) == (outcome, diagnosis)
+
+
+def test_writing_into_the_arguments_is_told_from_outside_as_in_the_notebook(tmp_path: Path, sandbox: Sandbox) -> None:
+    graded = grade_submission(
+        "x", [notebook(tmp_path, *WRITES.values())], sandbox, exercises=[EXERCISES[name] for name in WRITES]
+    )
+    assert {v.exercise: v.diagnosis for v in graded.verdicts} == dict.fromkeys(WRITES, "changes-arguments")
 
 
 def test_every_solution_passes_all_checks_from_outside(sandbox: Sandbox) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from specdec_ref.control import AdaptiveSpeculation
-from specdec_ref.teaching.checks.exercise import Case, Exercise, Misconception, shown
+from specdec_ref.teaching.checks.exercise import Case, Exercise, Misconception, called, shown
 from specdec_ref.teaching.checks.outcomes import BadRequest
 from specdec_ref.teaching.checks.workload import RECORDED
 
@@ -52,7 +52,7 @@ def play(choose: Callable[..., Any], case: Case) -> Played:
     played: list[list[int]] = []
     tokens, cost = 0, 0.0
     for alpha, row in zip(alphas, u, strict=True):
-        k = choose([list(entry) for entry in played[-MEMORY:]], c, slope)
+        k = called(choose, played[-MEMORY:], c, slope)
         if not _whole(k):
             raise BadRequest(f"choose_k gave {shown(k)}: takes a whole number, 0 … {MAX_K}")
         accepted = int((row[: int(k)] < alpha).cumprod().sum())

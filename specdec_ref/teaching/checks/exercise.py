@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from specdec_ref.teaching.checks.outcomes import distribution
+from specdec_ref.teaching.checks.outcomes import Chance, distribution
 
 Outcome = Literal["passed", "wrong", "crashed", "not attempted"]
 Function = Callable[..., Any]
@@ -106,15 +106,30 @@ def observe(function: Function, case: Case, measure: Callable[[Function, Case], 
     """What a function gives in a case: its value, or the exact distribution of its values, or what is measured."""
     if measure is not None:
         return measure(function, case)
-    before = copy.deepcopy(case.arguments)
-    given = copy.deepcopy(case.arguments)
     if case.asks_chance:
-        value: Any = distribution(lambda chance: function(*copy.deepcopy(given), chance))
-    else:
-        value = function(*given)
-    if not same(before, given, 0.0):
-        raise ChangedArguments
+        return distribution(lambda chance: called(function, *case.arguments, chance))
+    return called(function, *case.arguments)
+
+
+def called(function: Function, *arguments: Any) -> Any:
+    """What a function gives for copies of these arguments. Raises ChangedArguments where it wrote into one of them."""
+    given = [a if isinstance(a, Chance) else copy.deepcopy(a) for a in arguments]
+    value = function(*given)
+    if not all(isinstance(a, Chance) or _untouched(a, b) for a, b in zip(arguments, given, strict=True)):
+        raise ChangedArguments("it writes into its arguments")
     return value
+
+
+def _untouched(before: Any, after: Any) -> bool:
+    if type(before) is not type(after):
+        return False
+    if isinstance(before, torch.Tensor):
+        return torch.equal(before, after)
+    if isinstance(before, dict):
+        return list(before) == list(after) and all(_untouched(before[key], after[key]) for key in before)
+    if isinstance(before, (list, tuple)):
+        return len(before) == len(after) and all(map(_untouched, before, after))
+    return bool(before == after)
 
 
 def same(a: Any, b: Any, tolerance: float) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specdec_ref.teaching.checks.exercise import Case, Exercise, Function, Misconception
+from specdec_ref.teaching.checks.exercise import Case, Exercise, Function, Misconception, called
 from specdec_ref.teaching.checks.outcomes import BadRequest, distribution
 from specdec_ref.teaching.checks.rule import residual
 
@@ -85,8 +85,8 @@ def cases(seed: int) -> list[Case]:
 
 def next_tokens(function: Function, case: Case) -> dict[tuple[int, ...], float]:
     """The exact distribution of the next k + 1 tokens; where a round emits fewer, the target goes on alone."""
-    target, draft, last, k = case.arguments
-    found = distribution(lambda chance: function(target.clone(), draft.clone(), last, k, chance))
+    target, k = case.arguments[0], case.arguments[3]
+    found = distribution(lambda chance: called(function, *case.arguments, chance))
     text: dict[tuple[int, ...], float] = {}
     for emitted, probability in found.items():
         if not isinstance(emitted, tuple) or not 1 <= len(emitted) <= k + 1:
