@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from wrong import WRITES
+from wrong import WRITES, WRONG
 
 from specdec_ref.teaching.checks.catalogue import EXERCISES
 from specdec_ref.teaching.checks.judging import judge
@@ -20,3 +20,9 @@ def made_of(source: str, name: str) -> Any:
 def test_writing_into_the_arguments_is_told_in_the_notebook(name: str) -> None:
     verdict = judge(EXERCISES[name], made_of(WRITES[name], EXERCISES[name].function))
     assert (verdict.outcome, verdict.diagnosis) == ("wrong", "changes-arguments"), verdict
+
+
+@pytest.mark.parametrize(("name", "due", "answer"), WRONG, ids=[f"{n}-{f.__name__}" for n, _, f in WRONG])
+def test_each_wrong_answer_is_told_what_is_wrong_with_it(name: str, due: str, answer: Any) -> None:
+    verdict = judge(EXERCISES[name], answer)
+    assert (verdict.outcome == "passed", verdict.diagnosis) == (False, due), verdict

@@ -1,7 +1,7 @@
 """All exercises, in the order of the course."""
 
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.checks import deciding, deployment, judgement, loop, mending, rule
+from specdec_ref.teaching.checks import choosing, deciding, deployment, judgement, loop, mending, rule
 from specdec_ref.teaching.checks.exercise import Exercise
 
 EXERCISES: dict[str, Exercise] = {
@@ -16,7 +16,7 @@ EXERCISES: dict[str, Exercise] = {
         mending.MEND,
         judgement.EQUIVALENCE,
         loop.DECODE,
-        judgement.BEST_DRAFT,
+        choosing.BEST_DRAFT,
         deployment.ADAPTIVE,
         deployment.MEMORY_EXERCISE,
         deciding.DECIDE,

@@ -56,13 +56,16 @@ def shown_cases() -> list[dict[str, float]]:
 
 
 def _cases(seed: int) -> list[Case]:
-    """Public: the shown ones, and two made up where the answer is beyond doubt. Hidden: the others."""
+    """Public: the shown ones, and some made up where the answer is beyond doubt. Hidden: the others."""
     rest = [i for i in range(len(MEASURED)) if i not in SHOWN]
     if seed:
         return [_case(MEASURED[i]) for i in rest[seed % 2 :: 2]]
     return [
         Case((128, 256, 0.3, 0.3, 2.9, 4.8), "128 sequences, α = 0.3, scoring 5 tokens costs 4.8 steps"),
         Case((1, 256, 0.95, 0.02, 1.0, 1.0), "one sequence, α = 0.95, drafting and scoring nearly free"),
+        Case((1, 256, 0.8, 0.5, 1.1, 1.2), "one sequence, α = 0.8, a draft step costs half a step of the target"),
+        Case((1, 256, 0.4, 0.7, 1.0, 1.05), "one sequence, α = 0.4, a draft step costs 0.7 steps of the target"),
+        Case((64, 256, 0.8, 0.05, 3.0, 5.0), "64 sequences, α = 0.8, scoring 5 tokens costs 5 steps"),
         *(_case(MEASURED[i]) for i in SHOWN),
     ]
 
@@ -126,6 +129,19 @@ DECIDE = Exercise(
         Misconception(
             "bonus-left-out", "You count accepted tokens only: each round emits one more", 1,
             _by_formula(lambda alpha, k: 1.0 if k == 0 else alpha * (1 - alpha**k) / (1 - alpha)),
+        ),
+        Misconception(
+            "drafting-is-free", "You forget what drafting costs: k steps of c", 1, _by_formula(c=0.0)
+        ),
+        Misconception(
+            "one-draft-step", "You pay for one draft step only; k tokens are drafted one after the other", 1,
+            lambda batch, context, alpha, c, v3, v5: max(
+                (0, 2, 4), key=lambda k: _promised(k, alpha, c / max(k, 1), v3, v5)
+            ),
+        ),
+        Misconception(
+            "scoring-costs-one", "You let scoring cost 1 however many tokens are scored: v3 and v5 are its cost", 1,
+            _by_formula(v3=1.0, v5=1.0),
         ),
         Misconception(
             "alpha-alone", "You decide by α alone: what drafting and scoring cost decides as well", 2,

@@ -1,6 +1,6 @@
-"""Exercises of judgement: find the bug, test a sampler, choose a draft, adapt k, count memory, decide when to."""
+"""Exercises of judgement: find the bug, and test a sampler."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -120,6 +120,11 @@ def _consistency_cases(seed: int) -> list[Case]:
         Case(([29, 16, 26, 29], even), "counts [29, 16, 26, 29], probabilities 1/4 each"),
         Case(([40, 12, 30, 18], even), "counts [40, 12, 30, 18], probabilities 1/4 each"),
         Case(([36, 13, 30, 21], even), "counts [36, 13, 30, 21], probabilities 1/4 each"),
+        Case(([61, 29, 10, 0], skewed), "counts [61, 29, 10, 0], probabilities [0.6, 0.3, 0.09, 0.01]"),
+        Case(([39, 21, 20, 20], even), "counts [39, 21, 20, 20], probabilities 1/4 each"),
+        Case(([37, 37, 13, 13], even), "counts [37, 37, 13, 13], probabilities 1/4 each"),
+        Case(([45, 18, 18, 19], even), "counts [45, 18, 18, 19], probabilities 1/4 each"),
+        Case(([64, 36], [0.5, 0.5]), "counts [64, 36], probabilities [0.5, 0.5]"),
         Case(([72, 28], [0.6, 0.4]), "counts [72, 28], probabilities [0.6, 0.4]"),
         Case(([67, 33], [0.5, 0.5]), "counts [67, 33], probabilities [0.5, 0.5]"),
         Case(([13, 42, 22, 23], even), "counts [13, 42, 22, 23], probabilities 1/4 each"),
@@ -149,6 +154,16 @@ EXHIBITED: dict[str, dict[str, Any]] = {
 def _chi(counts: Sequence[int], probabilities: Sequence[float]) -> float:
     expected = np.array(probabilities) * sum(counts)
     return float(((np.array(counts) - expected) ** 2 / expected).sum())
+
+
+def _chi_by_counts(counts: Sequence[int], probabilities: Sequence[float]) -> float:
+    off = (np.array(counts) - np.array(probabilities) * sum(counts)) ** 2
+    return float("inf") if 0 in counts else float((off / np.array(counts)).sum())
+
+
+def _standardised(counts: Sequence[int], probabilities: Sequence[float]) -> Any:
+    p, n = np.array(probabilities), sum(counts)
+    return (np.array(counts) - n * p) / np.sqrt(n * p * (1 - p))
 
 
 def _shares(counts: Sequence[int], probabilities: Sequence[float]) -> Any:
@@ -190,6 +205,18 @@ EQUIVALENCE = Exercise(
             lambda c, p: bool(_chi(c, p) <= {1: 3.841, 3: 7.815}.get(len(c) - 1, 0)),
         ),
         Misconception(
+            "level-of-1-percent", "Your limit refutes a right sampler once in 100 times, not in 1,000: see CRITICAL", 2,
+            lambda c, p: bool(_chi(c, p) <= {1: 6.635, 3: 11.345}.get(len(c) - 1, 0)),
+        ),
+        Misconception(
+            "divided-by-counts", "You divide by what was counted, which may be 0: divide by what was expected", 1,
+            lambda c, p: bool(_chi_by_counts(c, p) <= CRITICAL[len(c) - 1]),
+        ),
+        Misconception(
+            "each-by-itself", "You judge each outcome by itself: together they can be off where none is far off", 1,
+            lambda c, p: bool((abs(_standardised(c, p)) <= 3).all()),
+        ),
+        Misconception(
             "degrees-of-freedom", "n outcomes have n − 1 degrees of freedom: the last share follows from the others", 2,
             lambda c, p: bool(_chi(c, p) <= {2: 13.816, 4: 18.467}.get(len(c), 0)),
         ),
@@ -199,105 +226,4 @@ EQUIVALENCE = Exercise(
         ),
     ),
     _consistency_cases,
-)  # fmt: skip
-
-
-# Choose a draft (8.1.2)
-
-
-def _gain(alpha: float, k: int, c: float, slope: float) -> float:
-    return float((1 - alpha ** (k + 1)) / (1 - alpha)) / (k * c + 1 + slope * k)
-
-
-def best_draft(drafts: Mapping[str, tuple[float, float]], slope: float) -> tuple[str, int]:
-    """(name, k) with the largest speedup for k = 1 … 8, or ('none', 0). drafts: name → (α, c)."""
-    options = {}
-    for name, (alpha, c) in drafts.items():
-        for k in range(1, 9):
-            options[name, k] = (1 - alpha ** (k + 1)) / (1 - alpha) / (k * c + 1 + slope * k)
-    winner = max(options, key=lambda option: options[option])
-    return winner if options[winner] > 1 else ("none", 0)
-
-
-def _draft_cases(seed: int) -> list[Case]:
-    ours = {"small": (0.62, 0.09), "medium": (0.74, 0.13), "large": (0.78, 0.2)}
-    poor = {"tiny": (0.2, 0.3), "slow": (0.5, 0.9)}
-    cases = [Case((ours, slope), f"the drafts that ship, slope {slope}") for slope in (0.0, 0.1, 0.5, 1.0)]
-    cases.append(Case((poor, 0.1), "two drafts that do not pay"))
-    chance = np.random.default_rng(seed)
-    for _ in range(4):
-        some = {name: (float(chance.uniform(0.3, 0.95)), float(chance.uniform(0.02, 0.5))) for name in ("x", "y", "z")}
-        slope = float(chance.uniform(0, 0.4))
-        cases.append(Case((some, slope), f"three drafts, slope {slope:.2f}"))
-    return cases
-
-
-def _as_good(value: Any, right: Any, case: Case) -> bool:
-    """Another choice that is within a thousandth of the best is as good."""
-    drafts, slope = case.arguments
-    name, k = value
-    if right[0] == "none" or name not in drafts:
-        return bool(name == right[0])
-    gain, best = (_gain(*(drafts[n][0], j, drafts[n][1]), slope) for n, j in ((name, int(k)), right))
-    return gain > 0.999 * best
-
-
-def _wrongly(score: Any, off: bool = True) -> Any:
-    def choose(drafts: Mapping[str, tuple[float, float]], slope: float) -> tuple[str, int]:
-        options = {(name, k): score(a, k, c, slope) for name, (a, c) in drafts.items() for k in range(1, 9)}
-        winner = max(options, key=lambda option: options[option])
-        return winner if not off or _gain(*_of(drafts, winner), slope) > 1 else ("none", 0)
-
-    return choose
-
-
-def _of(drafts: Mapping[str, tuple[float, float]], option: tuple[str, int]) -> tuple[float, int, float]:
-    alpha, c = drafts[option[0]]
-    return alpha, option[1], c
-
-
-BEST_DRAFT = Exercise(
-    "best_draft",
-    "8.1.2 Compare drafts",
-    "best_draft",
-    20,
-    3,
-    (
-        "Speedup of a draft at k: (1 − αᵏ⁺¹)/(1 − α) / (k·c + 1 + slope·k). Try every draft with every k.",
-        "Neither the largest α nor the smallest c decides: each is paid for with the other.",
-        "Where the best speedup is not above 1, the answer is ('none', 0).",
-    ),
-    best_draft,
-    (
-        Misconception(
-            "always-one", "You choose a draft even where every one of them makes it slower", 3,
-            _wrongly(_gain, off=False),
-        ),
-        Misconception(
-            "best-alpha", "You take the draft with the largest α, whatever its steps cost", 2,
-            lambda d, s: best_draft({max(d, key=lambda n: d[n][0]): d[max(d, key=lambda n: d[n][0])]}, s),
-        ),
-        Misconception(
-            "cheapest", "You take the cheapest draft, whatever is accepted of it", 2,
-            lambda d, s: best_draft({min(d, key=lambda n: d[n][1]): d[min(d, key=lambda n: d[n][1])]}, s),
-        ),
-        Misconception(
-            "scoring-is-free", "You forget slope: each further scored token costs something, too", 1,
-            _wrongly(lambda a, k, c, s: _gain(a, k, c, 0.0)),
-        ),
-        Misconception(
-            "bonus-left-out", "You count accepted tokens only: a round emits one more", 1,
-            _wrongly(lambda a, k, c, s: _gain(a, k, c, s) - 1 / (k * c + 1 + s * k)),
-        ),
-        Misconception(
-            "most-tokens", "You maximise tokens per round: that is always k = 8, whatever it costs", 1,
-            _wrongly(lambda a, k, c, s: (1 - a ** (k + 1)) / (1 - a)),
-        ),
-        Misconception(
-            "always-four", "You always take k = 4; the best k goes with α and the costs", 1,
-            _wrongly(lambda a, k, c, s: _gain(a, 4, c, s) - 1e-9 * (k != 4)),
-        ),
-    ),
-    _draft_cases,
-    agrees=_as_good,
 )  # fmt: skip
