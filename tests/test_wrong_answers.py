@@ -26,3 +26,7 @@ def test_writing_into_the_arguments_is_told_in_the_notebook(name: str) -> None:
 def test_each_wrong_answer_is_told_what_is_wrong_with_it(name: str, due: str, answer: Any) -> None:
     verdict = judge(EXERCISES[name], answer)
     assert (verdict.outcome == "passed", verdict.diagnosis) == (False, due), verdict
+
+
+def test_there_are_three_wrong_answers_for_each_exercise() -> None:
+    assert {name for name in EXERCISES if sum(name == n for n, *_ in WRONG) < 3} == set()

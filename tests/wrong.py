@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import torch
 
 WRITES = {
     "accept": """
@@ -160,7 +161,291 @@ def one_per_cent(counts: Any, probabilities: Any) -> Any:
     return chisquare(counts, np.array(probabilities) * sum(counts)).pvalue > 0.01
 
 
+def verdict_by_rounding(p: Any, q: Any, u: Any) -> Any:
+    return [bool(x / y >= 0.5) for x, y in zip(p.tolist(), q.tolist(), strict=True)]
+
+
+def verdict_not_below(p: Any, q: Any, u: Any) -> Any:
+    return torch.minimum(torch.ones_like(p), p / q) >= u
+
+
+def verdict_upside_down(p: Any, q: Any, u: Any) -> Any:
+    return u * p < q
+
+
+def verdict_rejects(p: Any, q: Any, u: Any) -> Any:
+    return ~(u < p / q)
+
+
+def left_over(p: Any, q: Any) -> Any:
+    return torch.relu(p - q)
+
+
+def left_over_with_epsilon(p: Any, q: Any) -> Any:
+    left = left_over(p, q)
+    return left / (left.sum(-1, keepdim=True) + 1e-8)
+
+
+def left_over_or_zero(p: Any, q: Any) -> Any:
+    return torch.nan_to_num(left_over(p, q) / left_over(p, q).sum(-1, keepdim=True))
+
+
+def left_over_or_uniform(p: Any, q: Any) -> Any:
+    left = left_over(p, q)
+    total = left.sum(-1, keepdim=True)
+    return torch.where(total > 0, left / total, torch.full_like(p, 1 / p.shape[-1]))
+
+
+def left_over_or_uniform_half_done(p: Any, q: Any) -> Any:
+    """The mean of p and uniform where nothing is left: nobody foresaw that."""
+    return torch.where((p == q).all(-1, keepdim=True), (p + 1 / p.shape[-1]) / 2, left_over_with_epsilon(p, q))
+
+
+def left_over_one_hot(p: Any, q: Any) -> Any:
+    one_hot = torch.nn.functional.one_hot((p - q).argmax(-1), p.shape[-1]).double()
+    return torch.where((p == q).all(-1, keepdim=True), p, one_hot)
+
+
+def left_over_of_absolutes_over_all_rows(p: Any, q: Any) -> Any:
+    return (p - q).abs() / (p - q).abs().sum()
+
+
+def yield_of_accepted(alpha: Any, k: Any, c: Any, v: Any) -> Any:
+    return sum(alpha**i for i in range(1, k + 1)) / (c * k + v)
+
+
+def yield_scored_one_by_one(alpha: Any, k: Any, c: Any, v: Any) -> Any:
+    return sum(alpha**i for i in range(k + 1)) / (k * c + (k + 1) * v)
+
+
+def yield_by_formula_only(alpha: Any, k: Any, c: Any, v: Any) -> Any:
+    return (1 - alpha ** (k + 1)) / ((1 - alpha) * (c * k + v))
+
+
+def yield_of_k_minus_one(alpha: Any, k: Any, c: Any, v: Any) -> Any:
+    return sum(alpha**i for i in range(k)) / (c * k + v)
+
+
+def lengths_exchanged(cached: Any, k: Any, accepted: Any) -> Any:
+    target, draft = cached + accepted + 1, min(cached + accepted + 1, cached + k)
+    return draft, target
+
+
+def lengths_both_bounded(cached: Any, k: Any, accepted: Any) -> Any:
+    length = cached + min(k, accepted + 1)
+    return length, length
+
+
+def lengths_alike(cached: Any, k: Any, accepted: Any) -> Any:
+    return (cached + accepted + 1,) * 2
+
+
+def lengths_with_the_new_token(cached: Any, k: Any, accepted: Any) -> Any:
+    return cached + accepted + 2, min(cached + accepted + 2, cached + k)
+
+
+def lengths_of_all(cached: Any, k: Any, accepted: Any) -> Any:
+    return [cached + k + 1, cached + k]
+
+
+def step_upside_down(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
+    for i, x in enumerate(drafted):
+        if not chance.accept(min(1, float(q[i, x] / p[i, x]))):
+            left = left_over(p[i], q[i])
+            return [*drafted[:i], chance.draw(left / left.sum())]
+    return [*drafted, chance.draw(p[-1])]
+
+
+def step_next_row(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
+    for i, x in enumerate(drafted):
+        if not chance.accept(min(1, float(p[i + 1, x] / q[i, x]))):
+            left = left_over(p[i + 1], q[i])
+            return [*drafted[:i], chance.draw(left / left.sum())]
+    return [*drafted, chance.draw(p[-1])]
+
+
+def step_from_the_target(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
+    n = 0
+    while n < len(drafted) and chance.accept((p[n, drafted[n]] / q[n, drafted[n]]).clamp(max=1)):
+        n += 1
+    return [*drafted[:n], chance.draw(p[n])]
+
+
+def step_without_bonus(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
+    out = step_with_float32(p, q, drafted, chance)
+    return out[: len(drafted)]
+
+
+def step_with_float32(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
+    for i, x in enumerate(drafted):
+        if not chance.accept(min(1, float(p[i, x] / q[i, x]))):
+            left = left_over(p[i], q[i]).float()
+            return [*drafted[:i], chance.draw(left / left.sum())]
+    return [*drafted, chance.draw(p[-1])]
+
+
+A, B, C = (
+    "reports another q than it drew from",
+    "draws from the target after a rejection",
+    "counts acceptances behind a rejection",
+)
+
+
+def mended_by_halves(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+    """A and C are mended, B is not."""
+    text = [last]
+    for _ in range(k):
+        text.append(chance.draw(draft[text[-1]]))
+    for i in range(k):
+        p, q = target[text[i]], draft[text[i]]
+        if not chance.accept(min(1.0, float(p[text[i + 1]] / q[text[i + 1]]))):
+            return [*text[1 : i + 1], chance.draw(p)]
+    return [*text[1:], chance.draw(target[text[-1]])]
+
+
+def mended_but_greedy(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+    text = [last]
+    for _ in range(k):
+        text.append(int(torch.argmax(draft[text[-1]])))
+    return step_with_float32(target[text], draft[text[:-1]], text[1:], chance)
+
+
+def mended_without_bonus(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+    text = [last]
+    for _ in range(k):
+        text.append(chance.draw(draft[text[-1]]))
+    return step_without_bonus(target[text], draft[text[:-1]], text[1:], chance)
+
+
+def decoded_by(step: Any, cut: bool = True) -> Any:
+    def speculative_decode(target: Any, draft: Any, start: Any, n: Any, k: Any, chance: Any) -> Any:
+        text = [start]
+        while len(text) <= n:
+            ahead = [text[-1]]
+            while len(ahead) <= k:
+                ahead.append(chance.draw(draft[ahead[-1]]))
+            text.extend(step(target[ahead], draft[ahead[:-1]], ahead[1:], chance))
+        return text[1 : n + 1] if cut else text[1:]
+
+    return speculative_decode
+
+
+def draft_by_alpha(drafts: Any, slope: Any) -> Any:
+    name = max(drafts, key=drafts.get)
+    return drafts_up_to(8)({name: drafts[name]}, slope)
+
+
+def draft_with_k_plus_one_steps(drafts: Any, slope: Any) -> Any:
+    best, choice = 1.0, ("none", 0)
+    for name, (alpha, c) in drafts.items():
+        for k in range(1, 9):
+            gain = (1 - alpha ** (k + 1)) / (1 - alpha) / ((k + 1) * c + 1 + slope * k)
+            if gain > best:
+                best, choice = gain, (name, k)
+    return choice
+
+
+def draft_scored_for_free(drafts: Any, slope: Any) -> Any:
+    return drafts_up_to(8)(drafts, 0.0)
+
+
+def draft_whatever_it_gains(drafts: Any, slope: Any) -> Any:
+    gain = {
+        (n, k): sum(a**i for i in range(k + 1)) / (1 + k * (c + slope))
+        for n, (a, c) in drafts.items()
+        for k in range(1, 9)
+    }
+    return sorted(gain, key=gain.get)[-1]
+
+
+def k_without_a_limit_on_alpha(history: Any, c: Any, slope: Any) -> Any:
+    judged = sum(min(accepted + 1, drafted) for drafted, accepted in history[-10:])
+    alpha = sum(accepted for _, accepted in history[-10:]) / judged if judged else 0.6
+    return max(range(9), key=lambda k: (1 - alpha ** (k + 1)) / (1 - alpha) / (1 + k * (c + slope)))
+
+
+def k_from_nothing(history: Any, c: Any, slope: Any) -> Any:
+    alpha = min(0.95, sum(a for _, a in history) / sum(min(a + 1, d) for d, a in history))
+    return max(range(9), key=lambda k: (1 - alpha ** (k + 1)) / (1 - alpha) / (1 + k * (c + slope)))
+
+
+def k_of_four(history: Any, c: Any, slope: Any) -> Any:
+    return 4
+
+
+def k_up_and_down(history: Any, c: Any, slope: Any) -> Any:
+    k = 4
+    for drafted, accepted in history:
+        k = min(8, k + 1) if accepted == drafted else max(1, k - 1)
+    return k
+
+
+def bytes_of(slots_target: int, slots_draft: int, *, cache: bool = True, per_number: int = 2) -> Any:
+    def memory_bytes(target: Any, draft: Any, batch: Any, tokens: Any, k: Any) -> Any:
+        def kv(m: Any, n: Any) -> Any:
+            return 2 * m["layers"] * m["kv_heads"] * m["head_dim"] * n * batch
+
+        numbers = target["parameters"] + kv(target, tokens + (slots_target * k if draft else 0))
+        if draft:
+            numbers += draft["parameters"] + (kv(draft, tokens + slots_draft * k) if cache else 0)
+        return numbers * per_number
+
+    return memory_bytes
+
+
+def decides_by_batch(batch: Any, context: Any, alpha: Any, c: Any, v3: Any, v5: Any) -> Any:
+    return 4 if batch < 32 else 0
+
+
 WRONG: list[tuple[str, str, Any]] = [
+    ("accept", "half", verdict_by_rounding),
+    ("accept", "at-most", verdict_not_below),
+    ("accept", "inverted", verdict_upside_down),
+    ("accept", "opposite", verdict_rejects),
+    ("residual", "not-normalised-nor-fallen-back", left_over),
+    ("residual", "zeros-where-equal", left_over_with_epsilon),
+    ("residual", "zeros-where-equal", left_over_or_zero),
+    ("residual", "uniform-where-equal", left_over_or_uniform),
+    ("residual", "unknown", left_over_or_uniform_half_done),
+    ("residual", "unknown", left_over_one_hot),
+    ("residual", "unknown", left_over_of_absolutes_over_all_rows),
+    ("speedup", "bonus-left-out", yield_of_accepted),
+    ("speedup", "scored-one-by-one", yield_scored_one_by_one),
+    ("speedup", "zero-by-zero", yield_by_formula_only),
+    ("speedup", "one-term-short", yield_of_k_minus_one),
+    ("rewind", "exchanged", lengths_exchanged),
+    ("rewind", "target-one-short", lengths_both_bounded),
+    ("rewind", "last-drafted-read", lengths_alike),
+    ("rewind", "new-token-cached", lengths_with_the_new_token),
+    ("rewind", "nothing-taken-back", lengths_of_all),
+    ("step", "inverted", step_upside_down),
+    ("step", "row-off-by-one", step_next_row),
+    ("step", "residual-is-target", step_from_the_target),
+    ("step", "no-bonus", step_without_bonus),
+    ("find_bug", "a-taken-for-b", lambda: {"A": B, "B": A, "C": C}),
+    ("find_bug", "b-is-a-cache-bug", lambda: {"A": A, "B": "never forgets rejected tokens", "C": C}),
+    ("find_bug", "c-is-about-u", lambda: {"C": "accepts at u = p/q", "B": B, "A": A}),
+    ("mend", "b-left", mended_by_halves),
+    ("mend", "a-left", mended_but_greedy),
+    ("mend", "bonus-lost", mended_without_bonus),
+    ("decode", "not-cut", decoded_by(step_with_float32, cut=False)),
+    ("decode", "residual-is-target", decoded_by(step_from_the_target)),
+    ("decode", "row-off-by-one", decoded_by(step_next_row)),
+    ("decode", "no-bonus", decoded_by(step_without_bonus)),
+    ("best_draft", "best-alpha", draft_by_alpha),
+    ("best_draft", "one-draft-step-more", draft_with_k_plus_one_steps),
+    ("best_draft", "scoring-is-free", draft_scored_for_free),
+    ("best_draft", "always-one", draft_whatever_it_gains),
+    ("adaptive_k", "alpha-of-one", k_without_a_limit_on_alpha),
+    ("adaptive_k", "empty-history", k_from_nothing),
+    ("adaptive_k", "always-four", k_of_four),
+    ("adaptive_k", "unknown", k_up_and_down),
+    ("memory", "slots-in-target-only", bytes_of(1, 0)),
+    ("memory", "slots-in-draft-only", bytes_of(0, 1)),
+    ("memory", "slots-forgotten", bytes_of(0, 0)),
+    ("memory", "draft-cache-forgotten", bytes_of(1, 1, cache=False)),
+    ("memory", "in-32-bits", bytes_of(1, 1, per_number=4)),
+    ("decide", "batch-size-alone", decides_by_batch),
     ("best_draft", "unknown", drafts_up_to(5)),
     ("best_draft", "unknown", drafts_up_to(6)),
     ("best_draft", "stops-at-seven", drafts_up_to(7)),

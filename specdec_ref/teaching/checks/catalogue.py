@@ -1,7 +1,17 @@
 """All exercises, in the order of the course."""
 
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.checks import choosing, deciding, deployment, judgement, loop, mending, rule
+from specdec_ref.teaching.checks import (
+    choosing,
+    deciding,
+    deployment,
+    judgement,
+    loop,
+    memory,
+    mending,
+    rewinding,
+    rule,
+)
 from specdec_ref.teaching.checks.exercise import Exercise
 
 EXERCISES: dict[str, Exercise] = {
@@ -10,7 +20,7 @@ EXERCISES: dict[str, Exercise] = {
         rule.ACCEPT,
         rule.RESIDUAL,
         rule.SPEEDUP,
-        rule.REWIND,
+        rewinding.REWIND,
         loop.STEP,
         judgement.FIND_BUG,
         mending.MEND,
@@ -18,7 +28,7 @@ EXERCISES: dict[str, Exercise] = {
         loop.DECODE,
         choosing.BEST_DRAFT,
         deployment.ADAPTIVE,
-        deployment.MEMORY_EXERCISE,
+        memory.MEMORY,
         deciding.DECIDE,
     )
 }

@@ -50,14 +50,9 @@ def _wrongly(score: Any, off: bool = True, most: int = 8) -> Any:
     def choose(drafts: Mapping[str, tuple[float, float]], slope: float) -> tuple[str, int]:
         options = {(name, k): score(a, k, c, slope) for name, (a, c) in drafts.items() for k in range(1, most + 1)}
         winner = max(options, key=lambda option: options[option])
-        return winner if not off or _gain(*_of(drafts, winner), slope) > 1 else ("none", 0)
+        return winner if not off or options[winner] > 1 else ("none", 0)
 
     return choose
-
-
-def _of(drafts: Mapping[str, tuple[float, float]], option: tuple[str, int]) -> tuple[float, int, float]:
-    alpha, c = drafts[option[0]]
-    return alpha, option[1], c
 
 
 BEST_DRAFT = Exercise(
@@ -88,6 +83,10 @@ BEST_DRAFT = Exercise(
         Misconception(
             "scoring-is-free", "You forget slope: each further scored token costs something, too", 1,
             _wrongly(lambda a, k, c, s: _gain(a, k, c, 0.0)),
+        ),
+        Misconception(
+            "one-draft-step-more", "You pay for k + 1 draft steps: k tokens are drafted, in k steps of c", 1,
+            _wrongly(lambda a, k, c, s: _gain(a, k, c, s) * (k * c + 1 + s * k) / ((k + 1) * c + 1 + s * k)),
         ),
         Misconception(
             "bonus-left-out", "You count accepted tokens only: a round emits one more", 1,

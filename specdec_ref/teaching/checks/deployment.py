@@ -1,17 +1,15 @@
-"""Exercises of deployment: adapt k, count memory, decide when speculation pays."""
+"""8.1.3: adapt k, judged by the speedup on streams of rounds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from specdec_ref.control import AdaptiveSpeculation
-from specdec_ref.teaching.checks.exercise import Case, Exercise, Misconception, called, shown
+from specdec_ref.teaching.checks.exercise import Case, Exercise, Misconception, StrangerFailed, called, shown
 from specdec_ref.teaching.checks.outcomes import BadRequest
 from specdec_ref.teaching.checks.workload import RECORDED
-
-# Adapt k (8.1.3)
 
 MAX_K, ROUNDS, MEMORY = 8, 160, 40
 History = Sequence[Sequence[int]]
@@ -52,7 +50,13 @@ def play(choose: Callable[..., Any], case: Case) -> Played:
     played: list[list[int]] = []
     tokens, cost = 0, 0.0
     for alpha, row in zip(alphas, u, strict=True):
-        k = called(choose, played[-MEMORY:], c, slope)
+        try:
+            k = called(choose, played[-MEMORY:], c, slope)
+        except (ZeroDivisionError, StrangerFailed) as error:
+            all_kept = played and 0 < played[-1][0] == played[-1][1]
+            if all_kept and "ZeroDivisionError" in f"{type(error).__name__} {error}":
+                raise BadRequest("after a round in which all was kept you divide by 0: α is 1 there") from error
+            raise
         if not _whole(k):
             raise BadRequest(f"choose_k gave {shown(k)}: takes a whole number, 0 … {MAX_K}")
         accepted = int((row[: int(k)] < alpha).cumprod().sum())
@@ -127,6 +131,14 @@ def _alpha(history: History) -> float:
     return min(0.98, (sum(a for _, a in history[-20:]) + 1.4) / (judged + 2))
 
 
+def _of_last_draft(history: History) -> float:
+    return next((a / min(a + 1, d) for d, a in reversed(history) if d), 0.7)
+
+
+def _of_drafted(history: History) -> float:
+    return min(0.98, (sum(a for _, a in history[-20:]) + 1.4) / (sum(d for d, _ in history[-20:]) + 2))
+
+
 ADAPTIVE = Exercise(
     "adaptive_k",
     "8.1.3 Adaptive k",
@@ -161,6 +173,14 @@ ADAPTIVE = Exercise(
             lambda history, c, slope: round(8 * sum(a for _, a in history) / sum(d for d, _ in history)),
         ),
         Misconception(
+            "alpha-of-one", "Where all was kept your α is 1, and (1 − αᵏ⁺¹)/(1 − α) is 0/0: keep α below 1", 2,
+            lambda history, c, slope: _by_alpha(history, _of_last_draft, 0, c, slope),
+        ),
+        Misconception(
+            "counts-unjudged", "You divide by all drafted tokens: those behind a rejection were never judged", 1,
+            lambda history, c, slope: _by_alpha(history, _of_drafted, 0, c, slope),
+        ),
+        Misconception(
             "forgets-c", "You ignore c: with a dear draft the same α wants a smaller k", 2,
             lambda history, c, slope: _by_alpha(history, _alpha, 0, 0.0, slope),
         ),
@@ -169,96 +189,4 @@ ADAPTIVE = Exercise(
     otherwise="In this stream your controller is too slow; shown are its speedup, and the reference's",
     agrees=_beats_the_heuristic,
     measure=_speedup,
-)  # fmt: skip
-
-
-# Count memory (8.1.4)
-
-Shape = Mapping[str, int]
-
-
-def memory_bytes(target: Shape, draft: Shape | None, batch: int, tokens: int, k: int) -> int:
-    """Weights and KV caches of both models in 16 bits; the caches hold k tokens more while drafting."""
-    total = 0
-    for model in (target, draft):
-        if model is not None:
-            slots = tokens + (k if draft else 0)
-            cache = 2 * model["layers"] * model["kv_heads"] * model["head_dim"] * batch * slots
-            total += 2 * (model["parameters"] + cache)
-    return total
-
-
-def _model_bytes(
-    m: Shape, batch: int, slots: int, both: int = 2, heads: str = "kv_heads", size: int = 2, weights: bool = True
-) -> int:
-    cache = both * m["layers"] * m[heads] * m["head_dim"] * batch * slots * size
-    return cache + (size * m["parameters"] if weights else 0)
-
-
-SHAPES: dict[str, dict[str, int]] = {
-    "tiny": {"parameters": 1_000, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8},
-    "7B": {"parameters": 6_738_415_616, "layers": 32, "heads": 32, "kv_heads": 32, "head_dim": 128},
-    "70B": {"parameters": 68_976_648_192, "layers": 80, "heads": 64, "kv_heads": 8, "head_dim": 128},
-}
-
-
-def _memory_cases(seed: int) -> list[Case]:
-    n = np.random.default_rng(seed)
-    tiny, small, large = SHAPES["tiny"], SHAPES["7B"], SHAPES["70B"]
-    cases = [
-        Case((tiny, None, 1, 10, 4), "a tiny model alone, 10 tokens"),
-        Case((tiny, {**tiny, "layers": 1}, 1, 10, 4), "a tiny model with a draft of one layer, 10 tokens, k = 4"),
-        Case((tiny, {**tiny, "layers": 1}, 3, 10, 4), "the same in a batch of 3"),
-        Case((large, small, 8, 4096, 4), "Llama-2-70B with a 7B draft, 8 × 4,096 tokens, k = 4"),
-    ]
-    batch, tokens, k = int(n.integers(2, 64)), int(n.integers(100, 4000)), int(n.integers(1, 9))
-    return [*cases, Case((large, small, batch, tokens, k), f"70B and 7B, {batch} × {tokens} tokens, k = {k}")]
-
-
-def _counted(use_draft: bool = True, slots: bool = True, rows: bool = True, **how: Any) -> Callable[..., int]:
-    def count(target: Shape, draft: Shape | None, batch: int, tokens: int, k: int) -> int:
-        n = tokens + (k if slots and draft else 0)
-        models = [target, draft] if use_draft else [target]
-        return sum(_model_bytes(m, batch if rows else 1, n, **how) for m in models if m is not None)
-
-    return count
-
-
-MEMORY_EXERCISE = Exercise(
-    "memory",
-    "8.1.4 Memory with and without",
-    "memory_bytes",
-    20,
-    2,
-    (
-        "Weights: 2 bytes for each parameter. KV cache: keys AND values, for each layer, KV head and token.",
-        "Grouped-query attention: the cache has kv_heads, not heads.",
-        "Speculation adds the draft's weights, the draft's cache, and k more slots in both caches.",
-    ),
-    memory_bytes,
-    (
-        Misconception("keys-only", "You count keys OR values; the cache holds both", 1, _counted(both=1)),
-        Misconception(
-            "all-heads", "You count all attention heads; the cache has kv_heads", 2, _counted(heads="heads")
-        ),
-        Misconception(
-            "draft-forgotten", "You forget the draft: its weights and its own cache", 3, _counted(use_draft=False)
-        ),
-        Misconception(
-            "slots-forgotten", "You forget the k slots more that a round needs in both caches", 3, _counted(slots=False)
-        ),
-        Misconception("batch-forgotten", "Each sequence of the batch has a cache of its own", 1, _counted(rows=False)),
-        Misconception(
-            "needs-a-draft", "draft is None where nothing is speculated: then the target alone counts", 3,
-            lambda target, draft, batch, tokens, k: sum(_model_bytes(m, batch, tokens + k) for m in (target, draft)),
-        ),
-        Misconception(
-            "in-32-bits", "You count 4 bytes for a number; in 16 bits it is 2", 1, _counted(size=4)
-        ),
-        Misconception(
-            "cache-only", "You forget the weights, which are the larger part", 1, _counted(weights=False)
-        ),
-    ),
-    _memory_cases,
-    tolerance=1e-9,
 )  # fmt: skip

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from specdec_ref.teaching.checks.exercise import Case, Exercise, Misconception
+from specdec_ref.teaching.checks.exercise import Case, Exercise, Function, Misconception, called, shown
 from specdec_ref.teaching.checks.loop import played_step
-from specdec_ref.teaching.checks.outcomes import distribution
+from specdec_ref.teaching.checks.outcomes import BadRequest, distribution
 
 # Find the bug
 
@@ -32,8 +32,27 @@ def findings() -> dict[str, str]:
     return {"A": BUGS[2], "B": BUGS[0], "C": BUGS[1]}
 
 
-def _with(**changed: str) -> Any:
-    return lambda: findings() | changed
+def _first_wrong(function: Function, case: Case) -> Any:
+    """What is said of the first exhibit that is taken for another; everything where there is none."""
+    said = called(function)
+    if not isinstance(said, dict):
+        return said
+    for letter in said:
+        if letter not in EXHIBITS:
+            raise BadRequest(f"findings has the key {shown(letter)}: takes 'A', 'B' and 'C'")
+    for letter in EXHIBITS:
+        bug = said.get(letter)
+        if bug is None:
+            raise BadRequest(f"findings says nothing of {letter}: takes 'A', 'B' and 'C'")
+        if isinstance(bug, (int, float)):
+            raise BadRequest(f"{letter} is {shown(bug)}: takes the text itself, for instance BUGS[0], not its number")
+        if not isinstance(bug, str) or bug not in BUGS:
+            raise BadRequest(f"{letter} is {shown(bug)}: takes one of the texts in BUGS, word for word")
+    return next(({letter: said[letter]} for letter, bug in findings().items() if said[letter] != bug), said)
+
+
+def _with(letter: str, bug: int) -> Any:
+    return lambda: findings() | {letter: BUGS[bug]}
 
 
 FIND_BUG = Exercise(
@@ -50,32 +69,55 @@ FIND_BUG = Exercise(
     findings,
     (
         Misconception(
-            "a-looks-harmless", "Exhibit A: a greedy draft is fine, but then its q is one-hot, not its softmax", 2,
-            _with(A=BUGS[4]),
+            "a-taken-for-b", "Exhibit A is the draft's line: nothing is rejected there yet. Look at what q is told", 2,
+            _with("A", 0),
+        ),
+        Misconception(
+            "a-counts-nothing", "Exhibit A counts nothing: it drafts. Compare what is drawn with what is reported", 2,
+            _with("A", 1),
         ),
         Misconception(
             "a-blames-u", "Exhibit A does not accept anything: it drafts. Compare what is drawn with what is reported",
-            2, _with(A=BUGS[3]),
+            2, _with("A", 3),
+        ),
+        Misconception(
+            "a-looks-harmless", "Exhibit A: a greedy draft is fine, but then its q is one-hot, not its softmax", 2,
+            _with("A", 4),
+        ),
+        Misconception(
+            "b-counts-nothing", "Exhibit B counts nothing: it draws. From what, and what should it be?", 1,
+            _with("B", 1),
+        ),
+        Misconception(
+            "b-taken-for-a", "Exhibit B is the line after a rejection, and reports no q. What does it draw from?", 1,
+            _with("B", 2),
+        ),
+        Misconception(
+            "b-blames-u", "Exhibit B accepts nothing: it draws, after a rejection. From what?", 1, _with("B", 3)
         ),
         Misconception(
             "b-is-a-cache-bug", "Exhibit B is about what is DRAWN after a rejection: it should be the residual", 1,
-            _with(B=BUGS[4]),
+            _with("B", 4),
         ),
         Misconception(
-            "c-is-about-u", "Exhibit C uses '<', which is right. Count what it keeps behind a rejection", 3,
-            _with(C=BUGS[3]),
+            "c-draws-nothing", "Exhibit C draws nothing: it counts. Which of the tokens may it count?", 3,
+            _with("C", 0),
+        ),
+        Misconception(
+            "c-reports-nothing", "Exhibit C has no q in it: it counts. Which of the tokens may it count?", 3,
+            _with("C", 2),
+        ),
+        Misconception(
+            "c-is-about-u", "Exhibit C compares nothing with u: that is done already. Count what it keeps", 3,
+            _with("C", 3),
         ),
         Misconception(
             "c-is-a-cache-bug", "Exhibit C has no cache in it. Count what it keeps behind a rejection", 3,
-            _with(C=BUGS[4]),
-        ),
-        Misconception(
-            "a-and-b-exchanged", "You exchanged A and B: A is the draft's line, B is the line after a rejection", 1,
-            _with(A=BUGS[0], B=BUGS[2]),
+            _with("C", 4),
         ),
     ),
     lambda seed: [Case((), "exhibits A, B and C")],
-    otherwise="Not all three are right yet: look at each exhibit's line by itself, and at what comes before it",
+    measure=_first_wrong,
     secret=True,
 )  # fmt: skip
 

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -18,6 +18,7 @@ from specdec_ref.teaching.checks.exercise import (
     ChangedArguments,
     Exercise,
     Function,
+    Misconception,
     StrangerFailed,
     TooSlow,
     Verdict,
@@ -95,7 +96,7 @@ def _compared(exercise: Exercise, function: Function, seeds: tuple[int, ...], sh
             raise
         except BaseException as error:  # SystemExit and KeyboardInterrupt of the answer, too
             before = _differing(exercise, function, seeds, values, shown)
-            return before or replace(_failed(exercise, error, case), note=HIDDEN if i >= shown > 0 else "")
+            return before or replace(_failed(exercise, error, seeds, i), note=HIDDEN if i >= shown > 0 else "")
     return _differing(exercise, function, seeds, values, shown) or Verdict(exercise.name, "passed", exercise.title)
 
 
@@ -106,16 +107,16 @@ def _differing(
     cases = _cases(exercise, seeds)[: len(values)]
     expected = [_known(exercise, exercise.reference, seeds, i) for i in range(len(cases))]
 
-    def is_that_of(wrong_version: Function, i: int) -> bool:
+    def is_that_of(mistake: Misconception, i: int) -> bool:
         try:
-            return same(_known(exercise, wrong_version, seeds, i), values[i], exercise.tolerance)
+            return same(_known(exercise, mistake.wrong, seeds, i), values[i], exercise.tolerance)
         except Exception:
             return False
 
-    def wrong(i: int, diagnosis: str, headline: str, hint: int = 1) -> Verdict:
+    def wrong(i: int, diagnosis: str, headline: str, hint: int = 1, note: str = "") -> Verdict:
         yours, right = beside(values[i], expected[i], exercise.tolerance)
         right = "" if exercise.secret else right
-        note = HIDDEN if i >= shown > 0 else ""
+        note = "; ".join(part for part in (note, HIDDEN if i >= shown > 0 else "") if part)
         return Verdict(exercise.name, "wrong", headline, diagnosis, cases[i].words, yours, right, hint, note=note)
 
     for i, (value, right) in enumerate(zip(values, expected, strict=True)):
@@ -126,18 +127,39 @@ def _differing(
     if not differing:
         return None
     for mistake in exercise.misconceptions:
-        if all(is_that_of(mistake.wrong, i) for i in range(len(cases))):
+        if all(is_that_of(mistake, i) for i in range(len(cases))):
             return wrong(differing[0], mistake.name, mistake.says, mistake.hint)
     first = differing[0]
     if not all(_gives(exercise, function, case, value) for case, value in zip(cases, values, strict=True)):
         return wrong(
             first, "own-chance", "It gives another value each time: use what is handed in, no chance of its own"
         )
-    if _tells_much(values[first]):  # two mistakes at once: name the one that shows first
-        alike = [m for m in exercise.misconceptions if is_that_of(m.wrong, first)]
-        if alike:
-            return wrong(first, alike[0].name, alike[0].says, alike[0].hint)
+    right_ones = [i for i in range(len(cases)) if i not in differing]
+    possible = [m for m in exercise.misconceptions if _does_not_show(exercise, m, seeds, right_ones)]
+    telling = [i for i in differing if _tells_much(values[i])]
+    whole = [m for m in possible if telling and all(is_that_of(m, i) for i in telling)]
+    if len(whole) == 1:
+        return wrong(first, whole[0].name, whole[0].says, whole[0].hint)
+    partly = [m for m in possible if first in telling and is_that_of(m, first)]
+    if len({m.says for m in partly}) == 1:  # perhaps two mistakes at once
+        return wrong(first, "unknown", exercise.otherwise, partly[0].hint, f"this case looks like: {partly[0].says}")
     return wrong(first, "unknown", exercise.otherwise)
+
+
+def _does_not_show(exercise: Exercise, mistake: Misconception, seeds: tuple[int, ...], cases: Iterable[int]) -> bool:
+    """Whether who makes this mistake would be right in all of these cases."""
+    try:
+        return all(
+            _agrees(
+                exercise,
+                _known(exercise, mistake.wrong, seeds, i),
+                _known(exercise, exercise.reference, seeds, i),
+                _cases(exercise, seeds)[i],
+            )
+            for i in cases
+        )
+    except Exception:
+        return False
 
 
 def _tells_much(value: Any) -> bool:
@@ -168,14 +190,16 @@ def _gives(exercise: Exercise, function: Function, case: Case, value: Any) -> bo
         return False
 
 
-def _failed(exercise: Exercise, error: BaseException, case: Case) -> Verdict:
+def _failed(exercise: Exercise, error: BaseException, seeds: tuple[int, ...], i: int) -> Verdict:
+    """In case i; in all before it the values are right."""
+    case = _cases(exercise, seeds)[i]
     if isinstance(error, NotImplementedError):
         return Verdict(exercise.name, "not attempted", f"{exercise.title}: not attempted yet")
     if isinstance(error, ChangedArguments):
         text = "It writes into its arguments, which belong to the caller: copy what you change"
         return Verdict(exercise.name, "wrong", text, "changes-arguments", case.words)
     for mistake in exercise.misconceptions:  # a wrong version that fails there in the same way
-        if _fails_alike(exercise, mistake.wrong, case, error):
+        if _fails_alike(exercise, mistake.wrong, case, error) and _does_not_show(exercise, mistake, seeds, range(i)):
             said = clean(error)
             return Verdict(exercise.name, "wrong", mistake.says, mistake.name, case.words, said, "", mistake.hint)
     if isinstance(error, BadRequest):

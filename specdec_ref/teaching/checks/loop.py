@@ -60,7 +60,7 @@ def _rows(seed: int, *shape: int) -> Tensor:
 
 
 def _step_cases(seed: int) -> list[Case]:
-    p = torch.tensor([[0.5, 0.5], [0.9, 0.1]], dtype=torch.float64)
+    p = torch.tensor([[0.5, 0.5], [0.3, 0.7]], dtype=torch.float64)
     q = torch.tensor([[0.8, 0.2]], dtype=torch.float64)
     cases = [Case((p, q, [0]), "one drafted token of p = 0.5, q = 0.8", asks_chance=True)]
     cases += [Case((p, q, [1]), "one drafted token of p = 0.5, q = 0.2: always kept", asks_chance=True)]
@@ -119,6 +119,10 @@ STEP = Exercise(
         Misconception(
             "keeps-if-likelier", "You keep a token only where p ≥ q: below that it is kept sometimes", 1,
             lambda p, q, d, c: played_step(p, q, d, c, odds=lambda ratio: 1.0 if ratio >= 1 else 0.0),
+        ),
+        Misconception(
+            "inverted", "You turned the ratio round: a token is kept with min(1, p/q), not q/p", 1,
+            lambda p, q, d, c: played_step(p, q, d, c, odds=lambda ratio: min(1.0, 1 / ratio)),
         ),
         Misconception(
             "ratio-not-bounded", "p/q is not a probability where p > q: take min(1, p/q)", 1,

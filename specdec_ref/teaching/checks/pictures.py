@@ -8,7 +8,7 @@ import torch
 
 from specdec_ref import plotting
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.checks import deployment, judgement, mending, rule
+from specdec_ref.teaching.checks import deployment, judgement, memory, mending, rule
 from specdec_ref.teaching.checks.deciding import shown_cases
 from specdec_ref.teaching.checks.exercise import Function, TooSlow, clean
 from specdec_ref.teaching.checks.judging import time_limit
@@ -240,7 +240,7 @@ def adaptive_figure(choose_k: Function) -> "Figure":
 @plotting.styled
 def memory_figure(memory_bytes: Function) -> "Figure":
     """GiB alone and with a draft, for three batch sizes."""
-    large, small, batches = deployment.SHAPES["70B"], deployment.SHAPES["7B"], (1, 8, 32)
+    large, small, batches = memory.SHAPES["70B"], memory.SHAPES["7B"], (1, 8, 32)
     figure, axes = plotting.new_figure("70B with a 7B draft, 4,096 tokens each", "sequences", "GiB", height=3.2)
     for offset, (words, draft, hatch) in enumerate((("alone", None, ""), ("with the draft", small, "//"))):
         taken = [float(memory_bytes(dict(large), draft and dict(draft), b, 4096, 4)) / 2**30 for b in batches]

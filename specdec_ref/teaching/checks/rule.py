@@ -1,7 +1,4 @@
-"""The first building blocks: the verdict, the residual, what a round yields, rewinding."""
-
-from collections.abc import Sequence
-from typing import Any
+"""The first building blocks: the verdict, the residual, what a round yields."""
 
 import torch
 from torch import Tensor
@@ -32,8 +29,8 @@ def _verdict_cases(seed: int) -> list[Case]:
 
     return [
         one(0.6, 0.3, 0.9),
-        one(0.2, 0.4, 0.45),
-        one(0.2, 0.4, 0.3),
+        one(0.16, 0.4, 0.45),
+        one(0.16, 0.4, 0.3),
         one(0.0, 0.4, 0.0),
         one(0.1, 0.8, 0.5),
         Case((p, q, u), "200 random p, q and u"),
@@ -99,12 +96,12 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
 
 def _residual_cases(seed: int) -> list[Case]:
     two = torch.tensor([[0.7, 0.3], [0.4, 0.6]], dtype=torch.float64)
-    three = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.3, 0.5]], dtype=torch.float64)
+    three = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]], dtype=torch.float64)
     equal = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)
     rows = _random(seed, 2, 4, 6)
     return [
         Case((two[0], two[1]), "p = [0.7, 0.3], q = [0.4, 0.6]"),
-        Case((three[0], three[1]), "p = [0.5, 0.3, 0.2], q = [0.2, 0.3, 0.5]"),
+        Case((three[0], three[1]), "p = [0.5, 0.3, 0.2], q = [0.1, 0.2, 0.7]"),
         Case((rows[0], rows[1]), "4 rows of 6 tokens"),
         Case((equal, equal.clone()), "p = q = [0.1, 0.2, 0.7]"),
     ]
@@ -135,6 +132,14 @@ RESIDUAL = Exercise(
         ),
         Misconception(
             "nan-where-equal", "Where p = q you divide 0 by 0", 3, lambda p, q: _divided((p - q).clamp(min=0))
+        ),
+        Misconception(
+            "zeros-where-equal", "Where p = q you give zeros, from which nothing can be drawn: fall back to p", 3,
+            lambda p, q: _divided((p - q).clamp(min=0)).nan_to_num(0.0),
+        ),
+        Misconception(
+            "uniform-where-equal", "Where p = q you make all tokens equally likely: the target's own p is due there", 3,
+            lambda p, q: _divided((p - q).clamp(min=0)).nan_to_num(1 / p.shape[-1]),
         ),
         Misconception(
             "not-normalised", "Your residual does not add up to 1: nothing can be drawn from it", 2,
@@ -227,6 +232,10 @@ SPEEDUP = Exercise(
             lambda a, k, c, v: _emitted(a, k) / (k * c + 1),
         ),
         Misconception(
+            "scored-one-by-one", "You pay v for each token: v is what scoring all k + 1 in one step costs", 3,
+            lambda a, k, c, v: _emitted(a, k) / (k * c + v * (k + 1)),
+        ),
+        Misconception(
             "zero-by-zero", "At α = 1 you divide 0 by 0: all k tokens are kept there, and one more", 2,
             lambda a, k, c, v: (1 - a ** (k + 1)) / (1 - a) / (k * c + v),
         ),
@@ -236,68 +245,4 @@ SPEEDUP = Exercise(
         ),
     ),
     _speedup_cases,
-)  # fmt: skip
-
-
-# Rewinding
-
-
-def lengths_after(cached: int, k: int, accepted: int) -> tuple[int, int]:
-    """(target's, draft's) cached tokens that are still true. Both had `cached` = all of the text but its last token."""
-    kept = cached + 1 + accepted
-    return kept, min(kept, cached + k)
-
-
-def _rewind_cases(seed: int) -> list[Case]:
-    chance = torch.Generator().manual_seed(seed)
-    cases: list[Sequence[int]] = [(9, 4, 0), (9, 4, 2), (9, 4, 4), (0, 1, 1), (0, 1, 0)]
-    for k in (2, 6, 8):
-        cached, accepted = torch.randint(0, 40, (1,), generator=chance), torch.randint(0, k + 1, (1,), generator=chance)
-        cases.append((int(cached), k, int(accepted)))
-    return [Case(tuple(c), "cached = {}, k = {}, accepted = {}".format(*c)) for c in cases]
-
-
-def _pair(target: Any) -> tuple[Any, Any]:
-    return target, target
-
-
-REWIND = Exercise(
-    "rewind",
-    "Rewind after a rejection",
-    "lengths_after",
-    15,
-    3,
-    (
-        "The target was fed the text's last token and all k drafted ones. True are the last token, and accepted ones.",
-        "The token that the round adds was only drawn: no cache has read it.",
-        "The draft was fed the text's last token and the drafted ones but for the last, which it drew and never read.",
-    ),
-    lengths_after,
-    (
-        Misconception(
-            "last-drafted-read", "The draft's cache cannot hold its own last token: that was drawn, but never read", 3,
-            lambda n, k, a: _pair(n + 1 + a),
-        ),
-        Misconception(
-            "last-token-forgotten", "You forget the text's last token, which was fed first in this round", 1,
-            lambda n, k, a: _pair(n + a),
-        ),
-        Misconception(
-            "new-token-cached", "You count the token that the round adds; it was drawn, and nobody read it yet", 2,
-            lambda n, k, a: (n + 2 + a, min(n + 2 + a, n + k)),
-        ),
-        Misconception(
-            "nothing-taken-back", "You keep rejected tokens: their keys and values must not be seen again", 1,
-            lambda n, k, a: (n + 1 + k, n + k),
-        ),
-        Misconception(
-            "everything-taken-back", "You take back accepted tokens, too: they are right, and were read", 1,
-            lambda n, k, a: _pair(n),
-        ),
-        Misconception(
-            "draft-one-short", "The draft read all drafted tokens but the LAST of all k, accepted ones included", 3,
-            lambda n, k, a: (n + 1 + a, n + a),
-        ),
-    ),
-    _rewind_cases,
 )  # fmt: skip
