@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -427,12 +428,27 @@ def test_what_nobody_foresaw_is_shown_with_the_smallest_case() -> None:
     assert verdict.expected == "1.364"
 
 
-def test_of_two_mistakes_the_one_that_shows_first_is_named() -> None:
+def test_of_two_mistakes_the_one_that_shows_first_is_said_to_look_like_one() -> None:
     def both(p: Any, q: Any) -> Any:
         rest = (p - q).abs()
         return rest / rest.sum()  # of all rows, and 0/0 where p = q
 
-    assert judge(EXERCISES["residual"], both).diagnosis == "absolute"
+    verdict = judge(EXERCISES["residual"], both)
+    assert (verdict.diagnosis, verdict.hint) == ("unknown", 1)
+    assert verdict.note.startswith("this case looks like: You take |p − q|")
+
+
+def test_a_mistake_that_would_show_where_the_answer_is_right_is_not_named() -> None:
+    """At p = q a softmax gives equal shares, too, but it would be wrong in the other cases."""
+
+    def halfway(p: Any, q: Any) -> Any:
+        fallen_back = torch.full_like(p, 1 / p.shape[-1]) if p.shape == (3,) else p
+        return torch.where((p == q).all(-1, keepdim=True), fallen_back, EXERCISES["residual"].reference(p, q))
+
+    known = {m.name: m for m in EXERCISES["residual"].misconceptions}
+    without = tuple(m for name, m in known.items() if name != "uniform-where-equal")
+    verdict = judge(replace(EXERCISES["residual"], misconceptions=without), halfway)
+    assert (verdict.diagnosis, verdict.case, verdict.note) == ("unknown", "p = q = [0.1, 0.2, 0.7]", "")
 
 
 def test_a_case_that_raises_does_not_hide_what_was_wrong_before_it() -> None:
@@ -449,6 +465,33 @@ def test_chance_of_ones_own_and_a_generator_are_named() -> None:
 def test_the_answer_to_a_question_is_not_given_away() -> None:
     verdict = judge(EXERCISES["find_bug"], lambda: {"A": "?", "B": "?", "C": "?"})
     assert (verdict.outcome, verdict.expected) == ("wrong", "")
+    right = EXERCISES["find_bug"].reference()
+    verdict = judge(EXERCISES["find_bug"], lambda: right | {"A": right["B"]})
+    assert (verdict.diagnosis, verdict.yours, verdict.expected) == ("a-taken-for-b", f"A: {right['B']!r}", "")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"a": "x", "b": "x", "c": "x"}, "findings has the key 'a': takes 'A', 'B' and 'C'"),
+        ({}, "findings says nothing of A"),
+        ({"A": "reports another q than it drew from"}, "findings says nothing of B"),
+        ({"A": 2, "B": 0, "C": 1}, "A is 2: takes the text itself, for instance BUGS[0], not its number"),
+        ({"A": "greedy", "B": "", "C": ""}, "A is 'greedy': takes one of the texts in BUGS, word for word"),
+        (["A", "B", "C"], "findings gives a list of 3; takes a dict"),
+    ],
+)
+def test_what_is_wrong_about_the_form_of_findings_is_said_first(answer: Any, said: str) -> None:
+    assert said in judge(EXERCISES["find_bug"], lambda: answer).headline
+
+
+def test_of_several_wrong_exhibits_the_first_is_named() -> None:
+    from specdec_ref.teaching.checks.judgement import BUGS
+
+    assert judge(EXERCISES["find_bug"], lambda: dict.fromkeys("ABC", BUGS[4])).diagnosis == "a-looks-harmless"
+    right = EXERCISES["find_bug"].reference()
+    verdict = judge(EXERCISES["find_bug"], lambda: right | {"B": BUGS[3], "C": BUGS[3]})
+    assert (verdict.diagnosis, verdict.yours) == ("b-blames-u", f"B: {BUGS[3]!r}")
 
 
 def test_decoding_that_drafts_nothing_is_no_speculative_decoding() -> None:
@@ -499,8 +542,23 @@ def test_hints_unfold_and_the_solution_waits_for_honest_tries(capsys: pytest.Cap
     assert "residual has 3 hints" in said
     solution("residual")
     assert "0 of 3 tries so far" in capsys.readouterr().out
+    check("residual", lambda p, q: p)
+    check("residual", lambda p, q: q - p)
+    check("residual", lambda p, q: (p - q).abs())
+    solution("residual")
+    assert "rest = (p - q).clamp(min=0)" in capsys.readouterr().out
+
+
+def test_tries_that_are_equal_or_of_a_wrong_type_unlock_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(3):
+        check("residual", None)
+        check("residual", lambda p, q: None)
         check("residual", lambda p, q: p)
+        check("residual", lambda p, q: p)  # a comment makes no difference
+    solution("residual")
+    assert "1 of 3 tries so far" in capsys.readouterr().out
+    for factor in (2.0, 3.0):  # the same source, other values
+        check("residual", lambda p, q, factor=factor: factor * p)
     solution("residual")
     assert "rest = (p - q).clamp(min=0)" in capsys.readouterr().out
 

@@ -1,5 +1,6 @@
 """What a learner calls: check, hint, solution, progress. Nothing here raises into the notebook."""
 
+import hashlib
 import inspect
 import json
 import os
@@ -7,16 +8,18 @@ import tempfile
 import textwrap
 import time
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from specdec_ref.errors import SpecdecError
 from specdec_ref.teaching.checks.catalogue import EXERCISES, exercise_named
+from specdec_ref.teaching.checks.exercise import Verdict
 from specdec_ref.teaching.checks.judging import judge
 from specdec_ref.teaching.checks.showing import MARKS, Shown
 
 FILE = ".specdec-progress.json"
 HONEST_TRIES = 3
-"""So many checks that failed before a solution is shown."""
+"""So many answers, each unlike the others, before a solution is shown."""
 
 
 def check(name: str, function: Any) -> Any:
@@ -27,8 +30,24 @@ def check(name: str, function: Any) -> Any:
         print(error)
         return None
     if verdict.outcome != "not attempted":
-        _note(name, verdict.outcome)
+        _note(name, verdict.outcome, what=_honest(function, verdict))
     return Shown(verdict)
+
+
+def _honest(function: Any, verdict: Verdict) -> str:
+    """What a try does and gives, as a few letters; nothing where it is of a wrong type, which is no try."""
+    if verdict.diagnosis == "wrong-type":
+        return ""
+    gives = verdict.outcome, verdict.diagnosis, verdict.case, verdict.yours
+    return hashlib.sha256(f"{_does(getattr(function, '__code__', None))}{gives}".encode()).hexdigest()[:12]
+
+
+def _does(code: Any) -> str:
+    """A function's code without its comments, names and place."""
+    if not isinstance(code, CodeType):
+        return ""
+    inner = [_does(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return f"{code.co_code.hex()}{code.co_names}{inner}"
 
 
 def hint(name: str, number: int | None = None) -> None:
@@ -49,17 +68,18 @@ def hint(name: str, number: int | None = None) -> None:
 
 
 def solution(name: str) -> None:
-    """Show the solution, after it was solved or three times tried."""
+    """Show the solution, after it was solved or three times tried: three answers that differ."""
     try:
         exercise = exercise_named(name)
     except SpecdecError as error:
         print(error)
         return
     noted = _read().get(name, {})
-    tries = _count(noted, "tries")
+    tries = len(_different(noted))
     if noted.get("outcome") != "passed" and tries < HONEST_TRIES:
         print(
-            f'{tries} of {HONEST_TRIES} tries so far: the solution is shown after {HONEST_TRIES}. hint("{name}") helps.'
+            f"{tries} of {HONEST_TRIES} tries so far: the solution is shown after {HONEST_TRIES} that differ. "
+            f'hint("{name}") helps.'
         )
         return
     print(textwrap.dedent(inspect.getsource(exercise.reference)))
@@ -112,6 +132,12 @@ def _count(entry: dict[str, Any], what: str) -> int:
     return number if isinstance(number, int) and not isinstance(number, bool) and number >= 0 else 0
 
 
+def _different(entry: dict[str, Any]) -> list[str]:
+    """The tries that count."""
+    noted = entry.get("different")
+    return [what for what in noted if isinstance(what, str)] if isinstance(noted, list) else []
+
+
 def _read() -> dict[str, Any]:
     """What is noted; nothing where the file is missing or not ours."""
     try:
@@ -121,7 +147,7 @@ def _read() -> dict[str, Any]:
     return {k: v for k, v in noted.items() if isinstance(v, dict)} if isinstance(noted, dict) else {}
 
 
-def _note(name: str, outcome: str | None = None, hints: int | None = None) -> None:
+def _note(name: str, outcome: str | None = None, hints: int | None = None, what: str = "") -> None:
     """Write it down, in one step, so that a kernel that dies leaves a whole file. Where one cannot write, go on."""
     noted = _read()
     entry = noted.setdefault(name, {})
@@ -129,6 +155,9 @@ def _note(name: str, outcome: str | None = None, hints: int | None = None) -> No
         if entry.get("outcome") != "passed":
             entry["outcome"] = outcome
         entry["tries"] = _count(entry, "tries") + 1
+        different = _different(entry)
+        if what and what not in different and len(different) < HONEST_TRIES:
+            entry["different"] = [*different, what]
         entry["when"] = time.strftime("%Y-%m-%d %H:%M")
     if hints is not None:
         entry["hints"] = hints
