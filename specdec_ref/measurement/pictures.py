@@ -67,7 +67,7 @@ def speedups(result: "SuiteResult") -> "Figure":
         one.set_title(f"{length}: {tokens} tokens", loc="left", fontsize=10)
         one.set_xlim(left=0)
     axes.flat[0].set_yticks(range(len(names)), names)
-    axes.flat[0].invert_yaxis()
+    axes.flat[0].set_ylim(len(names) - 0.5, -0.5)
     _finish(figure, title, axes.flat[0])
     return figure
 
@@ -97,7 +97,7 @@ def latencies(result: "SuiteResult") -> "Figure":
         one.set_title(f"{length}: {next(iter(found.values())).prompt_tokens} tokens", loc="left", fontsize=10)
         one.set_xlim(left=0)
     axes.flat[0].set_yticks(range(len(names)), names)
-    axes.flat[0].invert_yaxis()
+    axes.flat[0].set_ylim(len(names) - 0.5, -0.5)
     _finish(figure, title, axes.flat[0])
     return figure
 

@@ -80,7 +80,7 @@ class DraftResult:
     predicted_best_k: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SuiteResult:
     """Everything that a suite found. facts: settings, models, machine. results: one for each way and length."""
 
@@ -99,6 +99,10 @@ class SuiteResult:
     def lengths(self) -> tuple[str, ...]:
         """Names of the prompt lengths that were measured."""
         return tuple(dict.fromkeys(result.prompt_length for result in self.results))
+
+    def __repr__(self) -> str:
+        ways = ", ".join(dict.fromkeys(result.config_name for result in self.results))
+        return f"SuiteResult({ways}; prompts: {', '.join(self.lengths)})"
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, dicts and numbers."""

@@ -39,7 +39,7 @@ def floor_figure(parameters: float, width: float, here: float | None = None) -> 
     machines = MACHINES if here is None else {"this machine, measured": here} | MACHINES
     gigabytes = parameters * width / 1e9
     figure, axes = plotting.new_figure(
-        f"{gigabytes:.1f} GB of weights, read once per token", "least time per token (ms)", height=2.9
+        f"{gigabytes:.1f} GB of weights, read once per token", "least time per token (ms, logarithmic)", height=2.9
     )
     times = [1e3 * floor_seconds(parameters, width, bandwidth) for bandwidth in machines.values()]
     at = range(len(machines))
@@ -48,7 +48,8 @@ def floor_figure(parameters: float, width: float, here: float | None = None) -> 
         axes.text(ms, y, f" {ms:,.1f} ms: at most {1e3 / ms:,.{int(ms > 100)}f} tokens/s", va="center")
     axes.set_yticks(at, list(machines))
     axes.invert_yaxis()
-    axes.set_xlim(0, max(times) * 1.75)
+    axes.set_xscale("log")
+    axes.set_xlim(min(times) / 3, max(times) * 30)
     axes.grid(axis="y", visible=False)
     return figure
 

@@ -24,7 +24,8 @@ def set_point_figure(low: float = 0.6, high: float = 0.8, ks: Sequence[int] = (1
     for k, style in zip(ks, ("-", "--", "-.", ":"), strict=True):
         axes.plot(alphas, (expected_tokens(alphas, k) - 1) / k, style, color=plotting.TARGET, label=f"k = {k}")
     axes.axvline(0.8, color="black", linewidth=0.8)
-    axes.annotate("α = 0.8", (0.8, 1), xytext=(-4, -4), textcoords="offset points", ha="right", fontsize=9)
+    axes.annotate("α = 0.8", (0.8, 1), xytext=(-4, -4), textcoords="offset points", ha="right", va="top",
+                  fontsize=9)  # fmt: skip
     axes.set_ylim(0, 1)
     axes.legend(loc="lower right")
     return figure
@@ -42,11 +43,12 @@ def regret_figure(names: Sequence[str], relative: Mapping[str, Sequence[float]])
     winner = max(worst, key=lambda name: worst[name])
     figure, axes = plotting.new_figure(
         f"The {winner} is never below {worst[winner]:.0%} of hindsight",
-        "speedup / that of the best fixed k", "", height=1.5 + 0.26 * len(names),
+        "speedup / that of the best fixed k", "", height=1.5 + 0.36 * len(names),
     )  # fmt: skip
     marks = zip(relative.items(), (("o", plotting.DRAFT), ("s", plotting.TARGET), ("^", plotting.BONUS)), strict=False)
-    for (name, values), (mark, colour) in marks:
-        axes.plot(values, range(len(names)), mark, color=colour, markeredgecolor="black", markersize=7, label=name)
+    for i, ((name, values), (mark, colour)) in enumerate(marks):
+        rows = np.arange(len(names)) + 0.18 * (2 * i - len(relative) + 1)  # one below the other, so that none is hidden
+        axes.plot(values, rows, mark, color=colour, markeredgecolor="black", markersize=7, label=name)
     axes.axvline(1, color=plotting.FORMULA, linestyle="--", label="best fixed k")
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)

@@ -78,18 +78,24 @@ def comparisons_figure(speedups: Sequence[float], tokens_per_round: Sequence[flo
 def turns_figure(plans: Mapping[str, Sequence[tuple[str, float]]]) -> "Figure":
     """Two equal contenders on a machine that gets slower: their times in the order of each plan, one panel a plan.
 
-    plans: name → (contender, time) in order, contenders 'A' and 'B'. Each panel's title gives B / A.
+    plans: name → (contender, time) in order, contenders 'A' and 'B'. Dashed, the median of
+    either; each panel's title gives their ratio.
     """
     figure, axes = plotting.new_figure(
-        "", "run", "time of a run", width=7.4, height=3.0, ncols=len(plans), sharey=True, squeeze=False
-    )
+        "", "run", "time of a run\n(times that at the start)", width=7.4, height=3.0, ncols=len(plans), sharey=True,
+        squeeze=False,
+    )  # fmt: skip
     for one, (name, runs) in zip(axes.flat, plans.items(), strict=True):
         times = {who: [(i, t) for i, (other, t) in enumerate(runs, 1) if other == who] for who in "AB"}
+        middle = {}
         for who, mark, colour in (("A", "o", plotting.TARGET), ("B", "^", plotting.DRAFT)):
             one.plot(*zip(*times[who], strict=True), mark, color=colour, label=who)
-        ratio = np.median([t for _, t in times["B"]]) / np.median([t for _, t in times["A"]])
+            middle[who] = np.median([t for _, t in times[who]])
+            one.hlines(middle[who], times[who][0][0], times[who][-1][0], color=colour, linestyle="--")
+        ratio = middle["B"] / middle["A"]
         one.set_title(f"{name}: B / A = {ratio:.2f}")
         one.set_ylim(bottom=0)
+        one.set_xlim(0, len(runs) + 1)
     for one in axes.flat[1:]:
         one.set_ylabel("")
     axes.flat[0].legend(loc="lower left", ncols=2)

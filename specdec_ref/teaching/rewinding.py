@@ -15,11 +15,14 @@ MOST_SLOTS = 32
 
 
 @plotting.styled
-def cache_figure(rounds: Sequence[PlayedRound], decode: Callable[[int], str] | None = None) -> "Figure":
+def cache_figure(
+    rounds: Sequence[PlayedRound], decode: Callable[[int], str] | None = None, last: int | None = None
+) -> "Figure":
     """The target's cache at the end of each round, one line for each: what it holds, and what is taken back.
 
     rounds: as `replay` gives them, from the first on, as many as fit into 32 slots. decode: token id → text, to write
-    into the cells. The slots begin behind the prompt but for its last token. Raises SpecdecError.
+    into the cells. last: the prompt's last token, which the first round reads; the slots begin with it. Raises
+    SpecdecError.
     """
     from matplotlib.patches import Patch, Rectangle
 
@@ -48,7 +51,7 @@ def cache_figure(rounds: Sequence[PlayedRound], decode: Callable[[int], str] | N
         played, start = rounds[i], starts[i]
         for x in range(start):
             cell(x, y, HELD, "white", "")
-        before = rounds[i - 1].next_token if i else None
+        before = rounds[i - 1].next_token if i else last
         cell(start, y, "white", "black", "" if decode is None or before is None else _short(decode(before)))
         for j, token in enumerate(played.drafted):
             kept = j < played.accepted

@@ -74,12 +74,12 @@ def controllers_figure(before: float, after: float, c: float, slope: float = 0.1
     axes.step(x, best, "--", color=plotting.FORMULA, where="mid", label="best, if α were known")
     axes.step(x, heuristic.ks, "-", color=plotting.DRAFT, where="mid", linewidth=1.6, label="source text's heuristic")
     axes.step(x, model.ks, "-", color=plotting.TARGET, where="mid", linewidth=1.6, label="cost model")
-    axes.axvline(rounds // 2 + 0.5, color="black", linewidth=0.8)
+    axes.vlines(rounds // 2 + 0.5, -0.4, MAX_K + 0.5, color="black", linewidth=0.8)
     for at, alpha in ((0.25, before), (0.75, after)):
         axes.text(at * rounds, MAX_K + 0.35, f"α = {alpha:.2f}", ha="center", fontsize=10)
-    axes.set_ylim(-0.4, MAX_K + 3.4)
+    axes.set_ylim(-0.4, MAX_K + 1.2)
     axes.set_yticks(range(0, MAX_K + 1, 2))
-    axes.legend(loc="upper left", ncols=3, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
