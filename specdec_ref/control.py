@@ -3,13 +3,14 @@
 import time
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 
 from specdec_ref.capture import USES_BEFORE_RECORDING
 from specdec_ref.errors import SpecdecError, is_number, is_whole
-from specdec_ref.theory import Cost, expected_tokens, predicted_speedup
+from specdec_ref.theory import Cost, predicted_speedup
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ CHANGE = 0.007  # chance that α is another after a round: of what was seen 140 
 EXPLORE = 0.003  # share of the time for other k than the best, so that costs and, where drafting rests, α stay known
 LEAST, RECENT = 3, 30  # times that make a cost known, and times that are remembered
 ALPHAS = np.linspace(0.004, 0.996, 26)
-LOG_ACCEPTED, LOG_REJECTED = np.log(ALPHAS), np.log(1 - ALPHAS)
+PRIOR = 20  # judged tokens that a position needs to count as much as those before it
 
 
 class CostModelSpeculation:
@@ -128,7 +129,8 @@ class CostModelSpeculation:
             raise SpecdecError(f"c=None, v={v!r:.40}, overhead={overhead!r:.40}: take all of the costs, or none")
         self.max_k, self.measures, self.clock = int(max_k), c is None, time.perf_counter
         self.belief = np.full(len(ALPHAS), 1 / len(ALPHAS))
-        self._tokens = np.array([expected_tokens(ALPHAS, k) for k in range(self.max_k + 1)])  # [max_k + 1, A]
+        self._reached = [(0.0, 0.0)] * self.max_k  # by position: tokens judged, and kept
+        self._tokens = self._expected()
         self._times: dict[int, _Times] = defaultdict(_Times)
         self._batch, self._began, self._pause, self._rounds = 1, 0.0, 0, 0
         self._best, self._since, self._wait = 0, 0, 4.0
@@ -170,9 +172,29 @@ class CostModelSpeculation:
             unknown = min(0.3, 1 - (1 - CHANGE) ** self._pause)
             accepted = sum(one.accepted for one in rounds)
             rejected = sum(one.accepted < len(one.drafted) for one in rounds)
-            likelihood = accepted * LOG_ACCEPTED + rejected * LOG_REJECTED
-            belief = ((1 - unknown) * self.belief + unknown / len(ALPHAS)) * np.exp(likelihood - likelihood.max())
+            belief = ((1 - unknown) * self.belief + unknown / len(ALPHAS)) * _likelihood(accepted, rejected)
             self.belief, self._pause = belief / belief.sum(), 0
+            self._reached = [((1 - unknown) * judged, (1 - unknown) * kept) for judged, kept in self._reached]
+            for one in rounds:
+                for i in range(min(one.accepted + 1, len(one.drafted), self.max_k)):
+                    judged, kept = self._reached[i]
+                    self._reached[i] = judged + 1, kept + (i < one.accepted)
+            if self._rounds % 16 == 0:
+                self._tokens = self._expected()
+
+    def _expected(self) -> np.ndarray:
+        """Tokens of a round for every k and α, [max_k + 1, A].
+
+        Some passages are easier than others, so behind an accepted token another is accepted more often than one α for
+        all would have it: each position has its own share of α, and while it is little known that of the one before.
+        """
+        alpha = (sum(kept for _, kept in self._reached) + 1) / (sum(judged for judged, _ in self._reached) + 2)
+        tokens, reached, share = [np.ones(len(ALPHAS))], np.ones(len(ALPHAS)), 1.0
+        for judged, kept in self._reached:
+            share = (kept / alpha + PRIOR * share) / (judged + PRIOR)
+            reached = reached * (ALPHAS * share).clip(max=1)
+            tokens.append(tokens[-1] + reached)
+        return np.array(tokens)
 
     def _expect(self, c: float, v: Cost, c_after_pause: float, overhead: float = 0.0) -> None:
         """What a round with k = 0 … max_k costs, in autoregressive ones, [max_k + 1]: its tokens at α = 0, 1, / S."""
@@ -184,10 +206,10 @@ class CostModelSpeculation:
 
         Where drafting rests, α may have changed unseen: at first another is tried after 4, 8, 16 … rounds.
         """
-        nearest, own = self._nearest(), self._times[self._batch]
-        if best and not own.knows(1) and (nearest is own or own.uses.total() > 12):
+        own = self._times[self._batch]
+        if best and not own.knows(1) and (self._nearest() is own or own.uses.total() > 12):
             return 0 if self._since >= 2 else best
-        if self._since < 4:
+        if self._since % 4:
             return best
         others = [k for k in range(min(self.max_k, 2 * best + 2) + 1) if k != best]
         waited = {best: 1.0}  # in units of what its loss calls for
@@ -201,6 +223,13 @@ class CostModelSpeculation:
         """Times of this batch size, or while they are too few, of the nearest size that is known."""
         known = [size for size, times in self._times.items() if times.knows(1)] or [self._batch]
         return self._times[min(known, key=lambda size: abs(size - self._batch))]
+
+
+@lru_cache(maxsize=1024)
+def _likelihood(accepted: int, rejected: int) -> np.ndarray:
+    """Of having seen that, for every α, [A], up to a factor."""
+    logarithm = accepted * np.log(ALPHAS) + rejected * np.log(1 - ALPHAS)
+    return np.asarray(np.exp(logarithm - logarithm.max()))
 
 
 class _Times:

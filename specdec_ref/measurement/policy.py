@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from specdec_ref.capture import USES_BEFORE_RECORDING
 from specdec_ref.control import Round
 from specdec_ref.errors import SpecdecError, is_number, is_whole
 from specdec_ref.measurement import pictures
@@ -223,8 +224,8 @@ def measure_policy(
             for s in range(sets)
         ]
         costs[batch, context] = benches[0].costs(ks)
-        for k in ks:
-            benches[0].play(k, seed=0)  # untimed
+        for k in ks * -(-(USES_BEFORE_RECORDING + 1) // (rounds + 1)):  # untimed, until its steps are recorded
+            benches[0].play(k, seed=0)
         played[batch, context] = [{k: benches[t % sets].play(k, seed=t) for k in _turned(ks, t)} for t in range(turns)]
     everything = [p for turn in played.values() for by_k in turn for p in by_k.values()]
     judged = sum(p.judged for p in everything)
