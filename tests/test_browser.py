@@ -1,7 +1,7 @@
 """Lessons 00, 02 and 03 as a learner meets them: JupyterLab in a real browser, all cells run, a control moved.
 
-Skipped where no Chromium or Chrome is installed. On Debian and Ubuntu: apt install chromium. What the explorers looked
-like lies in pytest's temporary folder afterwards (`--basetemp` names one).
+Skipped where no Chromium or Chrome is installed, failed there if SPECDEC_BROWSER=required. On Debian and Ubuntu: apt
+install chromium. What the explorers looked like lies in pytest's temporary folder afterwards (`--basetemp` names one).
 """
 
 import json
@@ -28,13 +28,21 @@ CELLS = """() => window.jupyterapp.shell.currentWidget.content.widgets
 UNRELATED = ("favicon", "jupyterlab-lsp", "WebSocket")
 """JupyterLab's own complaints, not the lesson's."""
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs a browser: no chromium or google-chrome is installed")
+MISSING = "needs a browser: no chromium or google-chrome is installed"
+REQUIRED = os.environ.get("SPECDEC_BROWSER") == "required"
+"""Set by .ci/run: these tests may not be skipped."""
+
+if REQUIRED:
+    import playwright.sync_api as playwright
+else:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
+pytestmark = pytest.mark.skipif(BROWSER is None and not REQUIRED, reason=MISSING)
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a JupyterLab that serves a copy of the lessons."""
+    assert BROWSER, MISSING
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     settings = folder / "settings" / "@jupyterlab"

@@ -7,7 +7,7 @@ from typing import Any
 import nbformat
 import pytest
 
-from specdec_ref.teaching.lessons import HASH, run, source_hash
+from specdec_ref.teaching.lessons import HASH, SECONDS_IN_ALL, SECONDS_PER_LESSON, run, source_hash, too_slow
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -96,6 +96,14 @@ def test_every_picture_has_an_alternative_text(path: Path) -> None:
     for output in outputs(read(path)):
         if "image/png" in output.get("data", {}):
             assert len(output.metadata.get("image/png", {}).get("alt", "")) > 20, "run `make notebooks`"
+
+
+def test_a_lesson_that_takes_too_long_is_named_and_so_is_a_course_that_does() -> None:
+    assert too_slow({"a": SECONDS_PER_LESSON, "b": 1.0}) == []
+    (one,) = too_slow({"a": SECONDS_PER_LESSON + 1, "b": 1.0})
+    assert one.startswith("a took ")
+    many = dict.fromkeys("abcdefg", SECONDS_IN_ALL / 7 + 1)
+    assert [words.split()[0] for words in too_slow(many)] == ["all"]
 
 
 def test_running_writes_back_one_clean_run(tmp_path: Path) -> None:

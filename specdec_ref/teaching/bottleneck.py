@@ -49,7 +49,8 @@ def floor_figure(parameters: float, width: float, here: float | None = None) -> 
     axes.set_yticks(at, list(machines))
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlim(min(times) / 3, max(times) * 30)
+    least = min(times) / 3
+    axes.set_xlim(least, max(times) ** 2 / least)  # half for the longest bar, half for its words
     axes.grid(axis="y", visible=False)
     return figure
 

@@ -47,7 +47,7 @@ def regret_figure(names: Sequence[str], relative: Mapping[str, Sequence[float]])
     )  # fmt: skip
     marks = zip(relative.items(), (("o", plotting.DRAFT), ("s", plotting.TARGET), ("^", plotting.BONUS)), strict=False)
     for i, ((name, values), (mark, colour)) in enumerate(marks):
-        rows = np.arange(len(names)) + 0.18 * (2 * i - len(relative) + 1)  # one below the other, so that none is hidden
+        rows = np.arange(len(names)) + 0.22 * (i - (len(relative) - 1) / 2)  # none hides another
         axes.plot(values, rows, mark, color=colour, markeredgecolor="black", markersize=7, label=name)
     axes.axvline(1, color=plotting.FORMULA, linestyle="--", label="best fixed k")
     axes.set_yticks(range(len(names)), names)

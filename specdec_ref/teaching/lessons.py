@@ -8,6 +8,7 @@ machine it ran on.
 import hashlib
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ HASH = "source_sha256"
 """Key in the notebook's metadata: of the code cells' sources that its outputs belong to."""
 
 SECONDS_PER_CELL = 300
+SECONDS_PER_LESSON, SECONDS_IN_ALL = 90, 600
+"""What a reader is promised: a lesson runs in about a minute, and all of them in ten."""
 
 
 def source_hash(notebook: Any) -> str:
@@ -78,14 +81,31 @@ def _tidy(notebook: Any) -> None:
         cell.outputs = kept
 
 
+def too_slow(seconds: Mapping[str, float]) -> list[str]:
+    """A complaint for every lesson that took longer than it may, and one for all together. seconds: by lesson."""
+    complaints = [
+        f"{name} took {took:.0f} s, and a lesson may take {SECONDS_PER_LESSON}"
+        for name, took in seconds.items()
+        if took > SECONDS_PER_LESSON
+    ]
+    if (total := sum(seconds.values())) > SECONDS_IN_ALL:
+        complaints.append(f"all took {total:.0f} s, and may take {SECONDS_IN_ALL}")
+    return complaints
+
+
 def main() -> None:
-    """Run the notebooks named on the command line, one after the other."""
+    """Run the notebooks named on the command line, one after the other; fail where that takes too long."""
     paths = [Path(name) for name in sys.argv[1:]]
     if not paths or not all(p.suffix == ".ipynb" and p.is_file() for p in paths):
         raise SpecdecError(f"takes notebooks, got {sys.argv[1:]}")
+    seconds = {}
     for path in paths:
         print(f"{path} ...", end=" ", flush=True)
-        print(f"{run(path):.0f} s")
+        seconds[path.name] = run(path)
+        print(f"{seconds[path.name]:.0f} s")
+    print(f"all of them: {sum(seconds.values()):.0f} s")
+    if complaints := too_slow(seconds):
+        raise SpecdecError("; ".join(complaints))
 
 
 if __name__ == "__main__":
