@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from specdec_ref.control import AdaptiveSpeculation
-from specdec_ref.teaching.checks.exercise import Case, Exercise, Misconception, StrangerFailed, called, shown
+from specdec_ref.teaching.checks.exercise import Case, ChangedArguments, Exercise, Misconception, StrangerFailed, shown
 from specdec_ref.teaching.checks.outcomes import BadRequest
 from specdec_ref.teaching.checks.workload import RECORDED
 
@@ -50,13 +50,16 @@ def play(choose: Callable[..., Any], case: Case) -> Played:
     played: list[list[int]] = []
     tokens, cost = 0, 0.0
     for alpha, row in zip(alphas, u, strict=True):
+        given = [list(entry) for entry in played[-MEMORY:]]
         try:
-            k = called(choose, played[-MEMORY:], c, slope)
+            k = choose(given, c, slope)
         except (ZeroDivisionError, StrangerFailed) as error:
             all_kept = played and 0 < played[-1][0] == played[-1][1]
             if all_kept and "ZeroDivisionError" in f"{type(error).__name__} {error}":
                 raise BadRequest("after a round in which all was kept you divide by 0: α is 1 there") from error
             raise
+        if given != played[-MEMORY:]:
+            raise ChangedArguments("it writes into its arguments")
         if not _whole(k):
             raise BadRequest(f"choose_k gave {shown(k)}: takes a whole number, 0 … {MAX_K}")
         accepted = int((row[: int(k)] < alpha).cumprod().sum())

@@ -1,6 +1,5 @@
 """What an exercise is, and how an answer to it is judged: by its values, never by its text."""
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -9,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from specdec_ref.teaching.checks.outcomes import Chance, distribution
+from specdec_ref.teaching.checks.outcomes import distribution
 
 Outcome = Literal["passed", "wrong", "crashed", "not attempted"]
 Function = Callable[..., Any]
@@ -113,11 +112,20 @@ def observe(function: Function, case: Case, measure: Callable[[Function, Case], 
 
 def called(function: Function, *arguments: Any) -> Any:
     """What a function gives for copies of these arguments. Raises ChangedArguments where it wrote into one of them."""
-    given = [a if isinstance(a, Chance) else copy.deepcopy(a) for a in arguments]
+    given = [_copied(argument) for argument in arguments]
     value = function(*given)
-    if not all(isinstance(a, Chance) or _untouched(a, b) for a, b in zip(arguments, given, strict=True)):
+    if not all(map(_untouched, arguments, given)):
         raise ChangedArguments("it writes into its arguments")
     return value
+
+
+def _copied(value: Any) -> Any:
+    """A copy of tensors and of what holds others; everything else, chance too, is itself."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return type(value)(map(_copied, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _untouched(before: Any, after: Any) -> bool:
