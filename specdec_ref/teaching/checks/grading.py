@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from specdec_ref import __version__
 from specdec_ref.errors import SpecdecError
 from specdec_ref.teaching.checks.catalogue import EXERCISES
 from specdec_ref.teaching.checks.exercise import Exercise, StrangerFailed, TooSlow, Verdict, clean
@@ -23,6 +24,8 @@ from specdec_ref.teaching.checks.trusted import Trusted
 
 POINTS = 10
 RECORD = "graded.jsonl"
+PASSING = "grader-failed", "endless"
+"""Diagnoses that may have to do with the machine, or with us: they are recorded, and graded again by the next run."""
 LARGEST, MOST_NOTEBOOKS, SECONDS_EACH = 5_000_000, 100, 900.0
 """Of one notebook in bytes; of one submission in notebooks, and in seconds after which no more of it is run."""
 
@@ -132,11 +135,23 @@ def _one(
                 kind = "syntax-error" if why.startswith("SyntaxError") else "crashed"
                 return (1 if stranger.broken else 0), crashed(why, kind), stranger.reached
             verdict = judge(exercise, stranger.function(exercise.function), seeds, limited=stranger.limited)
+            broken = _broken_definition(stranger.broken, sources, exercise.function)
+            if verdict.outcome == "not attempted" and broken:
+                verdict = crashed(broken, "syntax-error")
             return RANKS[verdict.outcome], verdict, stranger.reached
     except TooSlow:
         return RANKS["crashed"], crashed("the notebook did not come to an end", "endless"), ""
     except StrangerFailed as error:
         return RANKS["crashed"], crashed(f"while the cells ran, {error}"), ""
+
+
+def _broken_definition(broken: Sequence[str], sources: Sequence[str], name: str) -> str:
+    """Of what failed, the broken syntax of a cell that was to define this name; a stub before it hides that."""
+    for line in broken:
+        found = re.match(r"SyntaxError: .*of cell (\d{1,6})\)$", line)
+        if found and 0 < int(found[1]) <= len(sources) and _may_define([sources[int(found[1]) - 1]], name):
+            return line
+    return ""
 
 
 def submissions_in(folder: Path) -> dict[str, list[Path]]:
@@ -179,6 +194,9 @@ def grade_folder(
     done = _recorded(record) if record is not None else {}
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
+    if record is not None and record.is_file() and not record.read_bytes().endswith(b"\n"):
+        with record.open("a", encoding="utf-8") as file:
+            file.write("\n")  # its last line was broken off
     secret = [folder.resolve() if folder.is_dir() else folder.resolve().parent, *(p.resolve() for p in hidden)]
     secret += [out.resolve()] if out is not None else []
     lock, local = threading.Lock(), threading.local()
@@ -237,22 +255,23 @@ def write_reports(graded: Sequence[Graded], out: Path) -> None:
 
 
 def _key(name: str, notebooks: Sequence[Path], seeds: Sequence[int]) -> str:
-    digest = hashlib.sha256(f"{name}{list(seeds)}".encode())
+    digest = hashlib.sha256(f"{__version__}{name}{list(seeds)}".encode())
     for notebook in notebooks:
         digest.update(notebook.name.encode() + notebook.read_bytes()[: LARGEST + 1])
     return digest.hexdigest()[:24]
 
 
 def _recorded(record: Path) -> dict[str, Graded]:
-    """What an earlier run wrote, whole lines only."""
+    """What an earlier run wrote: whole lines, and nothing that could come out otherwise another time."""
     found: dict[str, Graded] = {}
     if not record.is_file():
         return found
-    for line in record.read_text(encoding="utf-8").splitlines():
+    for line in record.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry = json.loads(line)
             verdicts = tuple(Verdict(**verdict) for verdict in entry["verdicts"])
-            found[entry["key"]] = Graded(entry["submission"], verdicts, entry["isolation"])
+            if not any(verdict.diagnosis in PASSING for verdict in verdicts):
+                found[entry["key"]] = Graded(entry["submission"], verdicts, entry["isolation"])
         except (ValueError, KeyError, TypeError):
             continue
     return found
