@@ -388,6 +388,16 @@ def test_a_trial_without_what_it_needs_says_so_and_starts_nothing(
 
     assert "write the configuration first" in str(try_in_vllm(None))
     assert "takes a dictionary" in str(try_in_vllm(["draft_model"]))  # type: ignore[arg-type]
+    old = {"speculative_model": "draft", "num_speculative_tokens": 4, "use_v2_block_manager": True}
+    monkeypatch.setenv("SPECDEC_LIVE", "0")  # nothing has to be installed or started to know this
+    said = str(try_in_vllm(old))
+    assert "vLLM removed these arguments in 2025: speculative_model → speculative_config['model']" in said
+    assert "use_v2_block_manager → gone" in said
+    said = str(try_in_vllm({"model": "draft", "speculative_max_model_len": 2048}))
+    assert said.endswith("speculative_max_model_len → speculative_config['max_model_len']")
+    said = str(try_in_vllm({"model": "draft", "speculative_disable_by_batch_size": "many"}))
+    assert "speculative_disable_by_batch_size='many': takes a whole number" in said
+    monkeypatch.delenv("SPECDEC_LIVE")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # the log of a failed start stays
     monkeypatch.setenv("SPECDEC_VLLM", "/nowhere/vllm")
     assert "make vllm-env" in str(try_in_vllm({}))

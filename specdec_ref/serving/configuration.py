@@ -25,6 +25,7 @@ RENAMED = {
     "ngram_prompt_lookup_min": "prompt_lookup_min",
 }
 """Arguments of old → keys of `speculative_config`. The flat ones went in March 2025 (vLLM #15466)."""
+REMOVED = {*RENAMED, "speculative_disable_by_batch_size", "use_v2_block_manager"} - {"num_speculative_tokens"}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 from specdec_ref.errors import SpecdecError
 from specdec_ref.models import PRETRAINED, held_out_prompts
 from specdec_ref.sampling import Sampling
+from specdec_ref.serving.configuration import REMOVED, translate
 from specdec_ref.serving.load import measure_server
 from specdec_ref.serving.server import VLLMServer, find_vllm
 
@@ -44,13 +45,16 @@ def try_in_vllm(
 ) -> VLLMTrial:
     """Start vLLM without and with `config`, its `speculative_config`, and measure both. Takes a few minutes.
 
-    Never raises for what vLLM refuses: the trial says it in one line, as it says where vLLM is not installed. Where
+    Never raises for what vLLM refuses: the trial says it in one line, as it says where vLLM is not installed, and
+    what became of arguments of old, for which it is not started. Where
     SPECDEC_LIVE is 0 nothing is started.
     """
     if config is None:
         return VLLMTrial(problem="write the configuration first: a dictionary, vLLM's speculative_config")
     if not isinstance(config, Mapping):
         return VLLMTrial(problem=f"config={config!r:.80}: takes a dictionary")
+    if (old := _of_old(config)) is not None:
+        return VLLMTrial(problem=old)
     if os.environ.get("SPECDEC_LIVE") == "0":
         return VLLMTrial(problem="SPECDEC_LIVE=0: vLLM is not started")
     if find_vllm() is None:
@@ -71,3 +75,16 @@ def try_in_vllm(
     except (SpecdecError, OSError) as error:
         return VLLMTrial(problem=f"vLLM: {error}")
     return VLLMTrial(paces[0], paces[1], length)
+
+
+def _of_old(config: Mapping[str, Any]) -> str | None:
+    """What became of arguments that vLLM does not take any more, or None. No vLLM is needed to know."""
+    removed = [key for key in config if key in REMOVED]
+    if not removed:
+        return None
+    try:
+        fates = translate({"speculative_model": "", **{key: config[key] for key in removed}}).fates
+    except SpecdecError as error:
+        return f"vLLM removed {', '.join(removed)} in 2025; {error}"
+    told = "; ".join(f"{key} → {fates[key]}" for key in removed)
+    return f"vLLM removed these arguments in 2025: {told}"
