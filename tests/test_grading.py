@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import inspect
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,9 +18,9 @@ import nbformat
 import psutil
 import pytest
 import torch
+import wrong
 from hostile import HOSTILE, RIGHT, TARGET
 from typer.testing import CliRunner
-from wrong import WRITES
 
 from specdec_ref.cli import app
 from specdec_ref.errors import SpecdecError
@@ -206,9 +207,9 @@ def test_graded_by_the_names_that_are_defined(
 
 def test_writing_into_the_arguments_is_told_from_outside_as_in_the_notebook(tmp_path: Path, sandbox: Sandbox) -> None:
     graded = grade_submission(
-        "x", [notebook(tmp_path, *WRITES.values())], sandbox, exercises=[EXERCISES[name] for name in WRITES]
+        "x", [notebook(tmp_path, *wrong.WRITES.values())], sandbox, exercises=[EXERCISES[name] for name in wrong.WRITES]
     )
-    assert {v.exercise: v.diagnosis for v in graded.verdicts} == dict.fromkeys(WRITES, "changes-arguments")
+    assert {v.exercise: v.diagnosis for v in graded.verdicts} == dict.fromkeys(wrong.WRITES, "changes-arguments")
 
 
 def test_every_solution_passes_all_checks_from_outside(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,14 +219,44 @@ def test_every_solution_passes_all_checks_from_outside(sandbox: Sandbox, monkeyp
     assert [v.exercise for v in graded.verdicts if not v.passed] == []
 
 
+@pytest.mark.parametrize("answer", [wrong.k_without_a_limit_on_alpha, wrong.k_from_nothing, wrong.three_sigma])
+def test_a_mistake_is_named_from_outside_as_in_the_notebook(
+    answer: Callable[..., object], tmp_path: Path, sandbox: Sandbox
+) -> None:
+    exercise, due = next((EXERCISES[name], due) for name, due, one in wrong.WRONG if one is answer)
+    source = inspect.getsource(answer).replace(answer.__name__, exercise.function).replace(": Any", "")
+    path = notebook(tmp_path, source.replace("-> Any", ""))
+    assert grade_submission("x", [path], sandbox, exercises=[exercise]).verdicts[0].diagnosis == due
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("{'a': 'x'}", "findings has the key 'a': takes 'A', 'B' and 'C'"),
+        ("{'A': 2, 'B': 0, 'C': 1}", "A is 2: takes the text itself"),
+        (
+            "{'A': 'never forgets rejected tokens', 'B': 'accepts at u = p/q', 'C': 'accepts at u = p/q'}",
+            "Exhibit A: a",
+        ),
+    ],
+)
+def test_what_is_wrong_about_findings_is_told_from_outside(
+    answer: str, said: str, tmp_path: Path, sandbox: Sandbox
+) -> None:
+    path = notebook(tmp_path, f"def findings():\n    return {answer}")
+    verdict = grade_submission("x", [path], sandbox, exercises=[EXERCISES["find_bug"]]).verdicts[0]
+    assert (verdict.outcome, verdict.expected) == ("wrong", "")
+    assert said in verdict.headline
+
+
 def test_what_chance_decides_is_played_from_outside(tmp_path: Path, sandbox: Sandbox) -> None:
-    wrong = (
+    source = (
         "def speculative_step(p, q, drafted, chance):\n    out = []\n    for i, x in enumerate(drafted):\n"
         "        if not chance.accept(min(1.0, float(p[i, x] / q[i, x]))):\n"
         "            return [*out, chance.draw(p[i])]\n"
         "        out.append(x)\n    return [*out, chance.draw(p[len(drafted)])]\n"
     )
-    graded = grade_submission("x", [notebook(tmp_path, wrong)], sandbox, exercises=[EXERCISES["step"]])
+    graded = grade_submission("x", [notebook(tmp_path, source)], sandbox, exercises=[EXERCISES["step"]])
     assert graded.verdicts[0].diagnosis == "residual-is-target"
 
 
