@@ -64,6 +64,14 @@ def test_measured_stands_beside_what_was_predicted() -> None:
         realised_figure({"a": 1.2}, {"b": 1.3}, ["x"])
 
 
+def test_who_is_not_told_apart_from_the_fastest_is_named() -> None:
+    speedups = {"a": 1.2, "b": 1.5, "c": 1.45}
+    assert "within noise" not in title(realised_figure(speedups, {}, "xyz"))
+    assert title(realised_figure(speedups, {}, "xyz", [0.1, 0.1, 0.1])).endswith("b, 1.50×; within noise: c")
+    with pytest.raises(SpecdecError, match="the same drafts"):
+        realised_figure(speedups, {}, "xyz", [0.1])
+
+
 def test_temperature_curves_are_the_rates_given() -> None:
     figure = temperature_figure([0.5, 1.0], {"a": [0.4, 0.6]}, {"a": 0.3})
     curve, at_zero = figure.axes[0].lines

@@ -86,17 +86,26 @@ def draft_explorer(drafts: Mapping[str, tuple[float, float]], v: Cost) -> None:
 
 
 @plotting.styled
-def realised_figure(measured: Mapping[str, float], predicted: Mapping[str, float], words: Sequence[str]) -> "Figure":
+def realised_figure(
+    measured: Mapping[str, float],
+    predicted: Mapping[str, float],
+    words: Sequence[str],
+    noise: Sequence[float] | None = None,
+) -> "Figure":
     """Bars: measured speedup by draft; strokes: what the formula said, where it did. words: of each draft, below it.
 
-    Raises SpecdecError.
+    noise: two standard errors of each speedup. The title names the fastest, and who is not told apart from it: whose
+    difference is below that of both noises together. Raises SpecdecError.
     """
-    if not measured or len(words) != len(measured) or not set(predicted) <= set(measured):
-        raise SpecdecError("measured, predicted, words: take the same drafts, at least one")
+    wide = dict(zip(measured, noise or [0.0] * len(measured), strict=False))
+    if not measured or not len(words) == len(measured) == len(wide) or not set(predicted) <= set(measured):
+        raise SpecdecError("measured, predicted, words, noise: take the same drafts, at least one")
     best = max(measured, key=lambda name: measured[name])
-    figure, axes = plotting.new_figure(
-        f"Fastest in this run: {best}, {measured[best]:.2f}×", "", "speedup (times one by one)"
-    )
+    near = [n for n in measured if n != best and measured[best] - measured[n] < np.hypot(wide[best], wide[n])]
+    title = f"Fastest in this run: {best}, {measured[best]:.2f}×"
+    if near:
+        title += f"; within noise: {', '.join(near)}"
+    figure, axes = plotting.new_figure(title, "", "speedup (times one by one)")
     at = np.arange(len(measured))
     bars = axes.bar(at, list(measured.values()), 0.55, color=plotting.TARGET, label="measured")
     axes.bar_label(bars, fmt="{:.2f}", label_type="center", color="white", fontsize=9)
@@ -105,7 +114,9 @@ def realised_figure(measured: Mapping[str, float], predicted: Mapping[str, float
         axes.hlines(predicted[i], x - 0.36, x + 0.36, color="black", linewidth=2, label=label)
     axes.axhline(1, color=plotting.FORMULA, linewidth=1, linestyle="--", label="one by one")
     axes.set_xticks(at, [f"{name}\n{line}" for name, line in zip(measured, words, strict=True)])
-    axes.set_ylim(0, 1.3 * max(*measured.values(), *predicted.values(), 1))
+    if noise:
+        axes.errorbar(at, list(measured.values()), noise, fmt="none", ecolor="black", elinewidth=1, capsize=4)
+    axes.set_ylim(0, 1.3 * max(*(measured[name] + wide[name] for name in measured), *predicted.values(), 1))
     axes.grid(axis="x", visible=False)
     axes.legend(ncols=3, loc="upper left")
     return figure

@@ -94,7 +94,7 @@ def turns_figure(plans: Mapping[str, Sequence[tuple[str, float]]]) -> "Figure":
             one.hlines(middle[who], times[who][0][0], times[who][-1][0], color=colour, linestyle="--")
         ratio = middle["B"] / middle["A"]
         one.set_title(f"{name}: B / A = {ratio:.2f}")
-        one.set_ylim(bottom=0)
+        one.set_ylim(0, 1.1 * max(t for _, t in runs))
         one.set_xlim(0, len(runs) + 1)
     for one in axes.flat[1:]:
         one.set_ylabel("")
