@@ -397,6 +397,19 @@ def decides_by_batch(batch: Any, context: Any, alpha: Any, c: Any, v3: Any, v5: 
     return 4 if batch < 32 else 0
 
 
+def one_degree_too_few(counts: Any, probabilities: Any) -> Any:
+    n = sum(counts)
+    chi = sum((c - n * p) ** 2 / (n * p) for c, p in zip(counts, probabilities, strict=True))
+    return chi <= LIMITS.get(len(counts) - 2, 10.828)
+
+
+def step_from_the_draft(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
+    for i, x in enumerate(drafted):
+        if not chance.accept(min(1, float(p[i, x] / q[i, x]))):
+            return [*drafted[:i], chance.draw(q[i])]
+    return [*drafted, chance.draw(p[-1])]
+
+
 WRONG: list[tuple[str, str, Any]] = [
     ("accept", "half", verdict_by_rounding),
     ("accept", "at-most", verdict_not_below),
@@ -421,6 +434,7 @@ WRONG: list[tuple[str, str, Any]] = [
     ("step", "inverted", step_upside_down),
     ("step", "row-off-by-one", step_next_row),
     ("step", "residual-is-target", step_from_the_target),
+    ("step", "residual-is-draft", step_from_the_draft),
     ("step", "no-bonus", step_without_bonus),
     ("find_bug", "a-taken-for-b", lambda: {"A": B, "B": A, "C": C}),
     ("find_bug", "b-is-a-cache-bug", lambda: {"A": A, "B": "never forgets rejected tokens", "C": C}),
@@ -456,6 +470,7 @@ WRONG: list[tuple[str, str, Any]] = [
     ("equivalence_test", "unknown", divides_by_counts_that_are_there),
     ("equivalence_test", "each-by-itself", three_sigma),
     ("equivalence_test", "unknown", three_sigma_of_poisson),
+    ("equivalence_test", "one-degree-too-few", one_degree_too_few),
     ("equivalence_test", "level-of-1-percent", one_per_cent),
 ]
 """Exercise, the diagnosis that is due, the answer."""

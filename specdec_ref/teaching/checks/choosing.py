@@ -85,6 +85,14 @@ BEST_DRAFT = Exercise(
             _wrongly(lambda a, k, c, s: _gain(a, k, c, 0.0)),
         ),
         Misconception(
+            "drafting-is-free", "You forget what drafting costs: k steps of c", 1,
+            _wrongly(lambda a, k, c, s: _gain(a, k, 0.0, s)),
+        ),
+        Misconception(
+            "one-draft-step", "You pay for one draft step only; k tokens are drafted one after the other", 1,
+            _wrongly(lambda a, k, c, s: _gain(a, k, c / k, s)),
+        ),
+        Misconception(
             "one-draft-step-more", "You pay for k + 1 draft steps: k tokens are drafted, in k steps of c", 1,
             _wrongly(lambda a, k, c, s: _gain(a, k, c, s) * (k * c + 1 + s * k) / ((k + 1) * c + 1 + s * k)),
         ),

@@ -164,6 +164,7 @@ def _consistency_cases(seed: int) -> list[Case]:
         Case(([36, 13, 30, 21], even), "counts [36, 13, 30, 21], probabilities 1/4 each"),
         Case(([61, 29, 10, 0], skewed), "counts [61, 29, 10, 0], probabilities [0.6, 0.3, 0.09, 0.01]"),
         Case(([39, 21, 20, 20], even), "counts [39, 21, 20, 20], probabilities 1/4 each"),
+        Case(([13, 39, 26, 22], even), "counts [13, 39, 26, 22], probabilities 1/4 each"),
         Case(([37, 37, 13, 13], even), "counts [37, 37, 13, 13], probabilities 1/4 each"),
         Case(([45, 18, 18, 19], even), "counts [45, 18, 18, 19], probabilities 1/4 each"),
         Case(([64, 36], [0.5, 0.5]), "counts [64, 36], probabilities [0.5, 0.5]"),
@@ -261,6 +262,10 @@ EQUIVALENCE = Exercise(
         Misconception(
             "degrees-of-freedom", "n outcomes have n − 1 degrees of freedom: the last share follows from the others", 2,
             lambda c, p: bool(_chi(c, p) <= {2: 13.816, 4: 18.467}.get(len(c), 0)),
+        ),
+        Misconception(
+            "one-degree-too-few", "n outcomes have n − 1 degrees of freedom, not n − 2", 2,
+            lambda c, p: bool(_chi(c, p) <= CRITICAL[max(1, len(c) - 2)]),
         ),
         Misconception(
             "one-limit-for-all", "Your limit is the same however many outcomes there are: see CRITICAL", 2,

@@ -89,6 +89,10 @@ STEP = Exercise(
             lambda p, q, d, c: played_step(p, q, d, c, again=True),
         ),
         Misconception(
+            "residual-is-draft", "After a rejection you draw from the draft; draw from what is left, p − q", 2,
+            lambda p, q, d, c: played_step(p, q, d, c, left=lambda p, q: q),
+        ),
+        Misconception(
             "residual-below-zero", "p − q is below 0 where the draft has too much: only what is above 0 is left", 2,
             lambda p, q, d, c: played_step(p, q, d, c, left=lambda p, q: p - q),
         ),

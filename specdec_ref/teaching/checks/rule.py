@@ -228,6 +228,10 @@ SPEEDUP = Exercise(
             lambda a, k, c, v: _emitted(a, k) / (c + v),
         ),
         Misconception(
+            "one-draft-step-more", "You pay for k + 1 draft steps: k tokens are drafted, in k steps of c", 3,
+            lambda a, k, c, v: _emitted(a, k) / ((k + 1) * c + v),
+        ),
+        Misconception(
             "scoring-costs-one", "You let scoring cost 1 whatever v is", 3,
             lambda a, k, c, v: _emitted(a, k) / (k * c + 1),
         ),
