@@ -8,7 +8,6 @@ from typing import Protocol
 
 import numpy as np
 
-from specdec_ref.capture import USES_BEFORE_RECORDING
 from specdec_ref.errors import SpecdecError, is_number, is_whole
 from specdec_ref.theory import Cost, predicted_speedup
 
@@ -108,6 +107,7 @@ CHANGE = 0.007  # chance that α is another after a round: of what was seen 140 
 EXPLORE = 0.003  # share of the time for other k than the best, so that costs and, where drafting rests, α stay known
 LEAST, RECENT = 3, 30  # times that make a cost known, and times that are remembered
 ALPHAS = np.linspace(0.004, 0.996, 26)
+USES_BEFORE_RECORDING = 12  # as in `capture`, which would load PyTorch
 PRIOR = 20  # judged tokens that a position needs to count as much as those before it
 
 

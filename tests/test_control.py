@@ -16,7 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specdec_ref import GREEDY, Pair, SpecdecError, best_k, generate_autoregressive, generate_speculative
+from specdec_ref import (
+    GREEDY,
+    Pair,
+    SpecdecError,
+    best_k,
+    capture,
+    control,
+    generate_autoregressive,
+    generate_speculative,
+)
 from specdec_ref.control import (
     AdaptiveSpeculation,
     Controller,
@@ -319,6 +328,10 @@ def test_a_few_slow_rounds_change_nothing() -> None:
         return Counter(controller.next_k() for _ in range(3)).most_common(1)[0][0]
 
     assert chosen(slow=True) == chosen(slow=False)
+
+
+def test_it_knows_when_steps_are_recorded() -> None:
+    assert control.USES_BEFORE_RECORDING == capture.USES_BEFORE_RECORDING
 
 
 # Every controller ----------------------------------------------------------------------------------------------------
