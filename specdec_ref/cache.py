@@ -72,10 +72,6 @@ class RewindableCache:
         keys, values = self.slots[layer_idx]
         return keys[:, :, : self._window], values[:, :, : self._window]
 
-    def fixed(self, positions: Tensor) -> "FixedSlots":
-        """This cache as a step sees it that is recorded once: the present window, and `positions` instead of ours."""
-        return FixedSlots({layer: self.window(layer) for layer in self.slots}, positions, self.rows)
-
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens of the longest row (part of what transformers asks of a cache)."""
         return max(self.lengths)

@@ -13,8 +13,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from specdec_ref.cache import FixedSlots
-from specdec_ref.packing import Packed, Packing, pack
+from specdec_ref.cache import FixedSlots, RewindableCache
+from specdec_ref.packing import NOTHING, Packed, Packing, pack
 
 PLAIN_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types whose forward pass is embedding, rotary positions, layers, norm and head, and nothing more."""
@@ -74,46 +74,36 @@ def takes_packed(batch: int, n: int) -> bool:
     return batch == 1 < n
 
 
-def packing_of(model: nn.Module, parts: tuple[object, ...]) -> Packing:
-    """The model's packed weights, packed anew where `parts_of` has changed."""
-    if model not in _packings or _packings[model][0] != parts:
-        _packings[model] = parts, pack(model)
-    return _packings[model][1]
-
-
 class _Step(nn.Module):
     """A step whose packed weights and cache come in as tensors: the weights, then keys and values of every layer."""
 
     def __init__(self, model: nn.Module, packing: Packing):
         super().__init__()
-        self.model = model
-        self.packing = packing
+        self.model, self.matrices, self.places = model, len(packing[0]), packing[1]
 
     def forward(self, tokens: Tensor, positions: Tensor, mask: Tensor, rows: Tensor, *others: Tensor) -> Tensor:
-        weights, slots = others[: len(self.packing.weights)], others[len(self.packing.weights) :]
+        weights, slots = others[: self.matrices], others[self.matrices :]
         pairs = dict(enumerate(zip(slots[::2], slots[1::2], strict=True)))
         cache = FixedSlots(pairs, positions, rows)
-        with Packed(self.packing, weights):
+        with Packed((weights, self.places)):
             return layer_by_layer(self.model, tokens, positions.expand(tokens.shape), mask, cache)
 
 
 def recorded_step(
-    model: nn.Module,
-    parts: tuple[object, ...],
-    tokens: Tensor,
-    positions: Tensor,
-    mask: Tensor,
-    rows: Tensor,
-    slots: list[Tensor],
+    model: nn.Module, parts: tuple[object, ...], tokens: Tensor, mask: Tensor, cache: RewindableCache
 ) -> Tensor:
-    """`layer_by_layer` over tokens [B, n] with the cache's `slots`, replayed, or recorded when this shape comes often.
+    """`layer_by_layer` over tokens [B, n] at the cache's positions, replayed, or recorded when this shape comes often.
 
     parts: what `parts_of` said when decoding began. One record serves any number of slots. Returns logits [B, n, V],
     the same before and after recording, to the last bit.
     """
-    records = _records.setdefault(model, {})
-    packing = packing_of(model, parts) if takes_packed(*tokens.shape) else Packing()
-    inputs = (tokens, positions, mask, rows, *packing.weights, *slots)
+    records, positions = _records.setdefault(model, {}), cache.positions
+    slots = [tensor for layer in range(len(cache.slots)) for tensor in cache.window(layer)]
+    packed = takes_packed(*tokens.shape)
+    if packed and (model not in _packings or _packings[model][0] != parts):
+        _packings[model] = parts, pack(model)
+    packing = _packings[model][1] if packed else NOTHING
+    inputs = (tokens, positions, mask, cache.rows, *packing[0], *slots)
     shape = (*tokens.shape, *positions.shape, slots[0].dtype, parts)
     step = records.get(shape, 0)
     if isinstance(step, int):

@@ -17,8 +17,7 @@ class Round:
     """One draft and verify, as one row saw it.
 
     drafted: the proposed token ids. accepted: how many of them the rule kept. emitted: the ids that entered the text:
-    the accepted ones and one more, or fewer where the generation ended inside the round. Seconds are of the whole
-    batch.
+    those and one more, or fewer where the generation ended inside the round. Seconds are of the whole batch.
     """
 
     drafted: tuple[int, ...]
@@ -39,14 +38,6 @@ class Controller(Protocol):
 
     def observe(self, rounds: list[Round]) -> None:
         """The round that ended, as each row saw it that was not finished before it."""
-        ...
-
-
-class Watcher(Protocol):
-    """Is shown every round of a generation: stands between the loop and its controller."""
-
-    def watch(self, controller: Controller) -> Controller:
-        """A controller that chooses as `controller` does."""
         ...
 
 
@@ -240,29 +231,25 @@ class _Times:
 
     def __init__(self) -> None:
         self.drafting: tuple[deque[float], ...] = deque(maxlen=RECENT), deque(maxlen=RECENT)  # as usual, after a pause
-        self.early: dict[int, deque[float]] = {}
-        self.late: dict[int, deque[float]] = {}
+        self.rest: dict[tuple[int, bool], deque[float]] = {}  # by n, and whether its step was recorded
         self.uses: Counter[int] = Counter()
 
     def knows(self, n: int) -> bool:
-        return any(len(times.get(n, ())) >= LEAST for times in (self.early, self.late))
+        return any(len(self.rest.get((n, recorded), ())) >= LEAST for recorded in (False, True))
 
     def add(self, drafted: int, drafting: float, rest: float, after_pause: bool) -> None:
         """A round. After a pause the draft read first what it had missed."""
         n = drafted + 1
         self.uses[n] += 1
         if self.uses[n] != USES_BEFORE_RECORDING + 1:  # that round makes the record
-            times = self.early if self.uses[n] <= USES_BEFORE_RECORDING else self.late
-            times.setdefault(n, deque(maxlen=RECENT)).append(rest)
+            self.rest.setdefault((n, self.uses[n] > USES_BEFORE_RECORDING), deque(maxlen=RECENT)).append(rest)
         if drafted:
             self.drafting[after_pause].append(drafting / drafted)
 
     def typical(self) -> dict[int, tuple[int, float]]:
         """How often each n that is known was timed, and the time."""
-        early, late = (
-            {n: (len(times), _typical(times)) for n, times in all_times.items() if len(times) >= LEAST}
-            for all_times in (self.early, self.late)
-        )
+        known = {key: (len(times), _typical(times)) for key, times in self.rest.items() if len(times) >= LEAST}
+        early, late = ({n: known[n, r] for n, r in known if r == recorded} for recorded in (False, True))
         slower = sorted(early[n][1] / late[n][1] for n in early.keys() & late.keys()) or [1.0]
         factor = slower[len(slower) // 2]
         return {n: (count, seconds / factor) for n, (count, seconds) in early.items()} | late
@@ -274,18 +261,16 @@ class _Times:
         """
         known = self.typical()
         points = {n: point for n, point in known.items() if n > 1} or known or {1: (1, 1.0)}
-        total = sum(count for count, _ in points.values())
-        n0 = sum(count * n for n, (count, _) in points.items()) / total
-        y0 = sum(count * y for count, y in points.values()) / total
-        steep = sum(count * (n - n0) * (y - y0) for n, (count, y) in points.items()) + 2 * 0.05 * y0
-        slope = steep / (sum(count * (n - n0) ** 2 for n, (count, _) in points.items()) + 2)
+        at, counts, times = np.array([(n, *point) for n, point in points.items()]).T
+        n0, y0 = counts @ at / counts.sum(), counts @ times / counts.sum()
+        slope = (counts @ ((at - n0) * (times - y0)) + 2 * 0.05 * y0) / (counts @ (at - n0) ** 2 + 2)
         seconds = [0.0]
         for n in range(1, max_k + 2):
             count, y = known.get(n, (0, 0.0))
             leaning = 0 if n == 1 and count else 3
-            guess = (count * y + leaning * (y0 + slope * (n - n0))) / (count + leaning)
+            guess = float(count * y + leaning * (y0 + slope * (n - n0))) / (count + leaning)
             seconds.append(max(seconds[-1] if n > 2 else 1e-9, guess))
-        c, after = (_typical(times) / seconds[1] if len(times) >= LEAST else 0.1 for times in self.drafting)
+        c, after = (_typical(drafts) / seconds[1] if len(drafts) >= LEAST else 0.1 for drafts in self.drafting)
         return c, lambda n: seconds[n] / seconds[1], after
 
 
@@ -297,9 +282,8 @@ def _typical(times: deque[float]) -> float:
 def get_optimal_speculation_config(batch_size: int, sequence_length: float) -> dict[str, int | bool | str]:
     """The source text's four rules as they are: num_speculative_tokens, enable and the reason it gives.
 
-    batch_size: sequences decoded together, ≥ 1. sequence_length: tokens of each, ≥ 0 (the source text's caller passes
-    characters). The last rule takes what the others leave: it says 'Medium batch' of one sequence of 2,048 to 4,096
-    tokens too, and of 5 to 8 short ones. They know neither α nor costs. Raises SpecdecError.
+    batch_size: sequences decoded together, ≥ 1. sequence_length: tokens of each, ≥ 0 (its caller passes characters).
+    The last rule takes what is left: one sequence of 2,048 to 4,096 tokens is a 'Medium batch'. Raises SpecdecError.
     """
     if not is_whole(batch_size) or batch_size < 1:
         raise SpecdecError(f"batch_size={batch_size!r:.80}: takes a whole number ≥ 1")

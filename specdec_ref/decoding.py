@@ -9,16 +9,19 @@ rewinding, so nothing ever sees them again.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from specdec_ref.acceptance import verify
-from specdec_ref.control import Controller, Round, Watcher, as_controller
+from specdec_ref.control import Controller, Round, as_controller
 from specdec_ref.drafting import Draft, Drafter, ModelDrafter
 from specdec_ref.errors import SpecdecError, is_whole
 from specdec_ref.models import LanguageModel, Pair, TransformersModel
 from specdec_ref.sampling import Randomness, Sampling, SeededRandomness
+
+if TYPE_CHECKING:
+    from specdec_ref.monitoring import Watcher
 
 Prompt = str | Sequence[int]
 
@@ -70,7 +73,7 @@ def speculate(
 
     context: tokens that the models can hold; default the target's. The last emitted token need not be held.
     """
-    context = context or target.context
+    context, size = context or target.context, target.vocab_size
     nothing = Draft(torch.empty(len(rows), 0, dtype=torch.int64, device=target.device))
     clock = _Clock(target.device)
     capacity = min(context, max(len(r.prompt) + r.max_new_tokens for r in rows) + controller.max_k)
@@ -82,25 +85,23 @@ def speculate(
     while rows:
         sequences = [row.sequence for row in rows]
         useful = max(row.max_new_tokens - len(row.new) for row in rows) - 1
-        asked = controller.next_k()
-        if not is_whole(asked) or not 0 <= asked <= controller.max_k:
-            raise SpecdecError(
-                f"k: the controller's next_k gave {asked!r:.80}; takes a whole number, 0 … {controller.max_k}"
-            )
+        asked, most = controller.next_k(), controller.max_k
+        if not is_whole(asked) or not 0 <= asked <= most:
+            raise SpecdecError(f"k: the controller's next_k gave {asked!r:.80}; takes a whole number, 0 … {most}")
         k = min(asked, useful, context - max(map(len, sequences)))
 
         started = clock.now()
         draft = drafter.propose(sequences, k, sampling, randomness) if drafter else nothing
         if not isinstance(draft, Draft):
             raise SpecdecError(f"drafter: its propose gave {draft!r:.80}; takes a Draft")
-        draft.check(len(rows), k, target.vocab_size)
+        draft.check(len(rows), k, size)
         drafted = draft.tokens.to(target.device)
-        draft = replace(draft, tokens=drafted.clamp(0, target.vocab_size - 1))  # reported when the host may look
+        draft = replace(draft, tokens=drafted.clamp(0, size - 1))  # reported when the host may look
         after_draft = clock.now()
         target.rewind([len(s) - 1 for s in sequences])
         last = torch.tensor([s[-1:] for s in sequences], device=target.device)
         p = sampling.probabilities(target.extend(torch.cat([last, draft.tokens], 1)))  # row i: after i drafted tokens
-        q = draft.distribution(target.vocab_size, p)
+        q = draft.distribution(size, p)
         verdict = verify(p, q, draft.tokens, randomness)
         after_verify = clock.now()
 
@@ -116,10 +117,8 @@ def speculate(
         for row, (accepted, next_token, n, p_broken, q_broken, q_off, *tokens) in zip(rows, outcome, strict=True):
             if not 0 <= n <= len(tokens):
                 raise SpecdecError(f"drafter: its lengths hold {n}; takes 0 … {len(tokens)}, the tokens of a row")
-            if unknown := [token for token in tokens[:n] if not 0 <= token < target.vocab_size]:
-                raise SpecdecError(
-                    f"drafter: token id {unknown[0]} is not in the vocabulary, 0 … {target.vocab_size - 1}"
-                )
+            if unknown := [token for token in tokens[:n] if not 0 <= token < size]:
+                raise SpecdecError(f"drafter: token id {unknown[0]} is not in the vocabulary, 0 … {size - 1}")
             if p_broken or q_broken:
                 raise SpecdecError(
                     f"{'target' if p_broken else 'draft'}: its logits hold NaN or infinity, nothing to draw"
@@ -211,7 +210,7 @@ def generate_autoregressive(
     sampling: Sampling | None = None,
     seed: int | None = None,
     stop: str | Sequence[str] = (),
-    monitor: Watcher | None = None,
+    monitor: "Watcher | None" = None,
 ) -> Any:
     """One token per step of the target: the baseline. Exactly `generate_speculative` with k = 0."""
     return generate_speculative(
@@ -229,7 +228,7 @@ def generate_speculative(
     seed: int | None = None,
     stop: str | Sequence[str] = (),
     drafter: Drafter | None = None,
-    monitor: Watcher | None = None,
+    monitor: "Watcher | None" = None,
 ) -> Any:
     """Generate with draft and verify; the tokens have exactly the target's distribution, whatever the draft.
 
@@ -260,7 +259,7 @@ def stream_speculative(
     seed: int | None = None,
     stop: str | Sequence[str] = (),
     drafter: Drafter | None = None,
-    monitor: Watcher | None = None,
+    monitor: "Watcher | None" = None,
     on_end: Callable[[Generation], None] = lambda generation: None,
 ) -> Iterator[Chunk]:
     """The same, as it happens: a `Chunk` per round, whose texts add up to the text. Takes one prompt.
@@ -300,7 +299,7 @@ class _Job:
         seed: int | None,
         stop: str | Sequence[str],
         drafter: Drafter | None,
-        monitor: Watcher | None,
+        monitor: "Watcher | None",
     ):
         if not isinstance(pair, Pair):
             raise SpecdecError(f"pair={pair!r:.80}: takes a Pair, which load_pair() gives")

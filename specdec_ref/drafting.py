@@ -74,8 +74,7 @@ class Drafter(Protocol):
         ...
 
     def propose(self, sequences: list[list[int]], k: int, sampling: Sampling, randomness: Randomness) -> Draft:
-        """At most `k` tokens after each of `sequences` (prompt and all emitted tokens). Asked in every round, k may be
-        0."""
+        """At most `k` tokens, maybe 0, after each of `sequences` (prompt and all emitted tokens). Asked every round."""
         ...
 
     def keep(self, rows: list[int]) -> None:

@@ -14,7 +14,7 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
-from specdec_ref.cache import RewindableCache
+from specdec_ref.cache import FixedSlots, RewindableCache
 from specdec_ref.errors import SpecdecError
 
 STEPS = "auto", "plain", "recorded", "graphs", "compiled"
@@ -82,11 +82,8 @@ class Room:
                 step = self.steps[shape] = _Captured(run, cache, tokens, positions, masks)
             except Exception as error:  # whatever a model does that a graph cannot hold
                 _refused[model] = " ".join(str(error).split())[:200]
-                warnings.warn(
-                    f"steps of {type(model).__name__} cannot be captured ({_refused[model]}); they run one kernel "
-                    "after the other",
-                    stacklevel=2,
-                )
+                told = f"steps of {type(model).__name__} cannot be captured ({_refused[model]})"
+                warnings.warn(f"{told}; they run one kernel after the other", stacklevel=2)
                 return None
         return step(tokens, positions, masks)  # type: ignore[no-any-return]
 
@@ -96,7 +93,7 @@ class _Captured:
 
     def __init__(self, run: Run, cache: RewindableCache, tokens: Tensor, positions: Tensor, masks: tuple[Tensor, ...]):
         self.inputs = [tokens.clone(), positions.clone(), *(mask.clone() for mask in masks)]
-        view = cache.fixed(self.inputs[1])
+        view = FixedSlots({layer: cache.window(layer) for layer in cache.slots}, self.inputs[1], cache.rows)
         self._run: Callable[[], Tensor] = lambda: run(view, self.inputs[0], self.inputs[1], tuple(self.inputs[2:]))
         self._graph: Any = None
         if tokens.device.type == "cuda":

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice, zip_longest
 from math import isnan, nan
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 HISTORY = 100_000
 """So many of the last rounds are kept one by one; sums, rates and counters count all."""
 File = str | os.PathLike[str] | IO[str]
+
+
+class Watcher(Protocol):
+    """Is shown every round of a generation: stands between the loop and its controller."""
+
+    def watch(self, controller: Controller) -> Controller:
+        """A controller that chooses as `controller` does."""
+        ...
 
 
 class SpeculativeDecodingMonitor:

@@ -8,7 +8,6 @@ input (queries, keys and values; both halves of a gated MLP) are packed as one m
 import functools
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import torch
@@ -22,39 +21,23 @@ ROWS = 5
 SAME_INPUT = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 """Linear layers of one module that the plain families (see `capture`) feed with the same tensor."""
 
-
-@dataclass(frozen=True)
-class Packing:
-    """A model's weights in that layout.
-
-    weights: the packed matrices. places: for each layer the id of its weight, which matrix holds it, and from which to
-    before which of the matrix's outputs are its own.
-    """
-
-    weights: tuple[Tensor, ...] = ()
-    places: tuple[tuple[int, int, int, int], ...] = ()
+Packing = tuple[tuple[Tensor, ...], dict[int, tuple[int, slice | None]]]
+"""Packed matrices; by id of a layer's weight, which of them holds it, and its own outputs there (None: all)."""
+NOTHING: Packing = (), {}
 
 
 def pack(model: nn.Module) -> Packing:
     """Pack the linear layers of a model that are in float32. Nothing is packed where this PyTorch cannot do it."""
-    if not can_pack():
-        return Packing()
     weights: list[Tensor] = []
-    places: list[tuple[int, int, int, int]] = []
-    for layers in _groups(model):
-        parameters = [layer.weight for layer in layers]
+    places: dict[int, tuple[int, slice | None]] = {}
+    for layers in _groups(model) if packed_product() else ():
         start = 0
-        for parameter in parameters:
-            places.append((id(parameter), len(weights), start, start + len(parameter)))
-            start += len(parameter)
-        weights.append(torch.ops.mkldnn._reorder_linear_weight(torch.cat(parameters).detach(), ROWS))
-    return Packing(tuple(weights), tuple(places))
-
-
-def packed_bytes(model: nn.Module) -> int:
-    """What `pack` would take beside the model, in bytes, told from the shapes alone."""
-    groups = _groups(model) if can_pack() else ()
-    return sum(layer.weight.nbytes for layers in groups for layer in layers)
+        for layer in layers:
+            own = slice(start, start + layer.out_features) if len(layers) > 1 else None
+            places[id(layer.weight)], start = (len(weights), own), start + layer.out_features
+        together = torch.cat([layer.weight for layer in layers]).detach()
+        weights.append(torch.ops.mkldnn._reorder_linear_weight(together, ROWS))
+    return tuple(weights), places
 
 
 def _groups(model: nn.Module) -> Iterator[list[nn.Linear]]:
@@ -62,61 +45,48 @@ def _groups(model: nn.Module) -> Iterator[list[nn.Linear]]:
     seen: set[nn.Module] = set()
     for module in model.modules():
         for names in SAME_INPUT:
-            found = [getattr(module, name, None) for name in names]
-            layers = [layer for layer in found if _packable(layer)]
+            layers = [layer for name in names if packable(layer := getattr(module, name, None))]
             if len(layers) == len(names):
                 seen.update(layers)
                 yield layers
-    for module in model.modules():
-        if _packable(module) and module not in seen:
-            yield [module]
+    yield from ([module] for module in model.modules() if packable(module) and module not in seen)
 
 
-def _packable(module: object) -> TypeGuard[nn.Linear]:
+def packable(module: Any) -> TypeGuard[nn.Linear]:
+    """Whether that is a layer that `pack` packs."""
     return type(module) is nn.Linear and module.weight.dtype == torch.float32
 
 
 @functools.cache
-def can_pack() -> bool:
-    """Whether this PyTorch can, which it is asked to do by the operators that torch.compile uses: they have no other
-    name."""
+def packed_product() -> Any:
+    """hidden [..., in], packed weight → [..., out], by operators that torch.compile uses and that have no other name.
+
+    Scripted, since the tracer cannot hold one of the arguments. None where they are missing or do something else.
+    """
+    script = """def product(hidden: Tensor, weight: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(hidden, weight, None, "none", [], "")"""
     try:
-        if not torch.backends.mkldnn.is_available():
-            return False
+        with warnings.catch_warnings(action="ignore"):
+            product = torch.jit.CompilationUnit(script).product
         packed = torch.ops.mkldnn._reorder_linear_weight(torch.eye(16), ROWS)
-        return torch.equal(_product()(torch.ones(2, 16), packed), torch.ones(2, 16))
+        return product if torch.equal(product(torch.ones(2, 16), packed), torch.ones(2, 16)) else None
     except (AttributeError, RuntimeError):
-        return False
-
-
-@functools.cache
-def _product() -> Any:
-    """hidden [..., in], packed weight → [..., out]. Scripted, since the tracer cannot hold one of the arguments."""
-    with warnings.catch_warnings(action="ignore"):
-        return torch.jit.CompilationUnit(
-            """
-            def product(hidden: Tensor, weight: Tensor) -> Tensor:
-                return torch.ops.mkldnn._linear_pointwise(hidden, weight, None, "none", [], "")
-            """
-        ).product
+        return None
 
 
 class Packed(TorchFunctionMode):
     """While it lasts, linear layers multiply by their packed weight: the same sums in another order."""
 
-    def __init__(self, packing: Packing, weights: tuple[Tensor, ...]):
+    def __init__(self, packing: Packing):
         super().__init__()
-        self.weights = weights
-        self.places = {layer: place for layer, *place in packing.places}
-        self.last: tuple[Tensor | None, int, Tensor | None] = (None, -1, None)
+        self.weights, self.places = packing
+        self.last: tuple[Any, int, Any] = None, -1, None  # an input, the matrix, and their product
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        place = self.places.get(id(args[1])) if func is F.linear and not kwargs else None
-        if place is None:
+        if func is not F.linear or kwargs or id(args[1]) not in self.places:
             return func(*args, **(kwargs or {}))
-        which, start, stop = place
+        which, own = self.places[id(args[1])]
         if self.last[0] is not args[0] or self.last[1] != which:
-            self.last = args[0], which, _product()(args[0], self.weights[which])
-        product: Any = self.last[2]
-        part = product if stop - start == product.shape[-1] else product[..., start:stop]
-        return part if len(args) < 3 or args[2] is None else part + args[2]
+            self.last = args[0], which, packed_product()(args[0], self.weights[which])
+        product = self.last[2] if own is None else self.last[2][..., own]
+        return product if len(args) < 3 or args[2] is None else product + args[2]

@@ -10,7 +10,7 @@ from specdec_ref import capture
 from specdec_ref.capture import PLAIN_FAMILIES, can_be_recorded, layer_by_layer
 from specdec_ref.graphs import choose_steps
 from specdec_ref.models import TransformersModel
-from specdec_ref.packing import Packed, can_pack, pack, packed_bytes
+from specdec_ref.packing import NOTHING, Packed, pack, packed_product
 
 
 @pytest.mark.parametrize("family", sorted(PLAIN_FAMILIES))
@@ -127,13 +127,12 @@ def test_packed_weights_follow_weights_that_change_in_place() -> None:
 
 def test_linear_layers_in_float32_are_packed_those_of_one_input_together() -> None:
     model = build_model("llama")
-    packing = pack(model)
+    weights, places = pack(model)
     linear = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
-    assert not can_pack() or {layer for layer, *_ in packing.places} == set(map(id, linear))
-    assert packed_bytes(model) == (sum(w.nbytes for w in linear) if can_pack() else 0)
+    assert not packed_product() or places.keys() == set(map(id, linear))
     layers = model.config.num_hidden_layers
-    assert len(packing.weights) == (4 * layers + 1 if can_pack() else 0)  # q k v, o, gate up, down; the head
-    assert not pack(model.double()).weights
+    assert len(weights) == (4 * layers + 1 if packed_product() else 0)  # q k v, o, gate up, down; the head
+    assert pack(model.double()) == NOTHING
 
 
 def test_a_packed_product_is_each_layers_own() -> None:
@@ -146,7 +145,7 @@ def test_a_packed_product_is_each_layers_own() -> None:
     packing = pack(block)
     for inputs in ((one, one), (one, other), (other, one), (one, one)):
         plain = block.gate_proj(inputs[0]), block.down_proj(block.up_proj(inputs[1]))
-        with Packed(packing, packing.weights):
+        with Packed(packing):
             packed = block.gate_proj(inputs[0]), block.down_proj(block.up_proj(inputs[1]))
         torch.testing.assert_close(packed, plain, atol=1e-5, rtol=1e-5)
 

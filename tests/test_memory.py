@@ -87,7 +87,7 @@ def test_one_sequence_on_a_cpu_takes_a_packed_copy() -> None:
     if torch.cuda.is_available():
         pytest.skip("configurations are taken to be for the GPU here")
     model = LlamaForCausalLM(config())
-    packed = sum(weight.numel() * 4 for weight in pack(model).weights)
+    packed = sum(weight.numel() * 4 for weight in pack(model)[0])
     assert packed in (0, sum(m.weight.nbytes for m in model.modules() if isinstance(m, torch.nn.Linear)))
     profile = memory_profile((config(), config()), batch=1, context=100)
     assert (profile.target.packed, profile.packed, profile.alone.packed) == (packed, 2 * packed, 0)

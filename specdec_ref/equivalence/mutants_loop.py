@@ -86,8 +86,8 @@ meant += going""",
         output="Greedy text that is not the target's: drafts survive that are not its argmax.",
         caught_by="exact",
         where="decoding.speculate",
-        right="context = context or target.context",
-        wrong="""context = context or target.context
+        right="context, size = context or target.context, target.vocab_size",
+        wrong="""context, size = context or target.context, target.vocab_size
 if sampling.greedy:
     sampling, randomness.draw = Sampling(), lambda probabilities: probabilities.argmax(-1)""",
     ),

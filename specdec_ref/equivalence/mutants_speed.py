@@ -108,8 +108,8 @@ emitted = row.add([*tokens[:accepted], *bonus], eos, context + 1)""",
         output="The text stays right; whoever tunes k measures noise.",
         caught_by="k",
         where="decoding.speculate",
-        right="asked = controller.next_k()",
-        wrong="asked = min(2, controller.max_k)",
+        right="asked, most = controller.next_k(), controller.max_k",
+        wrong="asked, most = min(2, controller.max_k), controller.max_k",
     ),
 )
 """Those that keep the distribution."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from specdec_ref.control import Controller, FixedK, Round, Watcher
+from specdec_ref.control import Controller, FixedK, Round
 from specdec_ref.decoding import Generation, Prompt, generate_speculative
 from specdec_ref.drafting import Drafter, ModelDrafter, PromptLookupDrafter
 from specdec_ref.errors import SpecdecError, is_whole
@@ -21,6 +21,7 @@ from specdec_ref.measurement.costs import Costs
 from specdec_ref.measurement.parts import Models
 from specdec_ref.measurement.rounds import Bench, room
 from specdec_ref.models import Pair, TransformersModel, held_out_prompts, score_rows
+from specdec_ref.monitoring import Watcher
 from specdec_ref.sampling import Sampling
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from specdec_ref.control import Controller, Watcher
+from specdec_ref.control import Controller
 from specdec_ref.decoding import Prompt
 from specdec_ref.drafting import Drafter
 from specdec_ref.errors import SpecdecError
@@ -22,6 +22,7 @@ from specdec_ref.measurement.checks_speed import check_load, check_speed
 from specdec_ref.measurement.findings import NOT_CHECKED, Examination, Finding, Outcome
 from specdec_ref.measurement.parts import Models
 from specdec_ref.models import Pair
+from specdec_ref.monitoring import Watcher
 from specdec_ref.sampling import Sampling
 
 if TYPE_CHECKING:

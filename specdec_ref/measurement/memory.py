@@ -18,7 +18,7 @@ from specdec_ref.errors import SpecdecError, is_whole
 from specdec_ref.measurement.allocation import most_alive
 from specdec_ref.measurement.showing import html_table, mib, rich_table
 from specdec_ref.models import PREFILL_CHUNK, Pair, TransformersModel, _dtype, _one_line, _source, usable_device
-from specdec_ref.packing import packed_bytes
+from specdec_ref.packing import packable, packed_product
 from specdec_ref.plotting import DRAFT, FORMULA, TARGET, new_figure, styled
 
 if TYPE_CHECKING:
@@ -263,7 +263,8 @@ def _share(
             else:
                 ours.extend(torch.empty(batch, n, dtype=torch.int64, device="meta"))
         activations = max(activations, most.peak)
-    packed = packed_bytes(model) if packs and model.config.model_type in PLAIN_FAMILIES else 0
+    packs = packs and packed_product() is not None and model.config.model_type in PLAIN_FAMILIES
+    packed = sum(module.weight.nbytes for module in model.modules() if packs and packable(module))
     return ModelMemory(weights, ours.cache.bytes, activations, packed)
 
 
