@@ -70,7 +70,7 @@ def can_be_recorded(model: nn.Module) -> bool:
 
 def takes_packed(batch: int, n: int) -> bool:
     """Whether steps of n tokens for `batch` sequences multiply by packed weights. With more than one sequence that
-    gains little and is not worth a second copy of the weights; a step of one token stays the model's own."""
+    gains little and is not worth a second copy of the weights, with one token nothing (9.3 ms either way here)."""
     return batch == 1 < n
 
 
