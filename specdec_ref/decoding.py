@@ -77,18 +77,18 @@ def speculate(
     nothing = Draft(torch.empty(len(rows), 0, dtype=torch.int64, device=target.device))
     clock = _Clock(target.device)
     capacity = min(context, max(len(r.prompt) + r.max_new_tokens for r in rows) + controller.max_k)
-    for part in (target, drafter):
-        if part is not None:
-            part.start(len(rows), capacity)
+    parts = [part for part in (target, drafter) if part is not None]
+    for part in parts:
+        part.start(len(rows), capacity)
     target.prefill([list(row.prompt[:-1]) for row in rows])
 
     while rows:
         sequences = [row.sequence for row in rows]
-        useful = max(row.max_new_tokens - len(row.new) for row in rows) - 1
         asked, most = controller.next_k(), controller.max_k
         if not is_whole(asked) or not 0 <= asked <= most:
             raise SpecdecError(f"k: the controller's next_k gave {asked!r:.80}; takes a whole number, 0 … {most}")
-        k = min(asked, useful, context - max(map(len, sequences)))
+        fits = min(asked, context - max(map(len, sequences)))
+        k = min(fits, max(row.max_new_tokens - len(row.new) for row in rows) - 1)
 
         started = clock.now()
         draft = drafter.propose(sequences, k, sampling, randomness) if drafter else nothing
@@ -100,7 +100,9 @@ def speculate(
         after_draft = clock.now()
         target.rewind([len(s) - 1 for s in sequences])
         last = torch.tensor([s[-1:] for s in sequences], device=target.device)
-        p = sampling.probabilities(target.extend(torch.cat([last, draft.tokens], 1)))  # row i: after i drafted tokens
+        # The last rounds draft less, but their steps stay as long as the others: a new shape would be slow.
+        logits = target.extend(torch.cat([last, draft.tokens, last.expand(-1, fits - k)], 1))
+        p = sampling.probabilities(logits[:, : draft.tokens.shape[1] + 1])  # row i: after i drafted tokens
         q = draft.distribution(size, p)
         verdict = verify(p, q, draft.tokens, randomness)
         after_verify = clock.now()
@@ -111,8 +113,8 @@ def speculate(
         is_meant = torch.arange(mass.shape[1], device=mass.device) < meant[:, None]
         off = (mass - is_meant.to(mass)).abs() > ROUNDING
         broken = torch.stack([p.sum((1, 2)).isnan(), mass.sum(1).isnan(), off.any(1)], 1)
-        facts = [verdict.accepted[:, None], verdict.next_token[:, None], meant[:, None], broken, drafted]
-        outcome = torch.cat(facts, 1).tolist()
+        counts = torch.stack([verdict.accepted, verdict.next_token, meant], 1)
+        outcome = torch.cat([counts, broken, drafted], 1).tolist()
         seconds = clock.between(started, after_draft), clock.between(after_draft, after_verify)
         for row, (accepted, next_token, n, p_broken, q_broken, q_off, *tokens) in zip(rows, outcome, strict=True):
             if not 0 <= n <= len(tokens):
@@ -120,9 +122,8 @@ def speculate(
             if unknown := [token for token in tokens[:n] if not 0 <= token < size]:
                 raise SpecdecError(f"drafter: token id {unknown[0]} is not in the vocabulary, 0 … {size - 1}")
             if p_broken or q_broken:
-                raise SpecdecError(
-                    f"{'target' if p_broken else 'draft'}: its logits hold NaN or infinity, nothing to draw"
-                )
+                who = "target" if p_broken else "draft"
+                raise SpecdecError(f"{who}: its logits hold NaN or infinity, nothing to draw")
             if q_off:
                 raise SpecdecError("drafter: its probabilities do not sum to one; takes what each token was drawn from")
             emitted = row.add([*tokens[:accepted], next_token], eos, context + 1)
@@ -133,9 +134,8 @@ def speculate(
         active = [i for i, row in enumerate(rows) if not row.finish]
         if active and len(active) < len(rows):
             nothing = Draft(nothing.tokens[: len(active)])
-            for part in (target, drafter):
-                if part is not None:
-                    part.keep(active)
+            for part in parts:
+                part.keep(active)
         rows = [rows[i] for i in active]
 
 

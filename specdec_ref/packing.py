@@ -63,13 +63,15 @@ def packed_product() -> Any:
 
     Scripted, since the tracer cannot hold one of the arguments. None where they are missing or do something else.
     """
-    script = """def product(hidden: Tensor, weight: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(hidden, weight, None, "none", [], "")"""
+    call = 'torch.ops.mkldnn._linear_pointwise(hidden, weight, None, "none", [], "")'
+    script = f"def product(hidden: Tensor, weight: Tensor) -> Tensor:\n    return {call}\n"
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return None
+    with warnings.catch_warnings(action="ignore"):
+        product = torch.jit.CompilationUnit(script).product
     try:
-        with warnings.catch_warnings(action="ignore"):
-            product = torch.jit.CompilationUnit(script).product
-        packed = torch.ops.mkldnn._reorder_linear_weight(torch.eye(16), ROWS)
-        return product if torch.equal(product(torch.ones(2, 16), packed), torch.ones(2, 16)) else None
+        packed, rows = torch.ops.mkldnn._reorder_linear_weight(torch.eye(16), ROWS), torch.ones(2, 16)
+        return product if torch.equal(product(rows, packed), rows) else None
     except (AttributeError, RuntimeError):
         return None
 

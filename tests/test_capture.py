@@ -1,6 +1,7 @@
 """The promise of recorded steps: transformers' own numbers, always the same ones, and no stale record."""
 
 import copy
+import platform
 
 import pytest
 import torch
@@ -123,6 +124,15 @@ def test_packed_weights_follow_weights_that_change_in_place() -> None:
         found = logits_over_a_while(lm, [30], [4] * 8)
         for ours, theirs in zip(found, logits_over_a_while(_never_recorded(own), [30], [4] * 8), strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.skipif(
+    platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available(),
+    reason="packed weights are oneDNN's, and tried out on x86 processors",
+)
+def test_packed_products_work_here() -> None:
+    """Without them everything goes on, more slowly, and no other test would see it."""
+    assert packed_product() is not None
 
 
 def test_linear_layers_in_float32_are_packed_those_of_one_input_together() -> None:

@@ -461,6 +461,26 @@ def generation(*rounds: Round, seconds: float = 2.0) -> Generation:
     return Generation((1,), sum((r.emitted for r in rounds), ()), "", rounds, seconds, "length")
 
 
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_every_step_of_a_fixed_k_has_the_same_shape(k: int, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the end leaves room for fewer tokens: a step of a new shape takes twice as long as a recorded one."""
+    shapes, extend = set(), TransformersModel.extend
+
+    def spy(self: TransformersModel, tokens: torch.Tensor) -> torch.Tensor:
+        if self.model is pair.target:
+            shapes.add(tuple(tokens.shape))
+        return extend(self, tokens)
+
+    monkeypatch.setattr(TransformersModel, "extend", spy)
+    drafted = set()
+    for n in range(1, 12):
+        made = generate_speculative(pair, PROMPTS[1], k=k, max_new_tokens=n, seed=n)
+        assert len(made.tokens) == n
+        drafted |= {len(r.drafted) for r in made.rounds}
+    assert drafted == set(range(k + 1))
+    assert shapes == {(1, k + 1)}
+
+
 def test_the_acceptance_rate_counts_judged_tokens_only() -> None:
     # Of 4 drafted tokens 2 are accepted and the third is judged, the fourth never; then all 4 are accepted.
     result = generation(Round((1, 2, 3, 4), 2, (1, 2, 9), 0.1, 0.1), Round((5, 6, 7, 8), 4, (5, 6, 7, 8, 9), 0.1, 0.1))

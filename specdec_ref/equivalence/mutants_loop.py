@@ -4,9 +4,7 @@ from specdec_ref.equivalence.mutation import Mutant
 
 _PROPOSE = """q = sampling.probabilities(self.model.extend(tokens)[:, -1])
 token = randomness.draw(q)"""
-_SCORE = (
-    "p = sampling.probabilities(target.extend(torch.cat([last, draft.tokens], 1)))  # row i: after i drafted tokens"
-)
+_SCORE = "p = sampling.probabilities(logits[:, : draft.tokens.shape[1] + 1])  # row i: after i drafted tokens"
 
 LOOP = (
     Mutant(
@@ -101,7 +99,7 @@ if sampling.greedy:
         caught_by="exact",
         where="decoding.speculate",
         right=_SCORE,
-        wrong="""logits = target.extend(torch.cat([last, draft.tokens], 1))
+        wrong="""logits = logits[:, : draft.tokens.shape[1] + 1]
 p = torch.cat([sampling.probabilities(logits[:, :-1]), logits[:, -1:].softmax(-1)], 1)""",
     ),
     Mutant(
@@ -114,7 +112,7 @@ p = torch.cat([sampling.probabilities(logits[:, :-1]), logits[:, -1:].softmax(-1
         caught_by="exact",
         where="decoding.speculate",
         right=_SCORE,
-        wrong="""logits = target.extend(torch.cat([last, draft.tokens], 1))
+        wrong="""logits = logits[:, : draft.tokens.shape[1] + 1]
 cut = sampling if sampling.greedy else replace(sampling, temperature=float(int(sampling.temperature)) or 1.0)
 p = torch.cat([cut.probabilities(logits[:, :-1]), sampling.probabilities(logits[:, -1:])], 1)""",
     ),
