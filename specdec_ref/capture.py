@@ -69,7 +69,7 @@ def can_be_recorded(model: nn.Module) -> bool:
 
 
 def takes_packed(batch: int, n: int) -> bool:
-    """Whether a step gains enough by packed weights: one token gains nothing, several sequences hardly anything."""
+    """Not one token, though it took 9.0 ms instead of 10.5: see above. Several sequences gain hardly anything."""
     return batch == 1 < n
 
 

@@ -100,8 +100,8 @@ def speculate(
         after_draft = clock.now()
         target.rewind([len(s) - 1 for s in sequences])
         last = torch.tensor([s[-1:] for s in sequences], device=target.device)
-        # The last rounds draft less, but their steps stay as long as the others: a new shape would be slow.
-        logits = target.extend(torch.cat([last, draft.tokens, last.expand(-1, fits - k)], 1))
+        more = fits - k if len(rows) == 1 else 0  # a sequence's last steps stay as long: a new shape would be slow
+        logits = target.extend(torch.cat([last, draft.tokens, last.expand(-1, more)], 1))
         p = sampling.probabilities(logits[:, : draft.tokens.shape[1] + 1])  # row i: after i drafted tokens
         q = draft.distribution(size, p)
         verdict = verify(p, q, draft.tokens, randomness)
