@@ -105,7 +105,7 @@ class SharedWork(TransformersModel):
             for memory, present in zip(self._memory[layer], slots, strict=True):
                 if present.data_ptr() != memory.data_ptr():
                     memory[: len(present)] = present
-                memory[to] = memory[origin]
+                memory.index_copy_(0, to, memory.index_select(0, origin))
             keys, values = self._memory[layer]
             cache.slots[layer] = keys[:rows], values[:rows]
 
@@ -122,7 +122,7 @@ class OurLoop:
         k: int | Controller = 2,
         sampling: Sampling | None = None,
         drafter: Drafter | None = None,
-        batch: int = 1_000,
+        batch: int = 2_000,
     ):
         self.sampling = Sampling() if sampling is None else sampling
         self.batch = batch
@@ -146,7 +146,7 @@ class OurLoop:
         return torch.tensor([row.new for row in rows])
 
 
-def autoregressive(pair: Pair, sampling: Sampling | None = None, batch: int = 1_000) -> OurLoop:
+def autoregressive(pair: Pair, sampling: Sampling | None = None, batch: int = 2_000) -> OurLoop:
     """Our loop one token at a time: the baseline, which must agree with the target if the test itself is right."""
     return OurLoop(pair, 0, sampling, batch=batch)
 
