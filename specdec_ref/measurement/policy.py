@@ -224,7 +224,8 @@ def measure_policy(
             for s in range(sets)
         ]
         costs[batch, context] = benches[0].costs(ks)
-        for k in ks * -(-(USES_BEFORE_RECORDING + 1) // rounds):  # untimed, until the steps of ragged rows are recorded
+        # Untimed, until the steps of ragged rows are recorded; in the first round of a play rows are equally long yet.
+        for k in ks * (-(-(USES_BEFORE_RECORDING + 1) // max(1, rounds - 1)) + 1):
             benches[0].play(k, seed=0)
         played[batch, context] = [{k: benches[t % sets].play(k, seed=t) for k in _turned(ks, t)} for t in range(turns)]
     everything = [p for turn in played.values() for by_k in turn for p in by_k.values()]
