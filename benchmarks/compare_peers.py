@@ -82,7 +82,7 @@ def summary(results: dict[str, Result], costs: Costs) -> dict[str, object]:
         "autoregressive / transformers generate": ratio(results, "ours, one by one", "transformers generate"),
         "best k": k,
         "best k / autoregressive": results[best].speedup,
-        "best of transformers assisted": peer,
+        "best of transformers assisted": peer.removeprefix("transformers assisted, "),
         "best k / best of transformers assisted": ratio(results, best, peer),
         "acceptance": alpha,
         "formula": predicted,
@@ -156,9 +156,9 @@ def compare(
 
 def table(mode: str, results: dict[str, Result]) -> Table:
     """One line per contender."""
-    lines = Table(title=mode, title_justify="left", box=None, padding=(0, 3, 0, 0))
+    lines = Table(title=mode, title_justify="left", box=None, padding=(0, 2, 0, 0))
     lines.add_column("", justify="left", no_wrap=True)
-    for column in ("tokens/s", "speedup", "accepted", "tokens/round", "repeated text"):
+    for column in ("tokens\nper s", "speedup", "accepted", "tokens\nper round", "repeated\ntext"):
         lines.add_column(column, justify="right")
     for r in results.values():
         lines.add_row(

@@ -15,7 +15,7 @@ from prometheus_client import generate_latest
 import specdec_ref as sd
 from specdec_ref.serving.load import measure_server
 from specdec_ref.serving.metrics import SpeculationCounters, parse_counters, read_counters
-from specdec_ref.serving.server import VLLMServer, find_vllm
+from specdec_ref.serving.server import VLLMServer, find_vllm, preloaded
 
 PAGE = """# HELP vllm:spec_decode_num_drafts_total Number of spec decoding drafts.
 # TYPE vllm:spec_decode_num_drafts_total counter
@@ -403,3 +403,11 @@ def test_a_trial_without_what_it_needs_says_so_and_starts_nothing(
     assert "make vllm-env" in str(try_in_vllm({}))
     monkeypatch.setenv("SPECDEC_VLLM", str(script(tmp_path, "echo 'TypeError: unexpected keyword'; exit 1\n")))
     assert "TypeError: unexpected keyword" in str(try_in_vllm({"method": "ngram"}))
+
+
+def test_a_server_is_given_one_openmp() -> None:
+    """vLLM refuses to start under two, and its own configuration, once made in a process, leaves PyTorch's there."""
+    ours, gomp = ["/env/lib/libiomp5.so", "/usr/lib/libtcmalloc_minimal.so.4"], "/torch/lib/libgomp-98b.so.1"
+    assert preloaded(ours, f"/lib/other.so:{gomp}") == ":".join([*ours, "/lib/other.so"])
+    assert preloaded(ours[1:], gomp) == f"{ours[1]}:{gomp}"
+    assert preloaded([], "") == ""

@@ -8,7 +8,7 @@ question, or does not pay, prompt lookup may: it has no model to run, and a form
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from specdec_ref import plotting
 from specdec_ref.errors import SpecdecError, is_number, is_whole
@@ -119,41 +119,53 @@ def decision_figure(decision: Decision | None = None) -> "Figure":
     figure, axes = plotting.new_figure(title, "", "", height=4.4)
     axes.set(xlim=(-0.75, 3.85), ylim=(-0.45, 3.45))
     axes.axis("off")
-    arrows = [(edge, QUESTIONS[edge[0]], QUESTIONS[there]) for edge, there in NEXT.items()]
-    arrows += [(edge, QUESTIONS[edge[0]], spot) for edge, (_, spot) in LEAVES.items()]
-    for edge, (x, y), (to_x, to_y) in arrows:
+    asked = {question for question, _ in path}
+    boxes: dict[Any, Any] = {
+        question: _box(axes, question, *spot, strong=question in asked, leaf=False)
+        for question, spot in QUESTIONS.items()
+    }
+    for leaf, (words, spot) in LEAVES.items():
+        boxes[leaf] = _box(axes, words, *spot, strong=leaf in path, leaf=True)
+    figure.draw_without_rendering()  # from here on the boxes have a size, and arrows can run from side to side
+    to_data = axes.transData.inverted()
+    sides = {name: box.get_window_extent().transformed(to_data) for name, box in boxes.items()}
+    for edge, there in [*NEXT.items(), *((leaf, leaf) for leaf in LEAVES)]:
         taken = edge in path
         color = plotting.TARGET if taken else plotting.FORMULA
+        tail, tip, down = _between(sides[edge[0]], sides[there])
         axes.annotate(
             "",
-            (to_x, to_y + 0.28) if to_x == x else (to_x - 0.62, to_y),
-            (x, y - 0.28) if to_x == x else (x + 0.62, y),
-            arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 2.5 if taken else 1.0},
-        )
-        middle = ((x + to_x) / 2, (y + to_y) / 2)
-        shift = (0.06, 0.0) if to_x == x else (0.0, 0.0)
-        align = "left" if to_x == x else "center"
-        answer = "yes" if edge[1] else "no"
-        axes.text(
-            middle[0] + shift[0], middle[1] + shift[1], answer, ha=align, va="center", fontsize=9, color=color,
-            fontweight="bold" if taken else "normal",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+            tip,
+            tail,
+            arrowprops={
+                "arrowstyle": "-|>", "color": color, "linewidth": 2.5 if taken else 1.0, "shrinkA": 0, "shrinkB": 0,
+            },
         )  # fmt: skip
-    asked = {question for question, _ in path}
-    for question, (x, y) in QUESTIONS.items():
-        _box(axes, question, x, y, strong=question in asked, leaf=False)
-    for edge, (words, (x, y)) in LEAVES.items():
-        _box(axes, words, x, y, strong=edge in path, leaf=True)
+        axes.text(
+            (tail[0] + tip[0]) / 2 + 0.06 * down, (tail[1] + tip[1]) / 2, "yes" if edge[1] else "no",
+            ha="left" if down else "center", va="center", fontsize=9, color=color,
+            fontweight="bold" if taken else "normal", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+        )  # fmt: skip
     return figure
 
 
-def _box(axes: object, words: str, x: float, y: float, *, strong: bool, leaf: bool) -> None:
+def _box(axes: Any, words: str, x: float, y: float, *, strong: bool, leaf: bool) -> Any:
+    """Draw a box, and return its outline."""
     edge = plotting.TARGET if strong else plotting.FORMULA
-    axes.text(  # type: ignore[attr-defined]
+    text = axes.text(
         x, y, words, ha="center", va="center", fontsize=9.5, fontweight="bold" if strong else "normal",
         bbox={"boxstyle": "round,pad=0.45" if leaf else "square,pad=0.45", "facecolor": "white", "edgecolor": edge,
               "linewidth": 2 if strong else 1},
     )  # fmt: skip
+    return text.get_bbox_patch()
+
+
+def _between(one: Any, other: Any) -> tuple[tuple[float, float], tuple[float, float], bool]:
+    """Where an arrow leaves one box and meets another, and whether it runs down, else to the right."""
+    if other.x0 < (one.x0 + one.x1) / 2:
+        return ((one.x0 + one.x1) / 2, one.y0), ((other.x0 + other.x1) / 2, other.y1), True
+    y, margin = (one.y0 + one.y1) / 2, 0.25 * (other.y1 - other.y0)  # tips that come from different heights keep apart
+    return (one.x1, y), (other.x0, min(max(y, other.y0 + margin), other.y1 - margin)), False
 
 
 def parallel_for(

@@ -93,9 +93,7 @@ class VLLMServer:
             "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1" if Path(self.target).is_dir() else "0"),
             "PATH": f"{self.vllm.parent}{os.pathsep}{os.environ.get('PATH', '')}",
         }
-        preload = fast_libraries(self.vllm)
-        if preload:
-            surroundings["LD_PRELOAD"] = ":".join([*preload, *filter(None, [os.environ.get("LD_PRELOAD")])])
+        surroundings["LD_PRELOAD"] = preloaded(fast_libraries(self.vllm), os.environ.get("LD_PRELOAD", ""))
         surroundings |= self.environment
         keep = self.log is not None
         if self.log is None:
@@ -178,6 +176,15 @@ def fast_libraries(vllm: Path) -> list[str]:
     for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/aarch64-linux-gnu"):
         found += sorted(Path(folder).glob("libtcmalloc_minimal.so.4"))[:1]
     return [str(path) for path in found]
+
+
+def preloaded(libraries: list[str], inherited: str) -> str:
+    """LD_PRELOAD for a server: these libraries before the inherited ones, but one OpenMP only.
+
+    vLLM refuses two, and where it was used in this process before, it has put PyTorch's libgomp there.
+    """
+    openmp = any("iomp" in path for path in libraries)
+    return ":".join([*libraries, *(p for p in inherited.split(":") if p and not (openmp and "libgomp" in p))])
 
 
 def _serve(vllm: Path, target: str) -> list[str]:

@@ -81,8 +81,11 @@ def test_vllms_own_classes_take_what_the_course_prints(config: dict[str, Any]) -
 @pytest.mark.parametrize("config", [None, *CONFIGS.values()], ids=["none", *CONFIGS])
 def test_its_command_line_takes_ours(config: dict[str, Any] | None) -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.entrypoints.openai.cli_args import make_arg_parser
 
+    try:
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    except ImportError:  # before 0.32
+        from vllm.entrypoints.openai.cli_args import make_arg_parser
     try:
         from vllm.utils.argparse_utils import FlexibleArgumentParser
     except ImportError:
