@@ -1,9 +1,11 @@
 """Graders, tested: right answers of several styles pass, each wrong one ends in its own diagnosis, nothing raises."""
 
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,10 @@ import torch
 from specdec_ref.errors import SpecdecError
 from specdec_ref.teaching.checks import check, hint, progress, solution
 from specdec_ref.teaching.checks.catalogue import EXERCISES, exercise_named
-from specdec_ref.teaching.checks.exercise import Exercise
+from specdec_ref.teaching.checks.exercise import Exercise, given
 from specdec_ref.teaching.checks.judging import HIDDEN_SEEDS, PUBLIC_SEED, judge
 from specdec_ref.teaching.checks.outcomes import BadRequest, Chance, distribution
+from specdec_ref.teaching.checks.showing import Shown
 
 ALL = pytest.mark.parametrize("exercise", EXERCISES.values(), ids=EXERCISES)
 MISTAKES = [(e, m) for e in EXERCISES.values() for m in e.misconceptions]
@@ -315,7 +318,62 @@ def decide_carefully(batch: int, context: int, alpha: float, c: float, v3: float
     return best if gains[best] > 1.02 else 0
 
 
+def rate_by_numpy(rounds: Any) -> Any:
+    drafted, accepted = np.array(rounds).T
+    return accepted.sum() / np.minimum(accepted + 1, drafted).sum()
+
+
+def rate_of_verdicts(rounds: Any) -> Any:
+    verdicts: list[bool] = []
+    for drafted, accepted in rounds:
+        verdicts += [True] * accepted + [False] * (accepted < drafted)
+    return torch.tensor(verdicts, dtype=torch.float32).mean()
+
+
+def rate_by_package(rounds: Any) -> Any:
+    from specdec_ref.control import Round
+    from specdec_ref.decoding import Generation
+
+    made = tuple(Round((0,) * drafted, accepted, (0,) * (accepted + 1), 0.0, 0.0) for drafted, accepted in rounds)
+    return Generation((), (), "", made, 1.0, "length").acceptance_rate
+
+
+def faster_by_numpy(plain: Any, speculative: Any) -> Any:
+    (n, t), (m, s) = (np.array(runs).sum(0) for runs in (plain, speculative))
+    return m * t / (n * s)
+
+
+def faster_per_token(plain: Any, speculative: Any) -> Any:
+    each = [sum(s for _, s in runs) / sum(n for n, _ in runs) for runs in (plain, speculative)]
+    return Fraction(each[0]) / Fraction(each[1])
+
+
+def faster_by_tensor(plain: Any, speculative: Any) -> Any:
+    totals = torch.stack([torch.tensor(runs, dtype=torch.float64).sum(0) for runs in (plain, speculative)])
+    pace = totals[:, 0] / totals[:, 1]
+    return (pace[1] / pace[0]).float()
+
+
+def config_by_package(draft: str, k: int) -> Any:
+    from specdec_ref.serving.configuration import speculative_config
+
+    return speculative_config(draft, k)
+
+
+def config_without_a_method(draft: str, k: int) -> Any:
+    return dict(num_speculative_tokens=k, model=draft)
+
+
+def config_with_more_said(draft: str, k: int) -> Any:
+    config: dict[str, Any] = {"draft_tensor_parallel_size": 1, "method": "draft_model"}
+    config["model"], config["num_speculative_tokens"] = draft, k
+    return config
+
+
 RIGHT: dict[str, list[Callable[..., Any]]] = {
+    "acceptance": [rate_by_numpy, rate_of_verdicts, rate_by_package],
+    "speedup_of": [faster_by_numpy, faster_per_token, faster_by_tensor],
+    "vllm_config": [config_by_package, config_without_a_method, config_with_more_said],
     "accept": [accepts_loop, accepts_product, accepts_numpy],
     "residual": [residual_loop, residual_by_minimum, residual_float32],
     "speedup": [speedup_sum, speedup_tensor, speedup_recursive],
@@ -428,6 +486,72 @@ def test_what_nobody_foresaw_is_shown_with_the_smallest_case() -> None:
     assert verdict.expected == "1.364"
 
 
+def test_the_numbers_of_the_smallest_case_are_shown_so_that_one_can_redo_it_by_hand() -> None:
+    def ignores_q_in_long_ones(p: Any, q: Any, u: Any) -> Any:
+        return u < p if len(p) > 1 else u < p / q
+
+    verdict = judge(EXERCISES["accept"], ignores_q_in_long_ones)
+    found = dict(re.findall(r"([pqu])\[\d+\] = (\d\.?\d*)", verdict.given))
+    p, q, u = (float(found[name]) for name in "pqu")
+    assert verdict.expected.startswith(str(u < p / q))
+    assert verdict.yours.startswith(str(u < p))
+    assert verdict.yours.split()[0] != verdict.expected.split()[0]
+    assert f"given    {verdict.given}" in repr(Shown(verdict))
+
+
+def test_of_a_large_residual_the_row_that_differs_is_shown() -> None:
+    def wrong_in_rows(p: Any, q: Any) -> Any:
+        right = residual_by_minimum(p, q)
+        return right.roll(1, -1) if p.dim() > 1 else right
+
+    verdict = judge(EXERCISES["residual"], wrong_in_rows)
+    row, at = re.findall(r"\d+", verdict.expected.split(" at ")[1])
+    p, q = (
+        torch.tensor([float(x) for x in numbers.split(", ")])
+        for numbers in re.findall(rf"[pq]\[{row}\] = \[([^]]*)\]", verdict.given)
+    )
+    assert float(verdict.expected.split()[0]) == pytest.approx(float(residual_by_minimum(p, q)[int(at)]), abs=2e-3)
+
+
+def numbers_in(value: Any) -> list[Any]:
+    """All numbers of an argument that would be shown whole."""
+    if isinstance(value, torch.Tensor):
+        return numbers_in(value.tolist())
+    if isinstance(value, dict):
+        return numbers_in(list(value.values()))
+    if isinstance(value, (list, tuple)):
+        return [number for item in value[:8] for number in numbers_in(item)]
+    return [value] if isinstance(value, (int, float)) else []
+
+
+@pytest.mark.parametrize("name", [name for name in EXERCISES if name not in ("accept", "residual", "adaptive_k")])
+def test_every_number_of_a_case_is_said(name: str) -> None:
+    """In its words, or beside them. The three left out have large cases, of which a part is shown, or a stream."""
+    for case in EXERCISES[name].cases(PUBLIC_SEED):
+        said = f"{case.words} {given(EXERCISES[name].reference, case)}".replace("1/4", "0.25")
+        numbers = set(re.findall(r"\d+(?:\.\d+)?(?:e-\d+)?", said))
+        missing = [x for x in numbers_in(case.arguments) if not {str(x), f"{x:.4g}"} & numbers]
+        assert not missing, f"{case.words}: {missing}"
+
+
+def test_what_is_given_of_hidden_cases_stays_hidden() -> None:
+    def right_in_public(p: Any, q: Any) -> Any:
+        seen = [case.arguments[0] for case in EXERCISES["residual"].cases(PUBLIC_SEED)]
+        return residual_by_minimum(p, q) if any(torch.equal(p, s) for s in seen) else p
+
+    verdict = judge(EXERCISES["residual"], right_in_public, (PUBLIC_SEED, *HIDDEN_SEEDS))
+    assert (verdict.outcome, verdict.case, verdict.given) == ("wrong", "4 rows of 6 tokens", "")
+
+
+def test_keys_of_vllm_s_dictionary_are_those_that_the_package_writes_and_none_of_old() -> None:
+    from specdec_ref.serving.configuration import REMOVED, RENAMED, speculative_config
+    from specdec_ref.teaching.checks.configuring import TAKEN
+
+    written = speculative_config("d", 4, schedule=[[1, 4, 4]], draft_tensor_parallel=1) | speculative_config(None, 4)
+    assert {*written, *RENAMED.values()} <= TAKEN
+    assert not REMOVED & TAKEN
+
+
 def test_of_two_mistakes_the_one_that_shows_first_is_said_to_look_like_one() -> None:
     def both(p: Any, q: Any) -> Any:
         rest = (p - q).abs()
@@ -528,7 +652,7 @@ def test_in_a_notebook_nothing_raises_and_progress_is_kept(capsys: pytest.Captur
     assert shown
     assert "public checks passed" in repr(shown)
     assert "public checks passed" in shown._repr_html_()
-    assert "1 of 13 exercises passed" in repr(progress())
+    assert "1 of 16 exercises passed" in repr(progress())
     assert "2 tries" in repr(progress())
 
 
@@ -565,7 +689,7 @@ def test_tries_that_are_equal_or_of_a_wrong_type_unlock_nothing(capsys: pytest.C
 
 def test_a_broken_progress_file_is_no_obstacle(tmp_path: Any) -> None:
     (tmp_path / "progress.json").write_text('{"residual": [')
-    assert "0 of 13" in repr(progress())
+    assert "0 of 16" in repr(progress())
     check("residual", lambda p, q: p)
     assert "1 try" in repr(progress())
 

@@ -336,8 +336,8 @@ def test_refuses_what_it_cannot_grade(tmp_path: Path) -> None:
 def test_the_command_line_grades_and_says_so(tmp_path: Path) -> None:
     path = notebook(tmp_path, RIGHT)
     result = CliRunner().invoke(app, ["grade", str(path), "--out", str(tmp_path / "out")])
-    assert result.exit_code == 1  # twelve are missing
-    assert "10 of 130 points" in result.output
+    assert result.exit_code == 1  # the others are missing
+    assert "10 of 160 points" in result.output
     as_json = CliRunner().invoke(app, ["grade", str(path), "--json", "--public"])
     assert json.loads(as_json.output)[0]["score"] == 10
     missing = CliRunner().invoke(app, ["grade", str(tmp_path / "no")])
@@ -389,8 +389,8 @@ def test_progress_is_found_from_the_folder_above_the_exercises(tmp_path: Path, m
 
 def test_progress_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPECDEC_PROGRESS", str(tmp_path / "p.json"))
-    assert "0 of 13 exercises passed" in CliRunner().invoke(app, ["progress"]).output
-    assert len(json.loads(CliRunner().invoke(app, ["progress", "--json"]).output)) == 13
+    assert "0 of 16 exercises passed" in CliRunner().invoke(app, ["progress"]).output
+    assert len(json.loads(CliRunner().invoke(app, ["progress", "--json"]).output)) == 16
 
 
 def burner(seconds: float) -> str:

@@ -68,6 +68,24 @@ def speculative_decode(target, draft, start, n, k, chance):
             text.append(chance.draw(target[rows[-1]]))
     return text[1 : n + 1]
 """,
+    "acceptance": """
+def acceptance_rate(rounds):
+    judged = 0
+    accepted = sum(kept for _, kept in rounds)
+    while rounds:
+        drafted, kept = rounds.pop()
+        judged += min(drafted, kept + 1)
+    return accepted / judged
+""",
+    "speedup_of": """
+def speedup_of(plain, speculative):
+    tokens = seconds = others = more = 0
+    while plain:
+        n, t = plain.pop()
+        m, s = speculative.pop()
+        tokens, seconds, others, more = tokens + n, seconds + t, others + m, more + s
+    return others / more * seconds / tokens
+""",
     "best_draft": """
 def best_draft(drafts, slope):
     best, winner = 1.0, ("none", 0)
@@ -410,7 +428,107 @@ def step_from_the_draft(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
     return [*drafted, chance.draw(p[-1])]
 
 
+def rate_of_drafted(rounds: Any) -> Any:
+    drafted, accepted = np.array(rounds).T
+    return accepted.sum() / drafted.sum()
+
+
+def rate_with_one_rejection_a_round(rounds: Any) -> Any:
+    accepted = sum(a for _, a in rounds)
+    return accepted / (accepted + len(rounds))
+
+
+def rate_round_by_round(rounds: Any) -> Any:
+    shares = [a / d for d, a in rounds]  # and 0/0 where nothing was drafted
+    return sum(shares) / len(shares)
+
+
+def rate_of_rounds(rounds: Any) -> Any:
+    rates = []
+    for drafted, accepted in rounds:
+        if drafted:
+            rates.append(accepted / min(drafted, accepted + 1))
+    return np.mean(rates)
+
+
+def rate_of_what_was_emitted(rounds: Any) -> Any:
+    return sum(accepted + 1 for _, accepted in rounds) / sum(drafted + 1 for drafted, _ in rounds)
+
+
+def rate_of_broken_rounds(rounds: Any) -> Any:
+    """Looks only at rounds in which something was rejected: nobody foresaw that."""
+    broken = [a for d, a in rounds if a < d]
+    return sum(broken) / (sum(broken) + len(broken)) if broken else 1.0
+
+
+def faster_by_the_clock(plain: Any, speculative: Any) -> Any:
+    return sum(run[1] for run in plain) / sum(run[1] for run in speculative)
+
+
+def faster_prompt_by_prompt(plain: Any, speculative: Any) -> Any:
+    gains = [n / s / (m / t) for (m, t), (n, s) in zip(plain, speculative, strict=True)]
+    return sum(gains) / len(gains)
+
+
+def faster_on_average(plain: Any, speculative: Any) -> Any:
+    def pace(runs: Any) -> Any:
+        return np.mean([np.divide(*run) for run in runs])
+
+    return pace(speculative) / pace(plain)
+
+
+def faster_in_per_cent(plain: Any, speculative: Any) -> Any:
+    (n, t), (m, s) = (np.array(runs).sum(0) for runs in (plain, speculative))
+    return 100 * (m / s / (n / t) - 1)
+
+
+def faster_the_other_way(plain: Any, speculative: Any) -> Any:
+    (n, t), (m, s) = (np.array(runs).sum(0) for runs in (plain, speculative))
+    return (n / t) / (m / s)
+
+
+def config_of_old(draft: Any, k: Any) -> Any:
+    return dict(speculative_model=draft, num_speculative_tokens=k, use_v2_block_manager=True)
+
+
+def config_as_text(draft: Any, k: Any) -> Any:
+    return f'{{"method": "draft_model", "model": "{draft}", "num_speculative_tokens": {k}}}'
+
+
+def config_of_four(draft: Any, k: Any) -> Any:
+    return {"model": draft, "num_speculative_tokens": 4}
+
+
+def config_as_argument(draft: Any, k: Any) -> Any:
+    return dict(speculative_config=dict(model=draft, num_speculative_tokens=k))
+
+
+def config_with_a_slip(draft: Any, k: Any) -> Any:
+    return {"method": "draft_model", "model": draft, "num_speculative_token": k}
+
+
+def config_of_one_draft(draft: Any, k: Any) -> Any:
+    return {"method": "draft_model", "model": "my-draft", "num_speculative_tokens": k}
+
+
 WRONG: list[tuple[str, str, Any]] = [
+    ("acceptance", "accepted-over-drafted", rate_of_drafted),
+    ("acceptance", "rejection-in-every-round", rate_with_one_rejection_a_round),
+    ("acceptance", "mean-of-accepted-over-drafted", rate_round_by_round),
+    ("acceptance", "mean-of-rounds", rate_of_rounds),
+    ("acceptance", "emitted-over-scored", rate_of_what_was_emitted),
+    ("acceptance", "unknown", rate_of_broken_rounds),
+    ("speedup_of", "seconds-only", faster_by_the_clock),
+    ("speedup_of", "mean-of-ratios", faster_prompt_by_prompt),
+    ("speedup_of", "mean-of-paces", faster_on_average),
+    ("speedup_of", "upside-down", faster_the_other_way),
+    ("speedup_of", "unknown", faster_in_per_cent),
+    ("vllm_config", "of-old", config_of_old),
+    ("vllm_config", "wrong-type", config_as_text),
+    ("vllm_config", "k-fixed", config_of_four),
+    ("vllm_config", "wrapped", config_as_argument),
+    ("vllm_config", "bad-request", config_with_a_slip),
+    ("vllm_config", "unknown", config_of_one_draft),
     ("accept", "half", verdict_by_rounding),
     ("accept", "at-most", verdict_not_below),
     ("accept", "inverted", verdict_upside_down),

@@ -3,10 +3,12 @@
 from specdec_ref.errors import SpecdecError
 from specdec_ref.teaching.checks import (
     choosing,
+    configuring,
     deciding,
     deployment,
     judgement,
     loop,
+    measuring,
     memory,
     mending,
     rewinding,
@@ -26,6 +28,9 @@ EXERCISES: dict[str, Exercise] = {
         mending.MEND,
         judgement.EQUIVALENCE,
         loop.DECODE,
+        measuring.SPEEDUP_OF,
+        configuring.VLLM,
+        measuring.ACCEPTANCE,
         choosing.BEST_DRAFT,
         deployment.ADAPTIVE,
         memory.MEMORY,

@@ -25,14 +25,14 @@ def best_draft(drafts: Mapping[str, tuple[float, float]], slope: float) -> tuple
 def _draft_cases(seed: int) -> list[Case]:
     ours = {"small": (0.62, 0.09), "medium": (0.74, 0.13), "large": (0.78, 0.2)}
     poor = {"tiny": (0.2, 0.3), "slow": (0.5, 0.9)}
-    cases = [Case((ours, slope), f"the drafts that ship, slope {slope}") for slope in (0.0, 0.1, 0.5, 1.0)]
-    cases.append(Case((poor, 0.1), "two drafts that do not pay"))
+    cases = [Case((ours, s), f"the drafts that ship, slope {s}", spelled=False) for s in (0.0, 0.1, 0.5, 1.0)]
+    cases.append(Case((poor, 0.1), "two drafts that do not pay", spelled=False))
     cases.append(Case(({"eager": (0.95, 0.02)}, 0.0), "one draft, α = 0.95, c = 0.02, slope 0"))
     chance = np.random.default_rng(seed)
     for _ in range(4):
         some = {name: (float(chance.uniform(0.3, 0.95)), float(chance.uniform(0.02, 0.5))) for name in ("x", "y", "z")}
         slope = float(chance.uniform(0, 0.4))
-        cases.append(Case((some, slope), f"three drafts, slope {slope:.2f}"))
+        cases.append(Case((some, slope), f"three drafts, slope {slope:.2f}", spelled=False))
     return cases
 
 

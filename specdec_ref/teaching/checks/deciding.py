@@ -1,6 +1,7 @@
 """8.1.5: when to speculate, judged by what was measured, on cases that are shown and on others."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from specdec_ref.control import get_optimal_speculation_config
@@ -60,12 +61,13 @@ def _cases(seed: int) -> list[Case]:
     rest = [i for i in range(len(MEASURED)) if i not in SHOWN]
     if seed:
         return [_case(MEASURED[i]) for i in rest[seed % 2 :: 2]]
+    made = partial(Case, spelled=False)
     return [
-        Case((128, 256, 0.3, 0.3, 2.9, 4.8), "128 sequences, α = 0.3, scoring 5 tokens costs 4.8 steps"),
-        Case((1, 256, 0.95, 0.02, 1.0, 1.0), "one sequence, α = 0.95, drafting and scoring nearly free"),
-        Case((1, 256, 0.8, 0.5, 1.1, 1.2), "one sequence, α = 0.8, a draft step costs half a step of the target"),
-        Case((1, 256, 0.4, 0.7, 1.0, 1.05), "one sequence, α = 0.4, a draft step costs 0.7 steps of the target"),
-        Case((64, 256, 0.8, 0.05, 3.0, 5.0), "64 sequences, α = 0.8, scoring 5 tokens costs 5 steps"),
+        made((128, 256, 0.3, 0.3, 2.9, 4.8), "128 sequences, α = 0.3, scoring 5 tokens costs 4.8 steps"),
+        made((1, 256, 0.95, 0.02, 1.0, 1.0), "one sequence, α = 0.95, drafting and scoring nearly free"),
+        made((1, 256, 0.8, 0.5, 1.1, 1.2), "one sequence, α = 0.8, a draft step costs half a step of the target"),
+        made((1, 256, 0.4, 0.7, 1.0, 1.05), "one sequence, α = 0.4, a draft step costs 0.7 steps of the target"),
+        made((64, 256, 0.8, 0.05, 3.0, 5.0), "64 sequences, α = 0.8, scoring 5 tokens costs 5 steps"),
         *(_case(MEASURED[i]) for i in SHOWN),
     ]
 

@@ -1,5 +1,6 @@
 """What an exercise is, and how an answer to it is judged: by its values, never by its text."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -17,11 +18,12 @@ Function = Callable[..., Any]
 @dataclass(frozen=True)
 class Case:
     """Arguments to try. words: what they are, in the learner's words. asks_chance: a `Chance` comes last, and the
-    distribution of the result is what counts."""
+    distribution of the result is what counts. spelled: the words say every number, so that one can redo it by hand."""
 
     arguments: tuple[Any, ...]
     words: str = ""
     asks_chance: bool = False
+    spelled: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Exercise:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check says. diagnosis: the misconception's name, or what kind of failure it was. note: a word besides."""
+    """What a check says. diagnosis: the misconception's name, or what kind of failure it was. given: the numbers
+    of the case, where its words do not say them. note: a word besides."""
 
     exercise: str
     outcome: Outcome
@@ -75,11 +78,16 @@ class Verdict:
     hint: int = 0
     public: bool = True
     note: str = ""
+    given: str = ""
 
     @property
     def passed(self) -> bool:
         """Whether all that was checked is right."""
         return self.outcome == "passed"
+
+
+LARGE = 8
+"""Tensors of more entries are not shown whole, but where they differ."""
 
 
 class Odd:
@@ -211,17 +219,40 @@ def shown(value: Any) -> str:
         return shape_of(value)
 
 
-def beside(value: Any, expected: Any, tolerance: float) -> tuple[str, str]:
-    """Both in a line each; of large tensors the first entry that differs."""
+def place_of_difference(value: Any, expected: Any, tolerance: float) -> tuple[int, ...]:
+    """Where two large tensors differ first; nothing where they are small, or no tensors."""
     try:
         x, y = (torch.as_tensor(v, dtype=torch.float64) for v in (value, expected))
-        if x.shape == y.shape and x.numel() > 8 and not isinstance(expected, (int, float)):
-            close = torch.isclose(x, y, rtol=tolerance, atol=tolerance, equal_nan=True)
-            at = [int(i) for i in (~close).nonzero()[0]]
-            return tuple(f"{shown(v)} at {at}" for v in (value[tuple(at)], expected[tuple(at)]))  # type: ignore[return-value]
+        if x.shape != y.shape or x.numel() <= LARGE or isinstance(expected, (int, float)):
+            return ()
+        close = torch.isclose(x, y, rtol=tolerance, atol=tolerance, equal_nan=True)
+        return tuple(int(i) for i in (~close).nonzero()[0])
+    except Exception:
+        return ()
+
+
+def beside(value: Any, expected: Any, at: tuple[int, ...] = ()) -> tuple[str, str]:
+    """Both in a line each; of large tensors the entry at this place."""
+    try:
+        if at:
+            yours, right = (shown(torch.as_tensor(v)[at]) for v in (value, expected))
+            return f"{yours} at {list(at)}", f"{right} at {list(at)}"
     except Exception:
         pass
     return shown(value), shown(expected)
+
+
+def given(function: Function, case: Case, at: tuple[int, ...] = ()) -> str:
+    """The arguments of a case in a line, by the names that a function has for them, so that one can redo it by hand;
+    of large tensors what stands at this place. Nothing where the case's words say them all."""
+    if case.spelled:
+        return ""
+    parts = []
+    for name, value in zip(inspect.signature(function).parameters, case.arguments, strict=False):
+        if isinstance(value, torch.Tensor) and value.numel() > LARGE and at and at[0] < len(value):
+            name, value = f"{name}[{at[0]}]", value[at[0]]
+        parts.append(f"{name} = {{{shown(value)}}}" if isinstance(value, dict) else f"{name} = {shown(value)}")
+    return clean(", ".join(parts), 600)
 
 
 def clean(text: Any, most: int = 300) -> str:

@@ -25,7 +25,9 @@ from specdec_ref.teaching.checks.exercise import (
     beside,
     clean,
     fits,
+    given,
     observe,
+    place_of_difference,
     same,
     shape_of,
 )
@@ -96,7 +98,12 @@ def _compared(exercise: Exercise, function: Function, seeds: tuple[int, ...], sh
             raise
         except BaseException as error:  # SystemExit and KeyboardInterrupt of the answer, too
             before = _differing(exercise, function, seeds, values, shown)
-            return before or replace(_failed(exercise, error, seeds, i), note=HIDDEN if i >= shown > 0 else "")
+            if before is not None:
+                return before
+            failed = _failed(exercise, error, seeds, i)
+            if i >= shown > 0:
+                return replace(failed, note=HIDDEN)
+            return replace(failed, given=given(exercise.reference, case) if failed.case else "")
     return _differing(exercise, function, seeds, values, shown) or Verdict(exercise.name, "passed", exercise.title)
 
 
@@ -114,10 +121,13 @@ def _differing(
             return False
 
     def wrong(i: int, diagnosis: str, headline: str, hint: int = 1, note: str = "") -> Verdict:
-        yours, right = beside(values[i], expected[i], exercise.tolerance)
+        at, hidden = place_of_difference(values[i], expected[i], exercise.tolerance), i >= shown > 0
+        yours, right = beside(values[i], expected[i], at)
         right = "" if exercise.secret else right
-        note = "; ".join(part for part in (note, HIDDEN if i >= shown > 0 else "") if part)
-        return Verdict(exercise.name, "wrong", headline, diagnosis, cases[i].words, yours, right, hint, note=note)
+        numbers = "" if hidden else given(exercise.reference, cases[i], at)
+        note = "; ".join(part for part in (note, HIDDEN if hidden else "") if part)
+        verdict = Verdict(exercise.name, "wrong", headline, diagnosis, cases[i].words, yours, right, hint, note=note)
+        return replace(verdict, given=numbers)
 
     for i, (value, right) in enumerate(zip(values, expected, strict=True)):
         if not fits(value, right):

@@ -62,12 +62,12 @@ def _rows(seed: int, *shape: int) -> Tensor:
 def _step_cases(seed: int) -> list[Case]:
     p = torch.tensor([[0.5, 0.5], [0.3, 0.7]], dtype=torch.float64)
     q = torch.tensor([[0.8, 0.2]], dtype=torch.float64)
-    cases = [Case((p, q, [0]), "one drafted token of p = 0.5, q = 0.8", asks_chance=True)]
-    cases += [Case((p, q, [1]), "one drafted token of p = 0.5, q = 0.2: always kept", asks_chance=True)]
+    cases = [Case((p, q, [0]), "one drafted token of p = 0.5, q = 0.8", True, False)]
+    cases += [Case((p, q, [1]), "one drafted token of p = 0.5, q = 0.2: always kept", True, False)]
     for i, drafted in enumerate(([0, 1], [2, 2], [1, 0, 2])):
         k = len(drafted)
         arguments = _rows(seed + i, k + 1, 3), _rows(seed + i + 50, k, 3), drafted
-        cases.append(Case(arguments, f"{k} drafted tokens of 3: {drafted}", asks_chance=True))
+        cases.append(Case(arguments, f"{k} drafted tokens of 3: {drafted}", True, False))
     return cases
 
 
@@ -213,7 +213,8 @@ def _decode_cases(seed: int) -> list[Case]:
     for i, (n, k) in enumerate(((1, 1), (2, 1), (3, 2))):
         tables = _rows(seed + i, 2, 2, 2) if n == 3 else _rows(seed + i, 2, 3, 3)
         arguments = tables[0], tables[1], i % 2, n, k
-        cases.append(Case(arguments, f"{n} token{'s' * (n > 1)} with k = {k}, {tables.shape[-1]} tokens in all", True))
+        words = f"{n} token{'s' * (n > 1)} with k = {k}, {tables.shape[-1]} tokens in all"
+        cases.append(Case(arguments, words, True, False))
     return cases
 
 

@@ -79,7 +79,7 @@ def cases(seed: int) -> list[Case]:
     for i, (k, tokens) in enumerate(((1, 3), (2, 2), (2, 3))):
         noise = torch.Generator().manual_seed(seed + i)
         tables = (1.5 * torch.randn(2, tokens, tokens, generator=noise, dtype=torch.float64)).softmax(-1)
-        made.append(Case((tables[0], tables[1], i % 2, k), f"k = {k}, {tokens} tokens in all", asks_chance=True))
+        made.append(Case((tables[0], tables[1], i % 2, k), f"k = {k}, {tokens} tokens in all", True, False))
     return made
 
 

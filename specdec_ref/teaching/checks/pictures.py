@@ -13,6 +13,12 @@ from specdec_ref.teaching.checks.deciding import shown_cases
 from specdec_ref.teaching.checks.exercise import Function, TooSlow, clean
 from specdec_ref.teaching.checks.judging import time_limit
 from specdec_ref.teaching.checks.outcomes import distribution
+from specdec_ref.teaching.checks.pictures_measured import (
+    acceptance_figure,
+    configuration_shown,
+    measured_figure,
+    speedup_of_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -183,21 +189,6 @@ def decode_figure(decode: Function) -> "Figure":
 
 
 @plotting.styled
-def measured_figure(measured_speedup: Function) -> "Figure":
-    """What the learner's measurement says of the pair that ships, for several k."""
-    from specdec_ref.models import held_out_prompts, load_pair
-
-    pair, prompts = load_pair(), list(held_out_prompts().values())[:2]
-    gains = {k: float(measured_speedup(pair, prompts, k)) for k in (2, 4, 8)}
-    best = max(gains, key=lambda k: gains[k])
-    figure, axes = plotting.new_figure(f"Measured: {gains[best]:.2f}× at k = {best}", "k", "speedup", height=3.0)
-    axes.plot(list(gains), list(gains.values()), "o-", color=plotting.ACCEPTED, label="yours")
-    axes.axhline(1, color=plotting.FORMULA, linestyle="--", linewidth=1)
-    axes.set_xticks(list(gains))
-    return figure
-
-
-@plotting.styled
 def draft_figure(best_draft: Function) -> "Figure":
     """Speedup over k of the drafts that ship, and what was chosen."""
     drafts = {"small": (0.62, 0.09), "medium": (0.74, 0.13), "large": (0.78, 0.2)}
@@ -280,7 +271,10 @@ DRAWINGS: dict[str, Callable[[Any], Any]] = {
     "mend": mended_figure,
     "equivalence_test": power_figure,
     "decode": decode_figure,
+    "speedup_of": speedup_of_figure,
     "decode_speedup": measured_figure,
+    "vllm_config": configuration_shown,
+    "acceptance": acceptance_figure,
     "best_draft": draft_figure,
     "adaptive_k": adaptive_figure,
     "memory": memory_figure,

@@ -33,7 +33,7 @@ def _verdict_cases(seed: int) -> list[Case]:
         one(0.16, 0.4, 0.3),
         one(0.0, 0.4, 0.0),
         one(0.1, 0.8, 0.5),
-        Case((p, q, u), "200 random p, q and u"),
+        Case((p, q, u), "200 random p, q and u", spelled=False),
     ]
 
 
@@ -102,7 +102,7 @@ def _residual_cases(seed: int) -> list[Case]:
     return [
         Case((two[0], two[1]), "p = [0.7, 0.3], q = [0.4, 0.6]"),
         Case((three[0], three[1]), "p = [0.5, 0.3, 0.2], q = [0.1, 0.2, 0.7]"),
-        Case((rows[0], rows[1]), "4 rows of 6 tokens"),
+        Case((rows[0], rows[1]), "4 rows of 6 tokens", spelled=False),
         Case((equal, equal.clone()), "p = q = [0.1, 0.2, 0.7]"),
     ]
 

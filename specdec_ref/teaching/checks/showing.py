@@ -16,7 +16,8 @@ COLOURS = {
 
 def rows(verdict: Verdict) -> list[tuple[str, str]]:
     """What is beside the headline: pairs of a name and its words."""
-    pairs = [("case", verdict.case), ("yours", verdict.yours), ("expected", verdict.expected)]
+    pairs = [("case", verdict.case), ("given", verdict.given)]
+    pairs += [("yours", verdict.yours), ("expected", verdict.expected)]
     if verdict.hint:
         pairs.append(("next", f'hint("{verdict.exercise}", {verdict.hint})'))
     pairs.append(("note", verdict.note))

@@ -1,4 +1,4 @@
-"""A recorded workload: how often the pair's own draft is right, position by position of one text."""
+"""Recorded workloads: how often the pair's own draft is right at each position of one text; rounds of all drafts."""
 
 RECORDED = (
     60, 61, 94, 100, 33, 25, 86, 58, 54, 31, 97, 65, 59, 52, 44, 28, 25, 74, 62, 53, 79, 54, 48, 33, 59, 64, 67, 75,
@@ -11,3 +11,22 @@ RECORDED = (
 """Σ min(p, q) in per cent at 160 positions: what the target and the middle draft say of the text that
 `generate_speculative(pair, prompt, k=4, max_new_tokens=160, seed=0)` writes after the held-out prompt
 calendar.formatyear (the pair that ships, float32 on a CPU, 2026-11-25)."""
+
+KEPT: dict[tuple[str, int], tuple[int, ...]] = {
+    ("small", 2): (162, 70, 154),
+    ("small", 4): (113, 60, 49, 30, 50),
+    ("small", 8): (79, 38, 37, 23, 19, 11, 2, 3, 9),
+    ("medium", 2): (109, 64, 175),
+    ("medium", 4): (102, 77, 37, 28, 55),
+    ("medium", 8): (73, 56, 43, 14, 12, 9, 9, 7, 16),
+    ("large", 2): (68, 47, 200),
+    ("large", 4): (57, 45, 35, 29, 77),
+    ("large", 8): (45, 42, 37, 15, 18, 7, 10, 8, 14),
+}
+"""Draft and k → rounds in which 0, 1, … k tokens were accepted: the drafts that ship, 128 tokens after each of the
+first six held-out prompts, seed 0, float32 on a CPU, 2026-11-25. Shorter rounds at the end of a text are left out."""
+
+
+def recorded_rounds(draft: str, k: int) -> list[tuple[int, int]]:
+    """(drafted, accepted) of each round that was recorded with this draft and k."""
+    return [(k, accepted) for accepted, rounds in enumerate(KEPT[draft, k]) for _ in range(rounds)]
