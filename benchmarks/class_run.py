@@ -1,85 +1,178 @@
-"""A class of 200, graded: solutions, known mistakes, stubs, and hostile submissions among them.
+"""A class of 200, graded from outside: solutions, stubs, wrong answers of every kind, and hostile submissions.
 
-    python benchmarks/class_run.py [--students 200] [--jobs N]
+    python benchmarks/class_run.py                      # 200 submissions; writes benchmarks/results/class_run.json
+    python benchmarks/class_run.py --students 12 --out /tmp/class.json     # a small class, to see that it works
 
-Prints the time, and whether every submission got what it deserves.
+Needs Linux, and the tests beside it: each of their hostile submissions hands in once, and each of their wrong answers,
+put behind a solution that is otherwise right. A tenth of the class hands in what it was given; the rest solved it all.
+A class that is smaller than that takes some of each kind. Prints the time, and whether every submission got what it
+deserves, which is the exit status as well.
 """
 
 import argparse
+import ast
+import datetime
 import importlib.util
-import inspect
+import json
+import os
+import platform
 import shutil
+import sys
 import tempfile
 import textwrap
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nbformat
+import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from specdec_ref import __version__
 from specdec_ref.teaching.checks.catalogue import EXERCISES
-from specdec_ref.teaching.checks.grading import POINTS, grade_folder
+from specdec_ref.teaching.checks.grading import POINTS, Graded, grade_folder
 
 ROOT = Path(__file__).parents[1]
-WRONG = {
-    "02_residual.ipynb": "import torch\n\ndef residual(p, q):\n    return p\n",
-    "05_step.ipynb": inspect.cleandoc(
-        """
-        def speculative_step(p, q, drafted, chance):
-            out = []
-            for i, x in enumerate(drafted):
-                if not chance.accept(min(1.0, float(p[i, x] / q[i, x]))):
-                    return [*out, chance.draw(p[i])]
-                out.append(x)
-            return [*out, chance.draw(p[len(drafted)])]
-        """
-    ),
-}
+TESTS, RESULTS = ROOT / "tests", ROOT / "benchmarks" / "results" / "class_run.json"
+MOST = POINTS * len(EXERCISES)
 
 
-def hostile() -> dict[str, str]:
-    """Those of the tests."""
-    spec = importlib.util.spec_from_file_location("hostile", ROOT / "tests" / "hostile.py")
+class Submission(NamedTuple):
+    """kind and name: of whom. due: its score. source: a cell of its own; a solution stands before it in `exercise`'s
+    notebook. diagnosis: that it has to end in."""
+
+    kind: str
+    name: str
+    due: int
+    source: str = ""
+    exercise: str = ""
+    diagnosis: str = ""
+
+
+def of_tests(name: str) -> Any:
+    """A module of the tests, which are no package."""
+    spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return dict(module.HOSTILE)
+    return module
 
 
-def write(path: Path, source: str) -> None:
-    """One notebook with one cell."""
-    cell = nbformat.v4.new_code_cell(textwrap.dedent(source))
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+def wrong_answers() -> Iterator[Submission]:
+    """Those of tests/wrong.py, each with what it needs of that file and under the name that is graded."""
+    text = (TESTS / "wrong.py").read_text(encoding="utf-8")
+    parts: dict[str, ast.stmt] = {}
+    table: ast.List | None = None
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef):
+            parts[node.name] = node
+        elif isinstance(node, ast.Assign):
+            parts |= {name.id: node for name in ast.walk(node.targets[0]) if isinstance(name, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "WRONG":
+            table = node.value if isinstance(node.value, ast.List) else None
+    assert table is not None
+    for row in table.elts:
+        assert isinstance(row, ast.Tuple)
+        exercise, diagnosis = (ast.literal_eval(item) for item in row.elts[:2])
+        answer = ast.unparse(row.elts[2])
+        wanted = needed(row.elts[2], parts)
+        lines = ["from typing import Any", "import numpy as np", "import torch"]
+        lines += [ast.unparse(node) for node in wanted]
+        lines += [f"{EXERCISES[exercise].function} = {answer}"]
+        yield Submission("wrong", answer, MOST - POINTS, "\n".join(lines), exercise, diagnosis)
 
 
-def main() -> None:
+def needed(what: ast.AST, parts: dict[str, ast.stmt]) -> list[ast.stmt]:
+    """What this uses, and what that uses, in the file's order."""
+    found: set[str] = set()
+    todo = [what]
+    while todo:
+        names = {node.id for node in ast.walk(todo.pop()) if isinstance(node, ast.Name)} & parts.keys() - found
+        found |= names
+        todo += [parts[name] for name in names]
+    nodes = {id(parts[name]): parts[name] for name in found}
+    return sorted(nodes.values(), key=lambda node: node.lineno)
+
+
+def everybody(students: int) -> list[Submission]:
+    """The class: all that are known to be hostile or wrong, stubs, and solutions for the rest."""
+    known = [Submission("hostile", name, 0, source) for name, source in of_tests("hostile").HOSTILE.items()]
+    known += wrong_answers()
+    known += [
+        Submission("wrong", f"writes into its arguments: {name}", MOST - POINTS, source, name, "changes-arguments")
+        for name, source in of_tests("wrong").WRITES.items()
+    ]
+    stub, solution = Submission("stub", "", 0), Submission("solution", "", MOST)
+    stubs = max(1, students // 10)
+    if students < len(known) + stubs:
+        spread = [stub, *known, solution]
+        return [spread[i * (len(spread) - 1) // max(1, students - 1)] for i in range(students)]
+    return [*known, *[stub] * stubs, *[solution] * (students - stubs - len(known))]
+
+
+def hand_in(one: Submission, place: Path) -> None:
+    """Write a submission's notebooks."""
+    if one.kind == "hostile":
+        place.mkdir(parents=True)
+        cell = nbformat.v4.new_code_cell(textwrap.dedent(one.source))
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), place / "answer.ipynb")
+        return
+    shutil.copytree(ROOT / ("exercises" if one.kind == "stub" else "solutions"), place)
+    if one.source:
+        name = EXERCISES[one.exercise].function
+        path = next(p for p in sorted(place.glob("*.ipynb")) if f"def {name}(" in p.read_text(encoding="utf-8"))
+        notebook = nbformat.read(path, as_version=4)
+        notebook.cells.append(nbformat.v4.new_code_cell(one.source))
+        nbformat.write(notebook, path)
+
+
+def report(handed_in: dict[str, Submission], graded: list[Graded], seconds: float, jobs: int) -> dict[str, Any]:
+    """What is written down."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for kind in ("solution", "stub", "wrong", "hostile"):
+        ones = [one for one in graded if handed_in[one.submission].kind == kind]
+        scores = Counter(str(one.score) for one in ones)
+        kinds[kind] = {"submissions": len(ones), "scores": dict(sorted(scores.items()))}
+    unjust, unnamed = [], []
+    for one in graded:
+        was = handed_in[one.submission]
+        who = {"kind": was.kind, "name": was.name}
+        if one.score != was.due:
+            unjust.append(who | {"score": one.score, "due": was.due})
+        if was.diagnosis:
+            said = next(v.diagnosis for v in one.verdicts if v.exercise == was.exercise)
+            unnamed += [who | {"diagnosis": said, "due": was.diagnosis}] if said != was.diagnosis else []
+    kinds["wrong"]["named as they should be"] = kinds["wrong"]["submissions"] - len(unnamed)
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": {"system": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count(), "processes": jobs},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "specdec_ref": __version__},
+        "submissions": len(graded),
+        "exercises": len(EXERCISES),
+        "points": MOST,
+        "seconds": round(seconds, 1),
+        "isolation": dict(Counter(one.isolation or "ended before it was told" for one in graded)),
+        "kinds": kinds,
+        "not what they deserve": unjust,
+        "named otherwise than they should be": unnamed,
+    }
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--students", type=int, default=200)
-    parser.add_argument("--jobs", type=int, default=None)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the file to write")
     arguments = parser.parse_args()
-    console, attacks = Console(), list(hostile().items())
+    console = Console()
     with tempfile.TemporaryDirectory() as folder:
-        due: dict[str, int] = {}
-        for i in range(arguments.students):
-            name = f"student{i:03}"
-            place = Path(folder) / "class" / name
-            kind = i % 8
-            if kind == 7:
-                place.mkdir(parents=True)
-                write(place / "answer.ipynb", attacks[(i // 8) % len(attacks)][1])
-                due[name] = 0
-                continue
-            shutil.copytree(ROOT / ("exercises" if kind == 6 else "solutions"), place)
-            most = POINTS * len(EXERCISES)
-            due[name] = 0 if kind == 6 else most
-            if kind in (4, 5):
-                for notebook, source in WRONG.items():
-                    write(place / notebook, source)
-                due[name] = most - POINTS * len(WRONG)
+        handed_in = {f"student{i:03}": one for i, one in enumerate(everybody(arguments.students))}
+        for student, one in handed_in.items():
+            hand_in(one, Path(folder) / "class" / student)
         began = time.perf_counter()
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("grading", total=arguments.students)
@@ -90,12 +183,16 @@ def main() -> None:
                 jobs=arguments.jobs,
                 on_graded=lambda done, of: bar.update(task, completed=done),
             )
-        seconds = time.perf_counter() - began
-    unjust = [(one.submission, one.score, due[one.submission]) for one in graded if one.score != due[one.submission]]
-    console.print(f"{len(graded)} submissions in {seconds:.0f} s, isolation: {Counter(g.isolation for g in graded)}")
-    console.print(f"scores: {dict(sorted(Counter(one.score for one in graded).items()))}")
-    console.print(f"not what they deserve: {unjust or 'none'}")
+        found = report(handed_in, graded, time.perf_counter() - began, arguments.jobs)
+    arguments.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    console.print(f"{found['submissions']} submissions in {found['seconds']:.0f} s")
+    for kind, what in found["kinds"].items():
+        console.print(f"  {kind}: {what}")
+    for problem in ("not what they deserve", "named otherwise than they should be"):
+        console.print(f"{problem}: {found[problem] or 'none'}")
+    console.print(f"written to {arguments.out}")
+    return 1 if found["not what they deserve"] else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -39,9 +39,13 @@ def test_nbgrader_makes_the_assignment_and_grades_it(tmp_path: Path) -> None:
         assert "SOLUTION" not in everything
         assert "assert check" not in everything
         assert "NotImplementedError" in everything
-    for student, folder in (("good", "source"), ("lazy", "release")):
+    for student, folder in (("good", "source"), ("lazy", "release"), ("wrong", "source")):
         place = tmp_path / "submitted" / student / "exercises"
         shutil.copytree(tmp_path / folder / "exercises", place)
+    answered = nbformat.read(place / "02_residual.ipynb", as_version=4)  # the wrong student's: draws from the target
+    cell = next(cell for cell in answered.cells if "def residual" in cell.source)
+    cell.source = "def residual(p, q):\n    return p"
+    nbformat.write(answered, place / "02_residual.ipynb")
     nbgrader(tmp_path, "autograde", "exercises", "--force")
     with sqlite3.connect(tmp_path / "gradebook.db") as book:
         rows = book.execute(
@@ -49,4 +53,4 @@ def test_nbgrader_makes_the_assignment_and_grades_it(tmp_path: Path) -> None:
             "join submitted_notebook n on g.notebook_id = n.id "
             "join submitted_assignment a on n.assignment_id = a.id group by a.student_id"
         ).fetchall()
-    assert dict(rows) == {"good": 20.0, "lazy": 0.0}
+    assert dict(rows) == {"good": 20.0, "lazy": 0.0, "wrong": 10.0}
