@@ -3,10 +3,10 @@
     python benchmarks/class_run.py                      # 200 submissions; writes benchmarks/results/class_run.json
     python benchmarks/class_run.py --students 12 --out /tmp/class.json     # a small class, to see that it works
 
-Needs Linux, and the tests beside it: each of their hostile submissions hands in once, and each of their wrong answers,
-put behind a solution that is otherwise right. A tenth of the class hands in what it was given; the rest solved it all.
-A class that is smaller than that takes some of each kind. Prints the time, and whether every submission got what it
-deserves, which is the exit status as well.
+Needs Linux, and the tests beside it: each of their hostile submissions is handed in once, and each of their wrong
+answers, put behind a solution that is otherwise right. A tenth of the class hands in what it was given; the rest solved
+it all. A class too small for all of them takes some of each kind. Prints the time, and whether every submission got
+what it deserves: the exit status is 1 where one did not.
 """
 
 import argparse

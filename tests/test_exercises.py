@@ -116,6 +116,10 @@ def test_notebooks_run_from_top_to_bottom(folder: str, tmp_path: Path, monkeypat
         cell.id = f"cell-{i}"
     notebook = nbformat.v4.new_notebook(cells=cells)
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    printed = "".join(output.get("text", "") for cell in cells for output in cell.outputs)
+    assert "No picture" not in printed
+    pictures = sum('picture("' in cell.source for cell in cells)
+    assert printed.count("Nothing to show yet") == (pictures if folder == "exercises" else 0)
     if folder == "solutions":
         noted = json.loads((tmp_path / "progress.json").read_text())
         assert {name for name, entry in noted.items() if entry["outcome"] == "passed"} == set(EXERCISES)
