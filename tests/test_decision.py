@@ -6,6 +6,7 @@ from statistics import mean
 from typing import Any
 
 import pytest
+from matplotlib.text import Annotation
 
 import specdec_ref as sd
 from specdec_ref.serving.cases import MeasuredCase, peer_cases, policy_cases
@@ -52,6 +53,21 @@ def test_every_way_through_the_tree(
     words = [text.get_text() for text in decision_figure(decision).axes[0].texts]
     assert {*questions} <= {*words}
     assert decision_figure(decision).axes[0].get_title(loc="left").startswith("This case")
+
+
+def test_every_arrow_runs_from_the_side_of_a_box_to_the_side_of_another() -> None:
+    figure = decision_figure(decide(Situation(1, 0.8, 0.1, {5: 1.2})))
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    texts, arrows = ([t for t in axes.texts if isinstance(t, Annotation) == yes] for yes in (False, True))
+    boxes = [text.get_bbox_patch().get_window_extent() for text in texts if "\n" in text.get_text()]
+    assert (len(boxes), len(arrows)) == (7, 8)
+    for arrow in arrows:
+        ends = axes.transData.transform([arrow.xyann, arrow.xy])
+        touched = [[i for i, box in enumerate(boxes) if box.padded(2).contains(*end)] for end in ends]
+        assert [len(at) for at in touched] == [1, 1]
+        assert touched[0] != touched[1]
+        assert not any(box.padded(-2).contains(*end) for box in boxes for end in ends)
 
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
