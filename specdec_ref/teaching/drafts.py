@@ -35,7 +35,10 @@ def speedup_map(drafts: Mapping[str, tuple[float, float]], v: Cost, overhead: fl
         "", "cost of a draft step, c (target steps)", "acceptance rate α", width=7.4, height=4.2
     )
     lines = axes.contour(costs, alphas, best, levels=LEVELS, colors=plotting.FORMULA, linewidths=1, linestyles="--")
-    axes.clabel(lines, fmt=lambda level: f"{level:g}×", fontsize=9)
+    drawn = [line[0] for line in lines.allsegs if line and len(line[0])]
+    starts = [line[np.argmin(abs(line[:, 0] - line[:, 0].min() - 0.08 * widest))] for line in drawn]
+    if starts:  # the lines' names stand where they begin; most drafts, and their names, are further to the right
+        axes.clabel(lines, fmt=lambda level: f"{level:g}×", fontsize=9, manual=starts, zorder=2.5)
     if best.min() < 1:
         axes.contourf(costs, alphas, best, levels=[0, 1], colors=[plotting.REJECTED], alpha=0.15)
         axes.text(0.99 * widest, 0.31, "slower than none", ha="right", fontsize=9, color=plotting.REJECTED)
@@ -64,21 +67,21 @@ def _gains(alpha: Any, c: float, v: Cost, overhead: float) -> list[Any]:
 
 
 def draft_explorer(drafts: Mapping[str, tuple[float, float]], v: Cost) -> None:
-    """`speedup_map` with sliders: how many times as much as measured further tokens cost, and a round's overhead."""
+    """`speedup_map` with sliders, in target steps: what each further token costs beyond v, and a round's overhead."""
     import ipywidgets as w
 
-    one = w.FloatSlider(value=1, min=0, max=8, step=0.25, description="further tokens ×", continuous_update=False)
+    one = w.FloatSlider(value=0, min=0, max=1, step=0.05, description="per further token", continuous_update=False)
     two = w.FloatSlider(value=0, min=0, max=1, step=0.05, description="per round", continuous_update=False)
     one.style.description_width = "initial"
 
-    def times(factor: float) -> Cost:
-        return lambda n: max(1e-3, 1 + factor * ((v(n) if callable(v) else v) - 1))
+    def dearer(extra: float) -> Cost:
+        return lambda n: (v(n) if callable(v) else v) + extra * (n - 1)
 
-    start = speedup_map(drafts, times(1))
+    start = speedup_map(drafts, dearer(0))
     image = w.Image(value=as_png(start), format="png", width=740)
 
     def redraw(_: Any) -> None:
-        image.value = as_png(speedup_map(drafts, times(one.value), two.value))
+        image.value = as_png(speedup_map(drafts, dearer(one.value), two.value))
 
     for slider in (one, two):
         slider.observe(redraw, names="value")
@@ -107,8 +110,11 @@ def realised_figure(
         title += f"; within noise: {', '.join(near)}"
     figure, axes = plotting.new_figure(title, "", "speedup (times one by one)")
     at = np.arange(len(measured))
-    bars = axes.bar(at, list(measured.values()), 0.55, color=plotting.TARGET, label="measured")
-    axes.bar_label(bars, fmt="{:.2f}", label_type="center", color="white", fontsize=9)
+    axes.bar(at, list(measured.values()), 0.55, color=plotting.TARGET, label="measured")
+    for i, gain in enumerate(measured.values()):  # at the foot, where no other line runs
+        axes.annotate(
+            f"{gain:.2f}", (i, 0), xytext=(0, 5), textcoords="offset points", ha="center", color="white", fontsize=9
+        )
     for label, i in zip(("formula", *[None] * len(predicted)), predicted, strict=False):
         x = list(measured).index(i)
         axes.hlines(predicted[i], x - 0.36, x + 0.36, color="black", linewidth=2, label=label)
