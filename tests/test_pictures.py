@@ -47,7 +47,7 @@ def test_every_fate_is_told_by_a_mark_as_well_as_a_colour(pair: Any) -> None:
 
 def test_a_round_shows_its_verdict_and_where_its_last_token_came_from() -> None:
     figure = round_figure(played(1, [0.7, 0.0, 0.2, 0.1], 3), "abcd".__getitem__, most=2)
-    assert titles(figure) == ["Round 1: 1 of 2 kept", "One from the residual: 'd'"]
+    assert titles(figure) == ["Round 1: 1 of 2 kept", "From the residual: 'd'"]
     left, right = figure.axes
     assert [text.get_text() for text in left.texts] == ["✓", "✗"]
     assert [label.get_text() for label in right.get_yticklabels()] == ["'a'", "'d'"]  # the drawn one, though unlikely
@@ -56,7 +56,7 @@ def test_a_round_shows_its_verdict_and_where_its_last_token_came_from() -> None:
 
 def test_a_round_of_kept_tokens_ends_with_the_bonus() -> None:
     figure = round_figure(played(2, [0.1, 0.9], 1), "ab".__getitem__)
-    assert titles(figure) == ["Round 1: 2 of 2 kept", "★ bonus, from the target: 'b'"]
+    assert titles(figure) == ["Round 1: 2 of 2 kept", "★ bonus token: 'b'"]
 
 
 def test_distributions_that_are_none_are_refused() -> None:

@@ -105,9 +105,9 @@ def round_figure(played: "PlayedRound", decode: Any, most: int = 5) -> "Figure":
     two.set_yticks(range(len(likeliest)), [_show(decode(token)) for token in likeliest])
     two.invert_yaxis()
     two.set_xlim(0, 1.35 * float(played.next_from.max()))
-    two.set_xlabel("probability")
+    two.set_xlabel("probability, by the target" if full else "probability, in the residual")
     two.grid(axis="y", visible=False)
-    source = f"{plotting.BONUS_MARK} bonus, from the target" if full else "One from the residual"
+    source = f"{plotting.BONUS_MARK} bonus token" if full else "From the residual"
     two.set_title(f"{source}: {_show(decode(played.next_token))}")
     return figure
 

@@ -25,6 +25,7 @@ def cache_figure(
     SpecdecError.
     """
     from matplotlib.patches import Patch, Rectangle
+    from matplotlib.ticker import MaxNLocator
 
     if not rounds:
         raise SpecdecError("rounds: is empty; takes what replay() gave")
@@ -33,6 +34,7 @@ def cache_figure(
         starts.append(starts[-1] + played.accepted + 1)
     shown = [i for i, played in enumerate(rounds) if starts[i] + len(played.drafted) + 2 <= MOST_SLOTS]
     width = max(starts[i] + len(rounds[i].drafted) + 2 for i in shown)
+    letters = 4 if width <= 20 else 3  # that a slot is wide enough for
     taken = sum(len(rounds[i].drafted) - rounds[i].accepted for i in shown)
     figure, axes = plotting.new_figure(
         f"Rewinding is a change of length: {taken} slots are taken back, none is erased",
@@ -52,11 +54,11 @@ def cache_figure(
         for x in range(start):
             cell(x, y, HELD, "white", "")
         before = rounds[i - 1].next_token if i else last
-        cell(start, y, "white", "black", "" if decode is None or before is None else _short(decode(before)))
+        cell(start, y, "white", "black", "" if decode is None or before is None else _short(decode(before), letters))
         for j, token in enumerate(played.drafted):
             kept = j < played.accepted
             mark = plotting.ACCEPTED_MARK if kept else plotting.REJECTED_MARK
-            word = mark if decode is None else _short(decode(token))
+            word = mark if decode is None else _short(decode(token), letters)
             face, edge = (plotting.ACCEPTED, "white") if kept else ("white", plotting.REJECTED)
             cell(start + 1 + j, y, face, edge, word, "" if kept else "///")
         axes.plot([starts[i + 1]] * 2, [y - 0.46, y + 0.46], color="black", linewidth=2.4)
@@ -67,6 +69,7 @@ def cache_figure(
         Patch(facecolor="white", edgecolor=plotting.REJECTED, hatch="///", label="rejected: overwritten next"),
     ]
     axes.set_xlim(0, width)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_yticks(range(len(shown)), [str(rounds[i].number) for i in shown])
     axes.grid(False)
@@ -74,6 +77,6 @@ def cache_figure(
     return figure
 
 
-def _short(text: str) -> str:
+def _short(text: str, letters: int) -> str:
     text = text.strip(" ").replace("\n", "⏎").replace("\t", "⇥").replace("$", r"\$")
-    return (text if len(text) <= 4 else text[:3] + "…") or "␣"
+    return (text if len(text) <= letters else text[: letters - 1] + "…") or "␣"
