@@ -6,9 +6,11 @@ machine it ran on.
 """
 
 import hashlib
+import re
 import sys
 import time
 from collections.abc import Mapping
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from specdec_ref.errors import SpecdecError
 
 HASH = "source_sha256"
 """Key in the notebook's metadata: of the code cells' sources that its outputs belong to."""
+
+LONGEST_LINE = 200
+"""Characters of a table's plain text in one line; a longer one is what Python prints of an object, and no reading."""
 
 SECONDS_PER_CELL = 300
 SECONDS_PER_LESSON, SECONDS_IN_ALL = 90, 600
@@ -34,6 +39,13 @@ def caption(notebook: Any, i: int) -> str:
     if following is None or following.cell_type != "markdown" or not following.source.startswith("*"):
         return ""
     return " ".join(following.source[1:].split("*")[0].split())
+
+
+def words_of(table: str) -> str:
+    """An HTML table as plain text, one row a line, for front ends that show no HTML."""
+    lines = re.sub(r"</(?:tr|caption|p|div)>|<br>", "\n", table)
+    text = unescape(re.sub(r"<[^>]*>", "", re.sub(r"</t[dh]>", "  ", lines)))
+    return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
 
 
 def run(path: Path) -> float:
@@ -74,6 +86,9 @@ def _tidy(notebook: Any) -> None:
                 continue  # progress bars
             if "data" in output:
                 output.data.pop("application/vnd.jupyter.widget-view+json", None)
+            plain = output.get("data", {}).get("text/plain", "")
+            if "text/html" in output.get("data", {}) and max(map(len, plain.splitlines()), default=0) > LONGEST_LINE:
+                output.data["text/plain"] = words_of(output.data["text/html"])
             if "image/png" in output.get("data", {}) and (words := caption(notebook, i)):
                 output.metadata.setdefault("image/png", {})["alt"] = words
             if output.get("data") != {}:
