@@ -111,9 +111,9 @@ def realised_figure(
     figure, axes = plotting.new_figure(title, "", "speedup (times one by one)")
     at = np.arange(len(measured))
     axes.bar(at, list(measured.values()), 0.55, color=plotting.TARGET, label="measured")
-    for i, gain in enumerate(measured.values()):  # at the foot, where no other line runs
+    for place, gain in enumerate(measured.values()):  # at the foot, where no other line runs
         axes.annotate(
-            f"{gain:.2f}", (i, 0), xytext=(0, 5), textcoords="offset points", ha="center", color="white", fontsize=9
+            f"{gain:.2f}", (place, 0), xytext=(0, 5), textcoords="offset points", ha="center", color="white", fontsize=9
         )
     for label, i in zip(("formula", *[None] * len(predicted)), predicted, strict=False):
         x = list(measured).index(i)
