@@ -7,12 +7,31 @@ from typing import Any
 import nbformat
 import pytest
 
-from specdec_ref.teaching.lessons import HASH, SECONDS_IN_ALL, SECONDS_PER_LESSON, run, source_hash, too_slow
+from specdec_ref.teaching.lessons import (
+    HASH,
+    LONGEST_LINE,
+    SECONDS_IN_ALL,
+    SECONDS_PER_LESSON,
+    run,
+    source_hash,
+    too_slow,
+)
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MACHINE_PATH = re.compile(r"/(?:home|root|work|Users|tmp|opt|mnt)/\w|[A-Z]:\\\\")
 MOST_CELLS, MOST_LINES, LONG_CELL = 60, 15, 0.25
+SECTIONS = {
+    "01": ("1.1", "1.2"),
+    "02": ("2.1", "2.2", "2.3"),
+    "03": ("2.1", "2.2"),
+    "04": ("3.3",),
+    "05": ("4.1", "4.2"),
+    "06": ("5.1", "5.2"),
+    "07": ("6.1", "7.3"),
+    "08": ("3.1", "3.2", "7.1", "7.2"),
+}
+"""Of the source text, by the lesson that they belong to."""
 
 
 def read(path: Path) -> Any:
@@ -57,12 +76,13 @@ def test_says_nothing_of_the_machine_it_ran_on(path: Path) -> None:
 
 @each
 def test_keeps_the_rhythm(path: Path) -> None:
-    """Objectives and minutes at the top, something to predict, takeaways; short cells, a claim's check now and then."""
+    """At the top minutes, what it needs and what it is for; something to predict, takeaways; short cells, checks."""
     notebook = read(path)
     assert len(notebook.cells) <= MOST_CELLS
     first = notebook.cells[0].source
     assert first.startswith("# ")
-    assert re.search(r"\*\*\d+ minutes\*\*", first)
+    assert re.search(r"^\*\*\d+ minutes\*\* · needs \w+", first, re.MULTILINE)
+    assert re.search(r"^At the end you (?:can|will have)\n(?:- .+\n(?:  ?.+\n)*){2}- ", first, re.MULTILINE)
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     for needed in ("**Predict first", "## Remember", "**Next exercise", "**Further reading"):
         assert needed in prose, needed
@@ -70,6 +90,15 @@ def test_keeps_the_rhythm(path: Path) -> None:
     lengths = [len(source.splitlines()) for source in code]
     assert sum(n > MOST_LINES for n in lengths) <= LONG_CELL * len(code), lengths
     assert sum("assert " in source for source in code) >= 3
+
+
+@pytest.mark.parametrize("lesson", SECTIONS)
+def test_names_the_sections_of_the_source_text_that_it_covers(lesson: str) -> None:
+    (path,) = (path for path in NOTEBOOKS if path.stem.startswith(lesson))
+    prose = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    named = {number for found in re.findall(r"(?:[Ss]ections?|table) ((?:\d\.\d(?: and )?)+)", prose)
+             for number in found.split(" and ")}  # fmt: skip
+    assert not set(SECTIONS[lesson]) - named
 
 
 @each
@@ -98,6 +127,13 @@ def test_every_picture_has_an_alternative_text(path: Path) -> None:
             assert len(output.metadata.get("image/png", {}).get("alt", "")) > 20, "run `make notebooks`"
 
 
+@each
+def test_no_output_is_an_object_in_full(path: Path) -> None:
+    """What a table's plain text says can be read; Python's own words for a large object cannot."""
+    plain = [str(output.data["text/plain"]) for output in outputs(read(path)) if "text/html" in output.get("data", {})]
+    assert not [text[:80] for text in plain if max(map(len, text.splitlines())) > 2 * LONGEST_LINE]
+
+
 def test_a_lesson_that_takes_too_long_is_named_and_so_is_a_course_that_does() -> None:
     assert too_slow({"a": SECONDS_PER_LESSON, "b": 1.0}) == []
     (one,) = too_slow({"a": SECONDS_PER_LESSON + 1, "b": 1.0})
@@ -119,6 +155,17 @@ def test_running_writes_back_one_clean_run(tmp_path: Path) -> None:
     assert result.data["text/plain"] == "2"
     assert notebook.cells[1].execution_count == 1
     assert notebook.metadata[HASH] == source_hash(notebook)
+
+
+def test_a_table_s_plain_text_has_its_words_and_not_the_object_s(tmp_path: Path) -> None:
+    path = tmp_path / "lesson.ipynb"
+    define = "class T:\n    def __repr__(self): return 'x' * 300\n    def _repr_html_(self): return self.table\n"
+    table = "t = T()\nt.table = '<table><caption>a &lt; b</caption><tr><th>α</th><td>0.7<br>0.8</td></tr></table>'\nt"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(define + table)]), path)
+    run(path)
+    (shown,) = outputs(read(path))
+    assert shown.data["text/plain"] == "a < b\nα  0.7\n0.8"
+    assert shown.data["text/html"].startswith("<table>")
 
 
 def test_a_picture_gets_its_caption_as_alternative_text(tmp_path: Path) -> None:
