@@ -6,7 +6,8 @@ import pytest
 
 import specdec_ref as sd
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.drafts import MOST_K, realised_figure, speedup_map, temperature_figure
+from specdec_ref.teaching import drafts as module
+from specdec_ref.teaching.drafts import MOST_K, draft_explorer, realised_figure, speedup_map, temperature_figure
 
 
 def v(n: int) -> float:
@@ -48,6 +49,32 @@ def test_every_label_stays_on_the_map() -> None:
         box = text.get_window_extent()
         assert frame.x0 <= box.x0
         assert box.x1 <= frame.x1
+
+
+def test_no_name_of_a_line_lies_on_that_of_a_draft() -> None:
+    """Costs and rates as lesson 04 measured them once, when two names did."""
+    measured = {"small-plain": (0.091, 0.544), "small": (0.092, 0.608), "medium": (0.117, 0.7), "large": (0.197, 0.744)}
+    figure = speedup_map({f"draft-{name}": where for name, where in measured.items()}, lambda n: 0.9 if n > 1 else 1.0)
+    figure.canvas.draw()
+    drafts, lines = [], []
+    for text in figure.axes[0].texts:
+        (drafts if "draft" in text.get_text() else lines).append(text.get_window_extent())
+    assert len(drafts) == 4
+    assert len(lines) >= 3
+    assert not [1 for draft in drafts for line in lines if draft.overlaps(line)]
+
+
+def test_the_explorer_s_slider_makes_further_tokens_dearer_where_v_is_below_one_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[Any] = []
+    costs: list[Any] = []
+    monkeypatch.setattr(module, "show", lambda widget, _: shown.append(widget))
+    monkeypatch.setattr(module, "speedup_map", lambda d, cost, *rest: costs.append(cost) or speedup_map(d, cost, *rest))
+    draft_explorer({"a": (0.1, 0.7)}, lambda n: 0.9 if n > 1 else 1.0)
+    (widget,) = shown
+    widget.children[0].children[0].value = 0.5
+    assert [cost(5) for cost in costs] == [0.9, pytest.approx(0.9 + 4 * 0.5)]
 
 
 @pytest.mark.parametrize("arguments", [{"v": -0.1}, {"v": "x"}, {"v": 1.0, "overhead": float("nan")}])
