@@ -93,7 +93,9 @@ def test_its_command_line_takes_ours(config: dict[str, Any] | None) -> None:
     words = shlex.split(serve_command(TARGET, config, tensor_parallel=2, pipeline_parallel=2, nodes=2, max_num_seqs=8))
     assert words[:2] == ["vllm", "serve"]
     parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(words[2:])
+    parsed.model = parsed.model_tag  # as `vllm serve` does with its positional argument
     taken = AsyncEngineArgs.from_cli_args(parsed)
+    assert taken.model == TARGET
     assert (taken.tensor_parallel_size, taken.pipeline_parallel_size, taken.max_num_seqs) == (2, 2, 8)
     assert taken.distributed_executor_backend == "ray"
     assert taken.speculative_config == config
@@ -150,7 +152,10 @@ def test_a_server_is_timed_and_read(pair: sd.Pair, server: Running) -> None:
     said = found.counters.statistics()
     assert said.accepted == found.counters.accepted_tokens
     # every round emits one token more than it accepts; the first token, from the prompt, belongs to no round
-    assert found.counters.accepted_tokens + found.counters.drafts >= found.tokens - len(prompts) * (K + 2)
+    emitted = found.counters.accepted_tokens + found.counters.drafts
+    assert emitted <= found.tokens + len(prompts) * K
+    if not server[0].startswith("prompt lookup"):  # there, steps that find nothing to draft are not counted
+        assert emitted >= found.tokens - len(prompts) * (K + 2)
 
 
 def test_greedy_text_is_the_targets_own(pair: sd.Pair, server: Running) -> None:
