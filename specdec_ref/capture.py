@@ -60,10 +60,9 @@ def parts_of(model: nn.Module) -> tuple[object, ...]:
     return (*map(id, model.modules()), *places, *written)
 
 
-def can_be_recorded(model: nn.Module) -> bool:
-    """Whether a record would stay true: a plain family on a CPU, and nobody's hooks or patches in the model."""
-    parameter = next(model.parameters())
-    return parameter.device.type == "cpu" and not any(
+def untouched(model: nn.Module) -> bool:
+    """Whether nobody has put hooks or patches into the model: then `layer_by_layer` does all that calling it does."""
+    return not any(
         "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks for module in model.modules()
     )
 

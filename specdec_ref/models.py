@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from specdec_ref.cache import RewindableCache
-from specdec_ref.capture import PLAIN_FAMILIES, can_be_recorded, layer_by_layer, parts_of, recorded_step
+from specdec_ref.capture import PLAIN_FAMILIES, layer_by_layer, parts_of, recorded_step, untouched
 from specdec_ref.errors import SpecdecError
 from specdec_ref.graphs import STEPS, choose_steps, room_for, steps_of
 
@@ -83,8 +83,8 @@ class TransformersModel:
         self.cache = RewindableCache(batch, capacity, self.device)
         self._room = room_for(self.model, self.cache) if captured else None
         self._dtype = self.model.dtype  # transformers looks for it anew at every call
-        self._plain = self.model.config.model_type in PLAIN_FAMILIES
-        self._recorded = steps == "recorded" and self._plain and can_be_recorded(self.model)
+        self._plain = self.model.config.model_type in PLAIN_FAMILIES and untouched(self.model)
+        self._recorded = steps == "recorded" and self._plain and self.device.type == "cpu"
         self._parts = parts_of(self.model) if self._recorded else ()
 
     @torch.inference_mode()

@@ -8,7 +8,7 @@ import torch
 from conftest import build_model
 
 from specdec_ref import capture
-from specdec_ref.capture import PLAIN_FAMILIES, can_be_recorded, layer_by_layer
+from specdec_ref.capture import PLAIN_FAMILIES, layer_by_layer, untouched
 from specdec_ref.graphs import choose_steps
 from specdec_ref.models import TransformersModel
 from specdec_ref.packing import NOTHING, Packed, pack, packed_product
@@ -88,15 +88,27 @@ def _never_recorded(lm: TransformersModel) -> TransformersModel:
     return lm
 
 
-def test_hooks_and_patches_are_never_recorded() -> None:
+def test_hooks_and_patches_are_noticed() -> None:
     model = build_model("llama")
-    assert can_be_recorded(model)
+    assert untouched(model)
     handle = model.lm_head.register_forward_hook(lambda module, inputs, output: output * float("nan"))
-    assert not can_be_recorded(model)
+    assert not untouched(model)
     handle.remove()
-    assert can_be_recorded(model)
+    assert untouched(model)
     model.lm_head.forward = lambda hidden: hidden
-    assert not can_be_recorded(model)
+    assert not untouched(model)
+
+
+@pytest.mark.parametrize("part", ["", "model", "model.layers.0", "lm_head"])
+def test_a_hook_on_any_part_sees_every_step(part: str) -> None:
+    """Also on the model itself and its body, whose own functions recorded steps leave out."""
+    lm, seen = TransformersModel(build_model("llama")), []
+    lm.model.get_submodule(part).register_forward_pre_hook(lambda module, inputs: seen.append(1))
+    lm.start(1, 64)
+    lm.prefill([[1, 2, 3]])
+    for _ in range(20):
+        lm.extend(torch.tensor([[4]]))
+    assert len(seen) == 21
 
 
 def test_a_record_sees_weights_that_change_in_place() -> None:
