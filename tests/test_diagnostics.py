@@ -349,6 +349,14 @@ def test_models_without_numbers_are_found(healthy: sd.Pair) -> None:
 # Faults of speed
 
 
+def astray(target: PreTrainedModel, factor: float) -> PreTrainedModel:
+    """A draft as cheap as the healthy one, but surer by that factor of the wrong tokens: its head is one row off."""
+    draft = shorten(target, 0.02)
+    with torch.no_grad():
+        draft.lm_head.weight.copy_(draft.lm_head.weight.roll(1, 0) * factor)
+    return draft
+
+
 def taking(model: PreTrainedModel | None, seconds: float, for_each_token: float = 0.0) -> PreTrainedModel:
     """The same model, whose steps take so much longer: slow hardware, or one that computes all the time already.
 
@@ -381,8 +389,8 @@ def test_a_draft_as_slow_as_its_target_is_found(healthy: sd.Pair, disturbed: Cal
 @pytest.mark.timed
 def test_a_k_far_too_large_is_found(healthy: sd.Pair) -> None:
     """Half of the drafts accepted, 24 drafted: two tokens a round for 24 steps of the draft."""
-    pair = sd.Pair(healthy.target, shorten(healthy.target, 0.3), healthy.tokenizer)
-    found = diagnose(pair, k=24, prompts=PROMPTS, max_new_tokens=48)
+    target, draft = taking(healthy.target, 0.01), taking(astray(healthy.target, 3), 0.0005)
+    found = diagnose(sd.Pair(target, draft, healthy.tokenizer), k=24, prompts=PROMPTS, max_new_tokens=48)
     assert all_codes(found) in (["slower-than-without"], ["k-not-best"])
     assert found[0].numbers["best_k"] < 12
     assert found[0].numbers.get("blame", "k") == "k"
@@ -411,14 +419,12 @@ def test_the_term_that_was_spoilt_is_blamed(healthy: sd.Pair, term: str) -> None
 
     target, draft, controller = healthy.target, healthy.draft, None
     if term == "acceptance":
-        target, draft = taking(healthy.target, 0.01), taking(shorten(healthy.target, 0.8), 0.004)
+        target, draft = taking(healthy.target, 0.01), taking(astray(healthy.target, 4), 0.004)
     elif term == "scoring":
-        target = taking(healthy.target, 0.0, for_each_token=0.02)
+        target, draft = taking(healthy.target, 0.0, for_each_token=0.01), astray(healthy.target, 2)
     else:
         controller = Slow(4)
-    found = diagnose(
-        sd.Pair(target, draft, healthy.tokenizer), controller=controller, prompts=PROMPTS, max_new_tokens=48
-    )
+    found = diagnose(sd.Pair(target, draft, healthy.tokenizer), controller=controller, **QUICK)
     assert all_codes(found) == ["slower-than-without"]
     assert found[0].numbers["blame"] == term
     assert found[0].numbers["mended"] > 1
@@ -428,7 +434,8 @@ def test_the_term_that_was_spoilt_is_blamed(healthy: sd.Pair, term: str) -> None
 def test_a_batch_past_the_ridge_point_is_found(healthy: sd.Pair) -> None:
     """With 64 rows, 5 tokens of each take four times as long as one of each: nothing is left to gain."""
     target = taking(healthy.target, 0.005, for_each_token=0.0003)
-    found = diagnose(sd.Pair(target, healthy.draft, healthy.tokenizer), batch=64, **QUICK)
+    draft = taking(shorten(healthy.target, 0.4), 0.0008)
+    found = diagnose(sd.Pair(target, draft, healthy.tokenizer), batch=64, **QUICK)
     assert all_codes(found) == ["slower-under-load"]
     loads = found[0].numbers["loads"]
     assert [load["batch"] for load in loads] == [1, 4, 16, 64]
