@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from specdec_ref.cache import FixedSlots, RewindableCache
-from specdec_ref.packing import NOTHING, Packed, Packing, pack
+from specdec_ref.packing import NOTHING, Packed, Packing, Places, pack
 
 PLAIN_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types whose forward pass is embedding, rotary positions, layers, norm and head, and nothing more."""
@@ -55,35 +55,35 @@ def parts_of(model: nn.Module) -> tuple[object, ...]:
     or written to, and those that were made before are not used then. (Writing through `.data` goes by unseen.)
     """
     parameters = list(model.parameters())
-    written = [0 if p.is_inference() else p._version for p in parameters]
     places = [(id(p), p.data_ptr(), p.dtype) for p in parameters]
-    return (*map(id, model.modules()), *places, *written)
+    return (*map(id, model.modules()), *places, *(0 if p.is_inference() else p._version for p in parameters))
 
 
 def untouched(model: nn.Module) -> bool:
-    """Whether nobody has put hooks or patches into the model: then `layer_by_layer` does all that calling it does."""
+    """Whether nobody has put hooks or patches into the model, which `layer_by_layer` and what is replayed leave out."""
     return not any(
         "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks for module in model.modules()
     )
 
 
 def takes_packed(batch: int, n: int) -> bool:
-    """Not one token, though it took 9.0 ms instead of 10.5: see above. Several sequences gain hardly anything."""
+    """Whether a step multiplies by packed weights: not of one token, which took 9.0 ms instead of 10.5, but would not
+    be the model's own any more; not for several sequences, which gain hardly anything."""
     return batch == 1 < n
 
 
 class _Step(nn.Module):
     """A step whose packed weights and cache come in as tensors: the weights, then keys and values of every layer."""
 
-    def __init__(self, model: nn.Module, packing: Packing):
+    def __init__(self, model: nn.Module, matrices: int, places: Places):
         super().__init__()
-        self.model, self.matrices, self.places = model, len(packing[0]), packing[1]
+        self.model, self.matrices, self.places = model, matrices, places
 
     def forward(self, tokens: Tensor, positions: Tensor, mask: Tensor, rows: Tensor, *others: Tensor) -> Tensor:
         weights, slots = others[: self.matrices], others[self.matrices :]
         pairs = dict(enumerate(zip(slots[::2], slots[1::2], strict=True)))
         cache = FixedSlots(pairs, positions, rows)
-        with Packed((weights, self.places)):
+        with Packed(weights, self.places):
             return layer_by_layer(self.model, tokens, positions.expand(tokens.shape), mask, cache)
 
 
@@ -100,12 +100,12 @@ def recorded_step(
     packed = takes_packed(*tokens.shape)
     if packed and (model not in _packings or _packings[model][0] != parts):
         _packings[model] = parts, pack(model)
-    packing = _packings[model][1] if packed else NOTHING
-    inputs = (tokens, positions, mask, cache.rows, *packing[0], *slots)
+    weights, places = _packings[model][1] if packed else NOTHING
+    inputs = (tokens, positions, mask, cache.rows, *weights, *slots)
     shape = (*tokens.shape, *positions.shape, slots[0].dtype, parts)
     step = records.get(shape, 0)
     if isinstance(step, int):
-        uses, step = step, _Step(model, packing).eval()
+        uses, step = step, _Step(model, len(weights), places).eval()
         if uses < USES_BEFORE_RECORDING:
             records[shape] = uses + 1
         else:

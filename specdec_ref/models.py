@@ -78,7 +78,7 @@ class TransformersModel:
         self.start(1, 0)
 
     def start(self, batch: int, capacity: int) -> None:
-        captured = (steps := steps_of(self.model)) in ("graphs", "compiled") and capacity > 0
+        captured = (steps := steps_of(self.model)) in ("graphs", "compiled") and capacity > 0 and untouched(self.model)
         capacity = min(max(self.context, capacity), -(-capacity // ROOM) * ROOM) if captured else capacity
         self.cache = RewindableCache(batch, capacity, self.device)
         self._room = room_for(self.model, self.cache) if captured else None

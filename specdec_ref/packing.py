@@ -21,15 +21,16 @@ ROWS = 5
 SAME_INPUT = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 """Linear layers of one module that the plain families (see `capture`) feed with the same tensor."""
 
-Packing = tuple[tuple[Tensor, ...], dict[int, tuple[int, slice | None]]]
-"""Packed matrices; by id of a layer's weight, which of them holds it, and its own outputs there (None: all)."""
+Places = dict[int, tuple[int, slice | None]]
+"""By id of a layer's weight: which of the packed matrices holds it, and its own outputs there (None: all)."""
+Packing = tuple[tuple[Tensor, ...], Places]
 NOTHING: Packing = (), {}
 
 
 def pack(model: nn.Module) -> Packing:
     """Pack the linear layers of a model that are in float32. Nothing is packed where this PyTorch cannot do it."""
     weights: list[Tensor] = []
-    places: dict[int, tuple[int, slice | None]] = {}
+    places: Places = {}
     for layers in _groups(model) if packed_product() else ():
         start = 0
         for layer in layers:
@@ -79,9 +80,9 @@ def packed_product() -> Any:
 class Packed(TorchFunctionMode):
     """While it lasts, linear layers multiply by their packed weight: the same sums in another order."""
 
-    def __init__(self, packing: Packing):
+    def __init__(self, weights: tuple[Tensor, ...], places: Places):
         super().__init__()
-        self.weights, self.places = packing
+        self.weights, self.places = weights, places
         self.last: tuple[Any, int, Any] = None, -1, None  # an input, the matrix, and their product
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -99,16 +99,21 @@ def test_hooks_and_patches_are_noticed() -> None:
     assert not untouched(model)
 
 
+@pytest.mark.parametrize("steps", ["recorded", "graphs"])
 @pytest.mark.parametrize("part", ["", "model", "model.layers.0", "lm_head"])
-def test_a_hook_on_any_part_sees_every_step(part: str) -> None:
-    """Also on the model itself and its body, whose own functions recorded steps leave out."""
+def test_a_hook_on_any_part_sees_every_step(part: str, steps: str) -> None:
+    """Also on the model itself and its body, whose own functions recorded steps leave out. Graphs are not captured."""
     lm, seen = TransformersModel(build_model("llama")), []
+    choose_steps(lm.model, steps)
+    lm.start(1, 64)
+    assert lm._recorded or lm._room is not None
     lm.model.get_submodule(part).register_forward_pre_hook(lambda module, inputs: seen.append(1))
     lm.start(1, 64)
     lm.prefill([[1, 2, 3]])
     for _ in range(20):
         lm.extend(torch.tensor([[4]]))
     assert len(seen) == 21
+    assert lm._room is None
 
 
 def test_a_record_sees_weights_that_change_in_place() -> None:
@@ -167,7 +172,7 @@ def test_a_packed_product_is_each_layers_own() -> None:
     packing = pack(block)
     for inputs in ((one, one), (one, other), (other, one), (one, one)):
         plain = block.gate_proj(inputs[0]), block.down_proj(block.up_proj(inputs[1]))
-        with Packed(packing):
+        with Packed(*packing):
             packed = block.gate_proj(inputs[0]), block.down_proj(block.up_proj(inputs[1]))
         torch.testing.assert_close(packed, plain, atol=1e-5, rtol=1e-5)
 
