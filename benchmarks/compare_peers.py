@@ -14,6 +14,7 @@ import platform
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 import transformers
@@ -106,7 +107,7 @@ def main() -> None:
     console = Console()
     pair = sd.load_pair(draft=arguments.draft, device=arguments.device)
     prompts = [pair.tokenizer(text)["input_ids"] for text in list(sd.held_out_prompts().values())[: arguments.prompts]]
-    report: dict[str, object] = {"machine": machine(pair), "arguments": {**vars(arguments), "json": None}, "modes": {}}
+    report: dict[str, Any] = {"machine": machine(pair), "arguments": {**vars(arguments), "json": None}, "modes": {}}
     for mode, sampling in (("temperature 1", sd.Sampling()), ("greedy", sd.GREEDY)):
         results, costs = compare(console, pair, prompts, mode, sampling, arguments)
         ratios = summary(results, costs)
@@ -114,7 +115,7 @@ def main() -> None:
         for name, value in ratios.items():
             console.print(f"  {name:52}{value:.3f}" if isinstance(value, float) else f"  {name:52}{value}")
         console.print(f"  c = {costs.c:.4f}, v(2…9) = {', '.join(f'{costs.v(n):.2f}' for n in range(2, 10))}\n")
-        report["modes"][mode] = {  # type: ignore[index]
+        report["modes"][mode] = {
             "ratios": ratios,
             "costs": {"target_step": costs.target_step, "c": costs.c, "v": {n: costs.v(n) for n in costs.scoring}},
             "contenders": {

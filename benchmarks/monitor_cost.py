@@ -11,6 +11,7 @@ import json
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from rich.console import Console
 
@@ -55,7 +56,7 @@ def main() -> None:
         controller.observe([done.rounds[i % len(done.rounds)]])
     note = (time.perf_counter() - began) / notes
     plain = median(without for _, without in pairs)
-    report = {
+    report: dict[str, Any] = {
         "machine": machine_facts(pair) | {"date": time.strftime("%Y-%m-%d")},
         "round seconds": plain,
         "watched / not watched, median of pairs": median(watched / without for watched, without in pairs),
@@ -65,7 +66,7 @@ def main() -> None:
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     console = Console(highlight=False)
-    console.print(machine_line(report["machine"]))  # type: ignore[arg-type]
+    console.print(machine_line(report["machine"]))
     ratio = report["watched / not watched, median of pairs"]
     console.print(f"a round takes {1000 * plain:.2f} ms; with a monitor {ratio:.4f} times")
     console.print(f"the monitor's own part of it: {1e6 * note:.1f} µs, {note / plain:.3%} of a round")

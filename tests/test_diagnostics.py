@@ -105,10 +105,11 @@ def test_a_healthy_pair_is_not_called_slow(healthy: sd.Pair) -> None:
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 def test_every_check_runs_alone(healthy: sd.Pair, check: Any) -> None:
-    """None: this check does not apply (here: load, which is asked for with a batch)."""
-    case = open_case(Models.of(healthy, healthy.tokenizer), **QUICK)
-    found = check.run(case)
-    assert found is None if check.name == "load" else codes(found) == []
+    """None: this check does not apply (here: load, which is asked for with a batch). Steps take long enough for the
+    machine's noise not to matter, and seven of eight tokens are accepted, so that no other k is much better."""
+    pair = sd.Pair(taking(healthy.target, 0.005), taking(shorten(healthy.target, 0.2), 0.0005), healthy.tokenizer)
+    case = open_case(Models.of(pair, pair.tokenizer), **QUICK)
+    assert check.run(case) == (None if check.name == "load" else [])
 
 
 def test_the_pair_that_ships_is_healthy() -> None:
