@@ -2,9 +2,10 @@
 
     python benchmarks/controllers.py [--quick] [--cpu-clock] [--tokens 128] [--texts 10] [--repeats 2] [--only NAME …]
 
-Eight workloads, each a stream of generations. Everyone generates the same texts with the same seeds, in turn, text by
-text; a controller lives through its stream. 'Best k' is the fixed k that turns out fastest afterwards, which nobody
-knows before.
+Eight workloads, each a stream of generations. Everyone generates the same texts with the same seeds, in turn, round by
+round, so that all see the same machine, whose speed other programs change by a third for seconds at a time; a
+controller lives through its stream. 'Best k' is the fixed k that turns out fastest afterwards, which nobody knows
+before.
 
 Two kinds of chance are taken out, as 1,000 tokens hold too much of both to tell 3 %. Disturbance: a round's time is the
 median of rounds like it (same stream, same chooser, as many tokens drafted, draft in step or behind); other programs
@@ -24,6 +25,7 @@ import json
 import os
 import time
 from collections import defaultdict
+from functools import partial
 from itertools import accumulate
 from operator import mul
 from pathlib import Path
@@ -119,60 +121,73 @@ class Bench:
     def __init__(self, pair: sd.Pair, tokens: int):
         assert pair.draft is not None
         self.pair, self.tokens = pair, tokens
-        self.model = MayGarble(sd.TransformersModel(pair.draft, sd.TransformersModel(pair.target).vocab_size))
+        vocabulary = sd.TransformersModel(pair.target).vocab_size
+        self.models = {name: MayGarble(sd.TransformersModel(pair.draft, vocabulary)) for name in CONTENDERS}
 
     def record_steps(self, text: Text) -> None:
         """Let every shape of step occur until it is recorded, so that nobody pays for it on the clock."""
         for k in range(MAX_K + 1):
-            self.generate(text, k, 0.0, seed=0, tokens=12 * (k + 1))  # no fewer than 12 rounds
+            self.side_by_side(text, {FIXED[k]: k}, seed=0, tokens=14 * (k + 1))  # no fewer than 14 rounds
 
     def stream(self, texts: list[Text], repeat: int) -> dict[str, list[Ran]]:
         """Every text by every contender, in an order that moves on from text to text. By contender, text by text."""
         controllers = {name: controller(name) for name in CONTENDERS}
         for i, text in enumerate(texts[:2]):  # unclocked: controllers learn the costs of this machine
-            for name in (HEURISTIC, COST_MODEL):
-                self.generate(text, controllers[name], 0.0, seed=10_000 + i)
+            self.side_by_side(text, {name: controllers[name] for name in (HEURISTIC, COST_MODEL)}, seed=10_000 + i)
         found: dict[str, list[Ran]] = {name: [] for name in CONTENDERS}
         for i, text in enumerate(texts):
             first = (i + repeat) % len(CONTENDERS)
-            for name in [*CONTENDERS[first:], *CONTENDERS[:first]]:
-                confidence = CONFIDENCE if name == STOP else 0.0
-                found[name].append(self.generate(text, controllers[name], confidence, seed=1000 * repeat + i))
+            order = [*CONTENDERS[first:], *CONTENDERS[:first]]
+            ran = self.side_by_side(text, {name: controllers[name] for name in order}, seed=1000 * repeat + i)
+            for name in CONTENDERS:
+                found[name].append(ran[name])
         return found
 
-    def generate(self, text: Text, k: int | Controller, confidence: float, seed: int, tokens: int | None = None) -> Ran:
-        self.model.garbled = text.garbled
-        clock = _RoundClock(as_controller(k))
-        ran: sd.Generation = sd.generate_speculative(
-            self.pair,
-            text.prompt,
-            k=clock,
-            drafter=sd.ModelDrafter(self.model, confidence),
-            max_new_tokens=tokens or self.tokens,
-            sampling=text.sampling,
-            seed=seed,
-        )
-        rounds = [[len(r.drafted), r.accepted, round(1e6 * s)] for r, s in zip(ran.rounds, clock.seconds, strict=True)]
-        return {"tokens": len(ran.tokens), "seconds": ran.seconds, "rounds": rounds}
+    def side_by_side(
+        self, text: Text, controllers: dict[str, int | Controller], seed: int, tokens: int | None = None
+    ) -> dict[str, Ran]:
+        """One text by each of them, who play a round in turn until all are through."""
+        done: dict[str, sd.Generation] = {}
+        clocks = {name: _RoundClock(as_controller(one)) for name, one in controllers.items()}
+        streams = {}
+        for name, clock in clocks.items():
+            self.models[name].garbled = text.garbled
+            streams[name] = sd.stream_speculative(
+                self.pair,
+                text.prompt,
+                k=clock,
+                drafter=sd.ModelDrafter(self.models[name], CONFIDENCE if name == STOP else 0.0),
+                max_new_tokens=tokens or self.tokens,
+                sampling=text.sampling,
+                seed=seed,
+                on_end=partial(done.__setitem__, name),
+            )
+        while streams:
+            for name in list(streams):
+                clocks[name].start()
+                if next(streams[name], None) is None:
+                    del streams[name]
+        found = {}
+        for name, one in done.items():
+            times = zip(one.rounds, clocks[name].seconds, strict=True)
+            rounds = [[len(r.drafted), r.accepted, round(1e6 * s)] for r, s in times]
+            found[name] = {"tokens": len(one.tokens), "seconds": sum(clocks[name].seconds), "rounds": rounds}
+        return found
 
 
 class _RoundClock:
     """Stands before a controller and times the rounds, the controller's own work included."""
 
     def __init__(self, controller: Controller):
-        self.controller, self.max_k = controller, controller.max_k
+        self.controller, self.max_k, self.next_k = controller, controller.max_k, controller.next_k
         self.seconds: list[float] = []
-        self._since = 0.0
 
-    def next_k(self) -> int:
-        self._since = self._since or time.perf_counter()
-        return self.controller.next_k()
+    def start(self) -> None:
+        self._began = time.perf_counter()
 
     def observe(self, rounds: list[Round]) -> None:
         self.controller.observe(rounds)
-        now = time.perf_counter()
-        self.seconds.append(now - self._since)
-        self._since = now
+        self.seconds.append(time.perf_counter() - self._began)
 
 
 def controller(name: str) -> int | Controller:

@@ -3,7 +3,6 @@
 import time
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -95,11 +94,11 @@ class AdaptiveSpeculation:
 
 
 CHANGE = 0.007  # chance that α is another after a round: of what was seen 140 rounds ago little is still believed
-EXPLORE = 0.003  # share of the time for other k than the best, so that costs and, where drafting rests, α stay known
+EXPLORE, RESTING = 0.002, 0.005  # shares of the time for k that are not best, to know costs; and, resting at 0, α
 LEAST, RECENT = 3, 30  # times that make a cost known, and times that are remembered
 ALPHAS = np.linspace(0.004, 0.996, 26)
 USES_BEFORE_RECORDING = 12  # as in `capture`, which would load PyTorch
-PRIOR = 20  # judged tokens that a position needs to count as much as those before it
+PRIOR = 50  # judged tokens that a position needs to count as much as those before it
 
 
 class CostModelSpeculation:
@@ -120,32 +119,35 @@ class CostModelSpeculation:
             raise SpecdecError(f"c=None, v={v!r:.40}, overhead={overhead!r:.40}: take all of the costs, or none")
         self.max_k, self.measures, self.clock = int(max_k), c is None, time.perf_counter
         self.belief = np.full(len(ALPHAS), 1 / len(ALPHAS))
-        self._reached = [(0.0, 0.0)] * self.max_k  # by position: tokens judged, and kept
+        self._seen: list[Round] = []  # not yet believed
+        self._reached = np.zeros((self.max_k, 2))  # by position: tokens judged, and kept
         self._tokens = self._expected()
         self._times: dict[int, _Times] = defaultdict(_Times)
-        self._batch, self._began, self._pause, self._rounds = 1, 0.0, 0, 0
-        self._best, self._since, self._wait = 0, 0, 4.0
+        self._batch, self._began, self._rests, self._passed, self._rounds = 1, 0.0, False, 0, 0
+        self._best, self._since = 0, 0
         self._last = [0] * (self.max_k + 1)  # the round that drafted so many last
         self._expect(*(_Times().costs(self.max_k) if c is None else (c, v, c)), overhead)
 
     @property
     def alpha(self) -> float:
         """The chance that a drafted token is accepted, as it is believed now."""
+        self._believe()
         return float(self.belief @ ALPHAS)
 
     @property
     def speedups(self) -> np.ndarray:
         """What is expected now of k = 0 … max_k, against k = 0, [max_k + 1]."""
+        self._believe()
         return np.asarray(self._tokens @ self.belief / self._costs)
 
     def next_k(self) -> int:
-        speedups = self.speedups.tolist()
-        best = speedups.index(max(speedups))
-        self._wait = self._wait if (best == 0) == (self._best == 0) else 4.0
-        self._best, self._since, self._rounds = best, self._since + 1, self._rounds + 1
-        k = self._other(best, speedups) if self.measures or best == 0 else best
-        if k != best:
-            self._since, self._wait = 0, 2 * self._wait
+        self._since, self._rounds, k = self._since + 1, self._rounds + 1, self._best
+        if self._since % 4 == 0 or self._rounds < 64 or (k == 0 and self._seen):  # computing takes time too
+            speedups = self.speedups.tolist()
+            speedups[0] *= 1.02 if self.measures else 1.0  # sure, where what drafting promises is believed
+            k = self._best = speedups.index(max(speedups))
+            k = self._other(k, speedups) if self.measures or k == 0 else k
+            self._since = 0 if k != self._best else self._since
         self._last[k] = self._rounds
         self._began = self.clock() if self.measures else 0.0
         return k
@@ -155,23 +157,26 @@ class CostModelSpeculation:
         if self.measures:
             seconds, drafting = self.clock() - self._began, rounds[0].draft_seconds
             other_batch, self._batch = len(rounds) != self._batch, len(rounds)
-            self._times[self._batch].add(n, drafting, seconds - drafting, self._pause > 0)
+            self._times[self._batch].add(n, drafting, seconds - drafting, self._rests)
             if other_batch or self._rounds % 16 == 0:
                 self._expect(*self._nearest().costs(self.max_k))
-        self._pause += 1
-        if n:  # what the rounds without a draft did to α comes in with the first look, which must not be certain then
-            unknown = min(0.3, 1 - (1 - CHANGE) ** self._pause)
-            accepted = sum(one.accepted for one in rounds)
-            rejected = sum(one.accepted < len(one.drafted) for one in rounds)
-            belief = ((1 - unknown) * self.belief + unknown / len(ALPHAS)) * _likelihood(accepted, rejected)
-            self.belief, self._pause = belief / belief.sum(), 0
-            self._reached = [((1 - unknown) * judged, (1 - unknown) * kept) for judged, kept in self._reached]
-            for one in rounds:
-                for i in range(min(one.accepted + 1, len(one.drafted), self.max_k)):
-                    judged, kept = self._reached[i]
-                    self._reached[i] = judged + 1, kept + (i < one.accepted)
-            if self._rounds % 16 == 0:
-                self._tokens = self._expected()
+        self._passed, self._rests = self._passed + 1, n == 0
+        self._seen += rounds if n else []
+
+    def _believe(self) -> None:
+        """What was seen. What rounds did to α unseen comes in with the next look, which must not be certain then."""
+        if self._seen:
+            unknown = min(0.3, 1 - (1 - CHANGE) ** self._passed)
+            self._reached *= 1 - unknown
+            for one in self._seen:
+                self._reached[: min(one.accepted + 1, len(one.drafted)), 0] += 1
+                self._reached[: one.accepted, 1] += 1
+            accepted = sum(one.accepted for one in self._seen)
+            rejected = sum(one.accepted < len(one.drafted) for one in self._seen)
+            logarithm = accepted * np.log(ALPHAS) + rejected * np.log(1 - ALPHAS)
+            belief = ((1 - unknown) * self.belief + unknown / len(ALPHAS)) * np.exp(logarithm - logarithm.max())
+            self.belief, self._seen, self._passed = belief / belief.sum(), [], 0
+            self._tokens = self._tokens if self._rounds % 16 >= 4 else self._expected()
 
     def _expected(self) -> np.ndarray:
         """Tokens of a round for every k and α, [max_k + 1, A].
@@ -179,9 +184,9 @@ class CostModelSpeculation:
         Some passages are easier than others, so behind an accepted token another is accepted more often than one α for
         all would have it: each position has its own share of α, and while it is little known that of the one before.
         """
-        alpha = (sum(kept for _, kept in self._reached) + 1) / (sum(judged for judged, _ in self._reached) + 2)
+        alpha = (self._reached[:, 1].sum() + 1) / (self._reached[:, 0].sum() + 2)
         tokens, reached, share = [np.ones(len(ALPHAS))], np.ones(len(ALPHAS)), 1.0
-        for judged, kept in self._reached:
+        for judged, kept in self._reached.tolist():
             share = (kept / alpha + PRIOR * share) / (judged + PRIOR)
             reached = reached * (ALPHAS * share).clip(max=1)
             tokens.append(tokens[-1] + reached)
@@ -193,10 +198,7 @@ class CostModelSpeculation:
         self._catching_up = max(0.0, c_after_pause - c)
 
     def _other(self, best: int, speedups: list[float]) -> int:
-        """`best`, or the k that has waited longest beyond what its loss calls for, so that all cost `EXPLORE`.
-
-        Where drafting rests, α may have changed unseen: at first another is tried after 4, 8, 16 … rounds.
-        """
+        """`best`, or the k that has waited longest beyond what its loss calls for, so that all cost what they may."""
         own = self._times[self._batch]
         if best and not own.knows(1) and (self._nearest() is own or own.uses.total() > 12):
             return 0 if self._since >= 2 else best
@@ -206,21 +208,14 @@ class CostModelSpeculation:
         waited = {best: 1.0}  # in units of what its loss calls for
         for k in others:
             loss = self._costs[k] * (1 - speedups[k] / speedups[best]) + (0 if best else k * self._catching_up)
-            due = loss / self._costs[best] / EXPLORE
-            waited[k] = (self._rounds - self._last[k]) / max(1.0, due * len(others) if best else min(due, self._wait))
+            due = loss / self._costs[best] / (EXPLORE if best else RESTING)
+            waited[k] = (self._rounds - self._last[k]) / max(1.0, due * len(others) if best else due)
         return max(waited, key=waited.__getitem__)
 
     def _nearest(self) -> "_Times":
         """Times of this batch size, or while they are too few, of the nearest size that is known."""
         known = [size for size, times in self._times.items() if times.knows(1)] or [self._batch]
         return self._times[min(known, key=lambda size: abs(size - self._batch))]
-
-
-@lru_cache(maxsize=1024)
-def _likelihood(accepted: int, rejected: int) -> np.ndarray:
-    """Of having seen that, for every α, [A], up to a factor."""
-    logarithm = accepted * np.log(ALPHAS) + rejected * np.log(1 - ALPHAS)
-    return np.asarray(np.exp(logarithm - logarithm.max()))
 
 
 class _Times:
@@ -233,6 +228,7 @@ class _Times:
         self.drafting: tuple[deque[float], ...] = deque(maxlen=RECENT), deque(maxlen=RECENT)  # as usual, after a pause
         self.rest: dict[tuple[int, bool], deque[float]] = {}  # by n, and whether its step was recorded
         self.uses: Counter[int] = Counter()
+        self.pace = 1.0  # how slow the machine is at present: other programs make it so for seconds at a time
 
     def knows(self, n: int) -> bool:
         return any(len(self.rest.get((n, recorded), ())) >= LEAST for recorded in (False, True))
@@ -241,10 +237,13 @@ class _Times:
         """A round. After a pause the draft read first what it had missed."""
         n = drafted + 1
         self.uses[n] += 1
-        if self.uses[n] != USES_BEFORE_RECORDING + 1:  # that round makes the record
-            self.rest.setdefault((n, self.uses[n] > USES_BEFORE_RECORDING), deque(maxlen=RECENT)).append(rest)
         if drafted:
-            self.drafting[after_pause].append(drafting / drafted)
+            self.drafting[after_pause].append(drafting / drafted / self.pace)
+        if self.uses[n] != USES_BEFORE_RECORDING + 1:  # that round makes the record
+            times = self.rest.setdefault((n, self.uses[n] > USES_BEFORE_RECORDING), deque(maxlen=RECENT))
+            times.append(rest / self.pace)
+            if len(times) > LEAST:
+                self.pace *= min(1.04, max(0.96, times[-1] / sorted(times)[len(times) // 2]))
 
     def typical(self) -> dict[int, tuple[int, float]]:
         """How often each n that is known was timed, and the time."""

@@ -323,8 +323,8 @@ def test_a_few_slow_rounds_change_nothing() -> None:
         for i in range(400):
             k = controller.next_k()
             verify = (1 + 0.05 * k) * (10 if slow and k == 3 and i % 10 == 0 else 1)
-            now[0] += 0.1 * k + verify
-            controller.observe([a_round(k, min(k, (3, 1, 0, 5, 2)[i % 5]), 0.1 * k, verify)])
+            now[0] += 0.12 * k + verify
+            controller.observe([a_round(k, min(k, (3, 1, 0, 5, 2)[i % 5]), 0.12 * k, verify)])
         return Counter(controller.next_k() for _ in range(3)).most_common(1)[0][0]
 
     assert chosen(slow=True) == chosen(slow=False)
