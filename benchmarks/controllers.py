@@ -7,12 +7,13 @@ round, so that all see the same machine, whose speed other programs change by a 
 controller lives through its stream. 'Best k' is the fixed k that turns out fastest afterwards, which nobody knows
 before.
 
-Two kinds of chance are taken out, as 1,000 tokens hold too much of both to tell 3 %. Disturbance: a round's time is the
-median of rounds like it (same stream, same chooser, as many tokens drafted, draft in step or behind); other programs
-only make some of them slower. Luck: on a sampled text the tokens of a round that drafts n are what such rounds emit on
-this text on average, by how often fixed k had each position accepted there; greedy texts have no luck, there tokens are
-counted. That a chooser drafts more in the easier parts of one text is not credited to it then. The figures as they ran
-stand beside, and the 95 % interval comes from drawing the texts again (bootstrap, the best k chosen anew each time).
+Two kinds of chance are taken out, as 1,000 tokens hold too much of both to tell 3 %. Disturbance: of rounds played in
+one turn all were as much slower than usual as the median of them, and are taken as that much faster; then a round's
+time is the median of rounds like it (same stream, same chooser, as many tokens drafted, draft in step or behind). Luck:
+on a sampled text the tokens of a round that drafts n are what such rounds emit on this text on average, by how often
+fixed k had each position accepted there; greedy texts have no luck, there tokens are counted. That a chooser drafts
+more in the easier parts of one text is not credited to it then. The figures as they ran stand beside, and the 95 %
+interval comes from drawing the texts again (bootstrap, the best k chosen anew each time).
 
 On a machine that is not quiet, --cpu-clock: one thread, and every clock, the controllers' too, tells the CPU time of
 that thread, so that what other programs take does not count.
@@ -203,11 +204,12 @@ def summary(runs: list[dict[str, list[Ran]]], texts: list[Text]) -> dict[str, An
     """What a stream took everyone. runs: one for each repeat."""
     lucky = [text.sampling.temperature > 0 for text in texts]
     emitted = [mean_tokens([run[name][i] for run in runs for name in FIXED[1:]]) for i in range(len(texts))]
+    paced = [at_one_pace(at_one_pace(run, run), run) for run in runs]
     seconds, worth, everyone = {}, {}, {}
     for name in CONTENDERS:
         ran = [run[name] for run in runs]
         every = [text for one in ran for text in one]
-        typical = typical_times(every)
+        typical = typical_times([text for one in paced for text in one[name]])
         seconds[name] = np.array([[sum(typical[c] for c in classes(t)) for t in one] for one in ran]).sum(0)
         counted = np.array([[t["tokens"] for t in one] for one in ran]).sum(0)
         expected = np.array(
@@ -262,6 +264,22 @@ def typical_times(every: list[Ran]) -> dict[tuple[int, bool, bool], float]:
         for kind, (_, _, microseconds) in zip(classes(ran), ran["rounds"], strict=True):
             found[kind].append(microseconds / 1e6)
     return {kind: median(times) for kind, times in found.items()}
+
+
+def at_one_pace(usual: dict[str, list[Ran]], run: dict[str, list[Ran]]) -> dict[str, list[Ran]]:
+    """A run as if the machine had always been as fast as it usually was, by what `usual` says of classes of rounds."""
+    typical = {name: typical_times(texts) for name, texts in usual.items()}
+    found: dict[str, list[Ran]] = {name: [] for name in run}
+    for i in range(len(run[FIXED[0]])):
+        slower = defaultdict(list)  # by turn
+        for name, texts in run.items():
+            for turn, (kind, (_, _, took)) in enumerate(zip(classes(texts[i]), texts[i]["rounds"], strict=True)):
+                slower[turn].append(took / typical[name][kind])
+        pace = {turn: median(ratios) / 1e6 for turn, ratios in slower.items()}  # ratios of microseconds to seconds
+        for name, texts in run.items():
+            rounds = [[d, a, took / pace[turn] / 1e6] for turn, (d, a, took) in enumerate(texts[i]["rounds"])]
+            found[name].append(texts[i] | {"rounds": rounds})
+    return found
 
 
 def bootstrap(seconds: dict[str, Any], worth: dict[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:

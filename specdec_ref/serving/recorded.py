@@ -76,7 +76,7 @@ def live(
     *,
     batches: tuple[int, ...] = (1, 4),
     prompts: int = 4,
-    max_new_tokens: int = 48,
+    max_new_tokens: int = 32,
     options: tuple[str, ...] = (*SMALL, "--enforce-eager"),
 ) -> SideBySide:
     """A vLLM server of the pair that ships for each of `configs`, one after the other, asked and ended again.
