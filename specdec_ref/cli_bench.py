@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from specdec_ref.errors import SpecdecError
 
 if TYPE_CHECKING:
     from specdec_ref.sampling import Sampling
+    from specdec_ref.serving.load import ServerMeasurement
 
 TargetOption = Annotated[
     str | None, typer.Option(help="Target model: a folder or hub name (default: the one that ships).")
@@ -200,14 +202,24 @@ def _server(
             on_done=lambda done, total: on_step("requests", done, total),
         )
     if as_json:
-        print(json.dumps(found.to_json(), indent=1))
-        return
-    first, every = (found.percentiles(what) for what in ("first_seconds", "seconds_per_token"))
-    console.print(f"{found.model} at {found.url}: {len(found.requests)} requests, {concurrency} at a time")
+        print(json.dumps(found.to_json(), indent=1, allow_nan=False))
+    else:
+        _print_served(console, found)
+    if found.problem:
+        raise SpecdecError(f"ended early, the above is what was measured: {found.problem}")
+
+
+def _print_served(console: Console, found: "ServerMeasurement") -> None:
+    """A few lines for people."""
+
+    def milliseconds(what: str) -> str:
+        return ", ".join("–" if isnan(t) else f"{1000 * t:.1f}" for t in found.percentiles(what))
+
+    console.print(f"{found.model} at {found.url}: {len(found.requests)} requests, {found.concurrency} at a time")
     for name, value in (
         ("tokens per second", f"{found.tokens_per_second:.1f}"),
-        ("ms to the first token, p50 and p99", f"{1000 * first[0]:.1f}, {1000 * first[1]:.1f}"),
-        ("ms per token after it, p50 and p99", f"{1000 * every[0]:.1f}, {1000 * every[1]:.1f}"),
+        ("ms to the first token, p50 and p99", milliseconds("first_seconds")),
+        ("ms per token after it, p50 and p99", milliseconds("seconds_per_token")),
     ):
         console.print(f"{name:38}{value}")
     if found.counters is None:
@@ -216,8 +228,6 @@ def _server(
         console.print("its counters meanwhile:", found.counters.statistics())
     else:
         console.print("speculation: it drafted nothing meanwhile")
-    if found.problem:
-        raise SpecdecError(f"ended early, the above is what was measured: {found.problem}")
 
 
 @contextmanager

@@ -1,19 +1,23 @@
 """Watching and timing a server: a real HTTP server on loopback that answers as vLLM does, and fails as servers fail."""
 
 import json
+import math
+import re
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
+from rich.console import Console
 
 import specdec_ref as sd
-from specdec_ref.serving.load import measure_server
+from specdec_ref.serving.load import ServedRequest, ServerMeasurement, measure_server
 from specdec_ref.serving.metrics import SpeculationCounters, parse_counters, read_counters
 from specdec_ref.serving.server import VLLMServer, find_vllm, preloaded
 
@@ -375,10 +379,57 @@ def test_the_command_line_measures_a_server(server: Server) -> None:
     assert shown.exit_code == 0, shown.output
     assert "6 requests, 1 at a time" in shown.output
     assert "accepted / judged" in shown.output
-    server.page, server.fails_after = None, len(server.bodies) + 2
-    shown = CliRunner().invoke(app, [*arguments, "--concurrency", "2"])
-    assert "nothing known" in shown.output
-    assert isinstance(shown.exception, sd.SpecdecError) or shown.exit_code
+    shown = CliRunner().invoke(app, [*arguments, "--json"])
+    assert shown.exit_code == 0, shown.output
+    told = json.loads(shown.stdout)
+    assert (told["requests"], told["tokens"], told["problem"], told["no_counters"]) == (6, 36, None, None)
+    assert told["counters"]["drafts"] == 6
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["for people", "JSON"])
+def test_the_command_line_tells_what_a_dying_server_gave_and_fails(server: Server, as_json: bool) -> None:
+    """In a process of its own, as a script sees it: what was measured on stdout, one line on stderr, status 2."""
+    server.page, server.fails_after = None, 2
+    command = [sys.executable, "-m", "specdec_ref", "bench", "--server", server.url, "--tokens", "6"]
+    done = subprocess.run([*command, *["--json"] * as_json], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "ended early" in done.stderr
+    assert "answered 500" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    if as_json:
+        told = json.loads(done.stdout)
+        assert (told["requests"], told["tokens"]) == (2, 12)
+        assert "answered 500" in told["problem"]
+        assert "404" in told["no_counters"]
+        assert "counters" not in told
+    else:
+        assert "2 requests, 1 at a time" in done.stdout
+        assert "nothing known" in done.stdout
+
+
+def test_answers_in_one_piece_have_no_time_per_token(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which is null in JSON and a dash on the screen; no library warns meanwhile."""
+    from specdec_ref import cli_bench
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = measure_server(server.url, ["a"] * 3, max_new_tokens=2)
+        told = json.loads(json.dumps(found.to_json(), allow_nan=False))
+        assert all(math.isnan(t) for t in found.percentiles("seconds_per_token", 10, 50, 90))
+        cli_bench._print_served(Console(width=100), found)
+    assert told["seconds_per_token"] == {"p50": None, "p99": None}
+    assert told["acceptance_length"] is None  # its counters stood still
+    assert 0 < told["first_seconds"]["p50"] <= told["first_seconds"]["p99"]
+    shown = capsys.readouterr().out
+    assert re.search("after it, p50 and p99 +–, –", shown)
+    assert "nan" not in shown
+
+
+def test_percentiles_are_over_the_requests_that_have_a_time() -> None:
+    """Of three answers one came in one piece: the other two are left."""
+    answers = ServedRequest(8, 1.0, 3.0, 4), ServedRequest(8, 1.0, 1.0, 1), ServedRequest(8, 1.0, 5.0, 4)
+    found = ServerMeasurement("url", "m", 1, 9.0, answers)
+    assert found.percentiles("seconds_per_token", 0, 50, 100) == pytest.approx((2 / 6, 3 / 6, 4 / 6))
 
 
 def test_a_trial_without_what_it_needs_says_so_and_starts_nothing(

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan, nan
 from typing import Any
 
 import numpy as np
@@ -65,12 +66,16 @@ class ServerMeasurement:
         return self.tokens / self.seconds
 
     def percentiles(self, what: str, *shares: float) -> tuple[float, ...]:
-        """Over requests. what: 'first_seconds', 'seconds' or 'seconds_per_token'. shares: per cents, default 50, 99."""
-        values = np.array([getattr(one, what) for one in self.requests])
-        return tuple(float(x) for x in np.nanpercentile(values, shares or (50, 99)))
+        """Over requests. what: 'first_seconds', 'seconds' or 'seconds_per_token'. shares: per cents, default 50, 99.
+
+        Requests whose answer came in one piece have no time per token; NaN where all are such.
+        """
+        shares = shares or (50, 99)
+        values = [value for one in self.requests if not isnan(value := getattr(one, what))]
+        return tuple(map(float, np.percentile(values, shares))) if values else (nan,) * len(shares)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain values; times in seconds."""
+        """Everything as plain values; times in seconds, None where there is none."""
         found: dict[str, Any] = {
             "url": self.url,
             "model": self.model,
@@ -80,11 +85,12 @@ class ServerMeasurement:
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
             "problem": self.problem,
+            "no_counters": self.no_counters,
         }
         for what in ("first_seconds", "seconds_per_token"):
-            found[what] = dict(zip(("p50", "p99"), self.percentiles(what), strict=True))
+            found[what] = dict(zip(("p50", "p99"), map(_known, self.percentiles(what)), strict=True))
         if self.counters is not None:
-            found |= {"acceptance_length": self.counters.acceptance_length, "counters": vars(self.counters)}
+            found |= {"acceptance_length": _known(self.counters.acceptance_length), "counters": vars(self.counters)}
         return found
 
 
@@ -218,6 +224,10 @@ class _Asker:
         if not chunks or not tokens:
             raise SpecdecError(f"{self.root}: its answer does not say how many tokens it has (stream_options)")
         return ServedRequest(tokens, first, last, chunks)
+
+
+def _known(value: float) -> float | None:
+    return None if isnan(value) else value
 
 
 def _piece(said: bytes, root: str) -> dict[str, Any]:
