@@ -10,7 +10,7 @@ import specdec_ref as sd
 from specdec_ref.serving import recorded as module
 from specdec_ref.serving.load import ServedRequest, ServerMeasurement
 from specdec_ref.serving.metrics import SpeculationCounters
-from specdec_ref.serving.recorded import Contender, live, recorded
+from specdec_ref.serving.recorded import BrokenOffError, Contender, live, recorded
 
 PATH = Path(__file__).parents[1] / "benchmarks" / "results" / "vllm_side_by_side.json"
 
@@ -75,5 +75,40 @@ def test_a_server_that_breaks_off_is_told(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(module, "VLLMServer", Server)
     monkeypatch.setattr(module, "measure_server", breaking)
-    with pytest.raises(sd.SpecdecError, match="alone: answered 500"):
+    with pytest.raises(sd.SpecdecError, match=r"alone: answered 500 \(nothing was measured until then\)"):
         live({"alone": None})
+
+
+@pytest.mark.parametrize("harm", ["breaks off", "answers nothing", "does not start"])
+def test_what_was_measured_before_a_server_breaks_off_is_kept(monkeypatch: pytest.MonkeyPatch, harm: str) -> None:
+    """The first server is asked to the end; the second gives one figure, or none where it does not start."""
+
+    def breaking(url: str, prompts: Any, **settings: Any) -> ServerMeasurement:
+        found = measurement(url, prompts, **settings)
+        if "plain" in url or found.concurrency == 1:
+            return found
+        if harm == "breaks off":
+            return ServerMeasurement(found.url, "m", 4, 1.0, found.requests, problem="answered 500")
+        raise sd.SpecdecError("answered 500")
+
+    class Starting(Server):
+        def __enter__(self) -> "Server":
+            if harm == "does not start" and "drafting" in self.url:
+                raise sd.SpecdecError("answered 500")
+            return self
+
+    monkeypatch.setattr(module, "VLLMServer", Starting)
+    monkeypatch.setattr(module, "measure_server", breaking)
+    with pytest.raises(BrokenOffError, match="draft: answered 500") as error:
+        live({"alone": None, "draft": {"method": "ngram"}}, batches=(1, 4), prompts=3)
+    said, kept = str(error.value), error.value.measured
+    assert "\n" not in said
+    assert "alone, greedy, 4 at once: 12.0" in said
+    assert "broken off: draft: answered 500" in kept.source
+    assert kept.contenders["alone"].speed == {mode: {1: 12.0, 4: 12.0} for mode in ("temperature 1", "greedy")}
+    if harm == "does not start":
+        assert list(kept.contenders) == ["alone"]
+    else:
+        assert kept.contenders["draft"].speed == {"temperature 1": {1: 12.0}}
+        assert kept.contenders["draft"].counters["temperature 1"].drafts == 5
+        assert "draft, temperature 1, 1 at once: 12.0" in said

@@ -71,6 +71,15 @@ def _contender(one: Mapping[str, Any]) -> Contender:
     return Contender(speed, counters, one.get("latency", {}), one.get("equivalence"))
 
 
+class BrokenOffError(SpecdecError):
+    """A live comparison that did not reach its end. measured: what it had until then, the contender that broke off
+    included; its `source` says so."""
+
+    def __init__(self, message: str, measured: SideBySide):
+        super().__init__(message)
+        self.measured = measured
+
+
 def live(
     configs: Mapping[str, Mapping[str, Any] | None],
     *,
@@ -82,30 +91,49 @@ def live(
     """A vLLM server of the pair that ships for each of `configs`, one after the other, asked and ended again.
 
     'enforce-eager' leaves the compiler out: it starts in a third of the time, and runs somewhat slower. Raises
-    SpecdecError where a server does not start, or breaks off.
+    BrokenOffError where a server does not start, or breaks off: a comparison needs every contender. What was measured
+    until then stands in its one line, and as a SideBySide in its `measured`.
     """
     texts = list(held_out_prompts().values())[:prompts]
-    contenders = {}
+    contenders: dict[str, Contender] = {}
     for name, config in configs.items():
-        with VLLMServer(str(PRETRAINED / "target"), config, options=options) as server:
-            speed: dict[str, dict[int, float]] = {}
-            counters, latency = {}, {}
-            for mode, sampling in MODES.items():
-                measure_server(server.url, texts[:2], max_new_tokens=16, sampling=sampling)  # warm-up
-                speed[mode] = {}
-                for size in batches:
-                    found = measure_server(
-                        server.url, texts, concurrency=size, max_new_tokens=max_new_tokens, sampling=sampling
-                    )
-                    if found.problem is not None:
-                        raise SpecdecError(f"{name}: {found.problem}")
-                    speed[mode][size] = found.tokens_per_second
-                    if size == 1:
-                        latency[mode] = {
-                            what: dict(zip(("p50", "p99"), found.percentiles(what), strict=True))
-                            for what in ("first_seconds", "seconds_per_token")
-                        }
-                    if size == 1 and found.counters is not None and found.counters.drafts:
-                        counters[mode] = found.counters
-            contenders[name] = Contender(speed, counters, latency)
+        speed: dict[str, dict[int, float]] = {}
+        counters: dict[str, SpeculationCounters] = {}
+        latency: dict[str, dict[str, dict[str, float]]] = {}
+        contenders[name] = Contender(speed, counters, latency)
+        try:
+            with VLLMServer(str(PRETRAINED / "target"), config, options=options) as server:
+                for mode, sampling in MODES.items():
+                    measure_server(server.url, texts[:2], max_new_tokens=16, sampling=sampling)  # warm-up
+                    for size in batches:
+                        found = measure_server(
+                            server.url, texts, concurrency=size, max_new_tokens=max_new_tokens, sampling=sampling
+                        )
+                        if found.problem is not None:
+                            raise SpecdecError(found.problem)
+                        speed.setdefault(mode, {})[size] = found.tokens_per_second
+                        if size == 1:
+                            latency[mode] = {
+                                what: dict(zip(("p50", "p99"), found.percentiles(what), strict=True))
+                                for what in ("first_seconds", "seconds_per_token")
+                            }
+                        if size == 1 and found.counters is not None and found.counters.drafts:
+                            counters[mode] = found.counters
+        except SpecdecError as error:
+            raise _broken_off(f"{name}: {error}", contenders) from error
     return SideBySide("measured live on this machine, now", contenders)
+
+
+def _broken_off(problem: str, contenders: dict[str, Contender]) -> BrokenOffError:
+    measured = SideBySide(
+        f"measured live on this machine, now, and broken off: {problem}",
+        {name: one for name, one in contenders.items() if one.speed},
+    )
+    paces = [
+        f"{name}, {mode}, {size} at once: {pace:.1f}"
+        for name, one in measured.contenders.items()
+        for mode, by_size in one.speed.items()
+        for size, pace in by_size.items()
+    ]
+    kept = f"tokens/s measured until then: {'; '.join(paces)}" if paces else "nothing was measured until then"
+    return BrokenOffError(f"{problem} ({kept})", measured)
