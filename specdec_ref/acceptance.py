@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from specdec_ref.errors import SpecdecError
 from specdec_ref.sampling import Randomness
 
 
@@ -58,8 +59,10 @@ def verify(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) -> Ver
 
     p: [..., k + 1, V], the target's distribution at each drafted position and after the last.
     q: [..., k, V], what each token was drawn from (one-hot for a deterministic draft, zero for 'not drafted').
-    drafted: [..., k], int64. Leading dimensions are sequences, each judged on its own. k may be 0.
+    drafted: [..., k], int64. Leading dimensions are sequences, each judged on its own. k may be 0. Raises SpecdecError.
     """
+    if p.shape != (*q.shape[:-2], q.shape[-2] + 1, q.shape[-1]) or drafted.shape != q.shape[:-1]:
+        raise SpecdecError(f"p {[*p.shape]}, q {[*q.shape]}, drafted {[*drafted.shape]}: do not fit together")
     # Past the last draft nothing was drafted (q = 0): never accepted, so every sequence stops somewhere,
     # and the residual of nothing is p itself. The bonus token is no special case.
     q = F.pad(q, (0, 0, 0, 1))

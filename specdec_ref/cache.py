@@ -49,7 +49,7 @@ class RewindableCache:
         if shortest == longest:
             self.positions = torch.arange(longest, longest + n, device=self.device)[None]
         else:
-            starts = torch.tensor(self.lengths, device=self.device)[:, None]
+            starts = torch.tensor(self.lengths)[:, None].to(self.device, non_blocking=True)
             self.positions = starts + torch.arange(n, device=self.device)
         self._window = min(self.capacity, -(-(longest + n) // WINDOW) * WINDOW)
         self.lengths = [length + n for length in self.lengths]

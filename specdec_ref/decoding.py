@@ -99,7 +99,7 @@ def speculate(
         draft = replace(draft, tokens=drafted.clamp(0, size - 1))  # reported when the host may look
         after_draft = clock.now()
         target.rewind([len(s) - 1 for s in sequences])
-        last = torch.tensor([s[-1:] for s in sequences], device=target.device)
+        last = torch.tensor([s[-1:] for s in sequences]).to(target.device, non_blocking=True)
         more = fits - k if len(rows) == 1 else 0  # a sequence's last steps stay as long: a new shape would be slow
         logits = target.extend(torch.cat([last, draft.tokens, last.expand(-1, more)], 1))
         p = sampling.probabilities(logits[:, : draft.tokens.shape[1] + 1])  # row i: after i drafted tokens

@@ -126,7 +126,7 @@ class ModelDrafter:
             if self.min_confidence > 0:
                 meant += going
                 going = going & (q.gather(-1, tokens).squeeze(-1) >= self.min_confidence)
-                if not going.any():
+                if not going.any():  # to know it the host waits, once for a token: what a stop by confidence costs
                     break
         self._cached = [len(s) + len(drawn) - 1 for s in sequences]  # the last token drawn is not in the cache
         lengths = meant if self.min_confidence > 0 else None
@@ -145,7 +145,7 @@ class ModelDrafter:
             self.model.prefill([self._known(s[t:-1]) for s, t in zip(sequences, true, strict=True)])
             n = 1
         self.model.rewind([len(s) - n for s in sequences])
-        return torch.tensor([self._known(s[-n:]) for s in sequences], device=self.model.device)
+        return torch.tensor([self._known(s[-n:]) for s in sequences]).to(self.model.device, non_blocking=True)
 
     def _known(self, tokens: list[int]) -> list[int]:
         """A target with more padding rows may emit ids that the draft has no row for: it reads its last instead."""

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import warnings
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -78,7 +79,10 @@ class TransformersModel:
         self.start(1, 0)
 
     def start(self, batch: int, capacity: int) -> None:
-        captured = (steps := steps_of(self.model)) in ("graphs", "compiled") and capacity > 0 and untouched(self.model)
+        captured = (steps := steps_of(self.model)) in ("graphs", "compiled") and capacity > 0
+        if captured and not untouched(self.model):
+            warnings.warn("the model has hooks, which no graph sees: its steps run one kernel by one", stacklevel=2)
+            captured = False
         capacity = min(max(self.context, capacity), -(-capacity // ROOM) * ROOM) if captured else capacity
         self.cache = RewindableCache(batch, capacity, self.device)
         self._room = room_for(self.model, self.cache) if captured else None
@@ -92,7 +96,7 @@ class TransformersModel:
         before = list(self.cache.lengths)
         longest = max(map(len, tokens))
         # Short rows are padded on the right; what the padding wrote is taken back at the end.
-        padded = torch.tensor([row + [0] * (longest - len(row)) for row in tokens], device=self.device)
+        padded = torch.tensor([row + [0] * (longest - len(row)) for row in tokens]).to(self.device, non_blocking=True)
         with self._own_number_type():
             for chunk in padded.split(PREFILL_CHUNK, dim=1) if longest else ():
                 self._forward(chunk, keep_logits=1)
@@ -119,11 +123,9 @@ class TransformersModel:
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
         if self._recorded and self.cache.slots and not keep_logits and isinstance(mask, Tensor):
             return recorded_step(self.model, self._parts, tokens, mask, self.cache)[..., : self.vocab_size]
-        logits = None
-        if self._room is not None and self.cache.slots and not keep_logits:
-            logits = self._room.step(self.model, self.cache, self._run, tokens, tuple(masks.values()))
-        if logits is None:
-            logits = self._run(self.cache, tokens, positions, tuple(masks.values()), keep_logits)
+        room, each = self._room if self.cache.slots and not keep_logits else None, tuple(masks.values())
+        logits = room.step(self.model, self.cache, self._run, tokens, each) if room is not None else None
+        logits = self._run(self.cache, tokens, positions, each, keep_logits) if logits is None else logits
         return logits[..., : self.vocab_size]
 
     def _run(
@@ -198,9 +200,7 @@ def check_rewindable(model: "PreTrainedModel", role: str = "model") -> None:
         unknown.add("local attention")
     if unknown or getattr(model, "_is_stateful", False):
         what = ", ".join(sorted(unknown)) or "a recurrent state"
-        raise SpecdecError(
-            f"{role}: {config.model_type} has layers with {what}, which cannot be rewound after a rejection"
-        )
+        raise SpecdecError(f"{role}: {config.model_type} has layers with {what}, which cannot be rewound")
 
 
 @dataclass(frozen=True)
@@ -241,10 +241,7 @@ def shipped() -> tuple[str, ...]:
 
 
 def held_out_prompts() -> dict[str, str]:
-    """Beginnings of functions from standard-library modules that no shipped model was trained on, by name.
-
-    Raises SpecdecError where they are missing.
-    """
+    """Beginnings of functions that no shipped model was trained on, by name. Raises SpecdecError where missing."""
     if not (PRETRAINED / "prompts.json").is_file():
         raise SpecdecError("held-out prompts: prompts.json is missing here; make it with `specdec train`")
     return dict(json.loads((PRETRAINED / "prompts.json").read_text(encoding="utf-8")))

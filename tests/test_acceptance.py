@@ -15,6 +15,7 @@ from torch import Tensor
 from specdec_ref import (
     Randomness,
     SeededRandomness,
+    SpecdecError,
     Verdict,
     acceptance_probability,
     acceptance_rate,
@@ -304,3 +305,17 @@ def test_the_accepted_count_has_the_frequencies_that_the_acceptance_rates_predic
     a, b, c = (float(torch.minimum(p[i], q[i]).sum()) for i in range(3))
     law = torch.tensor([1 - a, a * (1 - b), a * b * (1 - c), a * b * c], dtype=torch.float64)
     assert frequencies_agree(verdict.accepted, law)
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "drafted"),
+    [
+        ((3, 4), (2, 5), (2,)),  # other vocabularies
+        ((2, 4), (2, 4), (2,)),  # no distribution for the bonus token
+        ((3, 4), (2, 4), (3,)),
+        ((5, 3, 4), (1, 2, 4), (5, 2)),
+    ],
+)
+def test_shapes_that_do_not_fit_are_told(p: tuple[int, ...], q: tuple[int, ...], drafted: tuple[int, ...]) -> None:
+    with pytest.raises(SpecdecError, match="do not fit together"):
+        verify(torch.ones(p) / 4, torch.ones(q) / 4, torch.zeros(drafted, dtype=torch.int64), SeededRandomness(0))

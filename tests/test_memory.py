@@ -15,6 +15,7 @@ from rich.console import Console
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 import specdec_ref as sd
+from specdec_ref.graphs import choose_steps
 from specdec_ref.measurement.memory import available_memory, memory_figure, memory_profile, skeleton, tensors_of
 from specdec_ref.measurement.memory_peak import MemoryComparison, decode_to_the_end, measure_memory
 from specdec_ref.packing import pack
@@ -56,6 +57,22 @@ def test_prediction_is_what_is_allocated(
     assert profile.weights == sum(t.nbytes for m in (pair.target, pair.draft) for t in tensors_of(m))
     assert profile.kv == decode_to_the_end(pair, 3, 50, 4)
     assert profile.alone.kv == decode_to_the_end(pair, 3, 50, 0)
+
+
+def test_prediction_is_what_is_allocated_where_steps_are_captured(
+    tiny_model: Callable[..., PreTrainedModel],
+    disturbed: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """Their caches come in multiples of 256 tokens, as far as the model holds so many."""
+    target = tiny_model("llama")
+    pair = sd.Pair(target, disturbed(target), tokenizer)
+    for model in (pair.target, pair.draft):
+        choose_steps(model, "graphs")
+    profile = memory_profile(pair, batch=3, context=50, k=4)
+    assert profile.kv == decode_to_the_end(pair, 3, 50, 4)
+    assert profile.alone.kv == decode_to_the_end(pair, 3, 50, 0)
+    assert profile.kv > memory_profile((target.config, pair.draft.config), batch=3, context=50, k=4).kv
 
 
 def test_a_cache_never_has_more_slots_than_the_model_has_positions() -> None:

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -34,6 +36,30 @@ def by_transformers(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_p is not None:
         warpers.append(TopPLogitsWarper(sampling.top_p))
     return warpers(torch.zeros(len(logits), 1, dtype=torch.int64), logits).softmax(-1)
+
+
+logits = st.lists(st.floats(-50, 50, width=32), min_size=2, max_size=12)
+samplings = st.builds(
+    Sampling,
+    temperature=st.one_of(st.just(0.0), st.floats(0.05, 5)),
+    top_k=st.one_of(st.none(), st.integers(1, 15)),
+    top_p=st.one_of(st.none(), st.floats(0.01, 1)),
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(logits, samplings)
+def test_every_row_sums_to_one_and_the_likeliest_token_stays(row: list[float], sampling: Sampling) -> None:
+    scores = torch.tensor([row, row[::-1]])
+    p = sampling.probabilities(scores)
+    assert p.dtype == torch.float32
+    assert (p >= 0).all()
+    torch.testing.assert_close(p.sum(-1), torch.ones(2))
+    torch.testing.assert_close(p.amax(-1), p.gather(-1, scores.argmax(-1, keepdim=True))[:, 0])
+    if sampling.top_k is not None:
+        assert ((p > 0).sum(-1) <= max(sampling.top_k, 1)).all() or len(set(row)) < len(row)  # ties are kept
+    if sampling.temperature == 0:
+        assert ((p == 1).sum(-1) == 1).all()
 
 
 def random_logits(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:

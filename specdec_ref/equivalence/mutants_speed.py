@@ -2,7 +2,7 @@
 
 from specdec_ref.equivalence.mutation import Mutant
 
-_FEED = "return torch.tensor([self._known(s[-n:]) for s in sequences], device=self.model.device)"
+_FEED = "return torch.tensor([self._known(s[-n:]) for s in sequences]).to(self.model.device, non_blocking=True)"
 
 SPEED = (
     Mutant(
@@ -15,7 +15,7 @@ SPEED = (
         caught_by="self-draft",
         where="drafting.ModelDrafter._catch_up",
         right=_FEED,
-        wrong="return torch.tensor([self._known(s[-1:] * n) for s in sequences], device=self.model.device)",
+        wrong=_FEED.replace("s[-n:]", "s[-1:] * n"),
     ),
     Mutant(
         name="draft-keeps-rejected",
@@ -41,7 +41,7 @@ self.model.rewind([len(s) - n + (cached > len(s) - n) for cached, s in kept])"""
         where="drafting.ModelDrafter._catch_up",
         right=_FEED,
         wrong="""fresh = [self._known(s[max(t, len(s) - n) :]) for s, t in zip(sequences, true, strict=True)]
-return torch.tensor([[0] * (n - len(f)) + f for f in fresh], device=self.model.device)""",
+return torch.tensor([[0] * (n - len(f)) + f for f in fresh]).to(self.model.device, non_blocking=True)""",
     ),
     Mutant(
         name="draft-at-temperature-1",
