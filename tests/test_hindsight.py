@@ -15,6 +15,8 @@ def test_the_set_point_falls_as_k_grows() -> None:
 def test_the_title_names_who_is_best_at_its_worst() -> None:
     figure = regret_figure(["easy", "hard"], {"heuristic": [0.9, 0.6], "cost model": [1.0, 0.95]})
     assert "cost model is never below 95% of hindsight" in figure.axes[0].get_title(loc="left")
+    rounded = regret_figure(["easy", "hard"], {"heuristic": [0.9, 0.6], "cost model": [1.0, 0.986]})
+    assert "cost model is never below 98% of hindsight" in rounded.axes[0].get_title(loc="left")  # a bound: down
     with pytest.raises(SpecdecError, match="one ratio for each case"):
         regret_figure(["easy"], {"heuristic": [0.9, 0.6]})
 

@@ -1,6 +1,7 @@
 """Figures of lesson 06: where the heuristic rests, how far controllers are from hindsight, which α breaks even."""
 
 from collections.abc import Mapping, Sequence
+from math import floor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,8 +42,9 @@ def regret_figure(names: Sequence[str], relative: Mapping[str, Sequence[float]])
         raise SpecdecError("names, relative: take one ratio for each case, at least one case")
     worst = {name: min(values) for name, values in relative.items()}
     winner = max(worst, key=lambda name: worst[name])
+    percent = floor(100 * worst[winner] + 1e-9)  # down: it is a bound
     figure, axes = plotting.new_figure(
-        f"The {winner} is never below {worst[winner]:.0%} of hindsight",
+        f"The {winner} is never below {percent}% of hindsight",
         "speedup / that of the best fixed k", "", height=1.5 + 0.36 * len(names),
     )  # fmt: skip
     marks = zip(relative.items(), (("o", plotting.DRAFT), ("s", plotting.TARGET), ("^", plotting.BONUS)), strict=False)
@@ -65,7 +67,7 @@ def break_even_figure(batches: Sequence[int], least: Mapping[int, Sequence[float
     if not batches or any(len(values) != len(batches) for values in least.values()):
         raise SpecdecError("batches, least: take one α for each batch size, at least one")
     figure, axes = plotting.new_figure(
-        "The larger the batch, the higher the α that breaks even", "batch size (sequences)", "break-even α", height=3.4
+        "Where a line is above the dashed one, that k loses", "batch size (sequences)", "break-even α", height=3.4
     )
     for (k, values), mark in zip(least.items(), "os^D", strict=False):
         axes.plot(batches, np.minimum(values, 1.05), f"{mark}-", color=plotting.DRAFT, label=f"k = {k}")
