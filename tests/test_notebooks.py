@@ -10,12 +10,14 @@ import pytest
 from specdec_ref.teaching.lessons import (
     HASH,
     LONGEST_LINE,
+    SECONDS,
     SECONDS_IN_ALL,
     SECONDS_PER_LESSON,
     run,
     source_hash,
     too_slow,
 )
+from specdec_ref.teaching.widgets import EXPLORER
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -128,6 +130,14 @@ def test_every_picture_has_an_alternative_text(path: Path) -> None:
 
 
 @each
+def test_has_an_explorer_and_a_picture_in_its_place(path: Path) -> None:
+    """Who reads the saved notebook has no widgets: each explorer shows a picture of its first state."""
+    shown = [o.data for o in outputs(read(path)) if str(o.get("data", {}).get("text/plain", "")) == EXPLORER]
+    assert shown
+    assert all("image/png" in data for data in shown)
+
+
+@each
 def test_no_output_is_an_object_in_full(path: Path) -> None:
     """What a table's plain text says can be read; Python's own words for a large object cannot."""
     plain = [str(output.data["text/plain"]) for output in outputs(read(path)) if "text/html" in output.get("data", {})]
@@ -142,6 +152,12 @@ def test_a_lesson_that_takes_too_long_is_named_and_so_is_a_course_that_does() ->
     assert [words.split()[0] for words in too_slow(many)] == ["all"]
 
 
+def test_committed_runs_took_no_longer_than_promised() -> None:
+    """As recorded by `make notebooks`: at most 90 a lesson, 600 in all."""
+    recorded = {path.name: read(path).metadata for path in NOTEBOOKS}
+    assert not too_slow({name: float(data[SECONDS]) for name, data in recorded.items() if SECONDS in data})
+
+
 def test_running_writes_back_one_clean_run(tmp_path: Path) -> None:
     path = tmp_path / "lesson.ipynb"
     cells = [
@@ -149,12 +165,13 @@ def test_running_writes_back_one_clean_run(tmp_path: Path) -> None:
         nbformat.v4.new_code_cell("import sys\nprint(1, file=sys.stderr)\n2"),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
-    run(path)
+    seconds = run(path)
     notebook = read(path)
     (result,) = outputs(notebook)
     assert result.data["text/plain"] == "2"
     assert notebook.cells[1].execution_count == 1
     assert notebook.metadata[HASH] == source_hash(notebook)
+    assert 0 < notebook.metadata[SECONDS] == round(seconds, 1)
 
 
 def test_a_table_s_plain_text_has_its_words_and_not_the_object_s(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Run notebooks and write them back: `python -m specdec_ref.teaching.lessons notebooks/*.ipynb`, or `make notebooks`.
 
 A committed notebook is one clean run: cells numbered 1…n, no errors, outputs that belong to the sources beside them
-(their hash is kept in the notebook), pictures with their caption as alternative text, no widget state, nothing of the
-machine it ran on.
+(their hash is kept in the notebook, and the seconds that it took), pictures with their caption as alternative text, no
+widget state, nothing of the machine it ran on.
 """
 
 import hashlib
@@ -18,6 +18,9 @@ from specdec_ref.errors import SpecdecError
 
 HASH = "source_sha256"
 """Key in the notebook's metadata: of the code cells' sources that its outputs belong to."""
+
+SECONDS = "seconds"
+"""Key in the notebook's metadata: how long its committed run took, to a tenth."""
 
 LONGEST_LINE = 200
 """Characters of a table's plain text in one line; a longer one is what Python prints of an object, and no reading."""
@@ -63,18 +66,19 @@ def run(path: Path) -> float:
         notebook, timeout=SECONDS_PER_CELL, kernel_name="python3", resources=resources, store_widget_state=False
     ).execute()
     seconds = time.perf_counter() - began
-    _tidy(notebook)
+    _tidy(notebook, seconds)
     nbformat.validate(notebook)
     nbformat.write(notebook, path)
     return seconds
 
 
-def _tidy(notebook: Any) -> None:
+def _tidy(notebook: Any, seconds: float) -> None:
     """Leave out what differs from run to run and says nothing: times of cells, versions, widget state."""
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
         HASH: source_hash(notebook),
+        SECONDS: round(seconds, 1),
     }
     for i, cell in enumerate(notebook.cells):
         cell.metadata.pop("execution", None)

@@ -12,11 +12,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+EXPLORER = "an explorer: run this cell in JupyterLab to move its controls"
+"""What stands for an explorer where neither widgets nor pictures are shown."""
+
+
 def show(widget: Any, picture: "Figure | None" = None) -> None:
     """Display a widget; front ends that cannot, and readers of the saved notebook, see `picture`."""
     from IPython.display import display
 
-    data = {"text/plain": "an explorer: run this cell in JupyterLab to move its controls"}
+    data = {"text/plain": EXPLORER}
     metadata = {}
     if picture is not None:
         import base64
