@@ -18,7 +18,7 @@ CORE := .venv/.core-installed
 COURSE := .venv/.course-installed
 DEV := .venv/.dev-installed
 
-.PHONY: help demo test lab grade equivalence bench notebooks exercises lint clean vllm-env test-vllm
+.PHONY: help demo test lab grade equivalence bench notebooks exercises lint clean test-timed vllm-env test-vllm
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -31,6 +31,9 @@ demo: $(CORE)  ## see speculative decoding pay off on this machine, in about a m
 test: lint  ## style, types, all tests and lessons
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 	SPECDEC_LIVE=0 $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=300 -p no:cacheprovider notebooks
+
+test-timed: $(DEV)  ## the tests that judge times; leave the machine alone meanwhile
+	$(BIN)/python -m pytest -m timed
 
 lab: $(COURSE)  ## open the course in JupyterLab
 	@$(BIN)/jupyter lab $(if $(wildcard notebooks),--LabApp.default_url=/lab/tree/notebooks)
