@@ -39,8 +39,9 @@ def equivalence(
     engine: Annotated[
         str,
         typer.Option(
-            help="Whose samples: ours, autoregressive, transformers, assisted, openai:URL, vllm, or a "
-            "function of (pair, sampling) as module:attribute."
+            help="Whose samples: ours, autoregressive, transformers, assisted (k tokens in every round), "
+            "assisted-default (transformers' own schedule), openai:URL, vllm, or a function of (pair, sampling) as "
+            "module:attribute."
         ),
     ] = "ours",
     model: Annotated[str | None, typer.Option(help="What the server or vLLM calls the target.")] = None,
@@ -198,7 +199,11 @@ def _engine(name: str, pair: "Pair", k: int, sampling: "Sampling", model: str | 
 
 def _drafted(engine: str, k: int | None, length: int, greedy: bool) -> int:
     """Tokens drafted per round: few enough that a sample takes two rounds."""
-    if greedy or engine not in ("ours", "assisted"):
+    from specdec_ref.equivalence.engines import DRAFTING
+
+    if k is not None and engine not in DRAFTING:
+        raise SpecdecError(f"--k {k}: changes nothing with --engine {engine}; is for {', '.join(DRAFTING)}")
+    if greedy or engine not in DRAFTING:
         return 4 if k is None else k
     k = max(1, length - 2) if k is None else k
     if not 1 <= k <= length - 2:

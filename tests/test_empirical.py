@@ -659,6 +659,7 @@ def test_the_greedy_command(specdec: Any) -> None:
         (("--engine", "no_such_module:thing"), "cannot be imported"),
         (("--samples", "10"), "would do"),
         (("--k", "3"), "--k 3 with --length 4"),
+        (("--k", "2", "--engine", "transformers"), "--k 2: changes nothing with --engine transformers"),
         (("--length", "2"), "--length 2"),
         (("--prompts", "0"), "--prompts 0"),
         (("--greedy", "--exact"), "one of them at a time"),

@@ -32,6 +32,7 @@ from specdec_ref.equivalence.greedy import greedy_agreement
 from specdec_ref.equivalence.sampler import SamplerError
 from specdec_ref.equivalence.server import OpenAICompletions
 from specdec_ref.graphs import choose_steps
+from specdec_ref.serving.configuration import speculative_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -230,12 +231,13 @@ def test_engines_that_need_a_draft_say_so(pair: sd.Pair) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed here")
-def test_without_vllm_its_engine_says_what_to_install(pair: sd.Pair) -> None:
+def test_without_vllm_its_engine_says_what_to_install(pair: sd.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair.draft.config, "_name_or_path", "some/draft")
     with pytest.raises(sd.SpecdecError, match="vllm: cannot be imported"):
         engine_by_name("vllm", pair)
 
 
-def test_vllm_is_asked_for_plain_sampling_of_token_ids(pair: sd.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_is_asked_to_draft_and_for_token_ids(pair: sd.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in with vLLM's interface, which draws from the tiny model: vLLM itself needs a GPU."""
     asked: list[dict[str, Any]] = []
 
@@ -256,9 +258,17 @@ def test_vllm_is_asked_for_plain_sampling_of_token_ids(pair: sd.Pair, monkeypatc
         lambda **options: asked.append(options) or types.SimpleNamespace(**options),
     )
     monkeypatch.setitem(sys.modules, "vllm", stand_in)
+    with pytest.raises(sd.SpecdecError, match="loaded from neither"):
+        engine_by_name("vllm", pair, model="some/model")
+    monkeypatch.setattr(pair.draft.config, "_name_or_path", "some/draft")
     rows = engine_by_name("vllm", pair, model="some/model").sample(PROMPTS[0], 5, 3, 1)
     assert torch.tensor(rows).shape == (5, 3)
-    assert asked[0] == {"model": "some/model", "generation_config": "vllm"}
+    assert asked[0] == {
+        "model": "some/model",
+        "generation_config": "vllm",
+        "dtype": "float32",
+        "speculative_config": speculative_config("some/draft", 2),
+    }
     assert (asked[1]["top_k"], asked[1]["top_p"], asked[1]["ignore_eos"]) == (-1, 1.0, True)
 
 

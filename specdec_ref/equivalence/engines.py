@@ -22,7 +22,12 @@ from specdec_ref.errors import SpecdecError, is_whole
 from specdec_ref.models import LanguageModel, Pair, TransformersModel
 from specdec_ref.sampling import Sampling, SeededRandomness
 
-ENGINES = "ours", "autoregressive", "transformers", "assisted", "openai:URL", "vllm", "module:attribute"
+DRAFTING = "ours", "assisted", "vllm"
+"""Engines that take k; the others draft as they please, or not."""
+ENGINES = (
+    *("ours", "autoregressive", "transformers", "assisted", "assisted-default"),
+    *("openai:URL", "vllm", "module:attribute"),
+)
 
 
 class SharedWork(TransformersModel):
@@ -263,10 +268,20 @@ def engine_by_name(
 ) -> Sampler:
     """The sampler that the command line calls `name`, one of `ENGINES`.
 
-    k: tokens drafted per round, by ours and the assisted one. model: what a server or vLLM calls the target. A
-    `module:attribute` is called with (pair, sampling) and gives a sampler. Raises SpecdecError for an unknown name.
+    k: tokens drafted per round, by those of `DRAFTING`; 'assisted-default' has transformers' own schedule and stop by
+    confidence. model: what a server or vLLM calls the target; vLLM drafts with the pair's draft. A `module:attribute`
+    is called with (pair, sampling) and gives a sampler. Raises SpecdecError for an unknown name.
     """
     from specdec_ref.equivalence.server import OpenAICompletions
+    from specdec_ref.serving.configuration import speculative_config
+
+    def vllm() -> Sampler:
+        options: dict[str, Any] = {"dtype": str(pair.target.dtype).removeprefix("torch.")}
+        if pair.draft is not None:
+            if not (draft := str(pair.draft.config._name_or_path)):
+                raise SpecdecError("draft: vLLM takes a folder or a hub name, and this draft was loaded from neither")
+            options["speculative_config"] = speculative_config(draft, k)
+        return VLLM(model or str(pair.target.config._name_or_path), sampling, **options)
 
     kind, _, rest = name.partition(":")
     known: dict[str, Callable[[], Sampler]] = {
@@ -274,7 +289,8 @@ def engine_by_name(
         "autoregressive": lambda: autoregressive(pair, sampling),
         "transformers": lambda: TransformersGenerate(pair, sampling),
         "assisted": lambda: TransformersAssisted(pair, sampling, k),
-        "vllm": lambda: VLLM(model or str(pair.target.config._name_or_path), sampling),
+        "assisted-default": lambda: TransformersAssisted(pair, sampling),
+        "vllm": vllm,
     }
     if name in known:
         return known[name]()
