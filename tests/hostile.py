@@ -1,6 +1,10 @@
 """Submissions that are after something else than an answer. Each is worth nothing, and must cost nobody anything."""
 
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = str(Path(__file__).parents[1])
 RIGHT = """import torch
@@ -129,11 +133,11 @@ m = u.module_from_spec(s)
 s.loader.exec_module(m)
 residual = m.residual""".replace("@ROOT@", ROOT),
     "writes-scores": """\
-import glob
-for f in glob.glob('@ROOT@' + '/**/scores.csv', recursive=True):
-    open(f, 'w').write('me,120')
-""".replace("@ROOT@", ROOT)
-    + TARGET,
+for path in @FILES@:
+    with open(path, 'r+') as f:
+        f.write('me,120')
+"""
+    + RIGHT,
     "speaks-for-the-process": """\
 import os, json, struct
 m = json.dumps({'value': {'tensor': [1.0, 0.0], 'dtype': 'float64'}}).encode()
@@ -146,9 +150,9 @@ for fd in range(3, 64):
     + TARGET,
     "network": """\
 import socket
-def residual(p, q):
-    socket.create_connection(('1.1.1.1', 53), timeout=3)
-    return p""",
+socket.create_connection(('127.0.0.1', @PORT@), timeout=3)
+"""
+    + RIGHT,
     "reads-tests": """\
 residual = None
 s=open('@ROOT@/tests/test_checks.py').read()
@@ -431,3 +435,26 @@ sys.setprofile(t)
 """
     + TARGET,
 }
+"""Some answer right once they have what they should not get: with no wall in the way they would score."""
+
+
+@contextmanager
+def aimed(name: str) -> Iterator[str]:
+    """Its source, with something to hit: a server on this machine, files of scores that anybody may write.
+
+    Raises AssertionError where a file was not left as it was.
+    """
+    source = HOSTILE[name]
+    with socket.create_server(("127.0.0.1", 0)) as server, TemporaryDirectory() as folder:
+        files = Path(folder, "out", "scores.csv"), Path(folder, ".specdec-progress.json")
+        files[0].parent.mkdir()
+        for path, content in zip(files, (b"submission,score\nme,0\n", b'{"residual": {}}'), strict=True):
+            path.write_bytes(content)
+            path.chmod(0o666)
+        for path in (Path(folder), files[0].parent):
+            path.chmod(0o777)
+        before = [path.read_bytes() for path in files]
+        port = server.getsockname()[1]
+        yield source.replace("@PORT@", str(port)).replace("@FILES@", repr([str(path) for path in files]))
+        assert [path.read_bytes() for path in files] == before, "scores were written"
+        assert [path.name for path in Path(folder).iterdir() if path not in files] == ["out"]

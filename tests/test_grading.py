@@ -19,7 +19,7 @@ import psutil
 import pytest
 import torch
 import wrong
-from hostile import HOSTILE, RIGHT, TARGET
+from hostile import HOSTILE, RIGHT, TARGET, aimed
 from typer.testing import CliRunner
 
 from specdec_ref.cli import app
@@ -71,11 +71,23 @@ def test_a_hostile_submission_gets_nothing_and_the_next_one_its_points(
     name: str, tmp_path: Path, sandbox: Sandbox
 ) -> None:
     began = time.monotonic()
-    theirs = grade_submission("them", [notebook(tmp_path, HOSTILE[name])], sandbox, exercises=[RESIDUAL])
+    with aimed(name) as source:
+        theirs = grade_submission("them", [notebook(tmp_path, source)], sandbox, exercises=[RESIDUAL])
     assert theirs.score == 0, theirs
     assert time.monotonic() - began < 30
     ours = grade_submission("us", [notebook(tmp_path / "us", RIGHT)], sandbox, exercises=[RESIDUAL])
     assert ours.score == 10, ours
+
+
+def graded_without_walls(name: str, folder: Path) -> int:
+    with aimed(name) as source:
+        return grade_submission("them", [notebook(folder, source)], Trusted(), exercises=[RESIDUAL]).score
+
+
+def test_what_walls_keep_off_would_score_or_be_noticed_without_them(tmp_path: Path) -> None:
+    assert graded_without_walls("network", tmp_path) == 10
+    with pytest.raises(AssertionError, match="scores were written"):
+        graded_without_walls("writes-scores", tmp_path)
 
 
 def test_there_are_at_least_twenty_hostile_ones() -> None:
@@ -111,15 +123,19 @@ def test_a_teacher_is_told_where_the_walls_are_low(tmp_path: Path, monkeypatch: 
     assert "use a kernel of 5.13 or newer, or allow user namespaces" in said
 
 
-@pytest.mark.parametrize("name", ["reads-solutions", "reads-tests", "kill-everybody", "orphan", "network", "fork-bomb"])
+@pytest.mark.parametrize(
+    "name",
+    ["reads-solutions", "reads-tests", "kill-everybody", "orphan", "network", "writes-scores", "fork-bomb"],
+)
 def test_where_there_are_no_namespaces_the_other_walls_hold(name: str, tmp_path: Path, poor: Sandbox) -> None:
     path = notebook(tmp_path / "us", RIGHT)
     ours = grade_submission("us", [path], poor, exercises=[RESIDUAL])
     assert ours.score == 10
     if "Landlock" not in ours.isolation or "seccomp" not in ours.isolation:
         pytest.skip(f"this system has {ours.isolation} only")
-    theirs = notebook(tmp_path / "them", HOSTILE[name])
-    assert grade_submission("them", [theirs], poor, exercises=[RESIDUAL]).score == 0
+    with aimed(name) as source:
+        theirs = notebook(tmp_path / "them", source)
+        assert grade_submission("them", [theirs], poor, exercises=[RESIDUAL]).score == 0
     assert grade_submission("us", [path], poor, exercises=[RESIDUAL]).score == 10
 
 
