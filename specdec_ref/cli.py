@@ -84,10 +84,8 @@ def demo(
     texts = held_out_prompts()
     console.print(_headline(pair) + (" · no network used" if target is None else ""), "\n")
     if not as_json:
-        _stream(
-            console, pair, texts["textwrap._wrap_chunks"] if "textwrap._wrap_chunks" in texts else min(texts.values())
-        )
-    prompts = [pair.tokenizer(text)["input_ids"] for text in list(texts.values())[:6]]
+        _stream(console, pair, texts.get("textwrap._wrap_chunks", min(texts.values())))
+    prompts = [pair.tokenizer(text)["input_ids"][: pair.context // 2] for text in list(texts.values())[:6]]
     with _progress(console, measuring.steps(len(prompts), 1)) as step:
         modes = measuring.measure(pair, prompts, on_step=step)
     if as_json:
@@ -201,12 +199,13 @@ def _stream(console: Console, pair: "Pair", prompt: str) -> None:
     """One completion as it is made: accepted, rejected and bonus tokens told apart by colour and by mark."""
     from specdec_ref.decoding import stream_speculative
 
-    tail = prompt.splitlines()[-8:]
+    ids = pair.tokenizer(prompt)["input_ids"][-pair.context // 2 :]
+    tail = str(pair.tokenizer.decode(ids)).splitlines()[-8:]
     console.print(Text("\n".join(tail), style="dim"))
-    for chunk in stream_speculative(pair, prompt, k=4, max_new_tokens=80, seed=7):
+    for chunk in stream_speculative(pair, ids, k=4, max_new_tokens=min(80, pair.context // 2), seed=7):
         console.print(round_text(chunk.round, pair.tokenizer), end="", soft_wrap=True)
     legend = Text("\n\n")
-    legend.append(f"{plotting.ACCEPTED_MARK} accepted", style=f"underline {plotting.ACCEPTED}").append("   ")
+    legend.append("accepted", style=f"underline {plotting.ACCEPTED}").append("   ")
     legend.append(f"{plotting.REJECTED_MARK}", style=plotting.REJECTED)
     legend.append("rejected", style=f"strike {plotting.REJECTED}").append(" → the target's word instead   ")
     legend.append(f"{plotting.BONUS_MARK}bonus", style=f"bold {plotting.BONUS}").append(

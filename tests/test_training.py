@@ -167,6 +167,17 @@ def test_train_makes_a_target_and_four_drafts_that_plain_transformers_loads(tiny
         assert model(ids).logits.shape[-1] == len(tokenizer.get_vocab())
 
 
+def test_the_demo_that_training_tells_to_try_runs(tiny_pair: tuple[Path, dict]) -> None:  # type: ignore[type-arg]
+    """Its models hold 128 tokens, fewer than the demo's prompts have."""
+    folder, _ = tiny_pair
+    models = ["--target", str(folder / "target"), "--draft", str(folder / "draft-medium")]
+    command = [sys.executable, "-m", "specdec_ref", "demo", *models, "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert "accepted" in done.stdout
+    assert "formula" in done.stdout
+
+
 def test_a_pair_just_trained_can_be_decoded_with(tiny_pair: tuple[Path, dict]) -> None:  # type: ignore[type-arg]
     import specdec_ref as sd
 

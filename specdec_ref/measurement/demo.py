@@ -49,11 +49,12 @@ def measure(
 ) -> list[Mode]:
     """Greedy and temperature 1: costs, a pilot on two prompts that chooses k, then both contenders in turn."""
     modes = []
+    max_new_tokens = min(max_new_tokens, pair.context // 2)
     for name, sampling in (("greedy", GREEDY), ("T = 1", Sampling())):
         costs = measure_costs(
             pair,
             max_k=MAX_K,
-            context=200,
+            context=min(200, pair.context - MAX_K - 1),
             sampling=sampling,
             repeats=COST_REPEATS,
             on_step=lambda: on_step("step times"),
