@@ -15,7 +15,7 @@ import torch
 from specdec_ref.errors import SpecdecError
 from specdec_ref.teaching.checks import check, hint, progress, solution
 from specdec_ref.teaching.checks.catalogue import EXERCISES, exercise_named
-from specdec_ref.teaching.checks.exercise import Exercise, given
+from specdec_ref.teaching.checks.exercise import Exercise, Misconception, given
 from specdec_ref.teaching.checks.judging import HIDDEN_SEEDS, PUBLIC_SEED, judge
 from specdec_ref.teaching.checks.outcomes import BadRequest, Chance, distribution
 from specdec_ref.teaching.checks.showing import Shown
@@ -423,6 +423,35 @@ def test_each_misconception_ends_in_its_own_diagnosis(exercise: Exercise, mistak
 def test_right_answers_of_other_styles_pass(name: str, right: Callable[..., Any]) -> None:
     verdict = judge(EXERCISES[name], right, (PUBLIC_SEED, *HIDDEN_SEEDS))
     assert verdict.passed, verdict
+
+
+STREAMS = range(1, 31)
+"""Seeds of hidden streams."""
+
+
+def is_fast_enough(choose_k: Callable[..., Any], seed: int) -> bool:
+    exercise = EXERCISES["adaptive_k"]
+    assert exercise.measure is not None
+    assert exercise.agrees is not None
+    try:
+        return all(exercise.agrees(exercise.measure(choose_k, case), 0.0, case) for case in exercise.cases(seed))
+    except (ArithmeticError, BadRequest):
+        return False
+
+
+@pytest.mark.parametrize("right", RIGHT["adaptive_k"][:2], ids=lambda f: f.__name__)
+def test_a_right_controller_is_fast_enough_whatever_the_stream(right: Callable[..., Any]) -> None:
+    assert [seed for seed in STREAMS if not is_fast_enough(right, seed)] == []
+
+
+@pytest.mark.parametrize("seed", [7, 8, 467, 690])
+def test_a_right_controller_that_takes_long_is_fast_enough_where_it_had_bad_luck(seed: int) -> None:
+    assert is_fast_enough(adaptive_by_package, seed)
+
+
+@pytest.mark.parametrize("mistake", EXERCISES["adaptive_k"].misconceptions, ids=lambda m: m.name)
+def test_a_wrong_controller_is_too_slow_whatever_the_stream(mistake: Misconception) -> None:
+    assert [seed for seed in STREAMS if is_fast_enough(mistake.wrong, seed)] == []
 
 
 def stub(*_: Any) -> None:
