@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -130,7 +131,7 @@ def _empirical(
     if figure is not None:
         result.figure().savefig(figure)
         console.print(f"drawn to {figure}")
-    return result.to_dict()
+    return result.to_dict() | {"sampling": asdict(settings["sampling"])}
 
 
 def _greedy(console: Console, pair: "Pair", sampler: "Sampler", prompts: list[list[int]]) -> dict[str, Any]:

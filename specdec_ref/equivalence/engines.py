@@ -184,7 +184,7 @@ class TransformersAssisted:
             raise SpecdecError(
                 f"tokens={tokens!r:.80}: takes a whole number ≥ 1, or None for transformers' own schedule"
             )
-        self.name = "transformers assisted" + (f", k = {tokens}" if tokens is not None else "")
+        self.name = "transformers assisted" + (", its own schedule" if tokens is None else f", k = {tokens}")
         self.sampling = Sampling() if sampling is None else sampling
         self.batch = batch
         self.eos = pair.eos

@@ -131,8 +131,10 @@ def _of_engine(facts: dict[str, Any]) -> str:
     """One line: the verdict and what it rests on."""
     found = "consistent with the target" if facts["consistent"] else "**not the target**"
     low, high = facts["tv_interval"]
+    given = {name.replace("_", "-"): value for name, value in facts["sampling"].items() if value is not None}
+    how = ", ".join(f"{name} {value:g}" for name, value in given.items())
     return (
-        f"- {facts['sampler']}: {found}, p = {facts['p_value']:.2g} over {facts['samples']:,} samples of "
+        f"- {facts['sampler']}, {how}: {found}, p = {facts['p_value']:.2g} over {facts['samples']:,} samples of "
         f"{facts['length']} tokens. TV within {low:.3f} and {high:.3f}; {facts['detectable_tv']:.3f} or more would be "
         "found 99 times in 100."
     )
