@@ -124,6 +124,8 @@ def of_vllm(
                     )
                     for _ in range(arguments.repeats + 1)
                 ][1:]  # the first is for warmth
+                if problem := next((run.problem for run in runs if run.problem is not None), None):
+                    raise sd.SpecdecError(f"{told(config)}: {problem}")
                 found["speed"][mode][str(size)] = median(run.tokens_per_second for run in runs)
                 if size == 1:
                     found["latency"][mode] = {

@@ -42,6 +42,13 @@ def test_these_are_all_commands() -> None:
 
 
 @pytest.mark.timed
+def test_the_demo_takes_less_than_a_minute() -> None:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "specdec_ref", "demo"], check=True, capture_output=True, timeout=300)
+    assert time.perf_counter() - began < 60
+
+
+@pytest.mark.timed
 @pytest.mark.parametrize("code", ["import specdec_ref", "import sys; sys.argv = ['specdec', '--help']; main()"])
 def test_import_and_help_take_under_a_second(code: str) -> None:
     """The best of three, since the first may read from disk."""

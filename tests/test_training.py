@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -151,9 +152,15 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:  #
     """`specdec train --tiny`, for real, from the command line."""
     folder = tmp_path_factory.mktemp("train") / "pair"
     command = [sys.executable, "-m", "specdec_ref", "train", str(folder), "--tiny", "--device", "cpu", "--json"]
+    began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
-    return folder, json.loads(done.stdout)
+    return folder, json.loads(done.stdout) | {"took": time.perf_counter() - began}
+
+
+@pytest.mark.timed
+def test_a_tiny_training_takes_less_than_a_minute(tiny_pair: tuple[Path, dict]) -> None:  # type: ignore[type-arg]
+    assert tiny_pair[1]["took"] < 60
 
 
 def test_train_makes_a_target_and_four_drafts_that_plain_transformers_loads(tiny_pair: tuple[Path, dict]) -> None:  # type: ignore[type-arg]
