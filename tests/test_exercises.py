@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,27 @@ def test_the_check_comes_in_the_next_cell_and_the_picture_after_it(path: Path) -
         assert cells[at + 2] == f'picture("{exercise.name}", {exercise.function})'
     text = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown")
     assert all(f'`hint("{e.name}")` unfolds {len(e.hints)} hints' in text for e in asked_in(path))
+
+
+def on_the_map() -> dict[str, list[str]]:
+    """Exercise → the lessons beside which the course's map names it."""
+    found: dict[str, list[str]] = {path.stem[:2]: [] for path in SOLUTIONS}
+    rows = "\n".join(
+        cell.source for cell in nbformat.read(ROOT / "notebooks" / "00_quickstart.ipynb", as_version=4).cells
+    )
+    for lesson, asked in re.findall(r"^\| (\d\d) \| .* \|([^|]*)\|$", rows, re.MULTILINE):
+        for first, last in re.findall(r"(\d\d)(?: – (\d\d))?", asked):
+            for number in range(int(first), int(last or first) + 1):
+                found[f"{number:02}"].append(lesson)
+    return found
+
+
+@each
+def test_an_exercise_names_the_lessons_that_the_map_gives_it(path: Path) -> None:
+    head = nbformat.read(ROOT / "exercises" / path.name, as_version=4).cells[0].source
+    said = re.search(r"belongs to lessons? ([\d and,]+)", head)
+    assert said
+    assert re.findall(r"\d\d", said[1]) == on_the_map()[path.stem[:2]]
 
 
 def test_a_marker_without_a_partner_is_refused() -> None:
