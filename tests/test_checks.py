@@ -1,7 +1,9 @@
 """Graders, tested: right answers of several styles pass, each wrong one ends in its own diagnosis, nothing raises."""
 
+import json
 import math
 import re
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.checks import check, hint, progress, solution
+from specdec_ref.teaching.checks import check, hint, picture, progress, solution
 from specdec_ref.teaching.checks.catalogue import EXERCISES, exercise_named
 from specdec_ref.teaching.checks.exercise import Exercise, Misconception, given
 from specdec_ref.teaching.checks.judging import HIDDEN_SEEDS, PUBLIC_SEED, judge
@@ -740,3 +742,11 @@ def test_the_solution_that_is_shown_is_whole_and_passes(exercise: Exercise) -> N
     exec(source, public)
     assert judge(exercise, public[exercise.reference.__name__]).passed
     assert "played_" not in source
+
+
+def test_a_configuration_is_shown_as_a_command_line_whose_json_vllm_can_read(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = {"method": "draft_model", "model": "it's", "num_speculative_tokens": 4, "enforce_eager": True}
+    assert picture("vllm_config", lambda draft, k: config) is None
+    assert json.loads(shlex.split(capsys.readouterr().out)[-1]) == config

@@ -148,12 +148,12 @@ def findings_table(findings: Function) -> None:
 
 @plotting.styled
 def mended_figure(mended_round: Function) -> "Figure":
-    """The next two tokens of the mended round, of the broken one, and the target's."""
+    """The next three tokens of the mended round, of the broken one, and the target's."""
     case = mending.cases(0)[1]
     found, broken, right = (
         mending.next_tokens(f, case) for f in (mended_round, mending.broken_round, mending.mended_round)
     )
-    figure = _outcomes(found, "The next two tokens after your rounds", right)
+    figure = _outcomes(found, "The next three tokens after your rounds", right)
     axes = figure.axes[0]
     for i, key in enumerate(sorted({*found, *right}, key=str)):
         axes.plot(broken.get(key, 0.0), -i, "x", color=plotting.REJECTED, label="" if i else "broken round's")
@@ -223,8 +223,9 @@ def adaptive_figure(choose_k: Function) -> "Figure":
             axes.axvline(i, color="black", linewidth=0.8)
             axes.text(i + 1, 9.2, f"α = {alphas[i]:g}", fontsize=9)
     axes.text(1, 9.2, f"α = {alphas[0]:g}", fontsize=9)
-    axes.set_ylim(-0.4, 12.5)
-    axes.legend(loc="upper right", ncols=2)
+    axes.set_ylim(-0.4, 10.2)
+    axes.set_yticks(range(0, deployment.MAX_K + 1, 2))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -247,16 +248,22 @@ def memory_figure(memory_bytes: Function) -> "Figure":
 def decide_figure(draft_tokens: Function) -> "Figure":
     """What was measured in the cases that are shown, for k = 0, 2, 4, and where the learner's tree goes."""
     names = "batch", "context", "alpha", "c", "v3", "v5"
-    figure, axes = plotting.new_figure("Measured speedup of each k, and your choice", "", "speedup", height=3.4)
+    figure, axes = plotting.new_figure("Measured speedup of each k, and your choice", "", "speedup", height=3.6)
+    lowest, highest = 1.0, 1.0
     for i, case in enumerate(shown_cases()):
         k = int(draft_tokens(int(case["batch"]), int(case["context"]), *(case[n] for n in names[2:])))
         measured = {0: 1.0, 2: case["speedup at k = 2"], 4: case["speedup at k = 4"]}
+        lowest, highest = min(lowest, *measured.values()), max(highest, *measured.values())
+        places = {one: i + (one - 2) * 0.14 for one in measured}  # side by side: equal speedups must not overlap
         for one, speedup in measured.items():
-            axes.text(i, speedup, str(one), ha="center", va="center", fontsize=9)
-        place = {"markersize": 15, "markerfacecolor": "none", "markeredgewidth": 1.8, "color": plotting.ACCEPTED}
-        axes.plot(i, measured.get(k, np.nan), "o", label="" if i else "your k", **place)
+            axes.text(places[one], speedup, str(one), ha="center", va="center", fontsize=9)
+        ring = {"markersize": 13, "markerfacecolor": "none", "markeredgewidth": 1.8, "color": plotting.ACCEPTED}
+        axes.plot(places.get(k, i), measured.get(k, np.nan), "o", label="" if i else "your k", **ring)
     labels = [f"batch {case['batch']:.0f}\nα {case['alpha']}" for case in shown_cases()]
     axes.set_xticks(range(len(labels)), labels, fontsize=9)
+    axes.grid(axis="x", visible=False)
+    axes.set_xlim(-0.6, len(labels) - 0.4)
+    axes.set_ylim(lowest - 0.1, highest + 0.1)
     axes.legend()
     return figure
 

@@ -1,5 +1,7 @@
 """Pictures of the exercises about records: acceptance rates, speedups, and the configuration that vLLM is handed."""
 
+import json
+import shlex
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +25,8 @@ def speedup_of_figure(speedup_of: Function) -> "Figure":
         (("plain", plain, plotting.TARGET), ("speculative", fast, plotting.DRAFT))
     ):
         bars = axes.bar(np.arange(3) + 0.4 * offset - 0.2, [t / s for t, s in runs], 0.38, color=colour, label=words)
-        axes.bar_label(bars, [f"{tokens} in {seconds} s" for tokens, seconds in runs], fontsize=8)
+        axes.bar_label(bars, [f"{tokens} in {seconds} s" for tokens, seconds in runs], fontsize=9)
+    axes.margins(y=0.12)
     axes.set_xticks(range(3), ["1", "2", "3: ended early"])
     axes.legend(loc="upper right")
     return figure
@@ -32,9 +35,9 @@ def speedup_of_figure(speedup_of: Function) -> "Figure":
 def configuration_shown(vllm_config: Function) -> None:
     """The command line that the dictionary makes."""
     config = vllm_config("drafts/medium", 4)
-    keys = ", ".join(f'"{clean(key, 40)}": {clean(repr(value), 60)}' for key, value in config.items())
+    written = clean(json.dumps({**config}, ensure_ascii=False, default=str), 400)
     refused = [clean(key, 40) for key in config if key not in configuring.TAKEN]
-    print(f"vllm serve TARGET --speculative-config '{{{keys.replace(chr(39), chr(34))}}}'")
+    print(f"vllm serve TARGET --speculative-config {shlex.quote(written)}")
     if refused:
         print(f"vLLM refuses: {', '.join(refused)}")
 
