@@ -475,10 +475,53 @@ def test_what_goes_wrong_is_told_plainly(exercise: Exercise) -> None:
 
     assert "OSError: disk is full" in judge(exercise, fails).headline
     assert judge(exercise, leaves).outcome == "crashed"
-    assert judge(exercise, lambda *_: None).outcome in ("wrong", "crashed")
-    assert judge(exercise, lambda *_: "seven").outcome in ("wrong", "crashed")
-    assert not judge(exercise, lambda *_: torch.zeros(3, 3, 3)).passed
+    for value, words in (
+        (None, ("None",)),
+        ("seven", ("seven", "a str", "a text")),
+        (torch.zeros(3, 3, 3), ("[3, 3, 3]",)),
+    ):
+        verdict = judge(exercise, lambda *_, value=value: value)
+        assert verdict.outcome == "wrong"
+        assert any(word in verdict.headline for word in words), verdict
+        assert "takes" in verdict.headline
     assert judge(exercise, 5).diagnosis == "wrong-type"
+
+
+@pytest.mark.parametrize("name", ["step", "mend", "decode"])
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (torch.zeros(1, 2, dtype=torch.long), "a tensor of shape [1, 2]"),
+        ([[0, 0]], "a list of lists"),
+        (["a"], "a list with 'a' in it"),
+        (torch.tensor([0.5]), "a list with 0.5 in it"),
+        ([None], "a list with None in it"),
+        (3, "3"),
+        (torch.tensor(3), "a tensor of shape []"),
+        ({"a": 1}, "a dict"),
+    ],
+    ids=str,
+)
+def test_a_result_that_is_no_list_of_tokens_is_told_so(name: str, result: Any, said: str) -> None:
+    verdict = judge(EXERCISES[name], lambda *_: result)
+    assert verdict.headline == f"the result is {said}; takes a flat list of whole numbers, the tokens"
+    assert verdict.outcome == "wrong"
+
+
+def test_an_error_is_taken_for_a_mistake_only_where_it_says_the_same() -> None:
+    def without_k(target: Any, draft: Any, batch: Any, tokens: Any) -> Any:
+        return 0
+
+    def adds_text(target: Any, draft: Any, batch: Any, tokens: Any, k: Any) -> Any:
+        return tokens + "k"
+
+    def asks_none(target: Any, draft: Any, batch: Any, tokens: Any, k: Any) -> Any:
+        return target["parameters"] + draft["parameters"]
+
+    verdicts = [judge(EXERCISES["memory"], answer) for answer in (without_k, adds_text, asks_none)]
+    assert [verdict.diagnosis for verdict in verdicts] == ["crashed", "crashed", "needs-a-draft"]
+    assert "takes 4 positional arguments but 5 were given" in verdicts[0].headline
+    assert "unsupported operand" in verdicts[1].headline
 
 
 def test_a_wrong_type_is_named() -> None:
@@ -614,7 +657,10 @@ def test_a_case_that_raises_does_not_hide_what_was_wrong_before_it() -> None:
 def test_chance_of_ones_own_and_a_generator_are_named() -> None:
     assert judge(EXERCISES["accept"], lambda p, q, u: torch.rand(len(p)) < p / q).diagnosis == "own-chance"
     said = judge(EXERCISES["step"], lambda p, q, drafted, chance: (x for x in drafted)).headline
-    assert said == "the result is a generator (a yield? return the whole list); takes a list of tokens"
+    assert (
+        said
+        == "the result is a generator (a yield? return the whole list); takes a flat list of whole numbers, the tokens"
+    )
 
 
 def test_the_answer_to_a_question_is_not_given_away() -> None:

@@ -149,8 +149,8 @@ def _sampled(
 def first_token(p: Sequence[float], q: Sequence[float], **mistakes: Any) -> list[float]:
     """The exact distribution of what a step emits first, with one of the mistakes of the museum."""
     rows = torch.tensor([p, p], dtype=torch.float64), torch.tensor([q], dtype=torch.float64)
-    found = distribution(lambda chance: played_step(*rows, [chance.draw(q)], chance, **mistakes)[0])
-    return [found.get(token, 0.0) for token in range(len(p))]
+    found = distribution(lambda chance: played_step(*rows, [chance.draw(q)], chance, **mistakes)[:1])
+    return [found.get((token,), 0.0) for token in range(len(p))]
 
 
 def _consistency_cases(seed: int) -> list[Case]:

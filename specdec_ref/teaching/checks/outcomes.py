@@ -63,12 +63,8 @@ def distribution(play: Callable[[Chance], Any]) -> dict[Any, float]:
                 scripts += [[c for c, _ in chance.taken[:i]] + [j] for j in others]
             probability *= weights[choice]
         key = frozen(result)
-        if not isinstance(key, (tuple, int, str, float)):
-            kind = (
-                "None (did you forget to return?)" if key is None else f"a {getattr(key, 'kind', type(key).__name__)}"
-            )
-            more = " (a yield? return the whole list)" if "generator" in kind else ""
-            raise BadRequest(f"the result is {kind}{more}; takes a list of tokens")
+        if not isinstance(key, tuple) or not all(isinstance(token, int) for token in key):
+            raise BadRequest(f"the result is {_kind_of(result, key)}; takes a flat list of whole numbers, the tokens")
         found[key] = found.get(key, 0.0) + probability
     raise BadRequest(f"chance was asked so often that there are more than {MOST_OUTCOMES:,} outcomes")
 
@@ -80,6 +76,24 @@ def frozen(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(frozen(item) for item in value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _kind_of(result: Any, key: Any) -> str:
+    """What a result is that is no flat list of whole numbers, in words. key: the same, frozen."""
+    if key is None:
+        return "None (did you forget to return?)"
+    shape = getattr(result, "shape", None)
+    if shape is not None and len(shape) != 1:
+        return f"a tensor of shape {list(shape)}"
+    if not isinstance(key, tuple):
+        kind = getattr(key, "kind", type(key).__name__)
+        advice = " (a yield? return the whole list)" if kind == "generator" else ""
+        return f"{key!r:.40}" if isinstance(key, (int, float, str)) else f"a {kind}{advice}"
+    odd = next(item for item in key if not isinstance(item, int))
+    if isinstance(odd, tuple):
+        return "a list of lists"
+    plain = odd is None or isinstance(odd, (str, float))
+    return f"a list with {f'{odd!r:.40}' if plain else f'a {type(odd).__name__}'} in it"
 
 
 def _number(value: Any) -> float:
