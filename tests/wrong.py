@@ -511,6 +511,122 @@ def config_of_one_draft(draft: Any, k: Any) -> Any:
     return {"method": "draft_model", "model": "my-draft", "num_speculative_tokens": k}
 
 
+def verdict_of_p_alone(p: Any, q: Any, u: Any) -> Any:
+    return [chance < likely for likely, chance in zip(p.tolist(), u.tolist(), strict=True)]
+
+
+def verdict_without_chance(p: Any, q: Any, u: Any) -> Any:
+    return (p / q).clamp(max=1) == 1
+
+
+def yield_of_k_chances(alpha: Any, k: Any, c: Any, v: Any) -> Any:
+    return (k * alpha + 1) / (k * c + v)
+
+
+def yield_with_a_draft_step_for_the_bonus(alpha: Any, k: Any, c: Any, v: Any) -> Any:
+    return sum(alpha**i for i in range(k + 1)) / (c * (k + 1) + v)
+
+
+def lengths_of_the_accepted(cached: Any, k: Any, accepted: Any) -> Any:
+    return np.array([cached, cached]) + accepted
+
+
+def step_greedy_verdicts(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
+    for i, x in enumerate(drafted):
+        if p[i, x] < q[i, x]:
+            left = left_over(p[i], q[i])
+            return [*drafted[:i], chance.draw(left / left.sum())]
+    return [*drafted, chance.draw(p[-1])]
+
+
+def step_never_stops(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
+    out = []
+    for i, x in enumerate(drafted):
+        kept = chance.accept(min(1, float(p[i, x] / q[i, x])))
+        left = left_over(p[i], q[i])
+        out.append(x if kept else chance.draw(left / left.sum()))
+    return [*out, chance.draw(p[-1])]
+
+
+def mended_but_counts_behind(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+    """A and B are mended, C is not."""
+    text = [last]
+    for _ in range(k):
+        text.append(chance.draw(draft[text[-1]]))
+    n = 0
+    for i in range(k):
+        n += chance.accept(min(1.0, float(target[text[i], text[i + 1]] / draft[text[i], text[i + 1]])))
+    left = left_over(target[text[n]], draft[text[n]])
+    return [*text[1 : n + 1], chance.draw(target[text[n]] if n == k else left / left.sum())]
+
+
+def mended_with_what_the_draft_has_left(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+    text = [last]
+    for _ in range(k):
+        text.append(chance.draw(draft[text[-1]]))
+    for i in range(k):
+        p, q = target[text[i]], draft[text[i]]
+        if not chance.accept(min(1.0, float(p[text[i + 1]] / q[text[i + 1]]))):
+            left = left_over(q, p)
+            return [*text[1 : i + 1], chance.draw(left / left.sum())]
+    return [*text[1:], chance.draw(target[text[-1]])]
+
+
+def mended_with_absolutes(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+    """Draws from |p - q| after a rejection: nobody foresaw that."""
+    text = [last]
+    for _ in range(k):
+        text.append(chance.draw(draft[text[-1]]))
+    for i in range(k):
+        p, q = target[text[i]], draft[text[i]]
+        if not chance.accept(min(1.0, float(p[text[i + 1]] / q[text[i + 1]]))):
+            left = (p - q).abs()
+            return [*text[1 : i + 1], chance.draw(left / left.sum())]
+    return [*text[1:], chance.draw(target[text[-1]])]
+
+
+def decoded_greedily(target: Any, draft: Any, start: Any, n: Any, k: Any, chance: Any) -> Any:
+    text = [start]
+    while len(text) <= n:
+        ahead = [text[-1]]
+        for _ in range(k):
+            ahead.append(int(draft[ahead[-1]].argmax()))
+        text += step_with_float32(target[ahead], draft[ahead[:-1]], ahead[1:], chance)
+    return text[1 : n + 1]
+
+
+def k_of_eight(history: Any, c: Any, slope: Any) -> Any:
+    return min(8, 4 + 4)
+
+
+def k_that_was_kept(history: Any, c: Any, slope: Any) -> Any:
+    """One more than the last round kept."""
+    return min(8, history[-1][1] + 1) if history else 4
+
+
+def bytes_with_every_head(target: Any, draft: Any, batch: Any, tokens: Any, k: Any) -> Any:
+    total = 0
+    for m in [target] + ([draft] if draft else []):
+        slots = tokens if draft is None else tokens + k
+        total += 2 * m["parameters"] + 4 * batch * slots * m["layers"] * m["heads"] * m["head_dim"]
+    return total
+
+
+def decides_without_bonus(batch: Any, context: Any, alpha: Any, c: Any, v3: Any, v5: Any) -> Any:
+    two, four = (alpha + alpha**2) / (2 * c + v3), sum(alpha**i for i in range(1, 5)) / (4 * c + v5)
+    return 0 if max(two, four) <= 1 else 2 if two >= four else 4
+
+
+def decides_by_alpha(batch: Any, context: Any, alpha: Any, c: Any, v3: Any, v5: Any) -> Any:
+    if alpha >= 0.71:
+        return 4
+    return 0
+
+
+def faster_by_the_best(plain: Any, speculative: Any) -> Any:
+    return sorted(n / s for n, s in speculative)[-1] / sorted(n / s for n, s in plain)[-1]
+
+
 WRONG: list[tuple[str, str, Any]] = [
     ("acceptance", "accepted-over-drafted", rate_of_drafted),
     ("acceptance", "rejection-in-every-round", rate_with_one_rejection_a_round),
@@ -590,5 +706,26 @@ WRONG: list[tuple[str, str, Any]] = [
     ("equivalence_test", "unknown", three_sigma_of_poisson),
     ("equivalence_test", "one-degree-too-few", one_degree_too_few),
     ("equivalence_test", "level-of-1-percent", one_per_cent),
+    ("accept", "ignores-q", verdict_of_p_alone),
+    ("accept", "no-chance", verdict_without_chance),
+    ("speedup", "all-or-nothing", yield_of_k_chances),
+    ("speedup", "one-draft-step-more", yield_with_a_draft_step_for_the_bonus),
+    ("rewind", "last-token-forgotten", lengths_of_the_accepted),
+    ("step", "keeps-if-likelier", step_greedy_verdicts),
+    ("step", "goes-on", step_never_stops),
+    ("find_bug", "a-blames-u", lambda: {"A": "accepts at u = p/q", "B": B, "C": C}),
+    ("find_bug", "b-taken-for-a", lambda: {"A": A, "B": A, "C": C}),
+    ("find_bug", "c-draws-nothing", lambda: dict(zip("ABC", (A, B, B), strict=True))),
+    ("mend", "c-left", mended_but_counts_behind),
+    ("mend", "left-of-q", mended_with_what_the_draft_has_left),
+    ("mend", "unknown", mended_with_absolutes),
+    ("decode", "greedy-draft", decoded_greedily),
+    ("decode", "goes-on", decoded_by(step_never_stops)),
+    ("adaptive_k", "always-eight", k_of_eight),
+    ("adaptive_k", "unknown", k_that_was_kept),
+    ("memory", "all-heads", bytes_with_every_head),
+    ("decide", "bonus-left-out", decides_without_bonus),
+    ("decide", "alpha-alone", decides_by_alpha),
+    ("speedup_of", "best-run", faster_by_the_best),
 ]
 """Exercise, the diagnosis that is due, the answer."""
