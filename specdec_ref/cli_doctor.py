@@ -26,7 +26,15 @@ def doctor(
     ] = None,
     k: Annotated[int, typer.Option("-k", "--k", help="Tokens drafted per round.")] = 4,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Keep the so many likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens with this mass, in (0, 1].")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A text to continue; give it again for more (default: four held-out ones).")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Sequences at once that the pair is meant for.")] = 1,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens of each, prompt and new ones, that there has to be room for.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
 ) -> None:
     """Examine a pair: vocabularies, memory, caches, output, acceptance, speed. Status 1: a problem was found."""
@@ -38,11 +46,13 @@ def doctor(
     from specdec_ref.sampling import Sampling
 
     console = Console(quiet=as_json, highlight=False)
-    case = open_case(parts(target, draft, device, dtype), k=k, sampling=Sampling(temperature=temperature), batch=batch)
+    sampling = Sampling(temperature, top_k, top_p)
+    models = parts(target, draft, device, dtype)
+    case = open_case(models, prompts=prompt or None, k=k, sampling=sampling, batch=batch, context=context)
     with _progress(console, len(CHECKS)) as step:
         examination = examine(case, step)
     if as_json:
-        print(json.dumps(examination.to_dict(), indent=1))
+        print(json.dumps(examination.to_dict(), indent=1, allow_nan=False))
     else:
         console.print(examination)
         console.print(f"\n{_verdict(len(examination.findings), examination.healthy)}", style="bold")

@@ -7,6 +7,7 @@ faults are gross (a draft as large as its target), so that no noise of the machi
 
 import copy
 import json
+import math
 import re
 import time
 from collections.abc import Callable
@@ -25,12 +26,13 @@ from typer.testing import CliRunner
 import specdec_ref as sd
 from specdec_ref import decoding
 from specdec_ref.cli_doctor import doctor
-from specdec_ref.measurement.case import Case, open_case
+from specdec_ref.measurement.case import LEVEL, Case, open_case
 from specdec_ref.measurement.checks_drafting import lookup_overlap
 from specdec_ref.measurement.checks_models import compare_vocabularies, judge_memory
-from specdec_ref.measurement.checks_speed import blame
+from specdec_ref.measurement.checks_speed import _ratios, blame
 from specdec_ref.measurement.diagnostics import CHECKS, diagnose, examine
-from specdec_ref.measurement.findings import Examination, Finding
+from specdec_ref.measurement.findings import Examination, Finding, Outcome
+from specdec_ref.measurement.intervals import quantile_interval
 from specdec_ref.measurement.issues import common_issues
 from specdec_ref.measurement.memory import memory_profile
 from specdec_ref.measurement.parts import Models
@@ -540,6 +542,54 @@ def test_a_problem_ends_the_examination(healthy: sd.Pair) -> None:
     assert "pair" not in vars(case)  # never loaded
 
 
+def test_a_healthy_pair_shows_its_figures(healthy: sd.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speedup, best k and the α from which it pays are there whether or not something is wrong."""
+    figures = tuple(check for check in CHECKS if check.name in ("memory", "acceptance", "speed"))
+    monkeypatch.setattr("specdec_ref.measurement.diagnostics.CHECKS", figures)
+    case = open_case(Models.of(healthy), **QUICK)
+    told = {outcome.check: outcome for outcome in examine(case).outcomes}
+    speed, acceptance = told["speed"].numbers, told["acceptance"].numbers
+    k, costs = speed["k"], (speed["c"], speed["v"], speed["o"])
+    assert speed["break_even_alpha"] == sd.break_even_alpha(k, *costs)
+    assert speed["alpha"] == acceptance["accepted"] / acceptance["judged"]
+    assert acceptance["judged"] == case.accepted[1]
+    for figure in ("actual", "predicted", "best_speedup"):
+        assert f"{speed[figure]:.2f}" in told["speed"].evidence
+    assert f"best k = {speed['best_k']}" in told["speed"].evidence
+    assert told["memory"].numbers["total"] == memory_profile(healthy, context=told["memory"].numbers["context"]).total
+    for check in ("memory", "acceptance"):  # which find nothing here, whatever the machine
+        assert told[check].state == "healthy"
+        words = " ".join(told[check].evidence.split()[:4])
+        assert all(words in text for text in shown(Examination((told[check],))))
+
+
+def test_what_json_does_not_have_is_null(healthy: sd.Pair) -> None:
+    """A pair that cannot pay even at α = 1 has no break-even: infinity in Python, null in JSON."""
+    numbers = {"break_even_alpha": math.inf, "interval": (0.5, math.nan), "k": 4}
+    finding = Finding("slower-than-without", "problem", "", "", "", "", numbers)
+    told = Examination((Outcome("speed", "?", (finding,), numbers=numbers),)).to_dict()
+    assert told["checks"][0]["numbers"] == {"break_even_alpha": None, "interval": [0.5, None], "k": 4}
+    json.dumps(told, allow_nan=False)
+
+
+def test_room_is_asked_for_the_context_that_is_meant(healthy: sd.Pair) -> None:
+    """Longer than what is played, the check of memory counts it; shorter, what is played has to fit all the same."""
+    asked = {}
+    for context in (None, 30, 120):
+        case = open_case(Models.of(healthy), context=context, available=0, **QUICK)
+        asked[context] = examine(case).findings[0].numbers["context"]
+    assert asked[None] == asked[30] == max(map(len, case.prompts)) + 24
+    assert asked[120] == 120
+
+
+@pytest.mark.parametrize("prompts", [1, 2, 4])
+def test_few_prompts_are_repeated_until_a_speed_has_an_interval(healthy: sd.Pair, prompts: int) -> None:
+    case = open_case(Models.of(healthy), prompts=PROMPTS[:prompts], max_new_tokens=24)
+    ratios = _ratios(case, 0, None)
+    assert len(ratios) == {1: 8, 2: 8, 4: 12}[prompts]
+    assert quantile_interval(ratios, 0.5, LEVEL) is not None
+
+
 def test_controllers_and_monitors_hear_of_what_is_played(healthy: sd.Pair) -> None:
     class Two:
         max_k = 2
@@ -619,6 +669,8 @@ def test_figures_in_the_corrections_are_the_formulas() -> None:
         ({"max_new_tokens": 200}, "max_new_tokens=200"),
         ({"batch": 0}, "batch=0"),
         ({"available": -1}, "available=-1"),
+        ({"context": 0}, "context=0"),
+        ({"context": 129}, "from 1 to the models' 128"),
         ({"sampling": 0.7}, "sampling=0.7"),
         ({"prompts": "text"}, "prompts="),
         ({"prompts": []}, "prompts="),
@@ -659,9 +711,78 @@ def test_doctor_ends_with_0_for_a_healthy_pair(folders: dict[str, str]) -> None:
     done = run("--target", folders["target"], "--draft", folders["draft"], "--json")
     told = json.loads(done.stdout)
     assert (done.exit_code, told["healthy"]) == (0, True), done.stdout
-    assert [check["name"] if "name" in check else check["check"] for check in told["checks"]] == [
-        c.name for c in CHECKS
-    ]
+    assert [check["check"] for check in told["checks"]] == [c.name for c in CHECKS]
+    speed = next(check for check in told["checks"] if check["check"] == "speed")
+    for name in ("actual", "predicted", "best_k", "alpha", "break_even_alpha"):
+        assert name in speed["numbers"]
+    assert f"{speed['numbers']['actual']:.2f}×" in speed["evidence"]
+
+
+def permuted(healthy: sd.Pair) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    assert healthy.draft is not None
+    return healthy.draft, renamed(healthy.tokenizer, {7: 8})
+
+
+def itself(healthy: sd.Pair) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    return healthy.target, healthy.tokenizer
+
+
+def of_another_family(healthy: sd.Pair) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Its vocabulary lacks the target's last 14 tokens, and its model scores no more."""
+    draft = copy.deepcopy(healthy.draft)
+    assert draft is not None
+    draft.resize_token_embeddings(50)
+    facts = json.loads(healthy.tokenizer.backend_tokenizer.to_str())
+    facts["model"]["vocab"] = {s: i for s, i in facts["model"]["vocab"].items() if i < 50}
+    facts["model"]["merges"] = [m for m in facts["model"]["merges"] if "".join(m) in facts["model"]["vocab"]]
+    backend = healthy.tokenizer.backend_tokenizer.from_str(json.dumps(facts))
+    return draft, PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=healthy.tokenizer.eos_token)
+
+
+BROKEN = {
+    "permuted ids": (permuted, "vocabulary-mismatch", "id 7 is 'g' and 'h'"),
+    "the target as its own draft": (itself, "acceptance-always-one", "parameters: target"),
+    "another vocabulary": (of_another_family, "vocabulary-mismatch", "(target 64 tokens, draft 50,"),
+}
+
+
+@pytest.mark.parametrize(("broken", "code", "words"), BROKEN.values(), ids=BROKEN)
+def test_doctor_names_what_is_wrong_with_a_broken_set_up(
+    healthy: sd.Pair, folders: dict[str, str], tmp_path: Path, broken: Callable[..., Any], code: str, words: str
+) -> None:
+    for part in broken(healthy):
+        part.save_pretrained(tmp_path)
+    arguments = "--target", folders["target"], "--draft", str(tmp_path)
+    done = run(*arguments, "--json")
+    assert done.exit_code == 1, done.output
+    found = [finding for check in json.loads(done.stdout)["checks"] for finding in check["findings"]]
+    assert [finding["code"] for finding in found] == [code]
+    assert words in found[0]["evidence"]
+    done = run(*arguments)
+    assert done.exit_code == 1
+    assert found[0]["title"] in done.stdout
+    assert "a problem was found" in done.stdout
+
+
+def test_doctor_hands_on_what_it_is_asked(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    cases: list[Case] = []
+
+    def looked_at(case: Case, on_check: Any) -> Examination:
+        cases.append(case)
+        return Examination(())
+
+    monkeypatch.setattr("specdec_ref.measurement.diagnostics.examine", looked_at)
+    pair = "--target", folders["target"], "--draft", folders["draft"]
+    settings = "--temperature 0.7 --top-k 20 --top-p 0.9 --context 100 --batch 3 --k 2".split()
+    done = run(*pair, *settings, "--prompt", PROMPTS[0], "--prompt", PROMPTS[1], "--json")
+    assert done.exit_code == 0, done.output
+    run(*pair)
+    asked, usual = cases
+    ids = [tuple(usual.models.target_tokenizer(text)["input_ids"]) for text in PROMPTS[:2]]
+    assert asked.prompts == tuple(ids)
+    assert asked.sampling == sd.Sampling(0.7, 20, 0.9)
+    assert (asked.context, asked.batch, asked.k) == (100, 3, 2)
+    assert (len(usual.prompts), usual.sampling, usual.context) == (4, sd.Sampling(), None)
 
 
 def test_doctor_ends_with_1_for_a_pair_that_load_pair_refuses(folders: dict[str, str]) -> None:
@@ -675,7 +796,15 @@ def test_doctor_ends_with_1_for_a_pair_that_load_pair_refuses(folders: dict[str,
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(("--k", "0"), "k=0"), (("--temperature", "-1"), "temperature"), (("--target", "no/such/x"), "target=")],
+    [
+        (("--k", "0"), "k=0"),
+        (("--temperature", "-1"), "temperature"),
+        (("--target", "no/such/x"), "target="),
+        (("--prompt", ""), "prompts: one is empty"),
+        (("--context", "0"), "context=0"),
+        (("--top-k", "0"), "top_k=0"),
+        (("--top-p", "2"), "top_p=2"),
+    ],
 )
 def test_doctor_refuses_bad_usage(folders: dict[str, str], arguments: tuple[str, ...], words: str) -> None:
     """The command line turns a SpecdecError into one line and status 2."""

@@ -5,8 +5,8 @@ told from configurations and tokenizers alone.
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,14 @@ class Played:
         return sum(min(r.accepted + 1, len(r.drafted)) for r in self.generation.rounds)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a check saw, whether or not it found anything: in words short enough for a table, and by name."""
+
+    words: str
+    numbers: Mapping[str, Any]
+
+
 class _Listener:
     """Stands before a controller: notes what it asks for, and when a round ended."""
 
@@ -84,7 +92,8 @@ class Case:
     """One set-up under examination; `open_case` makes it. A check is a function of it, and runs alone as well.
 
     k: tokens per round; controller chooses them instead where there is one. drafter: None for the draft model.
-    batch: sequences at once that it is meant for. available: bytes for everything; None asks the device.
+    batch: sequences at once that it is meant for; context: tokens of each, None for no more than what is played.
+    available: bytes for everything; None asks the device. seen: by check, filled in by those that measure.
     """
 
     models: Models
@@ -97,6 +106,8 @@ class Case:
     monitor: Watcher | None = None
     batch: int = 1
     available: int | None = None
+    context: int | None = None
+    seen: dict[str, Seen] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def pair(self) -> Pair:
@@ -191,6 +202,7 @@ def open_case(
     monitor: Watcher | None = None,
     batch: int = 1,
     available: int | None = None,
+    context: int | None = None,
 ) -> Case:
     """Check the arguments, as `diagnose` explains them, and put them together. Raises SpecdecError."""
     for name, value, least in (("k", k, 1), ("max_new_tokens", max_new_tokens, MIN_TOKENS), ("batch", batch, 1)):
@@ -198,6 +210,8 @@ def open_case(
             raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ {least}")
     if available is not None and (not is_whole(available) or available < 0):
         raise SpecdecError(f"available={available!r:.80}: takes a number of bytes, or None to ask the device")
+    if context is not None and (not is_whole(context) or not 1 <= context <= models.context):
+        raise SpecdecError(f"context={context!r:.80}: takes a number of tokens from 1 to the models' {models.context}")
     if sampling is not None and not isinstance(sampling, Sampling):
         raise SpecdecError(f"sampling={sampling!r:.80}: takes a Sampling(temperature=…, top_k=…, top_p=…)")
     most = max(k, controller.max_k if controller is not None else 0)
@@ -217,6 +231,7 @@ def open_case(
         "drafter": drafter,
         "monitor": monitor,
         "available": available,
+        "context": context,
     }
     return Case(models, tuple(map(tuple, ids)), k, sampling or Sampling(), max_new_tokens, batch=batch, **settings)
 

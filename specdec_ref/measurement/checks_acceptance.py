@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from specdec_ref.acceptance import acceptance_rate
-from specdec_ref.measurement.case import Case, Played, plain_logits, share_interval
+from specdec_ref.measurement.case import Case, Played, Seen, plain_logits, share_interval
 from specdec_ref.measurement.findings import Finding
 from specdec_ref.models import Pair
 from specdec_ref.sampling import Sampling
@@ -52,6 +52,8 @@ def check_acceptance(case: Case) -> list[Finding] | None:
     least = CONTROL_LEAST[min(4, case.pair.target.dtype.itemsize)]
     numbers = {"accepted": accepted, "judged": judged, "expected": expected, "slack": slack}
     numbers |= {"own_accepted": own, "own_judged": own_judged}
+    words = f"{accepted} of {judged} judged tokens accepted, {expected:.1f} ± {slack:.1f} computed"
+    case.seen["acceptance"] = Seen(words, numbers)
     seen = (
         f"{accepted} of {judged} judged tokens accepted, {expected:.1f} ± {slack:.1f} computed from both models' "
         f"distributions; of the target's own drafts {own} of {own_judged}"

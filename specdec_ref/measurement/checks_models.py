@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from specdec_ref.measurement.case import Case
+from specdec_ref.measurement.case import Case, Seen
 from specdec_ref.measurement.findings import Finding
 from specdec_ref.measurement.memory import MemoryProfile, available_memory, memory_profile
 from specdec_ref.measurement.showing import mib
@@ -81,7 +81,7 @@ def compare_vocabularies(
 def check_memory(case: Case) -> list[Finding]:
     """Is there room for the weights and KV caches of both models?"""
     models = case.models
-    longest = max(map(len, case.prompts)) + case.max_new_tokens
+    longest = max(max(map(len, case.prompts)) + case.max_new_tokens, case.context or 0)
     configs = models.target, models.draft
     profile = memory_profile(
         configs, batch=case.batch, context=min(longest, models.context), k=case.max_k, dtype=models.dtype
@@ -89,6 +89,10 @@ def check_memory(case: Case) -> list[Finding]:
     available = case.available
     if available is None:
         available = available_memory(models.device) + (profile.weights if models.loaded else 0)
+    what = f"{profile.batch} × {profile.context} tokens"
+    case.seen["memory"] = Seen(
+        f"{mib(profile.total)} of {mib(available)} for {what}", {**profile.to_dict(), "available": available}
+    )
     return judge_memory(profile, available)
 
 

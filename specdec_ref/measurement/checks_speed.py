@@ -6,18 +6,20 @@ was measured is below it and the formula leaves no hope: it counts tokens and st
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from statistics import median
 
 from specdec_ref.measurement.benchmark import Contender, Sample, race
-from specdec_ref.measurement.case import LEVEL, MOST_K, Case, share_interval
+from specdec_ref.measurement.case import LEVEL, MOST_K, Case, Seen, share_interval
 from specdec_ref.measurement.findings import Finding
 from specdec_ref.measurement.intervals import quantile_interval
 from specdec_ref.measurement.rounds import Bench, room
 from specdec_ref.theory import Cost, best_k, break_even_alpha, expected_tokens, predicted_speedup
 
-REPEATS = 3
+REPEATS, LEAST_RATIOS = 3, 8
 LOAD_REPEATS, LOAD_ROUNDS = 8, 6
-"""Pairs of runs: the median lies between the smallest and the largest of 8 ratios in 99.2 % of cases."""
+"""Pairs of runs: the median lies between the smallest and the largest of 8 ratios in 99.2 % of cases. Few prompts are
+repeated until there are as many."""
 
 WORTH = 1.25
 """A better k must promise so much more before it is tried: costs are measured to some 10 %."""
@@ -99,6 +101,11 @@ def check_speed(case: Case) -> list[Finding]:
         "best_speedup": most,
         "break_even_alpha": needed,
     }
+    case.seen["speed"] = Seen(
+        f"{actual:.2f}× ({shown}), predicted {predicted:.2f}; best k = {best}, predicted {most:.2f}; α = {alpha:.2f}, "
+        f"break-even {pays}",
+        numbers,
+    )
     if interval and (interval[1] < 1 or (actual < 1 and hoped < HOPELESS)):
         guilty = blame(alpha, k, c, v, o)
         return [
@@ -140,7 +147,8 @@ def _ratios(case: Case, one: int | None, other: int | None) -> list[float]:
         return lambda prompt, seed: Sample.of(case.play(prompt, k=k, seed=seed).generation)
 
     prompts = [list(prompt) for prompt in case.prompts]
-    results = race({"one": contender(one), "other": contender(other)}, prompts, baseline="one", repeats=REPEATS)
+    repeats = max(REPEATS, ceil(LEAST_RATIOS / len(prompts)))
+    results = race({"one": contender(one), "other": contender(other)}, prompts, baseline="one", repeats=repeats)
     pace = {name: [len(s.tokens) / s.seconds for s in result.samples] for name, result in results.items()}
     return [b / a for a, b in zip(pace["one"], pace["other"], strict=True)]
 
@@ -180,6 +188,9 @@ def check_load(case: Case) -> list[Finding] | None:
     if case.batch == 1 or case.drafter is not None or case.pair.draft is None:
         return None
     last = measure_load(case, case.batch)
+    low, high = last.interval
+    words = f"{last.speedup:.2f}× ({low:.2f} to {high:.2f}), v({case.max_k + 1}) = {last.v:.2f}"
+    case.seen["load"] = Seen(words, vars(last))
     if last.interval[1] >= 1:
         return []
     loads, size = [last], 1

@@ -13,7 +13,7 @@ from specdec_ref.control import Controller
 from specdec_ref.decoding import Prompt
 from specdec_ref.drafting import Drafter
 from specdec_ref.errors import SpecdecError
-from specdec_ref.measurement.case import Case, open_case
+from specdec_ref.measurement.case import Case, Seen, open_case
 from specdec_ref.measurement.checks_acceptance import check_acceptance, check_stuck
 from specdec_ref.measurement.checks_drafting import check_k, check_lookup
 from specdec_ref.measurement.checks_models import check_memory, check_vocabulary
@@ -63,6 +63,7 @@ def examine(case: Case, on_check: Callable[[str], None] = lambda question: None)
             outcomes.append(Outcome(check.name, check.question, why=f"{NOT_CHECKED}, because of: {ended_by}"))
             continue
         on_check(check.question)
+        case.seen.pop(check.name, None)
         began = time.perf_counter()
         try:
             findings = check.run(case)
@@ -70,7 +71,9 @@ def examine(case: Case, on_check: Callable[[str], None] = lambda question: None)
             findings = [_failed(check, error)]
         seconds = time.perf_counter() - began
         why = "" if findings is not None else "does not apply"
-        outcomes.append(Outcome(check.name, check.question, tuple(findings or ()), why, seconds))
+        seen = case.seen.get(check.name, Seen("", {}))
+        outcome = Outcome(check.name, check.question, tuple(findings or ()), why, seconds, seen.words, seen.numbers)
+        outcomes.append(outcome)
         ended_by = next((finding.title for finding in findings or () if finding.severity == "problem"), "")
     return Examination(tuple(outcomes))
 
@@ -87,15 +90,17 @@ def diagnose(
     monitor: Watcher | None = None,
     batch: int = 1,
     available: int | None = None,
+    context: int | None = None,
     draft_tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> list[Finding]:
     """What is wrong with decoding like this, gravest cause first; nothing for a healthy pair.
 
-    prompts: default four held-out ones. k: tokens drafted per round; controller: chooses instead, and hears of all
-    that is played. sampling: default temperature 1. max_new_tokens: of each generation, ≥ 8. drafter: default the
-    pair's draft model. monitor: is shown what is played. batch: sequences at once that this is meant for. available:
-    bytes for everything; default what the device has. draft_tokenizer: default the one where the draft came from.
-    Under a minute for the pair that ships. Raises SpecdecError for arguments that it cannot use.
+    prompts: default four held-out ones. k: tokens drafted per round; controller: chooses instead, and hears of all that
+    is played. sampling: default temperature 1. max_new_tokens: of each generation, ≥ 8. drafter: default the pair's
+    draft model. monitor: is shown what is played. batch: sequences at once that this is meant for. available: bytes for
+    everything; default what the device has. context: tokens of each sequence, prompt and new ones, that this is meant
+    for; default no more than what is played. draft_tokenizer: default the one where the draft came from. Under a minute
+    for the pair that ships. Raises SpecdecError for arguments that it cannot use.
     """
     case = open_case(
         Models.of(pair, draft_tokenizer),
@@ -108,6 +113,7 @@ def diagnose(
         monitor=monitor,
         batch=batch,
         available=available,
+        context=context,
     )
     return examine(case).findings
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from html import escape
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -65,13 +66,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one check. why: what kept it from being made, '' where it was. seconds: it took."""
+    """What came of one check. why: what kept it from being made, '' where it was. seconds: it took. evidence: what it
+    measured, '' for those that have no figures; numbers: the same by name."""
 
     check: str
     question: str
     findings: tuple[Finding, ...] = ()
     why: str = ""
     seconds: float = 0.0
+    evidence: str = ""
+    numbers: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def state(self) -> str:
@@ -85,7 +89,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Examination:
-    """All checks, in turn. It shows itself as a table with the findings below."""
+    """All checks, in turn. It shows itself as a table with the findings below; what is healthy shows its figures."""
 
     outcomes: tuple[Outcome, ...]
 
@@ -100,14 +104,14 @@ class Examination:
         return all(finding.severity != "problem" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything by name."""
+        """Everything by name; None for numbers that are not finite, such as the α of a pair that can never pay."""
         checks = [{**asdict(outcome), "state": outcome.state} for outcome in self.outcomes]
-        return {"healthy": self.healthy, "checks": checks}
+        return {"healthy": self.healthy, "checks": _finite(checks)}
 
     def _answers(self) -> Iterator[tuple[str, str, str]]:
         for outcome in self.outcomes:
             answer = NOT_CHECKED if outcome.why.startswith(NOT_CHECKED) else outcome.why
-            answer = answer or " · ".join(finding.title for finding in outcome.findings)
+            answer = answer or " · ".join(finding.title for finding in outcome.findings) or outcome.evidence
             yield outcome.state, outcome.question, answer
 
     def __rich__(self) -> "Group":
@@ -131,3 +135,12 @@ class Examination:
             for state, question, answer in self._answers()
         )
         return f"<table><tbody>{rows}</tbody></table>" + "".join(f._repr_html_() for f in self.findings)
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for floats that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
