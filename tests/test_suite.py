@@ -23,10 +23,10 @@ from specdec_ref.measurement.costs import Costs
 from specdec_ref.measurement.intervals import quantile_interval, samples_needed
 from specdec_ref.measurement.pictures import latencies, speedups
 from specdec_ref.measurement.recording import Recording, read
-from specdec_ref.measurement.report import html_report, terminal_tables, write_report
+from specdec_ref.measurement.report import DASH, grids, html_report, terminal_tables, write_report
 from specdec_ref.measurement.results import SuiteResult, predicted, results_of
 from specdec_ref.measurement.suite import SAMPLES, Configuration, Settings, configurations, load_suite, run_suite
-from specdec_ref.measurement.workload import machine_facts, model_facts, prompts_of_length
+from specdec_ref.measurement.workload import machine_facts, model_facts, peak_memory, prompts_of_length
 
 TEXTS = ["the rain in spain stays mainly in the plain, ", "here and there the others are in the state. "] * 3
 SMALL = Settings(lengths={"short": 6, "long": 20}, prompts=2, repeats=1, max_new_tokens=10, ks=(2,), adaptive=False)
@@ -309,7 +309,11 @@ COSTS = Costs(target_step=0.1, draft_step=0.02, scoring={1: 0.1, 3: 0.12, 5: 0.1
 
 
 def made(
-    seconds: dict[str, list[float]], *, kinds: dict[str, tuple[str, str, int]] | None = None, **same: Any
+    seconds: dict[str, list[float]],
+    *,
+    kinds: dict[str, tuple[str, str, int]] | None = None,
+    device: str = "cuda",
+    **same: Any,
 ) -> SuiteResult:
     """A result from samples with these latencies: 11 tokens each, the first after a tenth of the time."""
     kinds = kinds or {"a k=2": ("fixed", "a", 2)}
@@ -319,7 +323,7 @@ def made(
         "target": {"parameters": 1000},
         "drafts": {draft: {"parameters": 100} for _, draft, _ in ways.values() if draft},
         "machine": {**dict.fromkeys(("processor", "dtype", "torch", "transformers", "python", "system"), "x"),
-                    "cores": 1, "threads": 1},
+                    "cores": 1, "threads": 1, "device": device},
         "configurations": [asdict(Configuration(name, *rest)) for name, rest in ways.items()],
     }  # fmt: skip
     records: list[dict[str, Any]] = []
@@ -357,6 +361,21 @@ def test_results_are_what_the_samples_say() -> None:
     assert r.predicted_speedup == pytest.approx(sd.predicted_speedup(0.75, 2, COSTS.c, COSTS.v(3)))
     base = result.of("baseline", "short")
     assert (base.speedup, base.predicted_speedup, base.acceptance_rate, base.tokens_per_round) == (1.0, 1.0, None, 1.0)
+
+
+def test_memory_is_told_of_a_gpu_only(pair: sd.Pair) -> None:
+    """On a CPU one process holds all models of the suite, whoever runs: its size tells no way from another. Recordings
+    from before that was seen hold it all the same."""
+    assert peak_memory(pair.device) is None
+    times = {"baseline": [1.0, 2.0], "a k=2": [1.0, 2.0]}
+    on_gpu, on_cpu = made(times), made(times, device="cpu")
+    assert [r.peak_memory for r in on_gpu.results] == [2 * 2**20] * 2
+    assert [r.peak_memory for r in on_cpu.results] == [None] * 2
+    for result, cell in ((on_gpu, "2 MiB"), (on_cpu, DASH)):
+        title, columns, rows = grids(result)[0]
+        assert "speed" in title
+        assert {row[columns.full.index("memory on CUDA")] for row in rows} == {cell}
+        assert "see memory_profile" in html_report(result)
 
 
 def test_a_speedup_is_a_median_of_ratios_on_the_same_prompt() -> None:

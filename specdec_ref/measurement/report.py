@@ -33,7 +33,7 @@ class Columns(NamedTuple):
 
 
 SPEED = Columns(
-    "way;tokens/s;speedup;95 %;after first round;formula;accepted;tokens/round;memory".split(";"),
+    "way;tokens/s;speedup;95 %;after first round;formula;accepted;tokens/round;memory on CUDA".split(";"),
     "way;tok/s;speedup;95 %;decoding;formula;α;round".split(";"),
 )
 LATENCY = Columns(
@@ -49,8 +49,8 @@ NOTES = (
     "Speedup: median of the ratios of tokens per second to the baseline's on the same prompt and repeat, of whole "
     "requests. After first round: the same without prefill and first round, which the formula is about. Formula: from "
     "measured acceptance, c and v. 95 %: an interval between two of the samples; a dash, or 'needs' so many requests, "
-    "where there are too few. Memory: the peak of this process's tensors on a GPU; on a CPU the resident memory of the "
-    "process, which holds all models here. Drafts: times as fast is 1/c, target step / draft step (for prompt lookup: "
+    "where there are too few. Memory: the peak of this process's tensors, measured on CUDA; on a CPU, where no such "
+    "peak is kept, see memory_profile. Drafts: times as fast is 1/c, target step / draft step (for prompt lookup: "
     "/ one search); their speedups are those after the first round."
 )
 SHORT_NOTES = (
@@ -130,7 +130,7 @@ def _speed(r: BenchmarkResult) -> list[str]:
         _number(r.predicted_speedup),
         DASH if r.acceptance_rate is None else f"{r.acceptance_rate:.0%}",
         f"{r.tokens_per_round:.2f}",
-        f"{r.peak_memory / 2**20:.0f} MiB",
+        DASH if r.peak_memory is None else f"{r.peak_memory / 2**20:.0f} MiB",
     ]
 
 

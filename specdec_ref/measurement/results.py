@@ -32,8 +32,8 @@ class BenchmarkResult:
     and the first round. throughput: all tokens / all seconds. acceptance_rate: accepted / judged, pooled; None where
     nothing was drafted. speedup: median ratio of tokens per second to the baseline's on the same prompt and repeat,
     with its 95 % interval (None under 6 ratios). decoding_speedup and its interval: the same after the first round,
-    which is what predicted_speedup is about (None where it cannot be known). peak_memory: bytes, see
-    `workload.peak_memory`; on a CPU that of the process, which holds all models of the suite.
+    which is what predicted_speedup is about (None where it cannot be known). peak_memory: bytes, of tensors on CUDA;
+    None on a CPU, see `workload.peak_memory`.
     """
 
     config_name: str
@@ -56,7 +56,7 @@ class BenchmarkResult:
     decoding_speedup: float | None
     decoding_speedup_interval: Interval | None
     predicted_speedup: float | None
-    peak_memory: int
+    peak_memory: int | None
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _result(
         decoding_speedup=median(after_first) if after_first else None,
         decoding_speedup_interval=quantile_interval(after_first, 0.5),
         predicted_speedup=formula,
-        peak_memory=max(r["memory"] for r in ran),
+        peak_memory=max(r["memory"] for r in ran) if facts["machine"]["device"] == "cuda" else None,
     )
 
 

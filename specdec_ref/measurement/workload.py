@@ -85,11 +85,13 @@ def model_facts(model: "PreTrainedModel") -> dict[str, Any]:
     return {"parameters": sum(p.numel() for p in model.parameters()), "fingerprint": digest.hexdigest()[:12]}
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes: on CUDA the peak of this process's tensors since the last reset, else its resident memory now."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return int(psutil.Process().memory_info().rss)
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes: on CUDA the peak of this process's tensors since the last reset.
+
+    None on a CPU: no peak of one run is kept there, and the process holds every model of the suite whoever runs. What a
+    pair needs there, `memory_profile` tells.
+    """
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
 
 
 def _processor() -> str:
