@@ -5,9 +5,9 @@
 
 On a synthetic pair (real shapes, costs and acceptance, text without sense; see specdec_ref/measurement/synthetic.py):
 memory bandwidth measured; the autoregressive step against the least time that reading the weights can take, with steps
-run plainly, captured as CUDA graphs, and compiled; c; v(n) for n = 1 … 17 and batches of 1 … 64; speedup over k and
-acceptance against the formula; transformers' generate and assisted generation on the same models. On the pair that
-ships: the empirical equivalence test in float32 and in bfloat16. The file is written after every part.
+run plainly, captured as CUDA graphs, and compiled; c; v(n) for every n = 1 … 17 and batches of 1, 2, 4, … 64; speedup
+over k and acceptance against the formula; transformers' generate and assisted generation on the same models. On the
+pair that ships: the empirical equivalence test in float32 and in bfloat16. The file is written after every part.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from specdec_ref.measurement.synthetic import SHAPES, Shape, Synthetic, dial, sy
 from specdec_ref.models import TransformersModel, usable_device
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
+BATCHES, SCORED = [1, 2, 4, 8, 16, 32, 64], list(range(1, 18))
 SMALL = Shape(128, 6, 4, 2, 320, head=32), Shape(64, 2, 2, 1, 128, head=32)
 GOALS = {
     "autoregressive / bandwidth floor": 0.75,
@@ -83,6 +84,7 @@ def ways(synthetic: Synthetic, limit: float, context: int, repeats: int) -> dict
         found[way] = {
             "target_step": costs.target_step,
             "draft_step": costs.draft_step,
+            "c": costs.c,
             "of the floor": floor / costs.target_step,
         }
     for model in (pair.target, pair.draft):
@@ -235,7 +237,7 @@ def main() -> None:
     context, tokens, repeats = (32, 24, 1) if small else (256, 128, 2)
     part("synthetic", {"acceptance": synthetic.acceptance, "scale": synthetic.scale})
     steps = part("steps", ways(synthetic, limit, context, 5 if small else 15))
-    batches, ns = ([1, 2], [1, 3]) if small else ([1, 4, 16, 64], [1, 2, 3, 4, 5, 7, 9, 13, 17])
+    batches, ns = ([1, 2], [1, 3]) if small else (BATCHES, SCORED)
     part("scoring", scoring(synthetic.pair, batches, ns, context, 3 if small else 7))
     compared = part("peers", peers(synthetic, tokens, repeats, context, 4))
     rates, ks = ([0.6], [2]) if small else ([0.6, 0.8, 0.9], [2, 4, 8])
@@ -260,6 +262,24 @@ def main() -> None:
 
 def show(console: Console, report: dict[str, Any], reached: dict[str, float], same: dict[str, Any]) -> None:
     """The tables."""
+    limits, steps = report["bandwidth"], report["steps"]
+    for name, limit, unit in (
+        ("memory bandwidth, copied", limits["copy"] / 1e9, "GB/s"),
+        ("memory bandwidth, read", limits["read"] / 1e9, "GB/s"),
+        ("arithmetic", limits["arithmetic"] / 1e12, "TFLOP/s"),
+        ("floor of a step: the target's bytes / bandwidth", 1000 * steps["floor"], "ms"),
+    ):
+        console.print(f"  {name:52}{limit:8.2f} {unit}", highlight=False)
+    console.print("")
+    ways = Table(title="a step of one token", title_justify="left", box=None, padding=(0, 3, 0, 0))
+    for column in ("steps", "target, ms", "times the floor", "draft, ms", "c"):
+        ways.add_column(column, justify="left" if column == "steps" else "right")
+    for way, found in steps.items():
+        if way != "floor":
+            target, draft = found["target_step"], found["draft_step"]
+            cells = f"{1000 * target:.3f}", f"{target / steps['floor']:.2f}", f"{1000 * draft:.3f}"
+            ways.add_row(way, *cells, f"{found['c']:.3f}")
+    console.print(ways, "")
     table = Table(title=str(report["machine"]["device"]), title_justify="left", box=None, padding=(0, 3, 0, 0))
     for column in ("dial", "k", "accepted", "tokens/s", "speedup", "formula"):
         table.add_column(column, justify="right")

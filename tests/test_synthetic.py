@@ -101,6 +101,23 @@ def test_the_gpu_benchmark_runs_at_small_shapes(tmp_path: Path) -> None:
     assert report["scoring"].keys() == {"1", "2"}
     assert {"ours", "transformers generate"} <= {name.split(",")[0] for name in report["peers"]["tokens_per_second"]}
     assert "goal 0.75" in done.stdout
+    shown = done.stdout.splitlines()
+    for name, value in (
+        ("memory bandwidth, copied", f"{report['bandwidth']['copy'] / 1e9:.2f} GB/s"),
+        ("floor of a step", f"{1000 * report['steps']['floor']:.2f} ms"),
+    ):
+        assert [line.endswith(value) for line in shown if name in line] == [True], done.stdout
+    for way in ("plain", "graphs"):
+        step, floor = report["steps"][way], report["steps"]["floor"]
+        assert step["c"] == step["draft_step"] / step["target_step"]
+        cells = [
+            way,
+            f"{1000 * step['target_step']:.3f}",
+            f"{step['target_step'] / floor:.2f}",
+            f"{1000 * step['draft_step']:.3f}",
+            f"{step['c']:.3f}",
+        ]
+        assert cells in [line.split() for line in shown]
     assert "mean nothing" in report["machine"]["shapes"]
 
 
