@@ -796,3 +796,20 @@ def test_a_configuration_is_shown_as_a_command_line_whose_json_vllm_can_read(
     config = {"method": "draft_model", "model": "it's", "num_speculative_tokens": 4, "enforce_eager": True}
     assert picture("vllm_config", lambda draft, k: config) is None
     assert json.loads(shlex.split(capsys.readouterr().out)[-1]) == config
+
+
+@pytest.mark.parametrize("otherwise", [0, 2, 4])
+def test_looking_up_what_was_measured_is_no_way_to_decide(otherwise: int) -> None:
+    from specdec_ref.teaching.checks.deciding import MEASURED
+
+    exercise = EXERCISES["decide"]
+    known = {case.arguments: exercise.reference(*case.arguments) for case in exercise.cases(PUBLIC_SEED)}
+    known |= {(*row[:2], *row[2:6]): max((1.0, 0), (row[6], 2), (row[7], 4))[1] for row in MEASURED}
+    looks_up = lambda *arguments: known.get(arguments, otherwise)  # noqa: E731
+    assert judge(exercise, looks_up).passed
+    assert [seed for seed in STREAMS if judge(exercise, looks_up, (seed,)).passed] == []
+
+
+@pytest.mark.parametrize("right", RIGHT["decide"], ids=lambda f: f.__name__)
+def test_a_right_decision_is_right_in_all_cases_that_are_drawn(right: Callable[..., Any]) -> None:
+    assert [seed for seed in STREAMS if not judge(EXERCISES["decide"], right, (seed,)).passed] == []

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from specdec_ref.control import get_optimal_speculation_config
 from specdec_ref.teaching.checks.exercise import Case, Exercise, Misconception
 
@@ -33,6 +35,8 @@ with the middle draft and with the plain small one (2 cores, float32, torch 2.13
 SHOWN = (0, 2, 3, 5, 8, 12, 14, 16)
 GOOD_ENOUGH = 0.88
 """Of the best that was measured: the measurements themselves scatter by some per cent."""
+DRAWN = 2
+"""Hidden cases for each k that are drawn anew for a seed."""
 
 
 def draft_tokens(batch: int, context: int, alpha: float, c: float, v3: float, v5: float) -> int:
@@ -57,10 +61,10 @@ def shown_cases() -> list[dict[str, float]]:
 
 
 def _cases(seed: int) -> list[Case]:
-    """Public: the shown ones, and some made up where the answer is beyond doubt. Hidden: the others."""
+    """Public: the shown ones, and some made up where the answer is beyond doubt. Hidden: the others, and some drawn."""
     rest = [i for i in range(len(MEASURED)) if i not in SHOWN]
     if seed:
-        return [_case(MEASURED[i]) for i in rest[seed % 2 :: 2]]
+        return [*(_case(MEASURED[i]) for i in rest[seed % 2 :: 2]), *_drawn(seed)]
     made = partial(Case, spelled=False)
     return [
         made((128, 256, 0.3, 0.3, 2.9, 4.8), "128 sequences, α = 0.3, scoring 5 tokens costs 4.8 steps"),
@@ -70,6 +74,26 @@ def _cases(seed: int) -> list[Case]:
         made((64, 256, 0.8, 0.05, 3.0, 5.0), "64 sequences, α = 0.8, scoring 5 tokens costs 5 steps"),
         *(_case(MEASURED[i]) for i in SHOWN),
     ]
+
+
+def _drawn(seed: int) -> list[Case]:
+    """Two cases for each k, of any batch size, in which it is promised 15 % more than the other two.
+
+    What was measured stands above for everybody to read; these follow from the seed.
+    """
+    chance = np.random.default_rng(seed)
+    found: dict[int, list[Case]] = {0: [], 2: [], 4: []}
+    while any(len(cases) < DRAWN for cases in found.values()):
+        alpha, c = round(chance.uniform(0.3, 0.95), 2), round(chance.uniform(0.02, 0.6), 2)
+        v3 = round(chance.uniform(1, 2.5), 2)
+        v5 = round(v3 * chance.uniform(1, 1.8), 2)
+        row = (int(chance.integers(1, 129)), int(chance.integers(32, 4096)), alpha, c, v3, v5)
+        promised = {k: _promised(k, alpha, c, v3, v5) for k in found}
+        second, best = sorted(promised.values())[1:]
+        k = max(promised, key=lambda k: promised[k])
+        if best > 1.15 * second and len(found[k]) < DRAWN:
+            found[k].append(_case(row))
+    return [case for cases in found.values() for case in cases]
 
 
 def _case(row: tuple[float, ...]) -> Case:
