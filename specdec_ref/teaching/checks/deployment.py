@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 from specdec_ref.control import AdaptiveSpeculation
-from specdec_ref.teaching.checks.exercise import Case, ChangedArguments, Exercise, Misconception, StrangerFailed, shown
+from specdec_ref.teaching.checks.exercise import (
+    Case,
+    ChangedArguments,
+    Exercise,
+    Misconception,
+    StrangerFailed,
+    shape_of,
+    shown,
+)
 from specdec_ref.teaching.checks.outcomes import BadRequest
 from specdec_ref.teaching.checks.workload import RECORDED
 
@@ -65,7 +73,8 @@ def play(choose: Callable[..., Any], case: Case) -> Played:
         if given != played[-MEMORY:]:
             raise ChangedArguments("it writes into its arguments")
         if not _whole(k):
-            raise BadRequest(f"choose_k gave {shown(k)}: takes a whole number, 0 … {MAX_K}")
+            said = shown(k) if isinstance(k, (int, float, str)) else shape_of(k)
+            raise BadRequest(f"choose_k gave {said}: takes a whole number, 0 … {MAX_K}")
         accepted = int((row[: int(k)] < alpha).cumprod().sum())
         played.append([int(k), accepted])
         tokens += sum(alpha**i for i in range(int(k) + 1))
