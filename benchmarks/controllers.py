@@ -277,7 +277,7 @@ def at_one_pace(usual: dict[str, list[Ran]], run: dict[str, list[Ran]]) -> dict[
                 slower[turn].append(took / typical[name][kind])
         pace = {turn: median(ratios) / 1e6 for turn, ratios in slower.items()}  # ratios of microseconds to seconds
         for name, texts in run.items():
-            rounds = [[d, a, took / pace[turn] / 1e6] for turn, (d, a, took) in enumerate(texts[i]["rounds"])]
+            rounds = [[d, a, took / pace[turn]] for turn, (d, a, took) in enumerate(texts[i]["rounds"])]
             found[name].append(texts[i] | {"rounds": rounds})
     return found
 

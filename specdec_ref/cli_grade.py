@@ -20,7 +20,7 @@ def grade(
     public: Annotated[bool, typer.Option("--public", help="The public checks only, as in the notebook.")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Submissions at once (default: one for each core).")] = None,
     seed: Annotated[
-        int | None, typer.Option(min=1, help="Of the hidden cases: your own, so that nobody can look them up.")
+        int | None, typer.Option(min=1, help="Of the hidden cases that are drawn: your own, so that none is known.")
     ] = None,
     trusted: Annotated[
         bool, typer.Option("--trusted", help="Your own work: run it in this process, on any system.")

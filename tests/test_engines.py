@@ -248,7 +248,7 @@ def test_vllm_is_asked_to_draft_and_for_token_ids(pair: sd.Pair, monkeypatch: py
         def generate(self, prompts: list[dict[str, list[int]]], parameters: Any, use_tqdm: bool) -> list[Any]:
             (prompt,) = prompts
             rows = autoregressive(pair).sample(
-                prompt["prompt_token_ids"], parameters.n, parameters.max_tokens, parameters.seed
+                prompt["prompt_token_ids"], parameters.n, parameters.max_tokens, parameters.seed or 0
             )
             return [types.SimpleNamespace(outputs=[types.SimpleNamespace(token_ids=tuple(r)) for r in rows.tolist()])]
 
@@ -267,6 +267,7 @@ def test_vllm_is_asked_to_draft_and_for_token_ids(pair: sd.Pair, monkeypatch: py
         "model": "some/model",
         "generation_config": "vllm",
         "dtype": "float32",
+        **({} if torch.cuda.is_available() else {"gpu_memory_utilization": 0.5}),
         "speculative_config": speculative_config("some/draft", 2),
     }
     assert (asked[1]["top_k"], asked[1]["top_p"], asked[1]["ignore_eos"]) == (-1, 1.0, True)

@@ -241,7 +241,12 @@ class VLLM:
         self.batch = batch
         self._vllm = vllm
         # 'vllm' and not 'auto': else the model's generation_config cuts with a top-k and top-p of its own
-        self._model = vllm.LLM(model=model, **({"generation_config": "vllm"} | options))
+        # and on a CPU it would ask for nine tenths of the machine's memory
+        modest = {} if torch.cuda.is_available() else {"gpu_memory_utilization": 0.5}
+        try:
+            self._model = vllm.LLM(model=model, **({"generation_config": "vllm"} | modest | options))
+        except Exception as error:
+            raise SpecdecError(f"vllm: does not start with {model}: {crash(error)}") from error
 
     def sample(self, prompt: Sequence[int], number: int, length: int, seed: int) -> list[list[int]]:
         parameters = self._vllm.SamplingParams(
@@ -250,7 +255,7 @@ class VLLM:
             temperature=self.sampling.temperature,
             top_k=self.sampling.top_k or -1,
             top_p=self.sampling.top_p or 1.0,
-            seed=seed,
+            seed=seed if torch.cuda.is_available() else None,  # vLLM 0.32 on CPUs breaks off at some seeded requests
             ignore_eos=True,
             detokenize=False,
         )
@@ -273,14 +278,14 @@ def engine_by_name(
     is called with (pair, sampling) and gives a sampler. Raises SpecdecError for an unknown name.
     """
     from specdec_ref.equivalence.server import OpenAICompletions
-    from specdec_ref.serving.configuration import speculative_config
 
     def vllm() -> Sampler:
         options: dict[str, Any] = {"dtype": str(pair.target.dtype).removeprefix("torch.")}
         if pair.draft is not None:
             if not (draft := str(pair.draft.config._name_or_path)):
                 raise SpecdecError("draft: vLLM takes a folder or a hub name, and this draft was loaded from neither")
-            options["speculative_config"] = speculative_config(draft, k)
+            drafting = {"method": "draft_model", "model": draft, "num_speculative_tokens": k}
+            options["speculative_config"] = drafting | {"draft_sample_method": "probabilistic"}  # as ours: drawn
         return VLLM(model or str(pair.target.config._name_or_path), sampling, **options)
 
     kind, _, rest = name.partition(":")
