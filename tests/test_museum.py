@@ -254,11 +254,11 @@ def test_the_page_shows_what_was_recorded_on_the_pair_that_ships(result: Matrix)
 def test_the_page_shows_what_the_test_says_of_engines(
     small_pair: Pair, both: tuple[Trial, ...], result: Matrix
 ) -> None:
-    facts = both[0].run().to_dict()
+    facts = both[0].run().to_dict() | {"sampling": {"temperature": 1.0, "top_k": 40, "top_p": None}}
     text = page(result, None, [facts, facts | {"consistent": False}])
-    assert "- our loop, k = 2: consistent with the target, p = " in text
+    assert "- our loop, k = 2, temperature 1, top-k 40: consistent with the target, p = " in text
     assert "over 6,000 samples of 4 tokens. TV within 0.000 and" in text
-    assert "- our loop, k = 2: **not the target**" in text
+    assert "- our loop, k = 2, temperature 1, top-k 40: **not the target**" in text
 
 
 def test_what_is_recorded_keeps_the_promise() -> None:

@@ -155,12 +155,13 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:  #
     began = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
-    return folder, json.loads(done.stdout) | {"took": time.perf_counter() - began}
+    (folder.parent / "took").write_text(str(time.perf_counter() - began), encoding="utf-8")
+    return folder, json.loads(done.stdout)
 
 
 @pytest.mark.timed
 def test_a_tiny_training_takes_less_than_a_minute(tiny_pair: tuple[Path, dict]) -> None:  # type: ignore[type-arg]
-    assert tiny_pair[1]["took"] < 60
+    assert float((tiny_pair[0].parent / "took").read_text(encoding="utf-8")) < 60
 
 
 def test_train_makes_a_target_and_four_drafts_that_plain_transformers_loads(tiny_pair: tuple[Path, dict]) -> None:  # type: ignore[type-arg]
