@@ -69,12 +69,14 @@ def main() -> None:
     parser.add_argument("--cpu-clock", action="store_true", help="one thread, and its CPU time; for a busy machine")
     parser.add_argument("--draft", default=None, help="another draft: a shipped name or a folder")
     parser.add_argument("--device", default=None)
-    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "controllers.json")
+    parser.add_argument("--json", type=Path, default=None, help="default: the recorded one; --quick: beside the runs")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "controllers.jsonl", help="what is done so far")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.tokens, arguments.texts, arguments.repeats = 32, 2, 1
         arguments.runs = arguments.runs.with_stem(f"{arguments.runs.stem}_quick")
+    recorded = ROOT / "benchmarks" / "results" / "controllers.json"
+    arguments.json = arguments.json or (arguments.runs.with_suffix(".json") if arguments.quick else recorded)
     if arguments.cpu_clock:
         torch.set_num_threads(1)
         time.perf_counter = time.thread_time

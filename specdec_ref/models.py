@@ -80,9 +80,8 @@ class TransformersModel:
 
     def start(self, batch: int, capacity: int) -> None:
         captured = (steps := steps_of(self.model)) in ("graphs", "compiled") and capacity > 0
-        if captured and not untouched(self.model):
+        if captured and not (captured := untouched(self.model)):
             warnings.warn("the model has hooks, which no graph sees: its steps run one kernel by one", stacklevel=2)
-            captured = False
         capacity = min(max(self.context, capacity), -(-capacity // ROOM) * ROOM) if captured else capacity
         self.cache = RewindableCache(batch, capacity, self.device)
         self._room = room_for(self.model, self.cache) if captured else None
@@ -123,9 +122,11 @@ class TransformersModel:
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
         if self._recorded and self.cache.slots and not keep_logits and isinstance(mask, Tensor):
             return recorded_step(self.model, self._parts, tokens, mask, self.cache)[..., : self.vocab_size]
-        room, each = self._room if self.cache.slots and not keep_logits else None, tuple(masks.values())
-        logits = room.step(self.model, self.cache, self._run, tokens, each) if room is not None else None
-        logits = self._run(self.cache, tokens, positions, each, keep_logits) if logits is None else logits
+        logits = None
+        if self._room is not None and self.cache.slots and not keep_logits:
+            logits = self._room.step(self.model, self.cache, self._run, tokens, tuple(masks.values()))
+        if logits is None:
+            logits = self._run(self.cache, tokens, positions, tuple(masks.values()), keep_logits)
         return logits[..., : self.vocab_size]
 
     def _run(

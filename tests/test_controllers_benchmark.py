@@ -71,13 +71,11 @@ def greedy_texts(controllers: Any, n: int = 3) -> list[Any]:
 
 @pytest.mark.parametrize("own", [False, True], ids=["usual known", "usual from the run itself"])
 def test_a_machine_half_as_fast_in_some_turns_is_taken_out_exactly(controllers: Any, own: bool) -> None:
-    """But for one unit of time: see the test of tokens per second."""
     run = clean(controllers)
     slow = disturbed(run, HALF_AS_FAST, 2.0)
     mended = controllers.at_one_pace(slow if own else run, slow)
-    unit = times(mended)[0] / times(run)[0]
     assert times(slow) != times(run)
-    assert times(mended) == pytest.approx([unit * took for took in times(run)], rel=1e-12)
+    assert times(mended) == pytest.approx(times(run), rel=1e-12)
     assert [[text["tokens"] for text in texts] for texts in mended.values()] == [[TOKENS] * 3] * len(run)
 
 
@@ -86,10 +84,9 @@ def test_what_one_of_them_took_longer_is_its_own(controllers: Any) -> None:
     run = clean(controllers)
     slow = disturbed({"cost model": run["cost model"]}, {1: {4}}, 3.0)["cost model"]
     mended = controllers.at_one_pace(run, run | {"cost model": slow})
-    unit = times(mended)[0] / times(run)[0]
     took = [t for _, _, t in mended["cost model"][1]["rounds"]]
-    assert took[4] == pytest.approx(3 * unit * microseconds(3))
-    assert took[3] == took[5] == pytest.approx(unit * microseconds(3))
+    assert took[4] == pytest.approx(3 * microseconds(3))
+    assert took[3] == took[5] == pytest.approx(microseconds(3))
 
 
 def test_classes_tell_a_draft_that_is_behind_and_a_texts_first_round(controllers: Any) -> None:
@@ -190,12 +187,12 @@ def test_goals_are_kept_or_not(controllers: Any, workload: str, share: float, sp
 def test_the_benchmark_runs_and_goes_on_where_it_was_stopped(controllers: Any, tmp_path: Path) -> None:
     """The second call finds everything on the disk, and measures nothing."""
     command = [sys.executable, str(BENCHMARKS / "controllers.py"), "--quick", "--only", "hard prose", "--device", "cpu"]
-    command += ["--json", str(tmp_path / "result.json"), "--runs", str(tmp_path / "runs.jsonl")]
+    command += ["--runs", str(tmp_path / "runs.jsonl")]  # what --quick finds goes beside them, not over the record
     reports = []
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
-        reports.append(json.loads((tmp_path / "result.json").read_text(encoding="utf-8")))
+        reports.append(json.loads((tmp_path / "runs_quick.json").read_text(encoding="utf-8")))
     assert "hard prose: cost model / best k" in done.stdout
     first, again = reports
     assert first["workloads"] == again["workloads"]

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from specdec_ref.capture import PLAIN_FAMILIES, takes_packed
 from specdec_ref.errors import SpecdecError, is_whole
-from specdec_ref.graphs import steps_of
+from specdec_ref.graphs import choose_steps, steps_of
 from specdec_ref.measurement.allocation import most_alive
 from specdec_ref.measurement.showing import html_table, mib, rich_table
-from specdec_ref.models import PREFILL_CHUNK, ROOM, Pair, TransformersModel, _dtype, _one_line, _source, usable_device
+from specdec_ref.models import PREFILL_CHUNK, Pair, TransformersModel, _dtype, _one_line, _source, usable_device
 from specdec_ref.packing import packable, packed_product
 from specdec_ref.plotting import DRAFT, FORMULA, TARGET, new_figure, styled
 
@@ -146,7 +146,7 @@ def memory_profile(
         if not is_whole(value) or value < least:
             raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ {least}")
     device: torch.device | None = None
-    steps = "auto"
+    steps = None
     if isinstance(models, Pair):
         dtype, device, steps = dtype or models.target.dtype, models.device, steps_of(models.target)
         models = models.target.config, models.draft.config if models.draft is not None else None
@@ -154,10 +154,11 @@ def memory_profile(
         raise SpecdecError(f"models={models!r:.80}: takes a Pair, or (target, draft): folders, names or configurations")
     where = usable_device(device)
     packs = where.type == "cpu" and takes_packed(batch, k + 1)
-    captured = steps in ("graphs", "compiled") or (steps == "auto" and where.type == "cuda")
     kind = _dtype(dtype, where)
     target = skeleton(models[0], kind, "target")
     draft = skeleton(models[1], kind, "draft") if models[1] is not None else None
+    for model in (m for m in (target, draft) if m is not None):  # where steps are captured, caches have more slots
+        choose_steps(model, steps or ("graphs" if where.type == "cuda" else "recorded"))
     limits = [TransformersModel(model).context for model in (target, draft) if model is not None]
     if context is not None and context > min(limits):
         raise SpecdecError(f"context={context}: is more than the models hold, {min(limits)} tokens")
@@ -169,9 +170,9 @@ def memory_profile(
         context,
         k,
         str(kind).removeprefix("torch."),
-        _share(target, batch, context, capacity, k + 1, packs, captured),
-        _share(draft, batch, context, capacity, 2, packs, captured) if draft is not None else None,
-        _share(target, batch, context, context, 1, captured=captured),
+        _share(target, batch, context, capacity, k + 1, packs),
+        _share(draft, batch, context, capacity, 2, packs) if draft is not None else None,
+        _share(target, batch, context, context, 1),
         SCORE_COPIES * batch * (k + 1) * vocabulary * 4,
         SCORE_COPIES * batch * vocabulary * 4,
     )
@@ -249,26 +250,16 @@ def memory_figure(profile: MemoryProfile, available: int | None = None) -> "Figu
 
 
 def _share(
-    model: "PreTrainedModel",
-    batch: int,
-    context: int,
-    capacity: int,
-    scored: int,
-    packs: bool = False,
-    captured: bool = False,
+    model: "PreTrainedModel", batch: int, context: int, capacity: int, scored: int, packs: bool = False
 ) -> ModelMemory:
-    """One model's memory: a prompt is read, then steps of `scored` tokens follow in a cache of `capacity` slots.
-
-    Where steps are captured a cache has some slots more, so that generations of about a size share their steps.
-    """
+    """One model's memory: a prompt is read, then steps of `scored` tokens follow in a cache of `capacity` slots."""
     ours = TransformersModel(model)
-    capacity = min(ours.context, -(-capacity // ROOM) * ROOM) if captured else capacity
     weights = sum(t.nbytes for t in tensors_of(model))
     activations = 0
     for n, read_prompt in ((min(context, PREFILL_CHUNK), True), (min(scored, capacity), False)):
         ours.start(batch, capacity)
         ours.prefill([[0]] * batch)  # its slots are there before anything is counted
-        ours.cache.lengths = [capacity - n] * batch
+        ours.cache.lengths = [ours.cache.capacity - n] * batch
         slots = [t for layer in ours.cache.slots.values() for t in layer]
         with most_alive([*tensors_of(model), *slots]) as most:
             if read_prompt:
