@@ -46,7 +46,7 @@ class Shown:
         v = self.verdict
         colour = COLOURS[v.outcome]
         lines = "".join(
-            f'<tr><td style="text-align:left;color:#555;padding:1px 14px 1px 0">{name}</td>'
+            f'<tr><td style="text-align:left;opacity:0.75;padding:1px 14px 1px 0">{name}</td>'
             f'<td style="text-align:left;font-family:monospace">{escape(words)}</td></tr>'
             for name, words in rows(v)
         )
