@@ -409,6 +409,23 @@ def test_progress_on_the_command_line(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(json.loads(CliRunner().invoke(app, ["progress", "--json"]).output)) == 16
 
 
+def test_an_answer_that_comes_while_the_grader_looks_at_the_clock_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the grader itself had to wait for the core: the process sleeps by then, since it has said all."""
+    source = "import time\ndef residual(p, q):\n    time.sleep(1.2)\n    return p"
+    with Sandbox([ROOT / "solutions"]) as sandbox, sandbox.open([source]) as stranger:
+        call, looked, p = stranger.function("residual", 1.0), [], torch.tensor([0.2, 0.8])
+        at_once = sandbox.computing
+
+        def late() -> tuple[float, bool]:
+            time.sleep(1.0)
+            looked.append(1)
+            return at_once()
+
+        monkeypatch.setattr(sandbox, "computing", late)
+        assert call(p, p).tolist() == pytest.approx([0.2, 0.8])
+        assert len(looked) == 1
+
+
 def burner(seconds: float) -> str:
     """An answer that computes for so much CPU time before it says anything."""
     waits = f"    began = time.process_time()\n    while time.process_time() - began < {seconds}: pass"

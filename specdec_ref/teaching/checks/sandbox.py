@@ -192,9 +192,11 @@ class Stranger:
         self._computed = self._sandbox.computing()[0]
 
     def _go_on_if_starved(self) -> None:
-        """Time is up. Raises TooSlow, unless the process wants to compute and got less than half of that time to."""
+        """Time is up. Raises TooSlow, unless the process got less than half of that time to compute, and wants more or
+        has answered while we looked."""
         seconds, runs = self._sandbox.computing()
-        if self._waited >= MOST_WAITING or not runs or seconds - self._computed > self._seconds / 2:
+        answers = runs or bool(select.select([self._sock], [], [], 0)[0])
+        if self._waited >= MOST_WAITING or not answers or seconds - self._computed > self._seconds / 2:
             raise TooSlow
         self._waited += 1
         self.deadline = time.monotonic() + self._seconds
