@@ -93,9 +93,9 @@ class AdaptiveSpeculation:
             self.update(sum(one.accepted for one in rounds), proposed)
 
 
-CHANGE = 0.007  # chance that α is another after a round: of what was seen 140 rounds ago little is still believed
+CHANGE, EVIDENCE = 0.005, 0.5  # chance that α is another after a round; neighbouring tokens are alike: each tells half
 EXPLORE, RESTING = 0.002, 0.005  # shares of the time for k that are not best, to know costs; and, resting at 0, α
-LEAST, RECENT = 3, 30  # times that make a cost known, and times that are remembered
+LEAST, RECENT = 3, 60  # times that make a cost known, and times that are remembered
 ALPHAS = np.linspace(0.004, 0.996, 26)
 USES_BEFORE_RECORDING = 12  # as in `capture`, which would load PyTorch
 PRIOR = 50  # judged tokens that a position needs to count as much as those before it
@@ -173,7 +173,7 @@ class CostModelSpeculation:
                 self._reached[: one.accepted, 1] += 1
             accepted = sum(one.accepted for one in self._seen)
             rejected = sum(one.accepted < len(one.drafted) for one in self._seen)
-            logarithm = accepted * np.log(ALPHAS) + rejected * np.log(1 - ALPHAS)
+            logarithm = EVIDENCE * (accepted * np.log(ALPHAS) + rejected * np.log(1 - ALPHAS))
             belief = ((1 - unknown) * self.belief + unknown / len(ALPHAS)) * np.exp(logarithm - logarithm.max())
             self.belief, self._seen, self._passed = belief / belief.sum(), [], 0
             self._tokens = self._tokens if self._rounds % 16 >= 4 else self._expected()

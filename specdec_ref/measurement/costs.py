@@ -77,13 +77,14 @@ def measure_costs(
     context: int = 128,
     sampling: Sampling | None = None,
     repeats: int = 15,
+    warm_up: int = WARM_UP,
     on_step: Callable[[], None] = lambda: None,
 ) -> Costs:
     """Time the steps of `pair` as the decoding loop makes them, in turn, `repeats` times, after a warm-up.
 
-    max_k: v is measured for 1 … max_k + 1 tokens. context: tokens in the cache, random ones. on_step is called after
-    each of the `WARM_UP` + `repeats` rounds. Raises SpecdecError where the pair has no draft model or cannot hold that
-    many tokens.
+    max_k: v is measured for 1 … max_k + 1 tokens. context: tokens in the cache, random ones. warm_up: fewer will do
+    where these steps were made before. on_step is called after each of the `warm_up` + `repeats` rounds. Raises
+    SpecdecError where the pair has no draft model or cannot hold that many tokens.
     """
     if pair.draft is None:
         raise SpecdecError("pair: has no draft model, so there is no draft step to time")
@@ -113,10 +114,10 @@ def measure_costs(
     steps = {0: draft} | {n: score(n) for n in range(1, max_k + 2)}
     times: dict[int, list[float]] = {n: [] for n in steps}
     with torch.inference_mode():
-        for i in range(WARM_UP + repeats):
+        for i in range(warm_up + repeats):
             for n, step in steps.items():
                 seconds = _timed(step, pair.device)
-                if i >= WARM_UP:
+                if i >= warm_up:
                     times[n].append(seconds)
             on_step()
     medians = {n: median(t) for n, t in times.items()}
