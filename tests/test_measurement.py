@@ -81,6 +81,8 @@ def test_costs_need_room_and_a_draft() -> None:
         measure_costs(pair, context=1024)
     with pytest.raises(sd.SpecdecError, match="no draft"):
         measure_costs(sd.Pair(pair.target, None, pair.tokenizer))
+    with pytest.raises(sd.SpecdecError, match="takes 1, 9 and"):
+        measure_costs(pair, scored=(1, 3))
 
 
 def test_compare_peers_measures_us_and_transformers(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """What the formula needs from this machine: c, the cost of a draft step, and v(n), the cost of scoring n tokens."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -78,16 +78,20 @@ def measure_costs(
     sampling: Sampling | None = None,
     repeats: int = 15,
     warm_up: int = WARM_UP,
+    scored: Collection[int] | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> Costs:
     """Time the steps of `pair` as the decoding loop makes them, in turn, `repeats` times, after a warm-up.
 
     max_k: v is measured for 1 … max_k + 1 tokens. context: tokens in the cache, random ones. warm_up: fewer will do
-    where these steps were made before. on_step is called after each of the `warm_up` + `repeats` rounds. Raises
-    SpecdecError where the pair has no draft model or cannot hold that many tokens.
+    where these steps were made before. scored: of these numbers of tokens, those to time, the ends among them; to record
+    one takes a second. on_step is called after each of the `warm_up` + `repeats` rounds. Raises SpecdecError where the
+    pair has no draft model or cannot hold that many tokens.
     """
     if pair.draft is None:
         raise SpecdecError("pair: has no draft model, so there is no draft step to time")
+    if scored is not None and not {1, max_k + 1} <= set(scored):
+        raise SpecdecError(f"scored={scored!r:.80}: takes 1, {max_k + 1} and what you like between them")
     if context + max_k + 1 > pair.context:
         raise SpecdecError(f"context={context}: with k = {max_k} that is more than the models hold, {pair.context}")
     sampling = sampling or Sampling()
@@ -111,7 +115,8 @@ def measure_costs(
 
         return step
 
-    steps = {0: draft} | {n: score(n) for n in range(1, max_k + 2)}
+    numbers = [n for n in range(1, max_k + 2) if scored is None or n in scored]
+    steps = {0: draft} | {n: score(n) for n in numbers}
     times: dict[int, list[float]] = {n: [] for n in steps}
     with torch.inference_mode():
         for i in range(warm_up + repeats):
@@ -121,7 +126,7 @@ def measure_costs(
                     times[n].append(seconds)
             on_step()
     medians = {n: median(t) for n, t in times.items()}
-    return Costs(medians[1], medians[0] / max_k, {n: medians[n] for n in range(1, max_k + 2)}, context)
+    return Costs(medians[1], medians[0] / max_k, {n: medians[n] for n in numbers}, context)
 
 
 def _timed(step: Callable[[], None], device: torch.device) -> float:

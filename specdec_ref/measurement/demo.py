@@ -11,6 +11,7 @@ from specdec_ref.sampling import GREEDY, Sampling
 from specdec_ref.theory import best_k, predicted_speedup
 
 MAX_K = 8
+SCORED = 1, 2, 3, 5, 7, 9  # v in between is taken to be on a straight line
 COST_REPEATS = 7
 WARM_AGAIN = 2  # the second way of sampling takes the same steps, which are recorded by then
 
@@ -44,7 +45,7 @@ def measure(
     pair: Pair,
     prompts: list[list[int]],
     *,
-    max_new_tokens: int = 96,
+    max_new_tokens: int = 80,
     repeats: int = 1,
     on_step: Callable[[str], None] = lambda what: None,
 ) -> list[Mode]:
@@ -55,6 +56,7 @@ def measure(
         costs = measure_costs(
             pair,
             max_k=MAX_K,
+            scored=SCORED,
             context=min(200, pair.context - MAX_K - 1),
             sampling=sampling,
             repeats=COST_REPEATS,
