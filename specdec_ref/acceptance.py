@@ -63,6 +63,7 @@ def verify(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) -> Ver
     """
     if p.shape != (*q.shape[:-2], q.shape[-2] + 1, q.shape[-1]) or drafted.shape != q.shape[:-1]:
         raise SpecdecError(f"p {[*p.shape]}, q {[*q.shape]}, drafted {[*drafted.shape]}: do not fit together")
+    p, q = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (p, q))  # 16 bits are too coarse for verdicts
     # Past the last draft nothing was drafted (q = 0): never accepted, so every sequence stops somewhere,
     # and the residual of nothing is p itself. The bonus token is no special case.
     q = F.pad(q, (0, 0, 0, 1))

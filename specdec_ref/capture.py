@@ -109,11 +109,12 @@ def recorded_step(
         if uses < USES_BEFORE_RECORDING:
             records[shape] = uses + 1
         else:
+            before = logging.root.manager.disable
             logging.disable(logging.WARNING)  # the tracer looks at every property of the model, some of which complain
             try:
                 with warnings.catch_warnings(action="ignore"):  # of Python values in the record: the shape fixes them
                     step = records[shape] = torch.jit.trace(step, inputs, check_trace=False)
             finally:
-                logging.disable(logging.NOTSET)
+                logging.disable(before)
     logits: Tensor = step(*inputs)
     return logits

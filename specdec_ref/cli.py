@@ -190,7 +190,11 @@ def _headline(pair: "Pair") -> str:
     def size(model: Any) -> str:
         return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M"
 
-    where = f"cpu, {torch.get_num_threads()} threads" if pair.device.type == "cpu" else torch.cuda.get_device_name()
+    where = (
+        f"cpu, {torch.get_num_threads()} threads"
+        if pair.device.type == "cpu"
+        else torch.cuda.get_device_name(pair.device)
+    )
     draft = f" · draft {size(pair.draft)}" if pair.draft is not None else ""
     return f"target {size(pair.target)}{draft} · {where}, {str(pair.target.dtype).removeprefix('torch.')}"
 

@@ -43,9 +43,10 @@ def vllm_config(
 
         try:
             data = json.loads(policy.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise SpecdecError(f"--policy {str(policy)!r:.80}: cannot be read as JSON ({error})") from error
-        said = SpeculationPolicy.from_json(data.get("policy", data)).to_vllm()
+            data = data.get("policy", data)
+        except (OSError, ValueError, AttributeError) as error:
+            raise SpecdecError(f"--policy {str(policy)!r:.80}: holds no policy as JSON ({error})") from error
+        said = SpeculationPolicy.from_json(data).to_vllm()
         schedule = said["num_speculative_tokens_per_batch_size"]
         config = speculative_config(draft, said["num_speculative_tokens"], exact_q=not greedy_draft, schedule=schedule)
     elif max_batch is not None:
@@ -58,7 +59,8 @@ def vllm_config(
             raise SpecdecError("--gpu-memory: sizes --tensor-parallel, --pipeline-parallel and --nodes itself")
         asked = config["num_speculative_tokens"], batch, context
         tensor_parallel, pipeline_parallel, needed = _sizes(target, draft, *asked, gpu_memory, gpus_per_node)
-        nodes = -(-tensor_parallel * pipeline_parallel // gpus_per_node)
+        nodes = -(-pipeline_parallel // (gpus_per_node // tensor_parallel))
+        pipeline_parallel = nodes * -(-pipeline_parallel // nodes)  # as many groups of layers on every node
         notes.append(
             f"{needed:.1f} GiB in 16 bit for {batch} requests at once, nine tenths of {gpu_memory:g} GiB a GPU"
         )

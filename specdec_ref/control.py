@@ -303,7 +303,7 @@ def as_controller(k: int | Controller) -> Controller:
     """A whole number means always that many. Raises SpecdecError for anything else that is no controller."""
     if is_whole(k) and k >= 0:
         return FixedK(int(k))
-    if not isinstance(k, (int, type)) and hasattr(k, "next_k") and is_whole(getattr(k, "max_k", None)):
+    if not isinstance(k, (int, type)) and {"next_k", "observe"} <= {*dir(k)} and is_whole(getattr(k, "max_k", None)):
         return k
     raise SpecdecError(
         f"k={k!r:.80}: takes a whole number ≥ 0 (tokens drafted per round), or a controller (max_k, next_k, observe)"

@@ -143,18 +143,18 @@ class _Clock:
     """Time marks that do not make the host wait: device events on CUDA, the host's clock elsewhere."""
 
     def __init__(self, device: torch.device):
-        self._events = device.type == "cuda"
+        self._device = device if device.type == "cuda" else None
 
     def now(self) -> Any:
-        if not self._events:
+        if self._device is None:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         return event
 
     def between(self, start: Any, end: Any) -> float:
         """Seconds; on CUDA only after the host has waited for `end`."""
-        return float(start.elapsed_time(end)) / 1e3 if self._events else float(end - start)
+        return float(start.elapsed_time(end)) / 1e3 if self._device else float(end - start)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class Draft:
         elif q.shape[-1] < vocab_size:  # the target has more padding rows than the draft
             q = F.pad(q, (0, vocab_size - q.shape[-1]))
         if self.lengths is not None:
-            is_meant = torch.arange(self.tokens.shape[1], device=q.device) < self.lengths[:, None]
+            is_meant = torch.arange(self.tokens.shape[1], device=q.device) < self.lengths.to(q.device)[:, None]
             q = q * is_meant[..., None]
         return q.to(like)
 

@@ -69,51 +69,50 @@ class Room:
         """Replay the step of this shape, or capture it when it comes often. None where there is nothing to replay."""
         if model in _refused or cache.slots is not self.slots:
             return None
-        positions = cache.positions
-        shape = (tokens.shape, positions.shape, *(mask.shape for mask in masks))
+        shape = (tokens.shape, cache.positions.shape, *(mask.shape for mask in masks))
         step = self.steps.get(shape, 0)
         if isinstance(step, int) and step < USES_BEFORE_CAPTURE:
             self.steps[shape] = step + 1
             return None
+        if steps_of(model) == "compiled" and (isinstance(step, int) or step.graph is None):
+            run = torch.compile(run, dynamic=False)
         if isinstance(step, int):
-            if steps_of(model) == "compiled":
-                run = torch.compile(run, dynamic=False)
             try:
-                step = self.steps[shape] = _Captured(run, cache, tokens, positions, masks)
+                step = self.steps[shape] = _Captured(run, cache, tokens, masks)
             except Exception as error:  # whatever a model does that a graph cannot hold
                 _refused[model] = " ".join(str(error).split())[:200]
                 told = f"steps of {type(model).__name__} cannot be captured ({_refused[model]})"
                 warnings.warn(f"{told}; they run one kernel after the other", stacklevel=2)
                 return None
-        return step(tokens, positions, masks)  # type: ignore[no-any-return]
+        return step(run, tokens, cache.positions, masks)  # type: ignore[no-any-return]
 
 
 class _Captured:
-    """One step over buffers of its own. Its slots are those that the cache had when it was captured."""
+    """One step over buffers of its own, and the slots that the cache had. It keeps no way to the cache or the model."""
 
-    def __init__(self, run: Run, cache: RewindableCache, tokens: Tensor, positions: Tensor, masks: tuple[Tensor, ...]):
-        self.inputs = [tokens.clone(), positions.clone(), *(mask.clone() for mask in masks)]
-        view = FixedSlots({layer: cache.window(layer) for layer in cache.slots}, self.inputs[1], cache.rows)
-        self._run: Callable[[], Tensor] = lambda: run(view, self.inputs[0], self.inputs[1], tuple(self.inputs[2:]))
-        self._graph: Any = None
+    def __init__(self, run: Run, cache: RewindableCache, tokens: Tensor, masks: tuple[Tensor, ...]):
+        inputs = tokens.clone(), cache.positions.clone(), tuple(mask.clone() for mask in masks)
+        view = FixedSlots({layer: cache.window(layer) for layer in cache.slots}, inputs[1], cache.rows)
+        self.arguments, self.buffers = (view, *inputs), (*inputs[:2], *inputs[2])
+        self.graph: Any = None
         if tokens.device.type == "cuda":
-            aside = torch.cuda.Stream(tokens.device)
-            aside.wait_stream(torch.cuda.current_stream(tokens.device))
-            with torch.cuda.stream(aside):  # libraries set themselves up on their first calls, which no graph can hold
-                for _ in range(3):
-                    self._run()
-            torch.cuda.current_stream(tokens.device).wait_stream(aside)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._logits = self._run()
+            with torch.cuda.device(tokens.device):
+                aside = torch.cuda.Stream()
+                aside.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(aside):  # libraries set themselves up on first calls, which no graph can hold
+                    for _ in range(3):
+                        run(*self.arguments)
+                self.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graph, stream=aside):  # waits for all that was before
+                    self.logits = run(*self.arguments)
 
-    def __call__(self, tokens: Tensor, positions: Tensor, masks: tuple[Tensor, ...]) -> Tensor:
-        for mine, given in zip(self.inputs, (tokens, positions, *masks), strict=True):
+    def __call__(self, run: Run, tokens: Tensor, positions: Tensor, masks: tuple[Tensor, ...]) -> Tensor:
+        for mine, given in zip(self.buffers, (tokens, positions, *masks), strict=True):
             mine.copy_(given)
-        if self._graph is None:
-            return self._run()
-        self._graph.replay()
-        return self._logits.clone()  # the next replay writes there again
+        if self.graph is None:
+            return run(*self.arguments)
+        self.graph.replay()
+        return self.logits.clone()  # the next replay writes there again
 
 
 @torch.inference_mode()

@@ -4,7 +4,6 @@ The loop asks two things of a language model: score some more tokens, and forget
 both for any causal LM of transformers whose attention can be rewound; a table of conditional probabilities is another.
 """
 
-import itertools
 import json
 import os
 import re
@@ -302,7 +301,7 @@ def check_compatible(
     ours, theirs = target_tokenizer.get_vocab(), draft_tokenizer.get_vocab()
     if ours != theirs:
         by_id = {i: s for s, i in ours.items()}, {i: s for s, i in theirs.items()}
-        first = next(i for i in itertools.count() if by_id[0].get(i) != by_id[1].get(i))
+        first = min(i for _, i in ours.items() ^ theirs.items())
         raise SpecdecError(
             f"draft: its vocabulary is not the target's: id {first} is {by_id[0].get(first)!r} for the target and "
             f"{by_id[1].get(first)!r} for the draft ({len(ours)} and {len(theirs)} tokens)"
@@ -322,7 +321,7 @@ def usable_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         where = torch.device(device)
-        torch.zeros(1, device=where).item()  # 'meta' has no numbers
+        torch.zeros(1, dtype=torch.float64, device=where).item()  # 'meta' has no numbers, 'mps' none of 64 bits
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         here = "cpu, cuda" if torch.cuda.is_available() else "cpu (PyTorch sees no CUDA GPU here)"
         raise SpecdecError(f"device={str(device)!r}: not usable; this machine has {here}") from error
@@ -371,18 +370,17 @@ def _load_model(
             local_files_only=local,
             output_loading_info=True,
         )
+        loaded: PreTrainedModel = result[0].to(device).eval()
     except Exception as error:  # every library below has its own errors for a bad file; the caller needs one line
         here = "" if local else f"no such folder, nor one that ships ({', '.join(shipped())}); from the hub it "
         raise SpecdecError(f"{role}={str(name)!r}: {here}cannot be loaded: {_one_line(error)}") from error
     finally:
         if bars:
             logging.enable_progress_bar()
-    model, info = result
-    if missing := sorted(info["missing_keys"]):  # transformers would fill them with random numbers
+    if missing := sorted(result[1]["missing_keys"]):  # transformers would fill them with random numbers
         raise SpecdecError(
             f"{role}={str(name)!r}: cannot be loaded: its weights lack {missing[0]} ({len(missing)} missing)"
         )
-    loaded: PreTrainedModel = model.to(device).eval()
     if device.type == "cpu":
         _lay_out_for_few_rows(loaded)
     return loaded

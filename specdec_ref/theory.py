@@ -72,7 +72,7 @@ def _scoring(v: Cost, k: int) -> float:
 
 def _check(alpha: object, k: object) -> None:
     values = np.asarray(alpha)
-    if values.dtype.kind not in "iuf" or not ((values >= 0) & (values <= 1)).all():
+    if isinstance(alpha, list) or values.dtype.kind not in "iuf" or not ((values >= 0) & (values <= 1)).all():
         raise SpecdecError(f"alpha={alpha!r:.80}: takes a probability, 0 ≤ α ≤ 1")
     if not is_whole(k) or k < 0:
         raise SpecdecError(f"k={k!r}: takes a whole number ≥ 0")

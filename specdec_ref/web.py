@@ -27,7 +27,11 @@ def answered(asked: urllib.request.Request, timeout: float) -> Iterator[http.cli
     """The answer, open to be read. timeout: seconds without a byte. Raises SpecdecError, also while it is read."""
     where = asked.full_url
     try:
-        with urllib.request.urlopen(asked, timeout=timeout) as answer:
+        try:
+            opened = urllib.request.urlopen(asked, timeout=timeout)
+        except ValueError as error:  # a header with a line end, a name that no host can have
+            raise SpecdecError(f"{where}: cannot be asked: {error}") from error
+        with opened as answer:
             yield answer
     except urllib.error.HTTPError as error:
         with error:

@@ -319,3 +319,12 @@ def test_the_accepted_count_has_the_frequencies_that_the_acceptance_rates_predic
 def test_shapes_that_do_not_fit_are_told(p: tuple[int, ...], q: tuple[int, ...], drafted: tuple[int, ...]) -> None:
     with pytest.raises(SpecdecError, match="do not fit together"):
         verify(torch.ones(p) / 4, torch.ones(q) / 4, torch.zeros(drafted, dtype=torch.int64), SeededRandomness(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_verdicts_on_16_bit_numbers_are_made_in_32(dtype: torch.dtype) -> None:
+    """In bfloat16 a random number is 0 once in 256 times, and would accept what has one chance in 10,000."""
+    p = torch.tensor([[1e-4, 1 - 1e-4]], dtype=dtype).expand(200_000, 2, 2)
+    q = torch.tensor([[1.0, 0.0]], dtype=dtype).expand(200_000, 1, 2)
+    verdict = verify(p, q, torch.zeros(200_000, 1, dtype=torch.int64), SeededRandomness(3))
+    assert 0 < int(verdict.accepted.sum()) < 60  # 20 expected; 780 in bfloat16

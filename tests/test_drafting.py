@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
+import specdec_ref as sd
 from specdec_ref import (
     GREEDY,
     Draft,
@@ -329,3 +330,22 @@ def test_prompt_lookup_proposes_for_each_row_what_that_row_has() -> None:
     q = draft.distribution(6, torch.zeros(1))
     assert q.argmax(-1)[0].tolist() == [2, 1]
     assert q.sum(-1).tolist() == [[1, 1], [0, 0], [1, 0]]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_prompt_lookup_runs_beside_a_target_on_a_gpu() -> None:
+    prompt, settings = "a = 1\nb = 2\na = 1\nb =", {"k": 3, "max_new_tokens": 16, "sampling": sd.GREEDY}
+    found = [
+        sd.generate_speculative(
+            sd.load_pair(device=device, dtype="float32"), prompt, drafter=sd.PromptLookupDrafter(), **settings
+        ).tokens
+        for device in ("cpu", "cuda")
+    ]
+    assert found[0] == found[1]
+
+
+def test_lengths_may_be_elsewhere_than_the_tokens() -> None:
+    """As prompt lookup makes them: on the host, with the target on 'meta' standing for a GPU."""
+    draft = Draft(torch.zeros(2, 3, dtype=torch.int64, device="meta"), lengths=torch.tensor([1, 3]))
+    assert draft.distribution(5, torch.empty(0, device="meta")).shape == (2, 3, 5)

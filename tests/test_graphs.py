@@ -3,6 +3,7 @@
 import gc
 import shutil
 import warnings
+import weakref
 from typing import Any
 
 import pytest
@@ -94,6 +95,31 @@ def test_two_generations_at_once_have_rooms_of_their_own(device: str) -> None:
         lm.prefill([prompt])
     assert first._room is not second._room
     assert not torch.equal(first.cache.row(0)[0][0], second.cache.row(0)[0][0])
+
+
+def test_generations_one_after_the_other_share_a_room_and_let_go_of_the_model(device: str) -> None:
+    """Each makes a `TransformersModel` of its own, as `generate_speculative` does."""
+    pair = sd.load_pair(device=device, dtype="float32", steps="graphs")
+    texts = [sd.generate_speculative(pair, "def f", k=3, max_new_tokens=40, seed=0).tokens for _ in range(4)]
+    assert texts == [texts[0]] * 4
+    assert pair.draft is not None
+    for model in (pair.target, pair.draft):
+        (room,) = graphs._rooms[model]
+        assert any(not isinstance(step, int) for step in room.steps.values())
+    held = weakref.ref(pair.target)
+    del pair, model, room
+    gc.collect()
+    assert held() is None
+
+
+@pytest.mark.parametrize("steps", ["recorded", "plain"])
+def test_a_model_goes_when_nobody_holds_it(steps: str) -> None:
+    pair = sd.load_pair(device="cpu", steps=steps)
+    sd.generate_speculative(pair, "def f", k=3, max_new_tokens=60, seed=0)
+    held = weakref.ref(pair.target)
+    del pair
+    gc.collect()
+    assert held() is None
 
 
 def test_rooms_that_nobody_uses_do_not_pile_up() -> None:

@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from specdec_ref import GREEDY, Pair, SpecdecError, TransformersModel, generate_speculative, load_pair
-from specdec_ref.models import check_rewindable
+from specdec_ref.models import check_compatible, check_rewindable
 
 KINDS = "llama qwen2 qwen3 gpt2 mistral gemma2 gemma3".split()
 VOCAB = 64
@@ -427,3 +428,25 @@ def test_the_end_tokens_are_the_targets(
     target = tiny_model()
     target.generation_config.eos_token_id = eos
     assert Pair(target, tiny_model(eos_token_id=3), tokenizer).eos == expected
+
+
+def test_a_model_that_does_not_fit_on_the_device_is_one_line(
+    saved: Saved, tiny_model: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **more: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
+
+    folder = saved(tiny_model())
+    monkeypatch.setattr(tf.PreTrainedModel, "to", full)
+    with pytest.raises(SpecdecError, match=r"target=.*cannot be loaded: .*out of memory"):
+        load_pair(folder, device="cpu")
+
+
+def test_two_names_for_one_id_are_told(saved: Saved, tiny_model: Tiny) -> None:
+    class Words:
+        def __init__(self, vocabulary: dict[str, int]):
+            self.get_vocab = lambda: vocabulary
+
+    words: Any = Words({"a": 0, "b": 1, "c": 1}), Words({"a": 0, "c": 1})
+    with pytest.raises(SpecdecError, match=r"draft: its vocabulary is not the target's: id 1"):
+        check_compatible(tiny_model(), words[0], tiny_model(), words[1])

@@ -1,6 +1,7 @@
 """vLLM's configuration: what we write, what became of the source text's arguments, and the command line."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,9 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     arguments = ["vllm-config", "org/target", "org/draft", "--policy", str(recorded), "--json"]
     config = json.loads(CliRunner().invoke(app, arguments).output)
     assert config["num_speculative_tokens_per_batch_size"][0][0] == 1
+    (tmp_path / "list.json").write_text("[]")
+    no_policy = CliRunner().invoke(app, ["vllm-config", "t", "--policy", str(tmp_path / "list.json")])
+    assert isinstance(no_policy.exception, SpecdecError)
     broken = CliRunner().invoke(app, ["vllm-config", "t", "--policy", str(tmp_path / "no.json")])
     assert isinstance(broken.exception, SpecdecError)
 
@@ -198,6 +202,10 @@ def test_gpus_are_sized_from_the_models_shapes(tmp_path: Path) -> None:
     assert "--distributed-executor-backend ray" in small
     assert "# first `ray start --head" in small
     assert "--tensor-parallel-size" not in said(target, "--gpu-memory", "200")
+    uneven = said(target, "--gpu-memory", "24", "--gpus-per-node", "3", "--context", "1024")
+    tensor, pipeline = (int(word) for word in re.findall(r"parallel-size (\d+)", uneven))
+    assert tensor in (1, 2)  # divides the heads
+    assert pipeline % -(-pipeline // (3 // tensor)) == 0  # as many groups on every node
     both = CliRunner().invoke(app, ["vllm-config", target, "--gpu-memory", "80", "--tensor-parallel", "2"])
     assert "--gpu-memory" in str(both.exception)
     none = CliRunner().invoke(app, ["vllm-config", str(tmp_path / "no"), "--gpu-memory", "80"])

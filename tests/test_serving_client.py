@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import numpy as np
 import pytest
 from prometheus_client import generate_latest
 from rich.console import Console
@@ -462,3 +463,32 @@ def test_a_server_is_given_one_openmp() -> None:
     assert preloaded(ours, f"/lib/other.so:{gomp}") == ":".join([*ours, "/lib/other.so"])
     assert preloaded(ours[1:], gomp) == f"{ours[1]}:{gomp}"
     assert preloaded([], "") == ""
+
+
+def test_what_breaks_in_a_thread_is_told(server: Server) -> None:
+    def breaks(done: int, of: int) -> None:
+        raise RuntimeError("no room on the board")
+
+    found = measure_server(server.url, ["a", "b"], max_new_tokens=4, on_done=breaks)
+    assert (len(found.requests), found.problem) == (1, "RuntimeError: no room on the board")
+
+
+def test_ids_of_numpy_are_ids(server: Server) -> None:
+    assert len(measure_server(server.url, [np.array([3, 4])], max_new_tokens=4).requests) == 1
+
+
+def test_a_key_with_a_line_end_and_a_name_that_no_host_can_have_are_one_line(server: Server) -> None:
+    for url, key in ((server.url, "secret\n"), ("http://a..b:8000", None)):
+        with pytest.raises(sd.SpecdecError, match=r"cannot be (asked|reached)") as error:
+            measure_server(url, ["a"], api_key=key)
+        assert "\n" not in str(error.value)
+
+
+def test_a_program_that_cannot_be_started_is_one_line(tmp_path: Any) -> None:
+    file = tmp_path / "vllm"
+    file.write_bytes(b"\x7fELF nothing more")
+    file.chmod(0o755)
+    server = VLLMServer("x", vllm=file, log=tmp_path / "log")
+    with pytest.raises(sd.SpecdecError, match=r"vllm: .*vllm: "):
+        server.__enter__()
+    server.stop()

@@ -83,9 +83,8 @@ def check_memory(case: Case) -> list[Finding]:
     models = case.models
     longest = max(max(map(len, case.prompts)) + case.max_new_tokens, case.context or 0)
     configs = models.target, models.draft
-    profile = memory_profile(
-        configs, batch=case.batch, context=min(longest, models.context), k=case.max_k, dtype=models.dtype
-    )
+    asked = {"batch": case.batch, "context": min(longest, models.context), "k": case.max_k}
+    profile = memory_profile(configs, **asked, dtype=models.dtype, device=models.device)
     available = case.available
     if available is None:
         available = available_memory(models.device) + (profile.weights if models.loaded else 0)
@@ -99,9 +98,10 @@ def check_memory(case: Case) -> list[Finding]:
 def judge_memory(profile: MemoryProfile, available: int) -> list[Finding]:
     """available: bytes for everything, weights included."""
     numbers = {**profile.to_dict(), "available": available}
+    packed = f", their packed copy {mib(profile.packed)}" if profile.packed else ""
     needs = (
-        f"weights {mib(profile.weights)}, KV cache {mib(profile.kv)} for {profile.batch} × {profile.context} tokens, "
-        f"activations about {mib(profile.activations)}: {mib(profile.total)} of {mib(available)} available "
+        f"weights {mib(profile.weights)}{packed}, KV cache {mib(profile.kv)} for {profile.batch} × {profile.context} "
+        f"tokens, activations about {mib(profile.activations)}: {mib(profile.total)} of {mib(available)} available "
         f"(without speculation {mib(profile.total_alone)})"
     )
     fewer = "fewer sequences at once, a shorter context, a smaller or quantised draft, or prompt lookup, which has none"

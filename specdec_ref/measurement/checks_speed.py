@@ -13,7 +13,7 @@ from specdec_ref.measurement.benchmark import Contender, Sample, race
 from specdec_ref.measurement.case import LEVEL, MOST_K, Case, Seen, share_interval
 from specdec_ref.measurement.findings import Finding
 from specdec_ref.measurement.intervals import quantile_interval
-from specdec_ref.measurement.rounds import Bench, room
+from specdec_ref.measurement.rounds import LEAST_TOKENS, Bench, room
 from specdec_ref.theory import Cost, best_k, break_even_alpha, expected_tokens, predicted_speedup
 
 REPEATS, LEAST_RATIOS = 3, 8
@@ -184,8 +184,8 @@ class Load:
 
 
 def check_load(case: Case) -> list[Finding] | None:
-    """Does it still pay at the batch size that it is meant for?"""
-    if case.batch == 1 or case.drafter is not None or case.pair.draft is None:
+    """Does it still pay at the batch size that it is meant for? Not asked of prompts of one or two tokens."""
+    if case.batch == 1 or case.drafter is not None or case.pair.draft is None or _load_length(case) < LEAST_TOKENS:
         return None
     last = measure_load(case, case.batch)
     low, high = last.interval
@@ -216,11 +216,14 @@ def check_load(case: Case) -> list[Finding] | None:
     ]
 
 
+def _load_length(case: Case) -> int:
+    """Tokens of every row's prompt: as many as the shortest has, and as leave room for the rounds."""
+    return min(case.models.context - room(LOAD_ROUNDS, case.max_k), *map(len, case.prompts))
+
+
 def measure_load(case: Case, batch: int) -> Load:
     """Real rounds of a whole batch, with and without drafts in turn. The prompts are cut to one length."""
-    k = case.max_k
-    longest = case.models.context - room(LOAD_ROUNDS, k)
-    length = min(longest, *map(len, case.prompts))
+    k, length = case.max_k, _load_length(case)
     prompts = [case.prompts[i % len(case.prompts)][-length:] for i in range(batch)]
     bench = Bench(case.pair, prompts, rounds=LOAD_ROUNDS, max_k=k, sampling=case.sampling)
     ratios = []

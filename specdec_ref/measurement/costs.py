@@ -84,7 +84,7 @@ def measure_costs(
     """Time the steps of `pair` as the decoding loop makes them, in turn, `repeats` times, after a warm-up.
 
     max_k: v is measured for 1 … max_k + 1 tokens. context: tokens in the cache, random ones. warm_up: fewer will do
-    where these steps were made before. scored: of these numbers of tokens, those to time, the ends among them; to record
+    where these steps were made before. scored: of these numbers, those to time, both ends among them; recording
     one takes a second. on_step is called after each of the `warm_up` + `repeats` rounds. Raises SpecdecError where the
     pair has no draft model or cannot hold that many tokens.
     """

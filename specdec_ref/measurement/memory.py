@@ -133,22 +133,22 @@ def memory_profile(
     context: int | None = None,
     k: int = 4,
     dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
 ) -> MemoryProfile:
     """What a pair will take, from its configurations alone: nothing is loaded, nothing of that size is allocated.
 
     models: a `Pair`, or (target, draft), each a folder, a hub name, the name of one that ships, or a transformers
     configuration; a draft of None is prompt lookup. context: tokens of each sequence, prompt and new ones; default
-    1,024, or what the models hold. dtype: default the pair's own, or what `load_pair` would take here. A quantised
-    checkpoint takes less than is predicted. Raises SpecdecError.
+    1,024, or what the models hold. dtype, device: default the pair's own, or what `load_pair` would take here. A
+    quantised checkpoint takes less than is predicted. Raises SpecdecError.
     """
     wanted = DEFAULT_CONTEXT if context is None else context
     for name, value, least in (("batch", batch, 1), ("context", wanted, 1), ("k", k, 0)):
         if not is_whole(value) or value < least:
             raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ {least}")
-    device: torch.device | None = None
     steps = None
     if isinstance(models, Pair):
-        dtype, device, steps = dtype or models.target.dtype, models.device, steps_of(models.target)
+        dtype, device, steps = dtype or models.target.dtype, device or models.device, steps_of(models.target)
         models = models.target.config, models.draft.config if models.draft is not None else None
     elif not isinstance(models, tuple) or len(models) != 2:
         raise SpecdecError(f"models={models!r:.80}: takes a Pair, or (target, draft): folders, names or configurations")

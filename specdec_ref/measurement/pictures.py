@@ -12,6 +12,7 @@ from specdec_ref.errors import SpecdecError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from specdec_ref.measurement.intervals import Interval
     from specdec_ref.measurement.policy import SpeculationPolicy
     from specdec_ref.measurement.results import SuiteResult
 
@@ -37,6 +38,16 @@ def alt_text(figure: "Figure") -> str:
     return ". ".join(dict.fromkeys(part.replace("\n", " ") for part in parts if part))
 
 
+def reaches(interval: "Interval | None", figure: float) -> bool:
+    """Whether the best one's figure lies in another's interval, so that this run does not tell them apart."""
+    return interval is not None and interval[1] >= figure
+
+
+def named(names: list[str]) -> str:
+    """The first three, and how many more."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def speedups(result: "SuiteResult") -> "Figure":
     """Speedup of decoding for every way and prompt length, with its interval, and what the formula says."""
     lengths = result.lengths
@@ -46,6 +57,9 @@ def speedups(result: "SuiteResult") -> "Figure":
     if shown:
         most, best = max(shown, key=lambda pair: pair[0])
         title = f"Fastest: {best.config_name}, {most:.2f} times the baseline on {best.prompt_length} prompts"
+        beside = [r for _, r in shown if r is not best and r.prompt_length == best.prompt_length]
+        if near := [r.config_name for r in beside if reaches(r.decoding_speedup_interval, most)]:
+            title += f"\nwithin noise: {named(near)}"
     figure, axes = plotting.new_figure(
         "", "speedup after the first round\n(times the baseline)", width=2.4 + 2.2 * len(lengths),
         height=1.5 + 0.24 * len(names), ncols=len(lengths), sharey=True, squeeze=False,

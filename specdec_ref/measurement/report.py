@@ -99,11 +99,14 @@ def headline(result: SuiteResult) -> str:
         return "Only the baseline was measured."
     best = max(others, key=lambda r: r.speedup)
     sure = f" (95 %: {_range(best.speedup_interval)})" if best.speedup_interval else ""
+    beside = [r for r in others if r is not best and r.prompt_length == best.prompt_length]
+    near = [r.config_name for r in beside if pictures.reaches(r.speedup_interval, best.speedup)]
+    near_by = f" Within noise: {pictures.named(near)}." if near else ""
     below = sum(r.speedup < 1 for r in others)
     slower = f" {below} of {len(others)} were slower than the baseline." if below else ""
     return (
         f"Fastest: {best.config_name} on {best.prompt_length} prompts, {best.speedup:.2f} times the baseline{sure}, "
-        f"{best.samples} requests.{slower}"
+        f"{best.samples} requests.{near_by}{slower}"
     )
 
 

@@ -21,6 +21,9 @@ from specdec_ref.measurement.costs import WARM_UP, Costs
 from specdec_ref.models import Pair, TransformersModel
 from specdec_ref.sampling import Sampling, SeededRandomness
 
+LEAST_TOKENS = 3
+"""Of a prompt whose last tokens are read anew in every round."""
+
 
 @dataclass(frozen=True)
 class Played:
@@ -49,8 +52,9 @@ class Bench:
         if pair.draft is None:
             raise SpecdecError("pair: has no draft model, so there is nothing to speculate with")
         lengths = {len(prompt) for prompt in prompts}
-        if len(lengths) != 1 or min(lengths) < 3:
-            raise SpecdecError(f"prompts: of {sorted(lengths)} tokens; takes prompts of one length, at least 3 tokens")
+        if len(lengths) != 1 or min(lengths) < LEAST_TOKENS:
+            takes = f"takes prompts of one length, at least {LEAST_TOKENS} tokens"
+            raise SpecdecError(f"prompts: of {sorted(lengths)} tokens; {takes}")
         self.prompts = [list(prompt) for prompt in prompts]
         self.context = lengths.pop()
         self.rounds, self.max_k, self.sampling = rounds, max_k, sampling

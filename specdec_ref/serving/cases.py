@@ -50,7 +50,7 @@ def policy_cases(path: Path) -> list[MeasuredCase]:
 
 
 def peer_cases(path: Path) -> list[MeasuredCase]:
-    """Of `benchmarks/compare_peers.py` (lesson 07): batch 1, k = 0 … 8, at temperature 1 and greedy.
+    """Of `benchmarks/compare_peers.py`: batch 1, k = 0 … 8, at temperature 1 and greedy.
 
     Raises SpecdecError.
     """

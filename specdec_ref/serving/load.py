@@ -165,7 +165,7 @@ class _Asker:
     ):
         self.root, self.body, self.headers, self.timeout, self.on_done = root, body, headers, timeout, on_done
         self.total = len(prompts)
-        self.waiting = [prompt if isinstance(prompt, str) else list(prompt) for prompt in reversed(prompts)]
+        self.waiting = [prompt if isinstance(prompt, str) else [int(i) for i in prompt] for prompt in reversed(prompts)]
         self.done: list[ServedRequest] = []
         self.problem: str | None = None
         self.lock = threading.Lock()
@@ -191,13 +191,14 @@ class _Asker:
                 prompt = self.waiting.pop()
             try:
                 one = self._one(prompt)
-            except SpecdecError as error:
                 with self.lock:
-                    self.problem = self.problem or str(error)
+                    self.done.append(one)
+                    self.on_done(len(self.done), self.total)
+            except Exception as error:  # nobody else would hear of it: a thread ends in silence
+                said = str(error) if isinstance(error, SpecdecError) else f"{type(error).__name__}: {error}"
+                with self.lock:
+                    self.problem = self.problem or said
                 return
-            with self.lock:
-                self.done.append(one)
-                self.on_done(len(self.done), self.total)
 
     def _one(self, prompt: str | list[int]) -> ServedRequest:
         asked = request(f"{self.root}/completions", {**self.body, "prompt": prompt}, self.headers)
@@ -218,7 +219,8 @@ class _Asker:
                     last = time.perf_counter() - began
                     first = first or last
                     chunks += 1
-                tokens = int((piece.get("usage") or {}).get("completion_tokens") or tokens)
+                usage = piece.get("usage")
+                tokens = int((usage if isinstance(usage, dict) else {}).get("completion_tokens") or tokens)
         if not ended:
             raise SpecdecError(f"{self.root}: stopped in the middle of an answer")
         if not chunks or not tokens:

@@ -87,10 +87,12 @@ class VLLMServer:
         port = _free_port()
         words = shlex.split(serve_command(self.target, self.config, port=port))
         words = [*_serve(self.vllm, words[2]), *words[3:], "--host", "127.0.0.1", *self.options]
+        names = [self.target, str((self.config or {}).get("model") or self.target)]
+        local = "1" if all(Path(name).is_dir() for name in names) else "0"
         surroundings = os.environ | {
             "VLLM_CPU_KVCACHE_SPACE": str(self.cache_gib),
             "VLLM_NO_USAGE_STATS": "1",
-            "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1" if Path(self.target).is_dir() else "0"),
+            "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", local),
             "PATH": f"{self.vllm.parent}{os.pathsep}{os.environ.get('PATH', '')}",
         }
         surroundings["LD_PRELOAD"] = preloaded(fast_libraries(self.vllm), os.environ.get("LD_PRELOAD", ""))
@@ -101,9 +103,13 @@ class VLLMServer:
             os.close(handle)
             self.log = Path(name)
         with open(self.log, "ab") as output:
-            self._process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=surroundings, start_new_session=True
-            )
+            try:
+                self._process = subprocess.Popen(
+                    words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=surroundings,
+                    start_new_session=True,
+                )  # fmt: skip
+            except OSError as error:
+                raise SpecdecError(f"vllm: {self.vllm}: {error.strerror or error}") from error
         self.url = f"http://127.0.0.1:{port}"
         try:
             self._guard = subprocess.Popen(
@@ -115,6 +121,7 @@ class VLLMServer:
             raise
         if not keep:
             self.log.unlink(missing_ok=True)  # still open in the server; gone from the folder
+            self.log = None
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -136,6 +143,7 @@ class VLLMServer:
             if _ended(self._process, seconds):
                 break
         self._process.wait()
+        self._process = None
         if self._guard is not None:
             self._guard.kill()  # it has nothing left to do
             self._guard.communicate()

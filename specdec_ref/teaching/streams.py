@@ -36,12 +36,13 @@ class Stream:
 def play_stream(controller: Controller, alphas: Sequence[float], c: float, v: Cost = 1.0, seed: int = 0) -> Stream:
     """Rounds with these α, one after the other, and a k that the controller chooses for each.
 
-    Every drafted token is kept with probability α, by the same numbers whoever chooses. c, v: as `predicted_speedup`
-    takes them. No model and no clock is involved: a controller that times its rounds is refused with SpecdecError.
+    Every drafted token is kept with probability α, by the same numbers whoever chooses up to MAX_K. c, v: as
+    `predicted_speedup` takes them. No model and no clock is involved: a controller that times its rounds is refused
+    with SpecdecError.
     """
     if getattr(controller, "measures", False):
         raise SpecdecError("controller: times its rounds, and these take no time; give it the costs")
-    u = np.random.default_rng(seed).random((len(alphas), controller.max_k))
+    u = np.random.default_rng(seed).random((len(alphas), max(MAX_K, controller.max_k)))
     ks, tokens, cost = [], 0, 0.0
     for alpha, row in zip(alphas, u, strict=True):
         k = controller.next_k()
