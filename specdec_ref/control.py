@@ -93,7 +93,7 @@ class AdaptiveSpeculation:
             self.update(sum(one.accepted for one in rounds), proposed)
 
 
-CHANGE, EVIDENCE = 0.005, 0.5  # chance that α is another after a round; neighbouring tokens are alike: each tells half
+CHANGE, EVIDENCE = 0.007, 0.7  # chance that α is another after a round; neighbouring tokens are alike: each tells less
 EXPLORE, RESTING = 0.002, 0.005  # shares of the time for k that are not best, to know costs; and, resting at 0, α
 LEAST, RECENT = 3, 60  # times that make a cost known, and times that are remembered
 ALPHAS = np.linspace(0.004, 0.996, 26)
@@ -243,7 +243,7 @@ class _Times:
             times = self.rest.setdefault((n, self.uses[n] > USES_BEFORE_RECORDING), deque(maxlen=RECENT))
             times.append(rest / self.pace)
             if len(times) > LEAST:
-                self.pace *= min(1.04, max(0.96, times[-1] / sorted(times)[len(times) // 2]))
+                self.pace *= min(1.02, max(0.98, times[-1] / sorted(times)[len(times) // 2]))
 
     def typical(self) -> dict[int, tuple[int, float]]:
         """How often each n that is known was timed, and the time."""
@@ -266,7 +266,7 @@ class _Times:
         seconds = [0.0]
         for n in range(1, max_k + 2):
             count, y = known.get(n, (0, 0.0))
-            leaning = 0 if n == 1 and count else 3
+            leaning = 0 if n == 1 and count else 30
             guess = float(count * y + leaning * (y0 + slope * (n - n0))) / (count + leaning)
             seconds.append(max(seconds[-1] if n > 2 else 1e-9, guess))
         c, after = (_typical(drafts) / seconds[1] if len(drafts) >= LEAST else 0.1 for drafts in self.drafting)
