@@ -1,12 +1,12 @@
-"""A class of 200, graded from outside: solutions, stubs, wrong answers of every kind, and hostile submissions.
+"""A class of 200 or more, graded from outside: solutions, stubs, wrong answers of every kind, hostile submissions.
 
-    python benchmarks/class_run.py                      # 200 submissions; writes benchmarks/results/class_run.json
+    python benchmarks/class_run.py                      # the whole class; writes benchmarks/results/class_run.json
     python benchmarks/class_run.py --students 12 --out /tmp/class.json     # a small class, to see that it works
 
 Needs Linux, and the tests beside it: each of their hostile submissions is handed in once, and each of their wrong
-answers, put behind a solution that is otherwise right. A tenth of the class hands in what it was given; the rest solved
-it all. A class too small for all of them takes some of each kind. Prints the time, and whether every submission got
-what it deserves: the exit status is 1 where one did not.
+answers, put behind a solution that is otherwise right. A tenth of the class hands in what it was given; the rest, as
+many or more, solved it all. A class too small for all of them takes some of each kind. Prints the time, and whether
+every submission got what it deserves: the exit status is 1 where one did not.
 """
 
 import argparse
@@ -38,6 +38,8 @@ from specdec_ref.teaching.checks.grading import POINTS, Graded, grade_folder
 ROOT = Path(__file__).parents[1]
 TESTS, RESULTS = ROOT / "tests", ROOT / "benchmarks" / "results" / "class_run.json"
 MOST = POINTS * len(EXERCISES)
+FEWEST = 200
+"""Students of a whole class, whoever they are."""
 
 
 class Submission(NamedTuple):
@@ -98,15 +100,21 @@ def needed(what: ast.AST, parts: dict[str, ast.stmt]) -> list[ast.stmt]:
     return sorted(nodes.values(), key=lambda node: node.lineno)
 
 
-def everybody(students: int) -> list[Submission]:
-    """The class: all that are known to be hostile or wrong, stubs, and solutions for the rest."""
+def to_be_refused() -> list[Submission]:
+    """All that are known to be hostile or wrong."""
     known = [Submission("hostile", name, 0, source) for name, source in of_tests("hostile").HOSTILE.items()]
     known += wrong_answers()
-    known += [
+    return known + [
         Submission("wrong", f"writes into its arguments: {name}", MOST - POINTS, source, name, "changes-arguments")
         for name, source in of_tests("wrong").WRITES.items()
     ]
-    stub, solution = Submission("stub", "", 0), Submission("solution", "", MOST)
+
+
+def everybody(students: int | None = None) -> list[Submission]:
+    """The class: all that are to be refused, stubs, and solutions for the rest; so many students, by default as many
+    as it takes for a tenth of stubs and a tenth of solutions."""
+    known, stub, solution = to_be_refused(), Submission("stub", "", 0), Submission("solution", "", MOST)
+    students = max(FEWEST, len(known) * 10 // 8 + 1) if students is None else students
     stubs = max(1, students // 10)
     if students < len(known) + stubs:
         spread = [stub, *known, solution]
@@ -164,7 +172,7 @@ def report(handed_in: dict[str, Submission], graded: list[Graded], seconds: floa
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--students", type=int, default=200)
+    parser.add_argument("--students", type=int, help="how many (default: as many as it takes, 200 or more)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the file to write")
     arguments = parser.parse_args()
@@ -175,7 +183,7 @@ def main() -> int:
             hand_in(one, Path(folder) / "class" / student)
         began = time.perf_counter()
         with Progress(console=console, transient=True) as bar:
-            task = bar.add_task("grading", total=arguments.students)
+            task = bar.add_task("grading", total=len(handed_in))
             graded = grade_folder(
                 Path(folder) / "class",
                 Path(folder) / "out",

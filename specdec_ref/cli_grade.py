@@ -36,6 +36,7 @@ def grade(
     from rich.text import Text
 
     from specdec_ref.cli import _progress
+    from specdec_ref.teaching.checks.exercise import clean
     from specdec_ref.teaching.checks.grading import POINTS, grade_folder, submissions_in
     from specdec_ref.teaching.checks.judging import HIDDEN_SEEDS, PUBLIC_SEED
     from specdec_ref.teaching.checks.showing import COLOURS, MARKS, plain
@@ -65,7 +66,8 @@ def grade(
         for column in ("submission", "points", "exercises"):
             table.add_column(column)
         for one in graded:
-            table.add_row(one.submission, str(one.score), " ".join(MARKS[v.outcome] for v in one.verdicts))
+            name = one.submission.encode("utf-8", "backslashreplace").decode("utf-8")  # as a folder may be called
+            table.add_row(Text(clean(name)), str(one.score), " ".join(MARKS[v.outcome] for v in one.verdicts))
         console.print(table)
     console.print(*_open_walls([one.isolation for one in graded]))
     if not all(v.passed for one in graded for v in one.verdicts):

@@ -434,6 +434,84 @@ sys.settrace(t)
 sys.setprofile(t)
 """
     + TARGET,
+    "imports-without-end": 'x = "' + "import " * 700_000 + '"\n' + TARGET,
+    "a-line-of-names": "x = [" + "residual , " * 400_000 + "]\n" + TARGET,
+    "asks-without-end": """\
+def speculative_step(p, q, drafted, chance):
+    while True:
+        chance.accept(0.5)
+def speculative_decode(target, draft, start, n, k, chance):
+    while True:
+        chance.draw(draft[start])""",
+    "asks-what-is-sure-without-end": """\
+def speculative_step(p, q, drafted, chance):
+    while chance.accept(1.0):
+        pass
+def speculative_decode(target, draft, start, n, k, chance):
+    return [chance.draw([1.0]) for _ in range(10 ** 7)]""",
+    "draws-from-very-many": """\
+def speculative_step(p, q, drafted, chance):
+    return [chance.draw([1e-6] * 10 ** 6) for _ in range(100)]
+def speculative_decode(target, draft, start, n, k, chance):
+    return [chance.draw([1 / 5000] * 5000) for _ in range(n)]""",
+    "plays-without-end": """\
+def speculative_step(p, q, drafted, chance):
+    return [chance.draw([1 / 900] * 900) for _ in range(900)]
+def speculative_decode(target, draft, start, n, k, chance):
+    return [int(chance.accept(0.5)) for _ in range(900)][:n]""",
+    "asks-otherwise-each-time": """\
+asked = []
+def speculative_step(p, q, drafted, chance):
+    asked.append(1)
+    return [chance.draw([1.0] if len(asked) % 2 else [0.2] * 5) for _ in range(1 + len(asked) % 3)]
+def speculative_decode(target, draft, start, n, k, chance):
+    asked.append(1)
+    return [chance.draw([1 / (1 + len(asked) % 7)] * (1 + len(asked) % 7)) for _ in range(n)]""",
+    "draws-from-no-probabilities": """\
+class Odd:
+    pass
+def speculative_step(p, q, drafted, chance):
+    for wrong in (None, 'x', 10 ** 400, [[0.5], [0.25, 0.25]], {'a': 1}, Odd(), [None], float('nan')):
+        try:
+            chance.draw(wrong)
+        except BaseException:
+            pass
+    return [0, 0]
+def speculative_decode(target, draft, start, n, k, chance):
+    return [chance.draw(Odd())]""",
+    "asks-the-grader-for-something-else": SAYS
+    + """\
+def speculative_step(p, q, drafted, chance):
+    say({'ask': '__class__', 'argument': None})
+    say({'ask': ['draw'], 'argument': {'tensor': [[[1.0]] * 3] * 3, 'dtype': 'float64'}})
+    say({'ask': 'draw', 'argument': {'tensor': [1.0] * 100_000, 'dtype': 'bool'}})
+    return [chance.draw(p[0])]
+def speculative_decode(target, draft, start, n, k, chance):
+    for _ in range(10_000):
+        say({'ask': 'accept', 'argument': 0.5})
+    return [0] * n""",
+    "memory-outside-of-it": """\
+import ctypes
+c = ctypes.CDLL(None)
+c.shmat.restype = ctypes.c_void_p
+for _ in range(40):
+    at = c.shmat(c.shmget(0, 500_000_000, 0o1600), None, 0)
+    if at not in (None, 2 ** 64 - 1):
+        ctypes.memset(at, 1, 500_000_000)
+        c.shmdt(ctypes.c_void_p(at))
+"""
+    + TARGET,
+    "starts-programs": """\
+import subprocess, sys, multiprocessing
+def started():
+    for command in ([sys.executable, '-c', 'while True: pass'],):
+        try:
+            return subprocess.Popen(command)
+        except OSError:
+            return None
+running = [started() for _ in range(20)]
+"""
+    + TARGET,
 }
 """Some answer right once they have what they should not get: with no wall in the way they would score."""
 

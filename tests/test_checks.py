@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,7 @@ from specdec_ref.teaching.checks.judging import HIDDEN_SEEDS, PUBLIC_SEED, judge
 from specdec_ref.teaching.checks.outcomes import BadRequest, Chance, distribution
 from specdec_ref.teaching.checks.showing import Shown
 
+ROOT = Path(__file__).parents[1]
 ALL = pytest.mark.parametrize("exercise", EXERCISES.values(), ids=EXERCISES)
 MISTAKES = [(e, m) for e in EXERCISES.values() for m in e.misconceptions]
 
@@ -144,6 +147,17 @@ def mended_while_equal(target: Any, draft: Any, last: int, k: int, chance: Any) 
     return [*said[1:], chance.draw(target[said[-1]])]
 
 
+def mended_while_likeliest(target: Any, draft: Any, last: int, k: int, chance: Any) -> Any:
+    """Draws from the target only, and goes on while that is the draft's likeliest token."""
+    said = [last]
+    while len(said) <= k + 1:
+        before = said[-1]
+        said.append(chance.draw(target[before]))
+        if said[-1] != int(draft[before].argmax()):
+            break
+    return said[1:]
+
+
 def find_bug_by_words() -> Any:
     from specdec_ref.teaching.checks.judgement import BUGS
 
@@ -220,6 +234,14 @@ def decode_while_equal(target: Any, draft: Any, start: int, n: int, k: int, chan
     while len(text) <= n:
         text += mended_while_equal(target.float().numpy(), draft.float().numpy(), text[-1], k, chance)
     return tuple(text[1 : n + 1])
+
+
+def decode_while_equal_to_the_end(target: Any, draft: Any, start: int, n: int, k: int, chance: Any) -> Any:
+    """The same, and drafts no more than can still be used."""
+    text = [start]
+    while len(text) <= n:
+        text += mended_while_equal(target, draft, text[-1], min(k, n - len(text)), chance)
+    return text[1:]
 
 
 def best_draft_loops(drafts: Any, slope: Any) -> Any:
@@ -386,9 +408,14 @@ RIGHT: dict[str, list[Callable[..., Any]]] = {
         lambda n, k, a: torch.tensor([n + 1 + a, n + 1 + a - (a == k)]),
     ],
     "find_bug": [find_bug_by_words, find_bug_literally, find_bug_step_by_step],
-    "mend": [mended_draws, mended_one_hot, mended_while_equal],
+    "mend": [mended_draws, mended_one_hot, mended_while_equal, mended_while_likeliest],
     "equivalence_test": [consistent_by_scipy, consistent_by_loop, consistent_by_likelihood],
-    "decode": [decode_by_step, decode_never_drafts_too_far, decode_while_equal],
+    "decode": [
+        decode_by_step,
+        decode_never_drafts_too_far,
+        decode_while_equal,
+        decode_while_equal_to_the_end,
+    ],
     "best_draft": [best_draft_loops, best_draft_by_package, best_draft_by_numpy],
     "adaptive_k": [adaptive_with_a_prior, adaptive_with_forgetting, adaptive_by_package],
     "memory": [memory_with_names, memory_as_float, memory_by_tensor],
@@ -614,7 +641,7 @@ def test_what_is_given_of_hidden_cases_stays_hidden() -> None:
         return residual_by_minimum(p, q) if any(torch.equal(p, s) for s in seen) else p
 
     verdict = judge(EXERCISES["residual"], right_in_public, (PUBLIC_SEED, *HIDDEN_SEEDS))
-    assert (verdict.outcome, verdict.case, verdict.given) == ("wrong", "4 rows of 6 tokens", "")
+    assert (verdict.outcome, verdict.case, verdict.given) == ("wrong", "a case that you are not shown", "")
 
 
 def test_keys_of_vllm_s_dictionary_are_those_that_the_package_writes_and_none_of_old() -> None:
@@ -705,6 +732,24 @@ def test_decoding_that_drafts_nothing_is_no_speculative_decoding() -> None:
     assert judge(EXERCISES["decode"], one_by_one).diagnosis == "one-by-one"
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (("medium", 4.9), "k is 4.9: takes a whole number, 1 … 8, or ('none', 0)"),
+        (("medium", "4"), "k is '4': takes a whole number, 1 … 8, or ('none', 0)"),
+        (("medium", None), "k is None: takes a whole number, 1 … 8, or ('none', 0)"),
+        (("medium", 0), "k is 0: takes a whole number, 1 … 8, or ('none', 0)"),
+        (("none", 7), "k is 7 where none is chosen: takes ('none', 0)"),
+        (("medium", 9), "You try k beyond 8: no more than 8 tokens may be drafted"),
+    ],
+)
+def test_a_k_that_may_not_be_chosen_is_told_so(answer: Any, said: str) -> None:
+    cases = tuple(EXERCISES["best_draft"].cases(PUBLIC_SEED))
+    first = replace(EXERCISES["best_draft"], cases=lambda seed: cases[:1] if answer[1] != 9 else cases[5:6])
+    verdict = judge(first, lambda drafts, slope: answer)
+    assert (verdict.outcome, verdict.headline) == ("wrong", said)
+
+
 def test_chance_is_played_in_every_way() -> None:
     def two(chance: Chance) -> tuple[bool, int]:
         return chance.accept(0.25), chance.draw([0.5, 0.0, 0.5])
@@ -776,18 +821,37 @@ def test_an_unknown_name_is_refused() -> None:
         exercise_named(["x"])
 
 
-@ALL
-def test_the_solution_that_is_shown_is_whole_and_passes(exercise: Exercise) -> None:
-    """It names nothing that only the checks know: a learner can run it as it is printed."""
-    import inspect
-    import textwrap
+def first_cell_for(exercise: Exercise) -> str:
+    """Of the notebook that asks for it: what it imports."""
+    for path in (ROOT / "exercises").glob("*.ipynb"):
+        code = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+        if any(f"def {exercise.function}(" in source for source in code):
+            return str(code[0])
+    raise LookupError(exercise.name)
 
-    source = textwrap.dedent(inspect.getsource(exercise.reference))
-    module = vars(inspect.getmodule(exercise.reference))
-    public = {name: value for name, value in module.items() if not name.startswith("_")}
-    exec(source, public)
-    assert judge(exercise, public[exercise.reference.__name__]).passed
-    assert "played_" not in source
+
+@ALL
+def test_the_solution_that_is_shown_runs_in_its_notebook_and_passes(
+    exercise: Exercise, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It names nothing but what the notebook's first cell imports: a learner can run it as it is printed."""
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(first_cell_for(exercise), space)
+    check(exercise.name, exercise.reference)
+    capsys.readouterr()
+    solution(exercise.name)
+    exec(capsys.readouterr().out, space)
+    assert judge(exercise, space[exercise.function]).passed
+
+
+def test_a_solution_is_shown_without_annotations_and_with_everything_else(capsys: pytest.CaptureFixture[str]) -> None:
+    check("mend", EXERCISES["mend"].reference)
+    capsys.readouterr()
+    solution("mend")
+    shown = capsys.readouterr().out
+    assert shown.startswith("def mended_round(target, draft, last, k, chance):\n")
+    assert "    drafted = []\n" in shown
+    assert "rest = (p - q).clamp(min=0)  # B: what is left of p\n" in shown
 
 
 def test_a_configuration_is_shown_as_a_command_line_whose_json_vllm_can_read(

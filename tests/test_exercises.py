@@ -8,10 +8,12 @@ from typing import Any
 
 import nbformat
 import pytest
+import torch
 
 from specdec_ref.errors import SpecdecError
 from specdec_ref.teaching.checks.catalogue import EXERCISES
 from specdec_ref.teaching.checks.exercise import Exercise
+from specdec_ref.teaching.checks.judging import PUBLIC_SEED, judge
 from specdec_ref.teaching.checks.matrix import page
 from specdec_ref.teaching.checks.sources import STUB, exercise_of, write_exercises
 
@@ -65,6 +67,30 @@ def test_no_stub_holds_solution_logic(path: Path) -> None:
         assert not [s for s in statements if len(s) > 25 and s in everything]
     assert "SOLUTION" not in everything
     assert "HIDDEN" not in everything
+
+
+@each
+def test_the_hidden_part_of_a_check_takes_nothing_from_the_notebook_but_the_answer(path: Path) -> None:
+    cells = code(nbformat.read(path, as_version=4))
+    for exercise in asked_in(path):
+        cell = next(source for source in cells if source.startswith(f'check("{exercise.name}", '))
+        says_yes = {"check": lambda *_: True, "judge": lambda *_: True}
+        exec(cell, says_yes | {exercise.function: exercise.reference})
+        with pytest.raises(AssertionError):
+            exec(cell, says_yes | {exercise.function: lambda *_: None})
+
+
+def test_the_hidden_part_of_a_check_has_cases_of_its_own() -> None:
+    exercise = EXERCISES["residual"]
+    seen = [case.arguments[0] for case in exercise.cases(PUBLIC_SEED)]
+
+    def right_in_public(p: Any, q: Any) -> Any:
+        return exercise.reference(p, q) if any(torch.equal(p, s) for s in seen) else p
+
+    assert judge(exercise, right_in_public).passed
+    cell = next(c for c in code(nbformat.read(ROOT / "solutions" / "02_residual.ipynb", 4)) if c.startswith("check("))
+    with pytest.raises(AssertionError):
+        exec(cell, {"check": lambda *_: True, "residual": right_in_public})
 
 
 @each

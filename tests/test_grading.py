@@ -14,16 +14,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import nbformat
 import psutil
 import pytest
 import torch
 import wrong
 from hostile import HOSTILE, RIGHT, TARGET, aimed
+from submissions import notebook
 from typer.testing import CliRunner
 
 from specdec_ref.cli import app
 from specdec_ref.errors import SpecdecError
+from specdec_ref.teaching.checks import judging
 from specdec_ref.teaching.checks import sandbox as box
 from specdec_ref.teaching.checks.catalogue import EXERCISES
 from specdec_ref.teaching.checks.exercise import TooSlow, Verdict
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="grading strange
 
 ROOT = Path(__file__).parents[1]
 RESIDUAL = EXERCISES["residual"]
-LIMIT = box.CALL_SECONDS
+LIMIT = judging.SECONDS
 STUB = "def residual(p, q):\n    raise NotImplementedError('your code here')"
 REORDERED = [
     'check("residual", residual)',
@@ -44,13 +45,6 @@ REORDERED = [
     "import torch\n\nfrom specdec_ref.teaching.checks import check",
 ]
 """The check first, then the answer, what it calls, and last what is imported."""
-
-
-def notebook(folder: Path, *sources: str, name: str = "answer.ipynb") -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    cells = [nbformat.v4.new_code_cell(source) for source in sources]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / name)
-    return folder / name
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +56,11 @@ def sandbox() -> Iterator[Sandbox]:
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(box, "LOAD_SECONDS", 4.0)
-    monkeypatch.setattr(box, "CALL_SECONDS", 4.0)
-    monkeypatch.setattr(box.Stranger.function, "__defaults__", (4.0,))
+    monkeypatch.setattr(judging, "SECONDS", 1.5)
+
+
+ASKED = [EXERCISES[name] for name in ("residual", "step", "decode")]
+"""Those that hostile submissions answer."""
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -72,7 +69,7 @@ def test_a_hostile_submission_gets_nothing_and_the_next_one_its_points(
 ) -> None:
     began = time.monotonic()
     with aimed(name) as source:
-        theirs = grade_submission("them", [notebook(tmp_path, source)], sandbox, exercises=[RESIDUAL])
+        theirs = grade_submission("them", [notebook(tmp_path, source)], sandbox, exercises=ASKED)
     assert theirs.score == 0, theirs
     assert time.monotonic() - began < 30
     ours = grade_submission("us", [notebook(tmp_path / "us", RIGHT)], sandbox, exercises=[RESIDUAL])
@@ -139,11 +136,17 @@ def test_where_there_are_no_namespaces_the_other_walls_hold(name: str, tmp_path:
     assert grade_submission("us", [path], poor, exercises=[RESIDUAL]).score == 10
 
 
-def test_what_a_submission_started_does_not_outlive_it(tmp_path: Path, sandbox: Sandbox) -> None:
+def test_what_a_submission_started_does_not_outlive_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where seccomp is missing, which would have kept it from starting anything."""
+    monkeypatch.setattr(box, "CHILD", child_without(tmp_path, "refuse_calls"))
     mark = f"orphan{os.getpid()}"
     source = HOSTILE["orphan"].replace("os.setsid()", f"os.setsid()\n    ctypes.CDLL(None).prctl(15, b'{mark}')")
     assert mark in source
-    grade_submission("them", [notebook(tmp_path, source)], sandbox, exercises=[RESIDUAL])
+    source = source.replace("while True: pass", "open('started', 'w').close()\n    while True: pass")
+    source += "import os\ndef started():\n    while not os.path.exists('started'): pass"
+    with Sandbox([ROOT / "solutions"]) as sandbox, sandbox.open([source]) as stranger:
+        stranger.function("started", 4.0)()
+        assert mark in [process.name() for process in psutil.process_iter()]
     assert mark not in [process.name() for process in psutil.process_iter()]
 
 
@@ -204,6 +207,15 @@ def test_a_grader_that_fails_over_one_submission_goes_on_with_the_next(
         (["import specdec_ref as sd\ndef residual(p, q):\n    return sd.residual(p, q)"], "crashed", "crashed"),
         (["1 / 0", RIGHT], "passed", ""),  # another cell's failure is not this one's
         ([RIGHT, RIGHT], "passed", ""),  # copied
+        ([RIGHT, STUB], "passed", ""),  # a copied stub was left below the answer
+        ([RIGHT + "    raise NotImplementedError('your code here')", STUB], "passed", ""),
+        (
+            ["def residual(p, q):\n    return left(p, q)", "left = None\n" + STUB, RIGHT.replace("residual", "left")],
+            "passed",
+            "",
+        ),  # what else stands beside a stub is needed
+        ([TARGET, STUB], "wrong", "target"),
+        ([STUB, STUB], "not attempted", ""),
         ([TARGET], "wrong", "target"),
         (["def residual(p, q):\n    return p -\n"], "crashed", "syntax-error"),
         ([STUB, "def residual(p, q):\n    return p -\n"], "crashed", "syntax-error"),
@@ -230,7 +242,7 @@ def test_writing_into_the_arguments_is_told_from_outside_as_in_the_notebook(tmp_
 
 
 def test_every_solution_passes_all_checks_from_outside(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(box.Stranger.function, "__defaults__", (LIMIT,))  # what learners are promised
+    monkeypatch.setattr(judging, "SECONDS", LIMIT)  # what learners are promised
     notebooks = sorted((ROOT / "solutions").glob("*.ipynb"))
     graded = grade_submission("solutions", notebooks, sandbox)
     assert [v.exercise for v in graded.verdicts if not v.passed] == []
@@ -367,18 +379,20 @@ def test_an_answer_that_needs_the_package_is_told_why_it_fails(tmp_path: Path, s
 
 
 def test_an_endless_loop_of_ones_own_ends_in_any_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from specdec_ref.teaching.checks import judging, trusted
+    from specdec_ref.teaching.checks import trusted
 
-    monkeypatch.setattr(judging, "SECONDS", 0.5)
+    monkeypatch.setattr(judging, "SECONDS", 0.2)
     monkeypatch.setattr(trusted, "SECONDS", 0.5)
     swallows = "def residual(p, q):\n    while 1:\n        try:\n            p + q\n        except Exception:\n"
     swallows += "            pass"
+    never = "\nwhile True:\n    pass"
+    checked = f"from specdec_ref.teaching.checks import check\n{RIGHT}\ncheck('residual', residual){never}"
     with ThreadPoolExecutor(1) as pool:
-        for source, diagnosis in ((swallows, "endless"), (swallows + "\nwhile True:\n    pass", "endless")):
+        for source in (swallows, swallows + never, checked):  # a check has a limit of its own
             path = notebook(tmp_path, source)
             for grade in (grade_submission, lambda *a, **k: pool.submit(grade_submission, *a, **k).result()):
                 graded = grade("me", [path], Trusted(), exercises=[RESIDUAL])
-                assert graded.verdicts[0].diagnosis == diagnosis
+                assert graded.verdicts[0].diagnosis == "endless"
 
 
 def test_ones_own_work_is_graded_anywhere(tmp_path: Path) -> None:

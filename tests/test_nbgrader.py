@@ -37,15 +37,22 @@ def test_nbgrader_makes_the_assignment_and_grades_it(tmp_path: Path) -> None:
         released = nbformat.read(tmp_path / "release" / "exercises" / f"{name}.ipynb", as_version=4)
         everything = "\n".join(cell.source for cell in released.cells)
         assert "SOLUTION" not in everything
-        assert "assert check" not in everything
+        assert "HIDDEN" not in everything
+        assert "assert verdict" not in everything
         assert "NotImplementedError" in everything
-    for student, folder in (("good", "source"), ("lazy", "release"), ("wrong", "source")):
+    answers = {
+        "good": None,
+        "lazy": None,
+        "wrong": "def residual(p, q):\n    return p",
+        "sly": "def residual(p, q):\n    return p\n\n\ncheck = lambda *a: True",
+    }
+    for student, answer in answers.items():
         place = tmp_path / "submitted" / student / "exercises"
-        shutil.copytree(tmp_path / folder / "exercises", place)
-    answered = nbformat.read(place / "02_residual.ipynb", as_version=4)  # the wrong student's: draws from the target
-    cell = next(cell for cell in answered.cells if "def residual" in cell.source)
-    cell.source = "def residual(p, q):\n    return p"
-    nbformat.write(answered, place / "02_residual.ipynb")
+        shutil.copytree(tmp_path / ("release" if student == "lazy" else "source") / "exercises", place)
+        if answer is not None:
+            answered = nbformat.read(place / "02_residual.ipynb", as_version=4)
+            next(cell for cell in answered.cells if "def residual" in cell.source).source = answer
+            nbformat.write(answered, place / "02_residual.ipynb")
     nbgrader(tmp_path, "autograde", "exercises", "--force")
     with sqlite3.connect(tmp_path / "gradebook.db") as book:
         rows = book.execute(
@@ -53,4 +60,4 @@ def test_nbgrader_makes_the_assignment_and_grades_it(tmp_path: Path) -> None:
             "join submitted_notebook n on g.notebook_id = n.id "
             "join submitted_assignment a on n.assignment_id = a.id group by a.student_id"
         ).fetchall()
-    assert dict(rows) == {"good": 20.0, "lazy": 0.0, "wrong": 10.0}
+    assert dict(rows) == {"good": 20.0, "lazy": 0.0, "wrong": 10.0, "sly": 10.0}

@@ -289,6 +289,18 @@ def step_from_the_target(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
     return [*drafted[:n], chance.draw(p[n])]
 
 
+def step_that_remembers(p: Any, q: Any, drafted: Any, chance: Any, out: Any = []) -> Any:  # noqa: B006
+    """Right but for its default, which is made once: what earlier calls emitted is still in it."""
+    for i, x in enumerate(drafted):
+        if not chance.accept(min(1, float(p[i, x] / q[i, x]))):
+            left = left_over(p[i], q[i])
+            out.append(chance.draw(left / left.sum()))
+            return out
+        out.append(x)
+    out.append(chance.draw(p[-1]))
+    return out
+
+
 def step_without_bonus(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
     out = step_with_float32(p, q, drafted, chance)
     return out[: len(drafted)]
@@ -335,6 +347,46 @@ def mended_without_bonus(target: Any, draft: Any, last: Any, k: Any, chance: Any
     return step_without_bonus(target[text], draft[text[:-1]], text[1:], chance)
 
 
+def mended_without_a_draft(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+    text = [last]
+    for _ in range(k + 1):
+        text.append(chance.draw(target[text[-1]]))
+    return text[1:]
+
+
+def mended_after_an_idle_draw(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+    chance.draw(draft[last])
+    return mended_without_a_draft(target, draft, last, k, chance)
+
+
+def mended_by_stopping_at_zero(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+    """Rounds of several lengths, without a look at the draft."""
+    text = mended_without_a_draft(target, draft, last, k, chance)
+    return text[: text.index(0) + 1] if 0 in text else text
+
+
+def decoded_after_idle_draws(each: bool) -> Any:
+    def speculative_decode(target: Any, draft: Any, start: Any, n: Any, k: Any, chance: Any) -> Any:
+        text = [start]
+        while len(text) <= n:
+            if each or len(text) == 1:
+                chance.draw(draft[text[-1]])
+            text.append(chance.draw(target[text[-1]]))
+        return text[1:]
+
+    return speculative_decode
+
+
+def decoded_with_idle_drafts(target: Any, draft: Any, start: Any, n: Any, k: Any, chance: Any) -> Any:
+    text = [start]
+    while len(text) <= n:
+        ahead = [text[-1]]
+        while len(ahead) <= k:
+            ahead.append(chance.draw(draft[ahead[-1]]))
+        text.append(chance.draw(target[text[-1]]))
+    return text[1:]
+
+
 def decoded_by(step: Any, cut: bool = True) -> Any:
     def speculative_decode(target: Any, draft: Any, start: Any, n: Any, k: Any, chance: Any) -> Any:
         text = [start]
@@ -374,6 +426,21 @@ def draft_whatever_it_gains(drafts: Any, slope: Any) -> Any:
         for k in range(1, 9)
     }
     return sorted(gain, key=gain.get)[-1]
+
+
+def draft_and_a_half(drafts: Any, slope: Any) -> Any:
+    name, k = drafts_up_to(8)(drafts, slope)
+    return name, k + 0.9
+
+
+def draft_in_letters(drafts: Any, slope: Any) -> Any:
+    name, k = drafts_up_to(8)(drafts, slope)
+    return name, str(k)
+
+
+def draft_of_none(drafts: Any, slope: Any) -> Any:
+    name, k = drafts_up_to(8)(drafts, slope)
+    return name, k or 7
 
 
 def k_without_a_limit_on_alpha(history: Any, c: Any, slope: Any) -> Any:
@@ -670,16 +737,23 @@ WRONG: list[tuple[str, str, Any]] = [
     ("step", "residual-is-target", step_from_the_target),
     ("step", "residual-is-draft", step_from_the_draft),
     ("step", "no-bonus", step_without_bonus),
+    ("step", "own-chance", step_that_remembers),
     ("find_bug", "a-taken-for-b", lambda: {"A": B, "B": A, "C": C}),
     ("find_bug", "b-is-a-cache-bug", lambda: {"A": A, "B": "never forgets rejected tokens", "C": C}),
     ("find_bug", "c-is-about-u", lambda: {"C": "accepts at u = p/q", "B": B, "A": A}),
     ("mend", "b-left", mended_by_halves),
     ("mend", "a-left", mended_but_greedy),
     ("mend", "bonus-lost", mended_without_bonus),
+    ("mend", "draws-all-from-the-target", mended_without_a_draft),
+    ("mend", "draws-all-from-the-target", mended_after_an_idle_draw),
+    ("mend", "draws-all-from-the-target", mended_by_stopping_at_zero),
     ("decode", "not-cut", decoded_by(step_with_float32, cut=False)),
     ("decode", "residual-is-target", decoded_by(step_from_the_target)),
     ("decode", "row-off-by-one", decoded_by(step_next_row)),
     ("decode", "no-bonus", decoded_by(step_without_bonus)),
+    ("decode", "drafts-in-vain", decoded_after_idle_draws(each=False)),
+    ("decode", "drafts-in-vain", decoded_after_idle_draws(each=True)),
+    ("decode", "drafts-in-vain", decoded_with_idle_drafts),
     ("best_draft", "best-alpha", draft_by_alpha),
     ("best_draft", "one-draft-step-more", draft_with_k_plus_one_steps),
     ("best_draft", "scoring-is-free", draft_scored_for_free),
@@ -697,6 +771,11 @@ WRONG: list[tuple[str, str, Any]] = [
     ("best_draft", "unknown", drafts_up_to(5)),
     ("best_draft", "unknown", drafts_up_to(6)),
     ("best_draft", "stops-at-seven", drafts_up_to(7)),
+    ("best_draft", "goes-beyond-eight", drafts_up_to(20)),
+    ("best_draft", "goes-beyond-eight", drafts_up_to(29)),
+    ("best_draft", "bad-request", draft_and_a_half),
+    ("best_draft", "bad-request", draft_in_letters),
+    ("best_draft", "bad-request", draft_of_none),
     ("decide", "drafting-is-free", decides_for_free),
     ("decide", "one-draft-step", decides_with_c_once),
     ("decide", "scoring-costs-one", decides_without_v),

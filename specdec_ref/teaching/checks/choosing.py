@@ -5,7 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from specdec_ref.teaching.checks.exercise import Case, Exercise, Misconception
+from specdec_ref.teaching.checks.exercise import Case, Exercise, Function, Misconception, called, shown
+from specdec_ref.teaching.checks.outcomes import BadRequest
+
+MAX_K = 8
 
 
 def _gain(alpha: float, k: int, c: float, slope: float) -> float:
@@ -36,6 +39,29 @@ def _draft_cases(seed: int) -> list[Case]:
     return cases
 
 
+def _chosen(function: Function, case: Case) -> Any:
+    """What was chosen. Raises BadRequest for a k that may not be chosen."""
+    value = called(function, *case.arguments)
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        return value  # that is told by whoever compares
+    name, k = value
+    none = isinstance(name, str) and name == "none"
+    if not _whole(k) or (k < 1 and not none):
+        raise BadRequest(f"k is {shown(k)}: takes a whole number, 1 … 8, or ('none', 0)")
+    if none and k != 0:
+        raise BadRequest(f"k is {shown(k)} where none is chosen: takes ('none', 0)")
+    if k > MAX_K:
+        raise BadRequest(f"k is more than {MAX_K}: takes 1 … {MAX_K}")
+    return value
+
+
+def _whole(k: Any) -> bool:
+    try:
+        return bool(int(k) == k)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return False
+
+
 def _as_good(value: Any, right: Any, case: Case) -> bool:
     """Another choice that is within a thousandth of the best is as good."""
     drafts, slope = case.arguments
@@ -46,7 +72,7 @@ def _as_good(value: Any, right: Any, case: Case) -> bool:
     return gain > 0.999 * best
 
 
-def _wrongly(score: Any, off: bool = True, most: int = 8) -> Any:
+def _wrongly(score: Any, off: bool = True, most: int = MAX_K) -> Any:
     def choose(drafts: Mapping[str, tuple[float, float]], slope: float) -> tuple[str, int]:
         options = {(name, k): score(a, k, c, slope) for name, (a, c) in drafts.items() for k in range(1, most + 1)}
         winner = max(options, key=lambda option: options[option])
@@ -109,10 +135,15 @@ BEST_DRAFT = Exercise(
             _wrongly(_gain, most=7),
         ),
         Misconception(
+            "goes-beyond-eight", "You try k beyond 8: no more than 8 tokens may be drafted", 1,
+            _wrongly(_gain, most=20),
+        ),
+        Misconception(
             "always-four", "You always take k = 4; the best k goes with α and the costs", 1,
             _wrongly(lambda a, k, c, s: _gain(a, 4, c, s) - 1e-9 * (k != 4)),
         ),
     ),
     _draft_cases,
     agrees=_as_good,
+    measure=_chosen,
 )  # fmt: skip

@@ -17,7 +17,7 @@ from specdec_ref import __version__
 from specdec_ref.errors import SpecdecError
 from specdec_ref.teaching.checks.catalogue import EXERCISES
 from specdec_ref.teaching.checks.exercise import Exercise, StrangerFailed, TooSlow, Verdict, clean
-from specdec_ref.teaching.checks.judging import HIDDEN_SEEDS, PUBLIC_SEED, judge
+from specdec_ref.teaching.checks.judging import HIDDEN_SEEDS, PUBLIC_SEED, allowed, judge
 from specdec_ref.teaching.checks.sandbox import Sandbox
 from specdec_ref.teaching.checks.showing import plain
 from specdec_ref.teaching.checks.trusted import Trusted
@@ -61,11 +61,15 @@ class Graded:
 def sources_of(notebook: Path) -> list[str]:
     """The code cells of a notebook, in order. Raises SpecdecError for a file that is none."""
     try:
-        if notebook.stat().st_size > LARGEST:
-            raise SpecdecError(f"{notebook.name}: is larger than {LARGEST // 1_000_000} MB")
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        content = _read(notebook)
+    except OSError as error:
+        raise SpecdecError(f"{notebook.name}: cannot be read ({error.strerror})") from error
+    if len(content) > LARGEST:
+        raise SpecdecError(f"{notebook.name}: is larger than {LARGEST // 1_000_000} MB")
+    try:
+        cells = json.loads(content.decode("utf-8"))["cells"]
         return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SpecdecError(f"{notebook.name}: is no notebook ({type(error).__name__})") from error
 
 
@@ -114,16 +118,52 @@ RANKS = {"passed": 4, "wrong": 3, "crashed": 2, "not attempted": 1}
 """Of two answers to one exercise, the one with the higher rank counts; one that is not defined after all has 0."""
 
 
+def _read(notebook: Path) -> bytes:
+    """What it holds, up to one byte more than is allowed. Raises OSError."""
+    with notebook.open("rb") as file:
+        return file.read(LARGEST + 1)
+
+
 def _may_define(sources: Sequence[str], name: str) -> bool:
-    """Whether a cell looks as if it defined this name. Nothing of a stranger's is parsed in this process."""
-    looks = rf"^[ \t]*(?:(?:async +)?def|class) +{name}\b|^[ \t]*{name} *(?::[^=\n]*)?=(?!=)|import\b.*\b{name}\b"
-    return any(re.search(looks, source, re.MULTILINE) for source in sources)
+    """Whether a cell looks as if it defined this name. Nothing of a stranger's is parsed in this process, and the time
+    that it takes is in proportion to the text: meanwhile nobody else is graded."""
+    defines = re.compile(rf"\s*(?:(?:(?:async +)?def|class) +{name}\b|{name} *(?::[^=]*)?=(?!=))")
+    imports, word = re.compile(r"import\b"), re.compile(rf"\b{name}\b")
+    for line in (line for source in sources if name in source for line in source.splitlines() if name in line):
+        found = imports.search(line)
+        if defines.match(line) or (found and word.search(line, found.end())):
+            return True
+    return False
+
+
+def _is_stub(source: str, name: str) -> bool:
+    """Whether a cell looks as if it defined this name and gave nothing."""
+    gives = any(line.lstrip().startswith("return") for line in source.splitlines())
+    return "NotImplementedError" in source and not gives and _may_define([source], name)
 
 
 def _one(
     exercise: Exercise, sources: Sequence[str], sandbox: Sandbox | Trusted, seeds: Sequence[int]
 ) -> tuple[int, Verdict, str]:
-    """Its rank, what became of it, and the walls that stood around it; none where the cells did not come to an end."""
+    """Its rank, what became of it, and the walls that stood around it; none where the cells did not come to an end.
+
+    A stub that was left below the answer hides it: the cells are graded once more, with the stubs first.
+    """
+    rank, verdict, reached = _as_it_stands(exercise, sources, sandbox, seeds)
+    if verdict.outcome == "not attempted":
+        stubs = [source for source in sources if _is_stub(source, exercise.function)]
+        others = [source for source in sources if source not in stubs]
+        if stubs and _may_define(others, exercise.function):
+            again, other, _ = _as_it_stands(exercise, [*stubs, *others], sandbox, seeds)
+            if again > rank:
+                return again, other, reached
+    return rank, verdict, reached
+
+
+def _as_it_stands(
+    exercise: Exercise, sources: Sequence[str], sandbox: Sandbox | Trusted, seeds: Sequence[int]
+) -> tuple[int, Verdict, str]:
+    """The same, with these cells."""
 
     def crashed(headline: str, diagnosis: str = "crashed") -> Verdict:
         return Verdict(exercise.name, "crashed", headline, diagnosis)
@@ -134,13 +174,15 @@ def _one(
                 why = stranger.broken[0] if stranger.broken else f"{exercise.function} is not defined"
                 kind = "syntax-error" if why.startswith("SyntaxError") else "crashed"
                 return (1 if stranger.broken else 0), crashed(why, kind), stranger.reached
-            verdict = judge(exercise, stranger.function(exercise.function), seeds, limited=stranger.limited)
+            answer = stranger.function(exercise.function, allowed(seeds))
+            verdict = judge(exercise, answer, seeds, limited=stranger.limited)
             broken = _broken_definition(stranger.broken, sources, exercise.function)
             if verdict.outcome == "not attempted" and broken:
                 verdict = crashed(broken, "syntax-error")
             return RANKS[verdict.outcome], verdict, stranger.reached
     except TooSlow:
-        return RANKS["crashed"], crashed("the notebook did not come to an end", "endless"), ""
+        text = "the cells did not come to an end in time: look for a loop that never stops, or for one that takes long"
+        return RANKS["crashed"], crashed(text, "endless"), ""
     except StrangerFailed as error:
         return RANKS["crashed"], crashed(f"while the cells ran, {error}"), ""
 
@@ -171,7 +213,14 @@ def submissions_in(folder: Path) -> dict[str, list[Path]]:
 def _notebooks(folder: Path, deep: bool = True) -> list[Path]:
     """Plain files only: a link could lead to somebody else's work."""
     files = sorted(folder.rglob("*.ipynb") if deep else folder.glob("*.ipynb"))
-    return [f for f in files if ".ipynb_checkpoints" not in f.parts and not f.is_symlink() and f.is_file()]
+    return [file for file in files if ".ipynb_checkpoints" not in file.parts and _is_plain(file)]
+
+
+def _is_plain(file: Path) -> bool:
+    try:
+        return not file.is_symlink() and file.is_file()
+    except OSError:  # one may not look: whoever reads it tells that
+        return True
 
 
 def grade_folder(
@@ -230,8 +279,12 @@ def grade_folder(
                 grade(name)
         else:
             with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
-                for future in [pool.submit(grade, name) for name in everyone]:
-                    future.result()
+                try:
+                    for future in [pool.submit(grade, name) for name in everyone]:
+                        future.result()
+                except BaseException:  # Ctrl-C: those that have begun come to their end, and are written down
+                    pool.shutdown(cancel_futures=True)
+                    raise
     finally:
         for box in open_boxes:
             box.__exit__()
@@ -243,7 +296,7 @@ def grade_folder(
 
 def write_reports(graded: Sequence[Graded], out: Path) -> None:
     """scores.csv, and for each submission a results.json as Gradescope reads it; for a single one in `out` itself."""
-    with (out / "scores.csv").open("w", newline="", encoding="utf-8") as file:
+    with (out / "scores.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file)
         table.writerow(["submission", "score", "of", *EXERCISES])
         for one in graded:
@@ -255,9 +308,14 @@ def write_reports(graded: Sequence[Graded], out: Path) -> None:
 
 
 def _key(name: str, notebooks: Sequence[Path], seeds: Sequence[int]) -> str:
-    digest = hashlib.sha256(f"{__version__}{name}{list(seeds)}".encode())
-    for notebook in notebooks:
-        digest.update(notebook.name.encode() + notebook.read_bytes()[: LARGEST + 1])
+    """Of a submission as it is now. One that cannot be read is another once it can be."""
+    digest = hashlib.sha256(__version__.encode() + os.fsencode(name) + str(list(seeds)).encode())
+    for notebook in notebooks[:MOST_NOTEBOOKS]:
+        digest.update(os.fsencode(notebook.name))
+        try:
+            digest.update(_read(notebook))
+        except OSError as error:
+            digest.update(type(error).__name__.encode())
     return digest.hexdigest()[:24]
 
 

@@ -36,15 +36,22 @@ from specdec_ref.teaching.checks.outcomes import BadRequest
 from specdec_ref.teaching.checks.reaching import reaches_for_the_package
 
 SECONDS = 20.0
-"""An answer may take so long over all cases. What the reference takes does not count."""
+"""An answer may take so long over the cases of one seed. What the reference takes does not count."""
 PUBLIC_SEED, HIDDEN_SEEDS = 0, (101, 102)
+STUB = "your code here"
+"""What the NotImplementedError of a stub says. PyTorch has some of its own."""
+
+
+def allowed(seeds: Sequence[int]) -> float:
+    """Seconds that an answer may take over the cases of these seeds."""
+    return SECONDS * len(seeds)
 
 
 def judge(exercise: Exercise, function: Any, seeds: Sequence[int] = (PUBLIC_SEED,), *, limited: bool = True) -> Verdict:
     """What becomes of this answer. seeds: of the cases; the public ones by default. Never raises what the answer does.
 
-    The answer runs here, at most for `SECONDS`; limited=False: it sees to that itself, as one of a stranger's does (see
-    `sandbox`), by raising TooSlow.
+    The answer runs here, as long as it is `allowed`; limited=False: it sees to that itself, as one of a stranger's does
+    (see `sandbox`), by raising TooSlow.
     """
     public = tuple(seeds) == (PUBLIC_SEED,)
     if not callable(function):
@@ -52,9 +59,11 @@ def judge(exercise: Exercise, function: Any, seeds: Sequence[int] = (PUBLIC_SEED
         return Verdict(exercise.name, "wrong", headline, "wrong-type", public=public)
     shown = len(exercise.cases(PUBLIC_SEED)) if seeds[0] == PUBLIC_SEED else 0
     try:
-        verdict = _compared(exercise, _Timed(function) if limited else function, tuple(seeds), shown)
+        timed = _Timed(function, allowed(seeds)) if limited else function
+        verdict = _compared(exercise, timed, tuple(seeds), shown)
     except TooSlow:
-        text = f"It did not come to an end within {SECONDS:.0f} seconds: look for a loop that never stops"
+        text = f"It did not come to an end within {allowed(seeds):.0f} seconds: look for a loop that never stops,"
+        text += " or for work that is done again and again"
         verdict = Verdict(exercise.name, "crashed", text, "endless")
     if verdict.passed:
         said = "public checks passed" if public else "all checks passed"
@@ -63,10 +72,10 @@ def judge(exercise: Exercise, function: Any, seeds: Sequence[int] = (PUBLIC_SEED
 
 
 class _Timed:
-    """A function that may run for `SECONDS` in all."""
+    """A function that may run for so many seconds in all."""
 
-    def __init__(self, function: Function):
-        self._function, self._left = function, SECONDS
+    def __init__(self, function: Function, seconds: float):
+        self._function, self._left = function, seconds
 
     def __call__(self, *arguments: Any) -> Any:
         began = time.monotonic()
@@ -103,7 +112,7 @@ def _compared(exercise: Exercise, function: Function, seeds: tuple[int, ...], sh
                 return before
             failed = _failed(exercise, error, seeds, i)
             if i >= shown > 0:
-                return replace(failed, note=HIDDEN)
+                return _unseen(failed)
             return replace(failed, given=given(exercise.reference, case) if failed.case else "")
     return _differing(exercise, function, seeds, values, shown) or Verdict(exercise.name, "passed", exercise.title)
 
@@ -122,13 +131,11 @@ def _differing(
             return False
 
     def wrong(i: int, diagnosis: str, headline: str, hint: int = 1, note: str = "") -> Verdict:
-        at, hidden = place_of_difference(values[i], expected[i], exercise.tolerance), i >= shown > 0
+        at = place_of_difference(values[i], expected[i], exercise.tolerance)
         yours, right = beside(values[i], expected[i], at)
         right = "" if exercise.secret else right
-        numbers = "" if hidden else given(exercise.reference, cases[i], at)
-        note = "; ".join(part for part in (note, HIDDEN if hidden else "") if part)
         verdict = Verdict(exercise.name, "wrong", headline, diagnosis, cases[i].words, yours, right, hint, note=note)
-        return replace(verdict, given=numbers)
+        return _unseen(verdict) if i >= shown > 0 else replace(verdict, given=given(exercise.reference, cases[i], at))
 
     for i, (value, right) in enumerate(zip(values, expected, strict=True)):
         if not fits(value, right):
@@ -142,9 +149,7 @@ def _differing(
             return wrong(differing[0], mistake.name, mistake.says, mistake.hint)
     first = differing[0]
     if not all(_gives(exercise, function, case, value) for case, value in zip(cases, values, strict=True)):
-        return wrong(
-            first, "own-chance", "It gives another value each time: use what is handed in, no chance of its own"
-        )
+        return wrong(first, "own-chance", OTHERWISE)
     right_ones = [i for i in range(len(cases)) if i not in differing]
     possible = [m for m in exercise.misconceptions if _does_not_show(exercise, m, seeds, right_ones)]
     telling = [i for i in differing if _tells_much(values[i])]
@@ -180,7 +185,18 @@ def _tells_much(value: Any) -> bool:
     return isinstance(value, (dict, float)) or (isinstance(value, (tuple, list)) and len(value) > 1)
 
 
+OTHERWISE = (
+    "It gives another value when asked again: use what is handed in, no chance and no memory of its own (a list as"
+    " default argument, a global?)"
+)
 HIDDEN = "your answer passes the public checks; this case is one of those that you do not see in the notebook"
+UNSEEN = "a case that you are not shown"
+
+
+def _unseen(verdict: Verdict) -> Verdict:
+    """The same in a hidden case: neither the case nor what is due in it, for they would be no secret any more."""
+    note = "; ".join(part for part in (verdict.note, HIDDEN) if part)
+    return replace(verdict, case=UNSEEN, yours="", expected="", given="", note=note)
 
 
 def _agrees(exercise: Exercise, value: Any, right: Any, case: Case) -> bool:
@@ -204,7 +220,7 @@ def _gives(exercise: Exercise, function: Function, case: Case, value: Any) -> bo
 def _failed(exercise: Exercise, error: BaseException, seeds: tuple[int, ...], i: int) -> Verdict:
     """In case i; in all before it the values are right."""
     case = _cases(exercise, seeds)[i]
-    if isinstance(error, NotImplementedError):
+    if isinstance(error, NotImplementedError) and clean(error) in ("", STUB):
         return Verdict(exercise.name, "not attempted", f"{exercise.title}: not attempted yet")
     if isinstance(error, ChangedArguments):
         text = "It writes into its arguments, which belong to the caller: copy what you change"
@@ -253,14 +269,16 @@ def time_limit(seconds: float) -> Iterator[None]:
             if not over.is_set():
                 raise TooSlow
 
-        old = signal.signal(signal.SIGALRM, stop)
-        signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+        began, old = time.monotonic(), signal.signal(signal.SIGALRM, stop)
+        outer, every = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
         try:
             yield
         finally:
             over.set()
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, old)
+            if outer:  # a limit around this one goes on
+                signal.setitimer(signal.ITIMER_REAL, max(0.001, outer - (time.monotonic() - began)), every)
         return
     here = ctypes.c_ulong(threading.get_ident())
 

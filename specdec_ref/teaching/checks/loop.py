@@ -157,8 +157,16 @@ def speculative_decode(target: Tensor, draft: Tensor, start: int, n: int, k: int
         drafted: list[int] = []
         for _ in range(k):
             drafted.append(chance.draw(draft[([text[-1], *drafted])[-1]]))
-        rows = [text[-1], *drafted]
-        text += speculative_step(target[rows], draft[rows[:-1]], drafted, chance)
+        before = [text[-1], *drafted]
+        for last, token in zip(before, drafted, strict=False):
+            p, q = target[last], draft[last]
+            if not chance.accept(min(1.0, float(p[token] / q[token]))):
+                rest = (p - q).clamp(min=0)
+                text.append(chance.draw(rest / rest.sum()))
+                break
+            text.append(token)
+        else:  # all were kept: the bonus
+            text.append(chance.draw(target[before[-1]]))
     return text[1 : n + 1]
 
 
@@ -190,8 +198,20 @@ def _one_by_one(target: Tensor, draft: Tensor, start: int, n: int, k: int, chanc
     return text[1:]
 
 
+def _in_vain(target: Tensor, draft: Tensor, start: int, n: int, k: int, chance: Any) -> list[int]:
+    text = [start]
+    while len(text) <= n:
+        chance.draw(draft[text[-1]])
+        text.append(chance.draw(target[text[-1]]))
+    return text[1:]
+
+
 def _decoded(function: Function, case: Case) -> Any:
-    """The distribution of the text, if something was drafted for it: then chance decides more often."""
+    """The distribution of the text, if something was drafted for it: then chance decides more often than it has tokens.
+
+    And not always equally often, since a rejected draft was in vain. With one exception that is right, which decides
+    2n − 1 times: a token is drawn from each model, and kept while they agree; none is drafted for the last place.
+    """
     taken: list[int] = []
 
     def watched(*arguments: Any) -> Any:
@@ -202,7 +222,11 @@ def _decoded(function: Function, case: Case) -> Any:
     value, (n, k) = observe(watched, case), case.arguments[3:]
     if max(taken) <= n > 1:
         raise BadRequest(f"{n} tokens took {n} decisions of chance: one for each, so nothing was drafted and judged")
-    if min(taken) > 2 * k + 1 and n == k + 1 and all(isinstance(text, tuple) and len(text) == n for text in value):
+    in_vain = min(taken) == max(taken) <= n * (k + 1)  # for each token k drafts, which nobody judges, and a draw
+    if n > 2 and in_vain and max(taken) != 2 * n - 1:
+        raise BadRequest(f"{n} tokens always take as many decisions of chance, so no draft was judged and rejected")
+    cut = all(isinstance(text, tuple) and len(text) == n for text in value)
+    if n == k + 1 and cut and min(taken) > 2 * k + 1 and not in_vain:
         raise BadRequest(f"no round gives {n} tokens with k = {k}: when all are kept, the target gives one more")
     return value
 
@@ -225,7 +249,8 @@ DECODE = Exercise(
     40,
     4,
     (
-        "A round: draft k tokens one after the other, each after the last; judge them with your step; append; repeat.",
+        "A round: draft k tokens one after the other, each after the last; judge them as your step of exercise 05 does "
+        "(copy it into this notebook); append; repeat.",
         "Row i of p is the target's distribution after the i-th of [last token, drafted …]: k + 1 rows in all.",
         "A round can emit more than is wanted: return exactly n tokens.",
     ),
@@ -238,6 +263,10 @@ DECODE = Exercise(
         Misconception(
             "one-by-one", "You draw every token from the target: right, and no faster. Draft k, then judge them", 1,
             _one_by_one,
+        ),
+        Misconception(
+            "drafts-in-vain", "What you draft decides nothing: every token is drawn from the target. Judge the drafted "
+            "ones", 1, _in_vain,
         ),
         Misconception(
             "no-bonus", "When all are kept you emit nothing more: the target's last row gives one token for free", 2,

@@ -1,12 +1,13 @@
 """Mend a round in which three exhibits of the museum sit: judged by the text that comes of it, however it is mended."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from specdec_ref.teaching.checks.exercise import Case, Exercise, Function, Misconception, called
+from specdec_ref.teaching.checks.exercise import Case, Exercise, Function, Misconception, called, same
 from specdec_ref.teaching.checks.outcomes import BadRequest, distribution
 from specdec_ref.teaching.checks.rule import residual
 
@@ -28,7 +29,7 @@ def broken_round(target: Tensor, draft: Tensor, last: int, k: int, chance: Any) 
 
 
 def mended_round(target: Tensor, draft: Tensor, last: int, k: int, chance: Any) -> list[int]:
-    """The same, mended."""
+    """Tokens of one round after `last`, mended."""
     drafted: list[int] = []
     for _ in range(k):
         drafted.append(chance.draw(draft[drafted[-1] if drafted else last]))  # A: from q itself
@@ -85,15 +86,36 @@ def cases(seed: int) -> list[Case]:
 
 def next_tokens(function: Function, case: Case) -> dict[tuple[int, ...], float]:
     """The exact distribution of the next k + 1 tokens; where a round emits fewer, the target goes on alone."""
-    target, k = case.arguments[0], case.arguments[3]
+    return _continued(_rounds(function, case), case)
+
+
+def _rounds(function: Function, case: Case) -> dict[tuple[int, ...], float]:
+    """The exact distribution of what a round emits."""
+    k = case.arguments[3]
     found = distribution(lambda chance: called(function, *case.arguments, chance))
-    text: dict[tuple[int, ...], float] = {}
-    for emitted, probability in found.items():
+    for emitted in found:
         if not isinstance(emitted, tuple) or not 1 <= len(emitted) <= k + 1:
             raise BadRequest(f"a round with k = {k} emits 1 … {k + 1} tokens, not {emitted!r:.60}")
-        _go_on(text, target, emitted, k + 1, probability)
     if max(map(len, found)) <= k:
         raise BadRequest(f"no round emits {k + 1} tokens: when all {k} are kept, the target gives one more")
+    return found
+
+
+def _drafted(function: Function, case: Case) -> dict[tuple[int, ...], float]:
+    """The next tokens, of rounds that look at the draft: with another one, other tokens are kept."""
+    target, draft, *rest = case.arguments
+    rounds = _rounds(function, case)
+    text = _continued(rounds, case)
+    other = replace(case, arguments=(target, draft.roll(1, -1), *rest))
+    if same(text, next_tokens(mended_round, case), 1e-4) and same(rounds, _rounds(function, other), 1e-6):
+        raise BadRequest("with another draft your rounds come out the same: it decides nothing")
+    return text
+
+
+def _continued(rounds: dict[tuple[int, ...], float], case: Case) -> dict[tuple[int, ...], float]:
+    text: dict[tuple[int, ...], float] = {}
+    for emitted, probability in rounds.items():
+        _go_on(text, case.arguments[0], emitted, case.arguments[3] + 1, probability)
     return text
 
 
@@ -113,6 +135,13 @@ def _with(**mistakes: Any) -> Function:
 
 def _target(p: Tensor, q: Tensor) -> Tensor:
     return p
+
+
+def _without_a_draft(target: Tensor, draft: Tensor, last: int, k: int, chance: Any) -> list[int]:
+    text = [last]
+    for _ in range(k + 1):
+        text.append(chance.draw(target[text[-1]]))
+    return text[1:]
 
 
 MEND = Exercise(
@@ -158,7 +187,11 @@ MEND = Exercise(
             "bonus-lost", "Your rounds end without the bonus: when all are kept, the target gives one more", 1,
             _with(bonus=False),
         ),
+        Misconception(
+            "draws-all-from-the-target", "You draw every token from the target: right, and no faster. Draft k first, "
+            "then judge them", 1, _without_a_draft,
+        ),
     ),
     cases,
-    measure=next_tokens,
+    measure=_drafted,
 )  # fmt: skip

@@ -1,5 +1,6 @@
 """What a learner calls: check, hint, solution, progress. Nothing here raises into the notebook."""
 
+import ast
 import hashlib
 import inspect
 import json
@@ -82,7 +83,24 @@ def solution(name: str) -> None:
             f'hint("{name}") helps.'
         )
         return
-    print(textwrap.dedent(inspect.getsource(exercise.reference)))
+    print(_without_annotations(textwrap.dedent(inspect.getsource(exercise.reference))))
+
+
+def _without_annotations(source: str) -> str:
+    """They name types that a notebook does not know. Each stands in one line."""
+    lines = [line.encode() for line in source.splitlines()]
+    cuts: list[tuple[int, int | None, int | None]] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.arg) and node.annotation:
+            cuts.append((node.lineno, node.col_offset + len(node.arg.encode()), node.annotation.end_col_offset))
+        elif isinstance(node, ast.AnnAssign):
+            cuts.append((node.lineno, node.target.end_col_offset, node.annotation.end_col_offset))
+        elif isinstance(node, ast.FunctionDef) and node.returns:
+            arrow = lines[node.returns.lineno - 1].rindex(b" -> ", 0, node.returns.col_offset)
+            cuts.append((node.returns.lineno, arrow, node.returns.end_col_offset))
+    for line, start, end in sorted(cuts, reverse=True):
+        lines[line - 1] = lines[line - 1][:start] + lines[line - 1][end:]
+    return b"\n".join(lines).decode()
 
 
 def progress() -> Any:

@@ -1,11 +1,13 @@
 """Every outcome that chance can have, for a learner's function that asks it: accept with a probability, or draw."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-MOST_OUTCOMES = 20_000
+MOST_OUTCOMES, MOST_DECISIONS, MOST_ASKED, MOST_TOKENS = 20_000, 100_000, 1_000, 1_000
+"""Of a function: what can come out, and decisions in all of that; decisions in one play; tokens to draw from."""
 TOLERANCE = 1e-5
 
 
@@ -30,7 +32,7 @@ class Chance:
 
     def draw(self, probabilities: Any) -> int:
         """A token, with these probabilities, [V], which add up to 1."""
-        weights = [float(x) for x in torch.as_tensor(probabilities, dtype=torch.float64).flatten()]
+        weights = _weights(probabilities)
         shown = ", ".join(f"{w:.3g}" for w in weights[:6])
         if not weights or not min(weights) >= -TOLERANCE:
             raise BadRequest(f"chance.draw([{shown}]): takes probabilities, which are never below 0")
@@ -39,34 +41,57 @@ class Chance:
         return self._decide([max(0.0, w) for w in weights])
 
     def _decide(self, weights: list[float]) -> int:
-        possible = [i for i, weight in enumerate(weights) if weight > 1e-12]
         at = len(self.taken)
-        choice = self._script[at] if at < len(self._script) else possible[0]
+        if at >= MOST_ASKED:
+            raise BadRequest(
+                f"chance was asked more than {MOST_ASKED:,} times in one play: look for a loop that never stops"
+            )
+        ways = _ways(weights)
+        choice = self._script[at] if at < len(self._script) else ways[0]
+        if choice not in ways:
+            raise BadRequest(
+                "chance was asked something else when the same was played again: use what is handed in, no chance and"
+                " no memory of its own"
+            )
         self.taken.append((choice, weights))
         return choice
+
+
+def _ways(weights: list[float]) -> list[int]:
+    """What is possible, in the order in which it is played: the first, then from the last one down."""
+    possible = [i for i, weight in enumerate(weights) if weight > 1e-12]
+    return [possible[0], *possible[:0:-1]]
 
 
 def distribution(play: Callable[[Chance], Any]) -> dict[Any, float]:
     """Result → probability, over all that chance can decide in `play`. Raises BadRequest where that never ends."""
     found: dict[Any, float] = {}
-    scripts: list[list[int]] = [[]]
-    for _ in range(MOST_OUTCOMES):
-        if not scripts:
-            return found
-        script = scripts.pop()
+    script: list[int] | None = []
+    plays = decisions = 0
+    while script is not None:
         chance = Chance(script)
-        result = play(chance)
-        probability = 1.0
-        for i, (choice, weights) in enumerate(chance.taken):
-            if i >= len(script):
-                others = [j for j in range(choice + 1, len(weights)) if weights[j] > 1e-12]
-                scripts += [[c for c, _ in chance.taken[:i]] + [j] for j in others]
-            probability *= weights[choice]
-        key = frozen(result)
+        key = frozen(result := play(chance))
         if not isinstance(key, tuple) or not all(isinstance(token, int) for token in key):
             raise BadRequest(f"the result is {_kind_of(result, key)}; takes a flat list of whole numbers, the tokens")
-        found[key] = found.get(key, 0.0) + probability
-    raise BadRequest(f"chance was asked so often that there are more than {MOST_OUTCOMES:,} outcomes")
+        found[key] = found.get(key, 0.0) + math.prod(weights[choice] for choice, weights in chance.taken)
+        plays, decisions = plays + 1, decisions + len(chance.taken)
+        if plays > MOST_OUTCOMES or decisions > MOST_DECISIONS:
+            raise BadRequest(
+                f"chance was asked too often: more than {MOST_OUTCOMES:,} outcomes, or more than {MOST_DECISIONS:,}"
+                " decisions in all"
+            )
+        script = _next_script(chance.taken)
+    return found
+
+
+def _next_script(taken: list[tuple[int, list[float]]]) -> list[int] | None:
+    """The same decisions up to the last that can come out otherwise, and that one otherwise; None where none can."""
+    for i in reversed(range(len(taken))):
+        choice, weights = taken[i]
+        ways = _ways(weights)
+        if choice != ways[-1]:
+            return [*(before for before, _ in taken[:i]), ways[ways.index(choice) + 1]]
+    return None
 
 
 def frozen(value: Any) -> Any:
@@ -99,5 +124,27 @@ def _kind_of(result: Any, key: Any) -> str:
 def _number(value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError) as error:
-        raise BadRequest(f"chance.accept({value!r:.60}): takes a probability, 0 … 1") from error
+    except NO_NUMBER as error:
+        raise BadRequest(f"chance.accept({_said(value)}): takes a probability, 0 … 1{_advice(value)}") from error
+
+
+def _weights(value: Any) -> list[float]:
+    try:
+        weights = torch.as_tensor(value, dtype=torch.float64).detach().flatten()
+    except NO_NUMBER as error:
+        raise BadRequest(f"chance.draw({_said(value)}): takes probabilities{_advice(value)}") from error
+    if len(weights) > MOST_TOKENS:
+        raise BadRequest(f"chance.draw: {len(weights):,} probabilities; takes one for each token that there is")
+    return [float(weight) for weight in weights.tolist()]
+
+
+NO_NUMBER = TypeError, ValueError, RuntimeError, OverflowError
+
+
+def _said(value: Any) -> str:
+    """A value that is no number. One that came from another process and could not be carried over says its kind."""
+    return f"a {value.kind}" if hasattr(value, "kind") else f"{value!r:.60}"
+
+
+def _advice(value: Any) -> str:
+    return "; did a function forget to return?" if value is None else ""

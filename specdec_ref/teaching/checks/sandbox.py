@@ -26,7 +26,8 @@ from specdec_ref.teaching.checks.exercise import ChangedArguments, Odd, Stranger
 from specdec_ref.teaching.checks.outcomes import Chance
 
 MEMORY, CPU_SECONDS = 1 << 30, 120
-START_SECONDS, LOAD_SECONDS, CALL_SECONDS = 180.0, 30.0, 20.0
+"""Bytes and seconds of one process, and a submission is one where seccomp keeps it from starting others."""
+START_SECONDS, LOAD_SECONDS = 180.0, 30.0
 MOST_WAITING = 6
 """Times as long that we wait for a process that has something to compute while other programs have the machine."""
 MOST, MOST_IN_ALL = 4_000_000, 32_000_000
@@ -154,7 +155,7 @@ class Stranger:
         self._sock.close()
         self._sandbox.end(self._number)
 
-    def function(self, name: str, seconds: float = CALL_SECONDS) -> Any:
+    def function(self, name: str, seconds: float) -> Any:
         """Their function of that name, which may take so long in all. Our own time between calls does not count."""
         self._allow(seconds)
         paused = time.monotonic()

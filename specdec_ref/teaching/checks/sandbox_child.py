@@ -35,6 +35,10 @@ sys.path.pop(0)
 PDEATHSIG, SUBREAPER = 1, 36
 MOST = 4_000_000
 ABSENT = "is not there while you are graded from outside: write that part yourself"
+STUBS = (), ("your code here",)
+"""What the NotImplementedError of an answer that is still to be written says; PyTorch has some of its own."""
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+"""SciPy starts a thread for each core as soon as it is imported, and on large machines that is more than is allowed."""
 
 
 def receive(sock):
@@ -118,8 +122,20 @@ class Nothing:
             raise ImportError(f"{self.name} {ABSENT}")
         return self
 
+    def __getitem__(self, key):
+        return self()
+
+    def __setitem__(self, key, value):
+        self()
+
+    def __enter__(self):
+        return self()
+
+    def __exit__(self, *error):
+        pass
+
     def __iter__(self):
-        return iter(())
+        return iter((self(), self()))  # figure, axes = plt.subplots()
 
 
 class Hidden(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -197,6 +213,7 @@ def run(sock):
     walls.limit(begin["memory"], begin["cpu_seconds"], present)
     sys.meta_path.insert(0, Hidden())
     os.environ.clear()
+    os.environ.update(ONE_THREAD)
     send(sock, {"walls": ", ".join([*reached, "limits"])})  # before any of their code runs: this can be believed
     names = {"__name__": "__main__", "__builtins__": builtins, "display": lambda *what: None}
     broken = cells.run(begin["sources"], names)
@@ -218,7 +235,7 @@ def run(sock):
                 {
                     "error": cells.told(error),
                     "line": line.tb_lineno if line else 0,
-                    "not_attempted": isinstance(error, NotImplementedError),
+                    "not_attempted": type(error) is NotImplementedError and error.args in STUBS,
                 },
             )
 

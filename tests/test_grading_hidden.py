@@ -1,0 +1,131 @@
+"""Cases that are not shown stay so, and what an answer is told about itself."""
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from specdec_ref.teaching.checks import judging
+from specdec_ref.teaching.checks.catalogue import EXERCISES
+from specdec_ref.teaching.checks.exercise import Exercise
+from specdec_ref.teaching.checks.judging import HIDDEN, HIDDEN_SEEDS, PUBLIC_SEED, UNSEEN, judge
+from specdec_ref.teaching.checks.outcomes import BadRequest
+from specdec_ref.teaching.checks.showing import plain
+from specdec_ref.teaching.checks.sources import STUB
+
+ALL_SEEDS = (PUBLIC_SEED, *HIDDEN_SEEDS)
+DRAWN = [name for name in EXERCISES if name not in ("find_bug", "adaptive_k", "mend")]
+"""Those that are asked with other arguments in hidden cases, and with no others than theirs in public ones."""
+
+
+def alike(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(alike, a, b))
+    return bool(a == b)
+
+
+def right_where_it_is_seen(exercise: Exercise, elsewhere: Callable[..., Any]) -> Callable[..., Any]:
+    """Knows the public cases by heart."""
+    public = [case.arguments for case in exercise.cases(PUBLIC_SEED)]
+
+    def answer(*arguments: Any) -> Any:
+        known = any(all(map(alike, case, arguments)) for case in public)
+        return exercise.reference(*arguments) if known else elsewhere(*arguments)
+
+    return answer
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_hidden_case_is_told_without_its_numbers_and_without_the_answer(name: str) -> None:
+    exercise = EXERCISES[name]
+    public = {case.words for case in exercise.cases(PUBLIC_SEED)}
+    secret = {case.words for seed in HIDDEN_SEEDS for case in exercise.cases(seed)} - public
+    caught = 0
+    for mistake in exercise.misconceptions:
+        verdict = judge(exercise, right_where_it_is_seen(exercise, mistake.wrong), ALL_SEEDS)
+        if verdict.passed:  # a mistake that does not show in the hidden cases
+            continue
+        caught += 1
+        assert verdict.case == UNSEEN
+        assert (verdict.yours, verdict.expected, verdict.given) == ("", "", "")
+        assert HIDDEN in verdict.note
+        assert not [words for words in secret if words in plain(verdict)]
+    assert caught
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_hidden_case_that_fails_is_told_with_its_diagnosis_and_not_with_its_numbers(name: str) -> None:
+    def fails(*_: Any) -> Any:
+        raise OSError("disk is full")
+
+    def asks_wrongly(*_: Any) -> Any:
+        raise BadRequest("takes something else")
+
+    exercise = EXERCISES[name]
+    for elsewhere, diagnosis in ((fails, "crashed"), (asks_wrongly, "bad-request")):
+        verdict = judge(exercise, right_where_it_is_seen(exercise, elsewhere), ALL_SEEDS)
+        assert (verdict.diagnosis, verdict.case) == (diagnosis, UNSEEN)
+        assert (verdict.yours, verdict.expected, verdict.given, verdict.note) == ("", "", "", HIDDEN)
+
+
+def test_the_same_case_is_told_with_its_numbers_where_it_is_public() -> None:
+    verdict = judge(EXERCISES["speedup"], lambda a, k, c, v: 1.2345, ALL_SEEDS)
+    assert (verdict.case, verdict.expected) == ("α = 0.5, k = 1, c = 0.1, v = 1.0", "1.364")
+
+
+def remembers(p: Any, q: Any, u: Any, seen: list[int] = []) -> Any:  # noqa: B006
+    seen.append(1)
+    return u < (p / q if len(seen) == 1 else p)
+
+
+def test_a_list_as_default_argument_is_told_as_memory() -> None:
+    verdict = judge(EXERCISES["accept"], remembers)
+    assert verdict.diagnosis == "own-chance"
+    assert "no memory of its own (a list as default argument, a global?)" in verdict.headline
+
+
+def test_a_global_counter_is_told_as_memory() -> None:
+    space: dict[str, Any] = {}
+    exec("calls = 0\ndef speedup(*_):\n    global calls\n    calls += 1\n    return calls / 2", space)
+    assert "no memory of its own" in judge(EXERCISES["speedup"], space["speedup"]).headline
+
+
+def test_what_pytorch_has_not_implemented_is_a_crash_and_a_stub_is_not() -> None:
+    said = judge(EXERCISES["residual"], lambda p, q: (p > q).long().softmax(-1))
+    assert said.outcome == "crashed"
+    assert re.search(r"NotImplementedError: .*softmax.* not implemented for 'Long'", said.headline)
+
+    def raising(error: BaseException) -> Any:
+        def answer(*_: Any) -> Any:
+            raise error
+
+        return judge(EXERCISES["residual"], answer).outcome
+
+    text = re.findall(r'"(.*)"', STUB)[0]
+    assert raising(NotImplementedError(text)) == raising(NotImplementedError()) == "not attempted"
+    assert raising(NotImplementedError("for bfloat16")) == "crashed"
+
+
+def test_each_seed_has_the_time_of_the_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "SECONDS", 1.0)
+
+    def slow(p: Any, q: Any) -> Any:
+        time.sleep(0.18)
+        return EXERCISES["residual"].reference(p, q)
+
+    assert judge(EXERCISES["residual"], slow).passed
+    assert judge(EXERCISES["residual"], slow, ALL_SEEDS).passed
+
+
+def test_who_takes_too_long_is_told_that_it_may_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "SECONDS", 1.0)
+    said = judge(EXERCISES["residual"], lambda p, q: time.sleep(60), ALL_SEEDS).headline
+    assert said == (
+        "It did not come to an end within 3 seconds: look for a loop that never stops, or for work that is done again"
+        " and again"
+    )
