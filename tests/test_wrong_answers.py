@@ -6,7 +6,7 @@ import pytest
 from wrong import WRITES, WRONG
 
 from specdec_ref.teaching.checks.catalogue import EXERCISES
-from specdec_ref.teaching.checks.judging import judge
+from specdec_ref.teaching.checks.judging import HIDDEN_SEEDS, PUBLIC_SEED, judge
 
 
 def made_of(source: str, name: str) -> Any:
@@ -22,9 +22,12 @@ def test_writing_into_the_arguments_is_told_in_the_notebook(name: str) -> None:
     assert (verdict.outcome, verdict.diagnosis) == ("wrong", "changes-arguments"), verdict
 
 
+@pytest.mark.parametrize("seeds", [(PUBLIC_SEED,), (PUBLIC_SEED, *HIDDEN_SEEDS)], ids=["notebook", "graded"])
 @pytest.mark.parametrize(("name", "due", "answer"), WRONG, ids=[f"{n}-{f.__name__}" for n, _, f in WRONG])
-def test_each_wrong_answer_is_told_what_is_wrong_with_it(name: str, due: str, answer: Any) -> None:
-    verdict = judge(EXERCISES[name], answer)
+def test_each_wrong_answer_is_told_what_is_wrong_with_it(
+    name: str, due: str, answer: Any, seeds: tuple[int, ...]
+) -> None:
+    verdict = judge(EXERCISES[name], answer, seeds)
     assert (verdict.outcome == "passed", verdict.diagnosis) == (False, due), verdict
 
 

@@ -77,7 +77,7 @@ def _cases(seed: int) -> list[Case]:
 
 
 def _drawn(seed: int) -> list[Case]:
-    """Two cases for each k, of any batch size, in which it is promised 15 % more than the other two.
+    """Two cases for each k, of any power of two as batch size, in which it is promised 15 % more than the other two.
 
     What was measured stands above for everybody to read; these follow from the seed.
     """
@@ -87,7 +87,7 @@ def _drawn(seed: int) -> list[Case]:
         alpha, c = round(chance.uniform(0.3, 0.95), 2), round(chance.uniform(0.02, 0.6), 2)
         v3 = round(chance.uniform(1, 2.5), 2)
         v5 = round(v3 * chance.uniform(1, 1.8), 2)
-        row = (int(chance.integers(1, 129)), int(chance.integers(32, 4096)), alpha, c, v3, v5)
+        row = (2 ** int(chance.integers(8)), int(chance.integers(32, 4096)), alpha, c, v3, v5)
         promised = {k: _promised(k, alpha, c, v3, v5) for k in found}
         second, best = sorted(promised.values())[1:]
         k = max(promised, key=lambda k: promised[k])
