@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -41,14 +41,31 @@ def test_refuses_what_is_no_record(tmp_path: Path) -> None:
 
 
 class Server:
+    """Notes what is done with it; `does_not_start`: the name of one that fails."""
+
+    steps: ClassVar[list[str]]
+    does_not_start = ""
+
     def __init__(self, target: str, config: Any, *, options: tuple[str, ...]):
-        self.url = f"http://{'plain' if config is None else 'drafting'}"
+        self.name = "plain" if config is None else "drafting"
+        self.url = f"http://{self.name}"
 
-    def __enter__(self) -> "Server":
-        return self
+    def launch(self) -> None:
+        self.steps.append(f"launch {self.name}")
 
-    def __exit__(self, *error: object) -> None:
-        """Nothing to end."""
+    def wait(self) -> None:
+        self.steps.append(f"wait {self.name}")
+        if self.name == self.does_not_start:
+            raise sd.SpecdecError("answered 500")
+
+    def stop(self) -> None:
+        self.steps.append(f"stop {self.name}")
+
+
+@pytest.fixture(autouse=True)
+def servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    Server.steps = []
+    monkeypatch.setattr(module, "VLLMServer", Server)
 
 
 def measurement(url: str, prompts: Any, **settings: Any) -> ServerMeasurement:
@@ -58,7 +75,6 @@ def measurement(url: str, prompts: Any, **settings: Any) -> ServerMeasurement:
 
 
 def test_live_has_the_same_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "VLLMServer", Server)
     monkeypatch.setattr(module, "measure_server", measurement)
     run = live({"alone": None, "draft": {"method": "ngram"}}, batches=(1, 4), prompts=3)
     assert "live" in run.source
@@ -66,6 +82,8 @@ def test_live_has_the_same_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not run.contenders["alone"].counters
     assert run.contenders["draft"].counters["greedy"].acceptance_length == 3.0
     assert run.contenders["draft"].latency["greedy"]["first_seconds"]["p50"] == 0.1
+    assert Server.steps[:4] == ["launch plain", "launch drafting", "wait plain", "wait drafting"]
+    assert sorted(Server.steps[4:]) == ["stop drafting", "stop plain"]
 
 
 def test_a_server_that_breaks_off_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +91,6 @@ def test_a_server_that_breaks_off_is_told(monkeypatch: pytest.MonkeyPatch) -> No
         found = measurement(url, prompts, **settings)
         return ServerMeasurement(found.url, "m", 1, 1.0, found.requests, problem="answered 500")
 
-    monkeypatch.setattr(module, "VLLMServer", Server)
     monkeypatch.setattr(module, "measure_server", breaking)
     with pytest.raises(sd.SpecdecError, match=r"alone: answered 500 \(nothing was measured until then\)"):
         live({"alone": None})
@@ -81,7 +98,8 @@ def test_a_server_that_breaks_off_is_told(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("harm", ["breaks off", "answers nothing", "does not start"])
 def test_what_was_measured_before_a_server_breaks_off_is_kept(monkeypatch: pytest.MonkeyPatch, harm: str) -> None:
-    """The first server is asked to the end; the second gives one figure, or none where it does not start."""
+    """They are asked in turns: when the second breaks off, the first has given two figures, and all where the second
+    does not start."""
 
     def breaking(url: str, prompts: Any, **settings: Any) -> ServerMeasurement:
         found = measurement(url, prompts, **settings)
@@ -91,24 +109,22 @@ def test_what_was_measured_before_a_server_breaks_off_is_kept(monkeypatch: pytes
             return ServerMeasurement(found.url, "m", 4, 1.0, found.requests, problem="answered 500")
         raise sd.SpecdecError("answered 500")
 
-    class Starting(Server):
-        def __enter__(self) -> "Server":
-            if harm == "does not start" and "drafting" in self.url:
-                raise sd.SpecdecError("answered 500")
-            return self
-
-    monkeypatch.setattr(module, "VLLMServer", Starting)
+    if harm == "does not start":
+        monkeypatch.setattr(Server, "does_not_start", "drafting")
     monkeypatch.setattr(module, "measure_server", breaking)
     with pytest.raises(BrokenOffError, match="draft: answered 500") as error:
         live({"alone": None, "draft": {"method": "ngram"}}, batches=(1, 4), prompts=3)
     said, kept = str(error.value), error.value.measured
     assert "\n" not in said
-    assert "alone, greedy, 4 at once: 12.0" in said
     assert "broken off: draft: answered 500" in kept.source
-    assert kept.contenders["alone"].speed == {mode: {1: 12.0, 4: 12.0} for mode in ("temperature 1", "greedy")}
     if harm == "does not start":
+        assert "alone, greedy, 4 at once: 12.0" in said
         assert list(kept.contenders) == ["alone"]
+        assert kept.contenders["alone"].speed == {mode: {1: 12.0, 4: 12.0} for mode in ("temperature 1", "greedy")}
     else:
+        assert "alone, temperature 1, 4 at once: 12.0" in said
+        assert kept.contenders["alone"].speed == {"temperature 1": {1: 12.0, 4: 12.0}}
         assert kept.contenders["draft"].speed == {"temperature 1": {1: 12.0}}
         assert kept.contenders["draft"].counters["temperature 1"].drafts == 5
         assert "draft, temperature 1, 1 at once: 12.0" in said
+    assert sorted(Server.steps[-2:]) == ["stop drafting", "stop plain"]

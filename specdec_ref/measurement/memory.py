@@ -256,9 +256,9 @@ def _share(
     ours = TransformersModel(model)
     weights = sum(t.nbytes for t in tensors_of(model))
     activations = 0
+    ours.start(batch, capacity)
+    ours.prefill([[0]] * batch)  # its slots are there before anything is counted
     for n, read_prompt in ((min(context, PREFILL_CHUNK), True), (min(scored, capacity), False)):
-        ours.start(batch, capacity)
-        ours.prefill([[0]] * batch)  # its slots are there before anything is counted
         ours.cache.lengths = [ours.cache.capacity - n] * batch
         slots = [t for layer in ours.cache.slots.values() for t in layer]
         with most_alive([*tensors_of(model), *slots]) as most:

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 from specdec_ref.errors import SpecdecError
 from specdec_ref.models import PRETRAINED, held_out_prompts
 from specdec_ref.sampling import GREEDY, Sampling
-from specdec_ref.serving.load import measure_server
+from specdec_ref.serving.load import ServerMeasurement, measure_server
 from specdec_ref.serving.metrics import SpeculationCounters
 from specdec_ref.serving.server import SMALL, VLLMServer
 
@@ -85,49 +87,98 @@ def live(
     *,
     batches: tuple[int, ...] = (1, 4),
     prompts: int = 4,
-    max_new_tokens: int = 32,
+    max_new_tokens: int = 24,
     options: tuple[str, ...] = (*SMALL, "--enforce-eager"),
 ) -> SideBySide:
-    """A vLLM server of the pair that ships for each of `configs`, one after the other, asked and ended again.
+    """A vLLM server of the pair that ships for each of `configs`: all start, are asked in turns, and end.
 
-    'enforce-eager' leaves the compiler out: it starts in a third of the time, and runs somewhat slower. Raises
-    BrokenOffError where a server does not start, or breaks off: a comparison needs every contender. What was measured
-    until then stands in its one line, and as a SideBySide in its `measured`.
+    Together, since a start is three processes that import one after the other; in turns, so that a machine whose speed
+    changes favours none; whoever is not asked waits. 'enforce-eager' leaves the compiler out: it starts in a third of
+    the time, and runs somewhat slower. Raises BrokenOffError where a server does not start, once the others are
+    measured, or breaks off: a comparison needs every contender. What was measured until then stands in its one line,
+    and as a SideBySide in its `measured`.
     """
     texts = list(held_out_prompts().values())[:prompts]
-    contenders: dict[str, Contender] = {}
-    for name, config in configs.items():
-        speed: dict[str, dict[int, float]] = {}
-        counters: dict[str, SpeculationCounters] = {}
-        latency: dict[str, dict[str, dict[str, float]]] = {}
-        contenders[name] = Contender(speed, counters, latency)
-        try:
-            with VLLMServer(str(PRETRAINED / "target"), config, options=options) as server:
-                for mode, sampling in MODES.items():
-                    measure_server(server.url, texts[:2], max_new_tokens=16, sampling=sampling)  # warm-up
-                    for size in batches:
+    figures = {name: _Figures() for name in configs}
+    with ExitStack() as stack:
+        servers = _together(stack, configs, options)
+        up = {name: server for name, server in servers.items() if isinstance(server, VLLMServer)}
+        for mode, sampling in MODES.items():
+            for turn, size in enumerate(batches):
+                for name, server in up.items():
+                    try:
+                        if turn == 0:
+                            measure_server(server.url, texts[:1], max_new_tokens=8, sampling=sampling)  # warm-up
                         found = measure_server(
                             server.url, texts, concurrency=size, max_new_tokens=max_new_tokens, sampling=sampling
                         )
                         if found.problem is not None:
                             raise SpecdecError(found.problem)
-                        speed.setdefault(mode, {})[size] = found.tokens_per_second
-                        if size == 1:
-                            latency[mode] = {
-                                what: dict(zip(("p50", "p99"), found.percentiles(what), strict=True))
-                                for what in ("first_seconds", "seconds_per_token")
-                            }
-                        if size == 1 and found.counters is not None and found.counters.drafts:
-                            counters[mode] = found.counters
+                    except SpecdecError as error:
+                        raise _broken_off(f"{name}: {error}", figures) from error
+                    figures[name].add(mode, size, found)
+    for name, missing in servers.items():
+        if isinstance(missing, SpecdecError):
+            raise _broken_off(f"{name}: {missing}", figures) from missing
+    return SideBySide("measured live on this machine, now", {name: one.contender() for name, one in figures.items()})
+
+
+@dataclass
+class _Figures:
+    """A contender while it is measured."""
+
+    speed: dict[str, dict[int, float]] = field(default_factory=dict)
+    counters: dict[str, SpeculationCounters] = field(default_factory=dict)
+    latency: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+
+    def add(self, mode: str, size: int, found: ServerMeasurement) -> None:
+        self.speed.setdefault(mode, {})[size] = found.tokens_per_second
+        if size == 1:
+            self.latency[mode] = {
+                what: dict(zip(("p50", "p99"), found.percentiles(what), strict=True))
+                for what in ("first_seconds", "seconds_per_token")
+            }
+        if size == 1 and found.counters is not None and found.counters.drafts:
+            self.counters[mode] = found.counters
+
+    def contender(self) -> Contender:
+        return Contender(self.speed, self.counters, self.latency)
+
+
+def _together(
+    stack: ExitStack, configs: Mapping[str, Mapping[str, Any] | None], options: tuple[str, ...]
+) -> dict[str, VLLMServer | SpecdecError]:
+    """Every server once it answers, or why it does not. They end with the stack."""
+    servers: dict[str, VLLMServer | SpecdecError] = {}
+    launched: list[VLLMServer] = []
+    stack.callback(_end, launched)
+    for name, config in configs.items():
+        try:
+            server = VLLMServer(str(PRETRAINED / "target"), config, options=options)
+            launched.append(server)
+            server.launch()
+            servers[name] = server
         except SpecdecError as error:
-            raise _broken_off(f"{name}: {error}", contenders) from error
-    return SideBySide("measured live on this machine, now", contenders)
+            servers[name] = error
+    for name, started in servers.items():
+        if isinstance(started, VLLMServer):
+            try:
+                started.wait()
+            except SpecdecError as error:
+                servers[name] = error
+    return servers
 
 
-def _broken_off(problem: str, contenders: dict[str, Contender]) -> BrokenOffError:
+def _end(servers: list[VLLMServer]) -> None:
+    """All at once: each takes two seconds to let go."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(VLLMServer.stop, servers))
+
+
+def _broken_off(problem: str, figures: Mapping[str, _Figures]) -> BrokenOffError:
     measured = SideBySide(
         f"measured live on this machine, now, and broken off: {problem}",
-        {name: one for name, one in contenders.items() if one.speed},
+        {name: one.contender() for name, one in figures.items() if one.speed},
     )
     paces = [
         f"{name}, {mode}, {size} at once: {pace:.1f}"

@@ -79,11 +79,22 @@ class VLLMServer:
         self.environment = dict(environment or {})
         self.target, self.config, self.options = target, config, tuple(options)
         self.log = Path(log) if log is not None else None
+        self._passing = False  # whether the log is one of our own
         self.url = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "VLLMServer":
+        self.launch()
+        self.wait()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def launch(self) -> None:
+        """Start the process and return at once: several servers start together in less time than one by one. `stop`
+        has to follow, whatever happens; `with` does all three."""
         port = _free_port()
         words = shlex.split(serve_command(self.target, self.config, port=port))
         words = [*_serve(self.vllm, words[2]), *words[3:], "--host", "127.0.0.1", *self.options]
@@ -97,11 +108,10 @@ class VLLMServer:
         }
         surroundings["LD_PRELOAD"] = preloaded(fast_libraries(self.vllm), os.environ.get("LD_PRELOAD", ""))
         surroundings |= self.environment
-        keep = self.log is not None
         if self.log is None:
             handle, name = tempfile.mkstemp(prefix="vllm-", suffix=".log")
             os.close(handle)
-            self.log = Path(name)
+            self.log, self._passing = Path(name), True
         with open(self.log, "ab") as output:
             try:
                 self._process = subprocess.Popen(
@@ -115,17 +125,20 @@ class VLLMServer:
             self._guard = subprocess.Popen(
                 [sys.executable, "-c", GUARD, str(self._process.pid)], stdin=subprocess.PIPE, start_new_session=True
             )
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait(self) -> None:
+        """Until it answers. Raises SpecdecError where it ends before, or takes longer than its patience."""
+        try:
             self._wait()
         except BaseException:
             self.stop()
             raise
-        if not keep:
+        if self._passing and self.log is not None:
             self.log.unlink(missing_ok=True)  # still open in the server; gone from the folder
             self.log = None
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.stop()
 
     @property
     def alive(self) -> bool:
