@@ -88,7 +88,8 @@ def speculate(
         if not is_whole(asked) or not 0 <= asked <= most:
             raise SpecdecError(f"k: the controller's next_k gave {asked!r:.80}; takes a whole number, 0 … {most}")
         fits = min(asked, context - max(map(len, sequences)))
-        k = min(fits, max(row.max_new_tokens - len(row.new) for row in rows) - 1)
+        useful = [row.max_new_tokens - len(row.new) - 1 for row in rows]  # one token is not the draft's
+        k = min(fits, max(useful))
 
         started = clock.now()
         draft = drafter.propose(sequences, k, sampling, randomness) if drafter else nothing
@@ -97,6 +98,8 @@ def speculate(
         draft.check(len(rows), k, size)
         drafted = draft.tokens.to(target.device)
         draft = replace(draft, tokens=drafted.clamp(0, size - 1))  # reported when the host may look
+        if min(useful) < k:
+            draft = draft.up_to(torch.tensor(useful).to(target.device, non_blocking=True))
         after_draft = clock.now()
         target.rewind([len(s) - 1 for s in sequences])
         last = torch.tensor([s[-1:] for s in sequences]).to(target.device, non_blocking=True)
@@ -366,21 +369,9 @@ class _Job:
         """Rounds, until every row has finished or the caller has had enough."""
         began = time.perf_counter()
         rows = self.rows if self.rows and self.rows[0].max_new_tokens else []
+        how = self.controller, self.sampling, self.randomness, self.eos, self.context
         try:
-            for extended in (
-                speculate(
-                    self.target,
-                    self.drafter,
-                    rows,
-                    self.controller,
-                    self.sampling,
-                    self.randomness,
-                    self.eos,
-                    self.context,
-                )
-                if rows
-                else ()
-            ):
+            for extended in speculate(self.target, self.drafter, rows, *how) if rows else ():
                 for row in extended if self.stops else ():
                     self._cut_at_stop(row)
                 self.seconds = time.perf_counter() - began

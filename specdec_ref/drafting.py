@@ -4,7 +4,7 @@ One rule prevents most bugs of the wild: a `Draft` carries its tokens together w
 drawn from, or says that it was certain ('point mass'). Nothing downstream ever recomputes q.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -49,6 +49,12 @@ class Draft:
         """How many tokens of each row are meant, [B] int64."""
         batch, k = self.tokens.shape
         return self.lengths if self.lengths is not None else torch.full((batch,), k, device=self.tokens.device)
+
+    def up_to(self, most: Tensor) -> "Draft":
+        """No more than `most` [B] tokens of each row: those behind would fall beyond its end, and read 0."""
+        lengths = torch.minimum(self.meant().to(most.device), most)
+        is_meant = torch.arange(self.tokens.shape[1], device=most.device) < lengths[:, None]
+        return replace(self, tokens=self.tokens * is_meant, lengths=lengths)
 
     def distribution(self, vocab_size: int, like: Tensor) -> Tensor:
         """q for `verify`: [B, k, V], one-hot for a point mass, zero rows for tokens that are not meant.

@@ -94,15 +94,19 @@ class SharedWork(TransformersModel):
 
     def _move(self, moves: dict[int, int], rows: int) -> None:
         """Copy rows of the cache, place → source, and go on with the first `rows` of them."""
-        cache = self.cache
-        if not moves and rows == cache.batch:
+        cache, before = self.cache, self.cache.batch
+        if not moves and rows == before:
             return
-        lengths = [*cache.lengths, *[0] * max(0, rows - cache.batch)]
+        lengths = [*cache.lengths, *[0] * max(0, rows - before)]
         for place, source in moves.items():
             lengths[place] = cache.lengths[source]
         cache.lengths, cache.batch = lengths[:rows], rows
         cache.rows = torch.arange(rows, device=self.device)[:, None]
-        to, origin = (torch.tensor(list(x), dtype=torch.int64, device=self.device) for x in (moves, moves.values()))
+        left = {place: source for place, source in moves.items() if place < before}  # by rows that nobody needs
+        new = [source for _, source in sorted(moves.items() - left.items())]  # for the places from `before` on
+        to, origin, new_origin = (
+            torch.tensor(list(x), dtype=torch.int64, device=self.device) for x in (left, left.values(), new)
+        )
         for layer, slots in cache.slots.items():
             if layer not in self._memory:
                 keys, values = (t.new_zeros(self._size[0], *t.shape[1:]) for t in slots)
@@ -110,7 +114,10 @@ class SharedWork(TransformersModel):
             for memory, present in zip(self._memory[layer], slots, strict=True):
                 if present.data_ptr() != memory.data_ptr():
                     memory[: len(present)] = present
-                memory.index_copy_(0, to, memory.index_select(0, origin))
+                if left:
+                    memory.index_copy_(0, to, memory.index_select(0, origin))
+                if new:
+                    torch.index_select(memory[:before], 0, new_origin, out=memory[before : before + len(new)])
             keys, values = self._memory[layer]
             cache.slots[layer] = keys[:rows], values[:rows]
 
