@@ -170,11 +170,17 @@ def test_bars_of_the_figure_add_up_to_the_totals() -> None:
 
 
 def test_available_memory_shrinks_by_what_is_taken() -> None:
-    """512 MiB, written to; half of that is left for what other programs do meanwhile."""
-    before = available_memory("cpu")
-    assert 0 < before <= psutil.virtual_memory().total
-    taken = torch.ones(2**27)
-    assert before - available_memory("cpu") > taken.nbytes / 2
+    """512 MiB, written to; half of that is left for what other programs do meanwhile, who may also let go of more."""
+    seen = []
+    for _ in range(5):
+        before = available_memory("cpu")
+        assert 0 < before <= psutil.virtual_memory().total
+        taken = torch.ones(2**27)
+        seen.append(before - available_memory("cpu"))
+        if seen[-1] > taken.nbytes / 2:
+            return
+        del taken
+    raise AssertionError(f"bytes fewer after 512 MiB were taken: {seen}")
 
 
 @pytest.mark.parametrize(
