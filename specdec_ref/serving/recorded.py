@@ -1,9 +1,9 @@
 """Servers side by side: from the recorded run of `benchmarks/vllm_side_by_side.py`, or measured here and now."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,8 +100,7 @@ def live(
     """
     texts = list(held_out_prompts().values())[:prompts]
     figures = {name: _Figures() for name in configs}
-    with ExitStack() as stack:
-        servers = _together(stack, configs, options)
+    with _together(configs, options) as servers:
         up = {name: server for name, server in servers.items() if isinstance(server, VLLMServer)}
         for mode, sampling in MODES.items():
             for turn, size in enumerate(batches):
@@ -145,34 +144,32 @@ class _Figures:
         return Contender(self.speed, self.counters, self.latency)
 
 
+@contextmanager
 def _together(
-    stack: ExitStack, configs: Mapping[str, Mapping[str, Any] | None], options: tuple[str, ...]
-) -> dict[str, VLLMServer | SpecdecError]:
-    """Every server once it answers, or why it does not. They end with the stack."""
+    configs: Mapping[str, Mapping[str, Any] | None], options: tuple[str, ...]
+) -> Iterator[dict[str, VLLMServer | SpecdecError]]:
+    """Every server once it answers, or why it does not."""
     servers: dict[str, VLLMServer | SpecdecError] = {}
     launched: list[VLLMServer] = []
-    stack.callback(_end, launched)
-    for name, config in configs.items():
-        try:
-            server = VLLMServer(str(PRETRAINED / "target"), config, options=options)
-            launched.append(server)
-            server.launch()
-            servers[name] = server
-        except SpecdecError as error:
-            servers[name] = error
-    for name, started in servers.items():
-        if isinstance(started, VLLMServer):
+    try:
+        for name, config in configs.items():
             try:
-                started.wait()
+                server = VLLMServer(str(PRETRAINED / "target"), config, options=options)
+                launched.append(server)
+                server.launch()
+                servers[name] = server
             except SpecdecError as error:
                 servers[name] = error
-    return servers
-
-
-def _end(servers: list[VLLMServer]) -> None:
-    """All at once: each takes two seconds to let go."""
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(VLLMServer.stop, servers))
+        for name, started in servers.items():
+            if isinstance(started, VLLMServer):
+                try:
+                    started.wait()
+                except SpecdecError as error:
+                    servers[name] = error
+        yield servers
+    finally:  # at once: each takes two seconds to let go
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(VLLMServer.stop, launched))
 
 
 def _broken_off(problem: str, figures: Mapping[str, _Figures]) -> BrokenOffError:
