@@ -1,8 +1,11 @@
 """What chooses how many tokens to draft next, and what it is told to choose by: the rounds so far."""
 
+import math
 import time
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -95,7 +98,8 @@ class AdaptiveSpeculation:
 
 CHANGE, EVIDENCE = 0.007, 0.7  # chance that α is another after a round; neighbouring tokens are alike: each tells less
 EXPLORE, RESTING = 0.002, 0.005  # shares of the time for k that are not best, to know costs; and, resting at 0, α
-LEAST, RECENT = 3, 60  # times that make a cost known, and times that are remembered
+LEAST = 3  # rounds that make a cost known
+NOISE, PACE, DRIFT = 0.1, 0.08, 0.001  # of log seconds: of a round, and what changes from one to the next
 ALPHAS = np.linspace(0.004, 0.996, 26)
 USES_BEFORE_RECORDING = 12  # as in `capture`, which would load PyTorch
 PRIOR = 50  # judged tokens that a position needs to count as much as those before it
@@ -122,11 +126,11 @@ class CostModelSpeculation:
         self._seen: list[Round] = []  # not yet believed
         self._reached = np.zeros((self.max_k, 2))  # by position: tokens judged, and kept
         self._tokens = self._expected()
-        self._times: dict[int, _Times] = defaultdict(_Times)
+        self._times: dict[int, _Costs] = defaultdict(partial(_Costs, self.max_k))
         self._batch, self._began, self._rests, self._passed, self._rounds = 1, 0.0, False, 0, 0
         self._best, self._since = 0, 0
         self._last = [0] * (self.max_k + 1)  # the round that drafted so many last
-        self._expect(*(_Times().costs(self.max_k) if c is None else (c, v, c)), overhead)
+        self._expect(*(_Costs(self.max_k).costs() if c is None else (c, v, c)), overhead)
 
     @property
     def alpha(self) -> float:
@@ -159,7 +163,7 @@ class CostModelSpeculation:
             other_batch, self._batch = len(rounds) != self._batch, len(rounds)
             self._times[self._batch].add(n, drafting, seconds - drafting, self._rests)
             if other_batch or self._rounds % 16 == 0:
-                self._expect(*self._nearest().costs(self.max_k))
+                self._expect(*self._nearest().costs())
         self._passed, self._rests = self._passed + 1, n == 0
         self._seen += rounds if n else []
 
@@ -212,70 +216,64 @@ class CostModelSpeculation:
             waited[k] = (self._rounds - self._last[k]) / max(1.0, due * len(others) if best else due)
         return max(waited, key=waited.__getitem__)
 
-    def _nearest(self) -> "_Times":
+    def _nearest(self) -> "_Costs":
         """Times of this batch size, or while they are too few, of the nearest size that is known."""
         known = [size for size, times in self._times.items() if times.knows(1)] or [self._batch]
         return self._times[min(known, key=lambda size: abs(size - self._batch))]
 
 
-class _Times:
-    """Seconds that rounds of one batch size took: drafting one token; all else in a round that scores n tokens.
+class _Costs:
+    """What rounds of one batch size take, told apart from the pace of the machine, which changes all the time.
 
-    Before a step is recorded (`capture`) it is slower, by a factor that the n tell which were timed before and after.
+    A Kalman filter of log seconds. Its state: a round that scores one token, at the present pace; and as factors of
+    that, constant but for a slow drift: how much longer a step takes before it is recorded (`capture`); drafting one
+    token, as usual and after a pause; all else in a round that scores 1 (no factor), 2, 3 … tokens. Rounds that follow
+    each other are at about one pace, so they tell what k cost against each other, however long ago k = 0 was timed. A
+    great surprise is a jump of the pace: other programs make it, k does not. What was not timed yet lies on a smooth
+    curve through the others; one token has a time of its own, since on a CPU steps of several are other steps.
     """
 
-    def __init__(self) -> None:
-        self.drafting: tuple[deque[float], ...] = deque(maxlen=RECENT), deque(maxlen=RECENT)  # as usual, after a pause
-        self.rest: dict[tuple[int, bool], deque[float]] = {}  # by n, and whether its step was recorded
+    def __init__(self, max_k: int) -> None:
         self.uses: Counter[int] = Counter()
-        self.pace = 1.0  # how slow the machine is at present: other programs make it so for seconds at a time
+        self._timed: list[tuple[int, float, float, bool, bool]] = []  # not yet learned from
+        beyond = np.arange(max_k)  # tokens scored beyond two
+        self.mean = np.array([0.0, *np.log([1.5, 0.1, 0.1]), 0.0, *(0.1 + 0.04 * beyond)])
+        self.spread = np.diag([1e4, 0.3**2, 0.7**2, 0.7**2, 0.0, *(0.0 * beyond)])
+        self.spread[5:, 5:] = 0.3**2 + 0.1**2 * np.outer(beyond, beyond) + 0.02**2 * np.minimum.outer(beyond, beyond)
+        self.drift = np.array([PACE, DRIFT, DRIFT, DRIFT, 0.0, *[DRIFT] * max_k]) ** 2
 
     def knows(self, n: int) -> bool:
-        return any(len(self.rest.get((n, recorded), ())) >= LEAST for recorded in (False, True))
+        return self.uses[n] >= LEAST
 
     def add(self, drafted: int, drafting: float, rest: float, after_pause: bool) -> None:
         """A round. After a pause the draft read first what it had missed."""
-        n = drafted + 1
-        self.uses[n] += 1
-        if drafted:
-            self.drafting[after_pause].append(drafting / drafted / self.pace)
-        if self.uses[n] != USES_BEFORE_RECORDING + 1:  # that round makes the record
-            times = self.rest.setdefault((n, self.uses[n] > USES_BEFORE_RECORDING), deque(maxlen=RECENT))
-            times.append(rest / self.pace)
-            if len(times) > LEAST:
-                self.pace *= min(1.02, max(0.98, times[-1] / sorted(times)[len(times) // 2]))
+        uses = self.uses[drafted + 1] = self.uses[drafted + 1] + 1
+        if uses != USES_BEFORE_RECORDING + 1:  # that round makes the record
+            self._timed.append((drafted, drafting, rest, after_pause, uses <= USES_BEFORE_RECORDING))
 
-    def typical(self) -> dict[int, tuple[int, float]]:
-        """How often each n that is known was timed, and the time."""
-        known = {key: (len(times), _typical(times)) for key, times in self.rest.items() if len(times) >= LEAST}
-        early, late = ({n: known[n, r] for n, r in known if r == recorded} for recorded in (False, True))
-        slower = sorted(early[n][1] / late[n][1] for n in early.keys() & late.keys()) or [1.0]
-        factor = slower[len(slower) // 2]
-        return {n: (count, seconds / factor) for n, (count, seconds) in early.items()} | late
+    def costs(self) -> tuple[float, Cost, float]:
+        """c, v and c after a pause. To score more tokens takes no less time, but for the step from one to two."""
+        for drafted, drafting, rest, after_pause, early in self._timed:
+            self.spread.ravel()[:: len(self.mean) + 1] += self.drift
+            self._learn(rest, 4 + drafted, early)
+            if drafted:
+                self._learn(drafting / drafted, 3 if after_pause else 2)
+        self._timed = []
+        c, after, *several = np.exp(self.mean[2:]).tolist()
+        v = [1.0, 1.0, *accumulate(several[1:], max)]
+        return c, v.__getitem__, after
 
-    def costs(self, max_k: int) -> tuple[float, Cost, float]:
-        """c, v and c after a pause. An n ≥ 2 that was seldom timed leans on a line through those, the line on a guess.
-
-        One token has a time of its own: on a CPU steps of several are other steps, and may even be faster.
-        """
-        known = self.typical()
-        points = {n: point for n, point in known.items() if n > 1} or known or {1: (1, 1.0)}
-        at, counts, times = np.array([(n, *point) for n, point in points.items()]).T
-        n0, y0 = counts @ at / counts.sum(), counts @ times / counts.sum()
-        slope = (counts @ ((at - n0) * (times - y0)) + 2 * 0.05 * y0) / (counts @ (at - n0) ** 2 + 2)
-        seconds = [0.0]
-        for n in range(1, max_k + 2):
-            count, y = known.get(n, (0, 0.0))
-            leaning = 0 if n == 1 and count else 30
-            guess = float(count * y + leaning * (y0 + slope * (n - n0))) / (count + leaning)
-            seconds.append(max(seconds[-1] if n > 2 else 1e-9, guess))
-        c, after = (_typical(drafts) / seconds[1] if len(drafts) >= LEAST else 0.1 for drafts in self.drafting)
-        return c, lambda n: seconds[n] / seconds[1], after
-
-
-def _typical(times: deque[float]) -> float:
-    """Below the median: what makes a round slow now and then has nothing to do with k."""
-    return sorted(times)[3 * len(times) // 10]
+    def _learn(self, seconds: float, part: int, early: bool = False) -> None:
+        """Seconds whose logarithm is the pace and this part of the state, and noise."""
+        surprise = math.log(max(seconds, 1e-9)) - float(self.mean[0] + self.mean[part] + early * self.mean[1])
+        covariance = self.spread[0] + self.spread[part] + early * self.spread[1]
+        variance = float(covariance[0] + covariance[part] + early * covariance[1]) + NOISE**2
+        if surprise**2 > 4 * variance:
+            self.spread[0, 0] += surprise**2
+            covariance[0] += surprise**2
+            variance += surprise**2
+        self.mean += covariance * (surprise / variance)
+        self.spread -= covariance[:, None] * (covariance / variance)
 
 
 def get_optimal_speculation_config(batch_size: int, sequence_length: float) -> dict[str, int | bool | str]:
