@@ -19,6 +19,7 @@ import torch
 
 import specdec_ref as sd
 from specdec_ref import decoding
+from specdec_ref.equivalence import engines
 from specdec_ref.equivalence.empirical import Plan, carry_out, empirical, prepare
 from specdec_ref.equivalence.engines import (
     OurLoop,
@@ -140,6 +141,63 @@ def test_shared_work_gives_every_row_what_it_would_get_alone(pair: sd.Pair) -> N
     more = torch.tensor([[9], [8]])
     torch.testing.assert_close(shared.extend(more), plain.extend(more), atol=1e-5, rtol=1e-5)
     assert shared.cache.batch == 2
+
+
+def test_shared_work_scores_no_token_behind_the_end_of_a_text(pair: sd.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of three lengths, of which some have one token to go: the same scores up to the end, and fewer of them."""
+    plain, shared = sd.TransformersModel(pair.target), SharedWork(pair.target)
+    monkeypatch.setattr(engines, "A_PASS", 1)
+    shared.end = 9
+    scored: list[int] = []
+    run = sd.TransformersModel._run
+    monkeypatch.setattr(sd.TransformersModel, "_run", lambda *a, **k: scored.append(a[2].numel()) or run(*a, **k))
+    for model in (plain, shared):
+        model.start(6, 16)
+        model.prefill([PROMPTS[0]] * 6)
+    more = torch.tensor([[1, 2, 3], [1, 2, 4], [5, 6, 7], [1, 3, 3], [1, 2, 3], [9, 9, 9]])
+    both = []
+    for model in (plain, shared):
+        model.extend(more)
+        model.rewind([8, 7, 6, 8, 6, 7])
+        scored.clear()
+        both.append(model.extend(more))
+    scores, found = both
+    assert sum(scored) == 1 + 2 + 3 + 1 + 3 + 2
+    for row, needed in enumerate([1, 2, 3, 1, 3, 2]):
+        torch.testing.assert_close(found[row, :needed], scores[row, :needed], atol=1e-5, rtol=1e-5)
+        assert not found[row, needed:].any()
+    for model in (plain, shared):  # those that go on have all that they need in their caches
+        model.rewind([9, 8, 7, 9, 7, 8])
+        model.keep([1, 2, 4])
+    more = torch.tensor([[4], [5], [6]])
+    torch.testing.assert_close(shared.extend(more), plain.extend(more), atol=1e-5, rtol=1e-5)
+
+
+def test_our_engine_draws_the_same_whether_or_not_it_scores_what_nobody_asks_for(
+    pair: sd.Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "A_PASS", 1)
+    drawn = [OurLoop(pair, 3, CUTS).sample(PROMPTS[0], 200, 5, seed=4)]
+    monkeypatch.setattr(SharedWork, "_run", sd.TransformersModel._run)
+    drawn.append(OurLoop(pair, 3, CUTS).sample(PROMPTS[0], 200, 5, seed=4))
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize(
+    ("needed", "passes"),
+    [
+        ([3, 3, 3], [(0, 3, 3)]),
+        ([3] * 50 + [1] * 20, [(0, 70, 3)]),  # 40 tokens too many are cheaper than a pass of their own
+        ([3] * 50 + [1] * 80, [(0, 50, 3), (50, 130, 1)]),
+        ([1] * 80 + [3], [(0, 80, 1), (80, 81, 3)]),
+        ([1] * 20 + [3] + [1] * 200, [(0, 21, 3), (21, 221, 1)]),
+        ([2, 1] * 200, [(0, 400, 2)]),  # each takes little, and no two neighbours are alike
+    ],
+)
+def test_neighbours_are_scored_together_unless_that_wastes_more_than_a_pass(
+    needed: list[int], passes: list[tuple[int, int, int]]
+) -> None:
+    assert [(part.start, part.stop, m) for part, m in engines._neighbours(needed)] == passes
 
 
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, ON_A_GPU])]

@@ -8,13 +8,14 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from specdec_ref import decoding
-from specdec_ref.cache import RewindableCache
+from specdec_ref.cache import FixedSlots, RewindableCache
 from specdec_ref.control import Controller, as_controller
 from specdec_ref.drafting import Drafter, ModelDrafter
 from specdec_ref.equivalence.sampler import Sampler, crash, drawing_of
@@ -30,13 +31,21 @@ ENGINES = (
 )
 
 
+A_PASS = 128
+"""Tokens whose scoring costs as much as another forward pass: rows are only kept apart where that saves more."""
+
+
 class SharedWork(TransformersModel):
     """Scores rows once as long as they have done the same: a test draws a thousand samples from one prompt.
 
     The cache has one row for each history of tokens fed and taken back; rows part when their histories do, and never
     meet again, so nothing is computed from anything but what that row itself went through. Loop, drafter and verdicts
     do not notice. The memory of a cache serves the next one of its size.
+
+    end: from this position on nothing is scored (their logits are 0), as texts end there. None: everything.
     """
+
+    end: int | None = None
 
     def start(self, batch: int, capacity: int) -> None:
         super().start(1, capacity)
@@ -61,7 +70,7 @@ class SharedWork(TransformersModel):
 
     def rewind(self, lengths: list[int]) -> None:
         wanted = torch.tensor(lengths, device=self.device)[:, None]
-        super().rewind(self._part(wanted)[:, 0].tolist())
+        super().rewind(self._part(wanted, rewinding=True)[:, 0].tolist())
 
     def keep(self, rows: list[int]) -> None:
         self._of = self._of[torch.tensor(rows, device=self.device)]
@@ -70,27 +79,48 @@ class SharedWork(TransformersModel):
         """Tokens of every row, as the loop sees them."""
         return [self.cache.lengths[i] for i in self._of.tolist()]
 
+    def _run(self, cache: Any, tokens: Tensor, positions: Tensor, masks: tuple[Tensor, ...], last: int = 0) -> Tensor:
+        """The forward pass, of neighbours that have as much to go. Returns logits [B, n or last, rows of the head]."""
+        n = tokens.shape[1]
+        if self.end is None or last or n == 1 or len(positions) == 1 or not cache.slots:
+            return super()._run(cache, tokens, positions, masks, last)
+        whole = {layer: cache.window(layer) for layer in cache.slots}
+        logits = torch.empty(0)
+        for part, m in _neighbours((self.end - positions[:, 0]).clamp(1, n).tolist()):
+            slots = {layer: (keys[part], values[part]) for layer, (keys, values) in whole.items()}
+            few, where, masked = tokens[part, :m], positions[part, :m], tuple(mask[part, :, :m] for mask in masks)
+            found = super()._run(FixedSlots(slots, where, cache.rows[: len(few)]), few, where, masked)
+            logits = logits if len(logits) else found.new_zeros(*tokens.shape, found.shape[-1])
+            logits[part, :m] = found
+        return logits
+
     @torch.inference_mode()
-    def _part(self, doing: Tensor) -> Tensor:
+    def _part(self, doing: Tensor, rewinding: bool = False) -> Tensor:
         """Give rows that do different things, `doing` [B, n], a row each in the cache. Returns [rows there, n].
 
         The first of those that come from one row stays in its place, so that little is copied; the others go where
-        nobody is.
+        nobody is, the shortest first.
         """
-        different, of = torch.cat([self._of[:, None], doing], 1).unique(dim=0, return_inverse=True)
-        sources, n = different[:, 0].tolist(), len(different)
+        alike = self._of  # numbered in the order of their rows, then of what they do
+        for column in doing.unbind(1):
+            alike = (alike * (int(column.max()) + 1) + column).unique(return_inverse=True)[1]
+        n = int(alike.max()) + 1
+        one = alike.new_zeros(n).scatter_(0, alike, torch.arange(len(alike), device=self.device))  # of those alike
+        sources, different = self._of[one].tolist(), doing[one]
         stays = [i for i, s in enumerate(sources) if s < n and (i == 0 or sources[i - 1] != s)]  # they are sorted
         places = dict(zip(stays, (sources[i] for i in stays), strict=True))
         taken = set(places.values())
-        moved = zip((i for i in range(n) if i not in places), (p for p in range(n) if p not in taken), strict=True)
-        moves = {place: sources[i] for i, place in moved}
-        places |= dict(zip((i for i in range(n) if i not in places), moves, strict=True))
+        long = different[:, 0].tolist() if rewinding else [self.cache.lengths[source] for source in sources]
+        moving = sorted((i for i in range(n) if i not in places), key=long.__getitem__)
+        there = dict(zip(moving, (place for place in range(n) if place not in taken), strict=True))
+        moves = {place: sources[i] for i, place in there.items()}
+        places |= there
         self._move(moves, n)
         order = torch.tensor([places[i] for i in range(n)], device=self.device)
-        self._of = order[of]
-        there = torch.empty_like(different[:, 1:])
-        there[order] = different[:, 1:]
-        return there
+        self._of = order[alike]
+        ordered = torch.empty_like(different)
+        ordered[order] = different
+        return ordered
 
     def _move(self, moves: dict[int, int], rows: int) -> None:
         """Copy rows of the cache, place → source, and go on with the first `rows` of them."""
@@ -117,9 +147,26 @@ class SharedWork(TransformersModel):
                 if left:
                     memory.index_copy_(0, to, memory.index_select(0, origin))
                 if new:
-                    torch.index_select(memory[:before], 0, new_origin, out=memory[before : before + len(new)])
+                    flat = memory.flatten(1)
+                    torch.index_select(flat[:before], 0, new_origin, out=flat[before : before + len(new)])
             keys, values = self._memory[layer]
             cache.slots[layer] = keys[:rows], values[:rows]
+
+
+def _neighbours(needed: list[int]) -> list[tuple[slice, int]]:
+    """Rows next to each other that are scored in one pass, and of how many tokens: what those need that need most."""
+    found: list[tuple[slice, int]] = []
+    first = 0
+    for most, rows in groupby(needed):
+        here, m = slice(first, first := first + len(list(rows))), most
+        if found:
+            before, m = found[-1]
+            wasted = abs(most - m) * (before.stop - before.start if most > m else here.stop - here.start)
+            if wasted < A_PASS:
+                found[-1] = slice(before.start, here.stop), max(most, m)
+                continue
+        found.append((here, most))
+    return found
 
 
 class OurLoop:
@@ -151,6 +198,8 @@ class OurLoop:
     def sample(self, prompt: Sequence[int], number: int, length: int, seed: int) -> Tensor:
         rows = [decoding.Row(tuple(prompt), length) for _ in range(number)]
         randomness = SeededRandomness(seed, self.target.device)
+        if isinstance(self.target, SharedWork):
+            self.target.end = len(prompt) + length - 1  # of a text's last token nobody asks what comes next
         for _ in decoding.speculate(
             self.target, self.drafter, list(rows), self.controller, self.sampling, randomness, context=self.context
         ):
