@@ -42,6 +42,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import specdec_ref as sd
+from specdec_ref.capture import USES_BEFORE_RECORDING
 from specdec_ref.control import AdaptiveSpeculation, Controller, CostModelSpeculation, Round, as_controller
 from specdec_ref.measurement.recording import Recording
 from specdec_ref.measurement.workload import machine_facts, machine_line, model_facts
@@ -101,7 +102,7 @@ def main() -> None:
         missing = [(r, n) for r in range(arguments.repeats) for n in names if (n, r) not in there]
         bar.advance(task, len(names) * arguments.repeats - len(missing))
         if missing:
-            bench.record_steps(streams[names[0]][0])
+            bench.record_steps(streams[names[0]][0], rounds=1 if arguments.quick else USES_BEFORE_RECORDING + 2)
         for repeat, name in missing:
             bar.update(task, description=f"{name}, {repeat + 1} of {arguments.repeats}")
             done.append({"workload": name, "repeat": repeat, "runs": bench.stream(streams[name], repeat)})
@@ -127,10 +128,10 @@ class Bench:
         vocabulary = sd.TransformersModel(pair.target).vocab_size
         self.models = {name: MayGarble(sd.TransformersModel(pair.draft, vocabulary)) for name in CONTENDERS}
 
-    def record_steps(self, text: Text) -> None:
-        """Let every shape of step occur until it is recorded, so that nobody pays for it on the clock."""
+    def record_steps(self, text: Text, rounds: int) -> None:
+        """Let every shape of step occur so often that it is recorded, so that nobody pays for it on the clock."""
         for k in range(MAX_K + 1):
-            self.side_by_side(text, {FIXED[k]: k}, seed=0, tokens=14 * (k + 1))  # no fewer than 14 rounds
+            self.side_by_side(text, {FIXED[k]: k}, seed=0, tokens=rounds * (k + 1))
 
     def stream(self, texts: list[Text], repeat: int) -> dict[str, list[Ran]]:
         """Every text by every contender, in an order that moves on from text to text. By contender, text by text."""

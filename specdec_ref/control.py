@@ -96,11 +96,12 @@ class AdaptiveSpeculation:
             self.update(sum(one.accepted for one in rounds), proposed)
 
 
-CHANGE, EVIDENCE = 0.007, 0.7  # chance that α is another after a round; neighbouring tokens are alike: each tells less
-EXPLORE, RESTING = 0.002, 0.005  # shares of the time for k that are not best, to know costs; and, resting at 0, α
+CHANGE, EVIDENCE = 0.005, 0.5  # chance that α is another after a round; neighbouring tokens are alike: each tells less
+EXPLORE, RESTING = 0.002, 0.004  # shares of the time for k that are not best, to know costs; and, resting at 0, α
 LEAST = 3  # rounds that make a cost known
 NOISE, PACE, DRIFT = 0.1, 0.08, 0.001  # of log seconds: of a round, and what changes from one to the next
 ALPHAS = np.linspace(0.004, 0.996, 26)
+ACCEPTED, REJECTED = np.log(ALPHAS), np.log(1 - ALPHAS)
 USES_BEFORE_RECORDING = 12  # as in `capture`, which would load PyTorch
 PRIOR = 50  # judged tokens that a position needs to count as much as those before it
 
@@ -177,7 +178,7 @@ class CostModelSpeculation:
                 self._reached[: one.accepted, 1] += 1
             accepted = sum(one.accepted for one in self._seen)
             rejected = sum(one.accepted < len(one.drafted) for one in self._seen)
-            logarithm = EVIDENCE * (accepted * np.log(ALPHAS) + rejected * np.log(1 - ALPHAS))
+            logarithm = EVIDENCE * accepted * ACCEPTED + EVIDENCE * rejected * REJECTED
             belief = ((1 - unknown) * self.belief + unknown / len(ALPHAS)) * np.exp(logarithm - logarithm.max())
             self.belief, self._seen, self._passed = belief / belief.sum(), [], 0
             self._tokens = self._tokens if self._rounds % 16 >= 4 else self._expected()
@@ -265,9 +266,11 @@ class _Costs:
 
     def _learn(self, seconds: float, part: int, early: bool = False) -> None:
         """Seconds whose logarithm is the pace and this part of the state, and noise."""
-        surprise = math.log(max(seconds, 1e-9)) - float(self.mean[0] + self.mean[part] + early * self.mean[1])
-        covariance = self.spread[0] + self.spread[part] + early * self.spread[1]
-        variance = float(covariance[0] + covariance[part] + early * covariance[1]) + NOISE**2
+        covariance = self.spread[0] + self.spread[part]
+        covariance = covariance + self.spread[1] if early else covariance
+        parts = (0, part, 1) if early else (0, part)
+        variance = NOISE**2 + sum(float(covariance[i]) for i in parts)
+        surprise = math.log(max(seconds, 1e-9)) - sum(float(self.mean[i]) for i in parts)
         if surprise**2 > 4 * variance:
             self.spread[0, 0] += surprise**2
             covariance[0] += surprise**2
