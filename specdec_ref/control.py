@@ -4,7 +4,6 @@ import math
 import time
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 from typing import Protocol
 
@@ -110,11 +109,11 @@ class CostModelSpeculation:
     """Drafts the k in 0 … max_k that promises the most tokens per second, by the α and the costs of the last rounds.
 
     α is believed by Bayes' rule from the tokens that were judged, up to the first rejection; every round takes the
-    belief a little back to knowing nothing. Costs, per batch size: c from draft_seconds, v(n) from the rest of a round
-    on `clock`, so with its overhead, in units of an autoregressive round. Another k than the best is tried the more
-    rarely the more it loses. Only what happens inside rounds is timed: one controller serves a whole stream of
-    generations. Rows are pooled. With costs given, as `predicted_speedup` takes them, nothing is timed, and equal
-    rounds lead to equal choices. Raises SpecdecError.
+    belief a little back to knowing nothing. Costs, per batch size: draft_seconds, by how many were drafted, and the
+    rest of a round on `clock`, so with its overhead, in units of an autoregressive round. Another k than the best is
+    tried the more rarely the more it loses. Only what happens inside rounds is timed: one controller serves a whole
+    stream of generations. Rows are pooled. With costs given, as `predicted_speedup` takes them, nothing is timed, and
+    equal rounds lead to equal choices. Raises SpecdecError.
     """
 
     def __init__(self, max_k: int = 8, *, c: float | None = None, v: Cost = 1.0, overhead: float = 0.0):
@@ -127,9 +126,9 @@ class CostModelSpeculation:
         self._seen: list[Round] = []  # not yet believed
         self._reached = np.zeros((self.max_k, 2))  # by position: tokens judged, and kept
         self._tokens = self._expected()
-        self._times: dict[int, _Costs] = defaultdict(partial(_Costs, self.max_k))
-        self._batch, self._began, self._rests, self._passed, self._rounds = 1, 0.0, False, 0, 0
-        self._best, self._since = 0, 0
+        self._times: dict[int, _Costs] = defaultdict(lambda: _Costs(max_k))
+        self._batch, self._began, self._rests = 1, 0.0, False
+        self._best = self._since = self._passed = self._rounds = 0
         self._last = [0] * (self.max_k + 1)  # the round that drafted so many last
         self._expect(*(_Costs(self.max_k).costs() if c is None else (c, v, c)), overhead)
 
@@ -205,7 +204,7 @@ class CostModelSpeculation:
     def _other(self, best: int, speedups: list[float]) -> int:
         """`best`, or the k that has waited longest beyond what its loss calls for, so that all cost what they may."""
         own = self._times[self._batch]
-        if best and not own.knows(1) and (self._nearest() is own or own.uses.total() > 12):
+        if best and own.uses[1] < LEAST and (self._nearest() is own or own.uses.total() > 12):
             return 0 if self._since >= 2 else best
         if self._since % 4:
             return best
@@ -219,7 +218,7 @@ class CostModelSpeculation:
 
     def _nearest(self) -> "_Costs":
         """Times of this batch size, or while they are too few, of the nearest size that is known."""
-        known = [size for size, times in self._times.items() if times.knows(1)] or [self._batch]
+        known = [size for size, times in self._times.items() if times.uses[1] >= LEAST] or [self._batch]
         return self._times[min(known, key=lambda size: abs(size - self._batch))]
 
 
@@ -227,24 +226,24 @@ class _Costs:
     """What rounds of one batch size take, told apart from the pace of the machine, which changes all the time.
 
     A Kalman filter of log seconds. Its state: a round that scores one token, at the present pace; and as factors of
-    that, constant but for a slow drift: how much longer a step takes before it is recorded (`capture`); drafting one
-    token, as usual and after a pause; all else in a round that scores 1 (no factor), 2, 3 … tokens. Rounds that follow
-    each other are at about one pace, so they tell what k cost against each other, however long ago k = 0 was timed. A
-    great surprise is a jump of the pace: other programs make it, k does not. What was not timed yet lies on a smooth
-    curve through the others; one token has a time of its own, since on a CPU steps of several are other steps.
+    that, constant but for a slow drift: a step before it is recorded (`capture`); drafting one token after a pause;
+    drafting 1, 2 … tokens, the first of which costs most, as the target had the processor's caches meanwhile; all else
+    in a round that scores 1 (no factor), 2, 3 … tokens. Rounds that follow each other are at about one pace, so they
+    tell what k cost against each other, however long ago k = 0 was timed. A great surprise is a jump of the pace: other
+    programs make it, k does not. What was not timed yet lies on a smooth curve through the others.
     """
 
     def __init__(self, max_k: int) -> None:
+        self.max_k = max_k
         self.uses: Counter[int] = Counter()
         self._timed: list[tuple[int, float, float, bool, bool]] = []  # not yet learned from
-        beyond = np.arange(max_k)  # tokens scored beyond two
-        self.mean = np.array([0.0, *np.log([1.5, 0.1, 0.1]), 0.0, *(0.1 + 0.04 * beyond)])
-        self.spread = np.diag([1e4, 0.3**2, 0.7**2, 0.7**2, 0.0, *(0.0 * beyond)])
-        self.spread[5:, 5:] = 0.3**2 + 0.1**2 * np.outer(beyond, beyond) + 0.02**2 * np.minimum.outer(beyond, beyond)
-        self.drift = np.array([PACE, DRIFT, DRIFT, DRIFT, 0.0, *[DRIFT] * max_k]) ** 2
-
-    def knows(self, n: int) -> bool:
-        return self.uses[n] >= LEAST
+        k, beyond = np.log(np.arange(1, max_k + 1)), np.arange(max_k)  # drafted tokens; scored ones beyond two
+        self.mean = np.array([0.0, *np.log([1.5, 0.1]), *(np.log(0.1) + 0.85 * k), 0.0, *(0.1 + 0.04 * beyond)])
+        self.spread = np.diag([1e4, 0.3**2, 0.7**2, *(0.0 * k), 0.0, *(0.0 * k)])
+        self.spread[3 : 3 + max_k, 3 : 3 + max_k] = 0.7**2 + 0.2**2 * np.outer(k, k)
+        curve = 0.1**2 * np.outer(beyond, beyond) + 0.02**2 * np.minimum.outer(beyond, beyond)
+        self.spread[4 + max_k :, 4 + max_k :] = 0.3**2 + curve
+        self.drift = np.array([PACE, DRIFT, DRIFT, *[DRIFT] * max_k, 0.0, *[DRIFT] * max_k]) ** 2
 
     def add(self, drafted: int, drafting: float, rest: float, after_pause: bool) -> None:
         """A round. After a pause the draft read first what it had missed."""
@@ -253,28 +252,31 @@ class _Costs:
             self._timed.append((drafted, drafting, rest, after_pause, uses <= USES_BEFORE_RECORDING))
 
     def costs(self) -> tuple[float, Cost, float]:
-        """c, v and c after a pause. To score more tokens takes no less time, but for the step from one to two."""
+        """c, v and c after a pause, as `_expect` takes them: here all of a round's cost is in v, and c is 0."""
         for drafted, drafting, rest, after_pause, early in self._timed:
             self.spread.ravel()[:: len(self.mean) + 1] += self.drift
-            self._learn(rest, 4 + drafted, early)
+            self._learn(rest, 3 + self.max_k + drafted, early)
             if drafted:
-                self._learn(drafting / drafted, 3 if after_pause else 2)
+                self._learn(*((drafting / drafted, 2) if after_pause else (drafting, 2 + drafted)))
         self._timed = []
-        c, after, *several = np.exp(self.mean[2:]).tolist()
-        v = [1.0, 1.0, *accumulate(several[1:], max)]
-        return c, v.__getitem__, after
+        (after, *drafting), scoring = (np.exp(x).tolist() for x in np.split(self.mean[2:], [1 + self.max_k]))
+        v = [
+            1.0,
+            1.0,
+            *(d + s for d, s in zip(drafting, accumulate(scoring[1:], max), strict=True)),
+        ]  # no less for more
+        return 0.0, v.__getitem__, after - drafting[0] if drafting else 0.0
 
     def _learn(self, seconds: float, part: int, early: bool = False) -> None:
         """Seconds whose logarithm is the pace and this part of the state, and noise."""
-        covariance = self.spread[0] + self.spread[part]
-        covariance = covariance + self.spread[1] if early else covariance
         parts = (0, part, 1) if early else (0, part)
+        covariance = sum(self.spread[i] for i in parts)
         variance = NOISE**2 + sum(float(covariance[i]) for i in parts)
         surprise = math.log(max(seconds, 1e-9)) - sum(float(self.mean[i]) for i in parts)
-        if surprise**2 > 4 * variance:
-            self.spread[0, 0] += surprise**2
-            covariance[0] += surprise**2
-            variance += surprise**2
+        jump = surprise**2 if surprise**2 > 4 * variance else 0.0
+        self.spread[0, 0] += jump
+        covariance[0] += jump
+        variance += jump
         self.mean += covariance * (surprise / variance)
         self.spread -= covariance[:, None] * (covariance / variance)
 
