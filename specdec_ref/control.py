@@ -4,6 +4,7 @@ import math
 import time
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Protocol
 
@@ -126,7 +127,7 @@ class CostModelSpeculation:
         self._seen: list[Round] = []  # not yet believed
         self._reached = np.zeros((self.max_k, 2))  # by position: tokens judged, and kept
         self._tokens = self._expected()
-        self._times: dict[int, _Costs] = defaultdict(lambda: _Costs(max_k))
+        self._times: dict[int, _Costs] = defaultdict(partial(_Costs, self.max_k))
         self._batch, self._began, self._rests = 1, 0.0, False
         self._best = self._since = self._passed = self._rounds = 0
         self._last = [0] * (self.max_k + 1)  # the round that drafted so many last
@@ -177,7 +178,7 @@ class CostModelSpeculation:
                 self._reached[: one.accepted, 1] += 1
             accepted = sum(one.accepted for one in self._seen)
             rejected = sum(one.accepted < len(one.drafted) for one in self._seen)
-            logarithm = EVIDENCE * accepted * ACCEPTED + EVIDENCE * rejected * REJECTED
+            logarithm = EVIDENCE * (accepted * ACCEPTED + rejected * REJECTED)
             belief = ((1 - unknown) * self.belief + unknown / len(ALPHAS)) * np.exp(logarithm - logarithm.max())
             self.belief, self._seen, self._passed = belief / belief.sum(), [], 0
             self._tokens = self._tokens if self._rounds % 16 >= 4 else self._expected()
