@@ -7,6 +7,8 @@ moves when it works; it is as noisy as a real one. Budget: 25 seconds.
 import copy
 import itertools
 import math
+import pickle
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -304,6 +306,15 @@ def test_it_remembers_the_costs_of_every_batch_size() -> None:
         machine.run(controller, 2)  # it hears of the batch size with its first round
         machine.run(controller, 60)
         assert (np.median(machine.chosen) > 0) == drafts
+
+
+def test_it_can_be_sent_to_another_process_with_all_that_it_knows() -> None:
+    machine, controller = Machine(0.7, 0.1, jump), CostModelSpeculation()
+    machine.run(controller, 300)
+    controller.clock = time.perf_counter  # a machine's clock is a function of this test
+    there = pickle.loads(pickle.dumps(controller))
+    assert there.alpha == controller.alpha
+    assert there.speedups.tolist() == controller.speedups.tolist()
 
 
 def test_what_passes_between_rounds_and_generations_is_not_timed() -> None:
