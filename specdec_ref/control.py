@@ -97,7 +97,7 @@ class AdaptiveSpeculation:
 
 
 CHANGE, EVIDENCE = 0.005, 0.5  # chance that α is another after a round; neighbouring tokens are alike: each tells less
-EXPLORE, RESTING = 0.002, 0.004  # shares of the time for k that are not best, to know costs; and, resting at 0, α
+EXPLORE = 0.003  # share of the time for k that are not best, to know costs, or, resting at 0, α
 LEAST = 3  # rounds that make a cost known
 NOISE, PACE, DRIFT = 0.1, 0.08, 0.001  # of log seconds: of a round, and what changes from one to the next
 ALPHAS = np.linspace(0.004, 0.996, 26)
@@ -213,7 +213,7 @@ class CostModelSpeculation:
         waited = {best: 1.0}  # in units of what its loss calls for
         for k in others:
             loss = self._costs[k] * (1 - speedups[k] / speedups[best]) + (0 if best else k * self._catching_up)
-            due = loss / self._costs[best] / (EXPLORE if best else RESTING)
+            due = loss / self._costs[best] / EXPLORE
             waited[k] = (self._rounds - self._last[k]) / max(1.0, due * len(others) if best else due)
         return max(waited, key=waited.__getitem__)
 
