@@ -99,7 +99,7 @@ class AdaptiveSpeculation:
 CHANGE, EVIDENCE = 0.005, 0.5  # chance that α is another after a round; neighbouring tokens are alike: each tells less
 EXPLORE = 0.003  # share of the time for k that are not best, to know costs, or, resting at 0, α
 LEAST = 3  # rounds that make a cost known
-NOISE, PACE, DRIFT = 0.1, 0.08, 0.001  # of log seconds: of a round, and what changes from one to the next
+NOISE, PACE, DRIFT = 0.12, 0.06, 0.001  # of log seconds: of a round, and what changes from one to the next
 ALPHAS = np.linspace(0.004, 0.996, 26)
 ACCEPTED, REJECTED = np.log(ALPHAS), np.log(1 - ALPHAS)
 USES_BEFORE_RECORDING = 12  # as in `capture`, which would load PyTorch
@@ -242,8 +242,8 @@ class _Costs:
         self.mean = np.array([0.0, *np.log([1.5, 0.1]), *(np.log(0.1) + 0.85 * k), 0.0, *(0.1 + 0.04 * beyond)])
         self.spread = np.diag([1e4, 0.3**2, 0.7**2, *(0.0 * k), 0.0, *(0.0 * k)])
         self.spread[3 : 3 + max_k, 3 : 3 + max_k] = 0.7**2 + 0.2**2 * np.outer(k, k)
-        curve = 0.1**2 * np.outer(beyond, beyond) + 0.02**2 * np.minimum.outer(beyond, beyond)
-        self.spread[4 + max_k :, 4 + max_k :] = 0.3**2 + curve
+        curve = 0.07**2 * np.outer(beyond, beyond) + 0.02**2 * np.minimum.outer(beyond, beyond)
+        self.spread[4 + max_k :, 4 + max_k :] = 0.2**2 + curve
         self.drift = np.array([PACE, DRIFT, DRIFT, *[DRIFT] * max_k, 0.0, *[DRIFT] * max_k]) ** 2
 
     def add(self, drafted: int, drafting: float, rest: float, after_pause: bool) -> None:

@@ -173,6 +173,40 @@ def test_shared_work_scores_no_token_behind_the_end_of_a_text(pair: sd.Pair, mon
     torch.testing.assert_close(shared.extend(more), plain.extend(more), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("a_pass", "end", "scored"),
+    [
+        (1, None, [1, 2, 4]),  # one first token, two first pairs, four rows that are not alike
+        (2, None, [2 * 2, 4]),  # here the second column is not worth a pass of its own
+        (100, None, [4 * 3]),
+        (1, 7, [1, 2 * 2]),  # what comes third is behind the end, and makes nobody different
+    ],
+)
+def test_shared_work_scores_a_beginning_once_that_many_rows_have_in_common(
+    pair: sd.Pair, monkeypatch: pytest.MonkeyPatch, a_pass: int, end: int | None, scored: list[int]
+) -> None:
+    """Where what is saved is worth another pass; and what is scored is the same."""
+    plain, shared = sd.TransformersModel(pair.target), SharedWork(pair.target)
+    monkeypatch.setattr(engines, "A_PASS", a_pass)
+    shared.end = end
+    found: list[int] = []
+    run = sd.TransformersModel._run
+    for model in (plain, shared):
+        model.start(5, 16)
+        model.prefill([PROMPTS[0]] * 5)
+    more = torch.tensor([[1, 2, 3], [1, 2, 4], [1, 5, 3], [1, 2, 4], [1, 5, 6]])
+    scores = plain.extend(more)
+    monkeypatch.setattr(sd.TransformersModel, "_run", lambda *a, **k: found.append(a[2].numel()) or run(*a, **k))
+    needed = 3 if end is None else end - len(PROMPTS[0])
+    torch.testing.assert_close(shared.extend(more)[:, :needed], scores[:, :needed], atol=1e-5, rtol=1e-5)
+    assert found == scored
+    assert shared.lengths() == [len(PROMPTS[0]) + 3] * 5
+    for model in (plain, shared):  # and so is what the cache holds of it
+        model.rewind([len(PROMPTS[0]) + 1] * 5)
+    more = torch.tensor([[2], [2], [5], [7], [7]])
+    torch.testing.assert_close(shared.extend(more), plain.extend(more), atol=1e-5, rtol=1e-5)
+
+
 def test_our_engine_draws_the_same_whether_or_not_it_scores_what_nobody_asks_for(
     pair: sd.Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from specdec_ref.control import Controller, as_controller
 from specdec_ref.drafting import Drafter, ModelDrafter
 from specdec_ref.equivalence.sampler import Sampler, crash, drawing_of
 from specdec_ref.errors import SpecdecError, is_whole
-from specdec_ref.models import LanguageModel, Pair, TransformersModel
+from specdec_ref.models import LanguageModel, Pair, TransformersModel, score_rows
 from specdec_ref.sampling import Sampling, SeededRandomness
 
 DRAFTING = "ours", "assisted", "vllm"
@@ -33,6 +33,9 @@ ENGINES = (
 
 A_PASS = 128
 """Tokens whose scoring costs as much as another forward pass: rows are only kept apart where that saves more."""
+
+MANY = 3_000
+"""Rows of a batch where time counts: the more there are, the more begin alike; 4,000 were slower, and took 5 GB."""
 
 
 class SharedWork(TransformersModel):
@@ -66,7 +69,24 @@ class SharedWork(TransformersModel):
 
     @torch.inference_mode()
     def extend(self, tokens: Tensor) -> Tensor:
-        return super().extend(self._part(tokens))[self._of]
+        if len(self._of) == 1:
+            return super().extend(tokens)
+        if self.end is not None:
+            at = torch.tensor(self.lengths(), device=self.device)[:, None]
+            tokens = tokens.masked_fill(at + torch.arange(tokens.shape[1], device=self.device) >= self.end, 0)
+        found = [super(SharedWork, self).extend(self._part(piece))[self._of] for piece in self._pieces(tokens)]
+        return found[0] if len(found) == 1 else torch.cat(found, 1)
+
+    def _pieces(self, tokens: Tensor) -> list[Tensor]:
+        """Columns to score one after the other, since rows that differ in the later ones are alike in the earlier."""
+        alike, counts, sizes = self._of, [], [0]
+        for column in tokens.unbind(1):
+            alike = _told_apart(alike, column)
+            counts.append(int(alike.max()) + 1)
+            if len(counts) > 1 and (counts[-1] - counts[-2]) * sizes[-1] >= A_PASS:
+                sizes.append(0)
+            sizes[-1] += 1
+        return list(tokens.split(sizes, 1))
 
     def rewind(self, lengths: list[int]) -> None:
         wanted = torch.tensor(lengths, device=self.device)[:, None]
@@ -82,16 +102,16 @@ class SharedWork(TransformersModel):
     def _run(self, cache: Any, tokens: Tensor, positions: Tensor, masks: tuple[Tensor, ...], last: int = 0) -> Tensor:
         """The forward pass, of neighbours that have as much to go. Returns logits [B, n or last, rows of the head]."""
         n = tokens.shape[1]
-        if self.end is None or last or n == 1 or len(positions) == 1 or not cache.slots:
+        if self.end is None or last or len(positions) == 1 or not cache.slots:
             return super()._run(cache, tokens, positions, masks, last)
         whole = {layer: cache.window(layer) for layer in cache.slots}
-        logits = torch.empty(0)
-        for part, m in _neighbours((self.end - positions[:, 0]).clamp(1, n).tolist()):
+        logits = torch.zeros(*tokens.shape, score_rows(self.model), dtype=self._dtype, device=self.device)
+        for part, m in _neighbours((self.end - positions[:, 0]).clamp(0, n).tolist()):
+            if m == 0:
+                continue
             slots = {layer: (keys[part], values[part]) for layer, (keys, values) in whole.items()}
             few, where, masked = tokens[part, :m], positions[part, :m], tuple(mask[part, :, :m] for mask in masks)
-            found = super()._run(FixedSlots(slots, where, cache.rows[: len(few)]), few, where, masked)
-            logits = logits if len(logits) else found.new_zeros(*tokens.shape, found.shape[-1])
-            logits[part, :m] = found
+            logits[part, :m] = super()._run(FixedSlots(slots, where, cache.rows[: len(few)]), few, where, masked)
         return logits
 
     @torch.inference_mode()
@@ -103,7 +123,7 @@ class SharedWork(TransformersModel):
         """
         alike = self._of  # numbered in the order of their rows, then of what they do
         for column in doing.unbind(1):
-            alike = (alike * (int(column.max()) + 1) + column).unique(return_inverse=True)[1]
+            alike = _told_apart(alike, column)
         n = int(alike.max()) + 1
         one = alike.new_zeros(n).scatter_(0, alike, torch.arange(len(alike), device=self.device))  # of those alike
         sources, different = self._of[one].tolist(), doing[one]
@@ -151,6 +171,12 @@ class SharedWork(TransformersModel):
                     torch.index_select(flat[:before], 0, new_origin, out=flat[before : before + len(new)])
             keys, values = self._memory[layer]
             cache.slots[layer] = keys[:rows], values[:rows]
+
+
+def _told_apart(alike: Tensor, doing: Tensor) -> Tensor:
+    """Numbers [B] of rows that are alike and do the same, in the order of those, then of what they do."""
+    numbers: Tensor = (alike * (int(doing.max()) + 1) + doing).unique(return_inverse=True)[1]
+    return numbers
 
 
 def _neighbours(needed: list[int]) -> list[tuple[slice, int]]:
@@ -346,8 +372,8 @@ def engine_by_name(
 
     kind, _, rest = name.partition(":")
     known: dict[str, Callable[[], Sampler]] = {
-        "ours": lambda: OurLoop(pair, k, sampling),
-        "autoregressive": lambda: autoregressive(pair, sampling),
+        "ours": lambda: OurLoop(pair, k, sampling, batch=MANY),
+        "autoregressive": lambda: autoregressive(pair, sampling, batch=MANY),
         "transformers": lambda: TransformersGenerate(pair, sampling),
         "assisted": lambda: TransformersAssisted(pair, sampling, k),
         "assisted-default": lambda: TransformersAssisted(pair, sampling),
