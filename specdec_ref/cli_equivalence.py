@@ -147,7 +147,8 @@ def _exact(console: Console) -> dict[str, Any]:
     from specdec_ref.cli import _table
     from specdec_ref.equivalence.suite import cases, prove_all
 
-    table = _table("case", "what it covers", "largest difference", "")
+    table = _table("case", "what it covers", "difference", "")
+    table.columns[1].no_wrap, table.columns[1].justify = False, "left"  # where it is narrow, the words make room
     facts = []
     with _bar(console, "proofs by enumeration") as progress:
         total = len(cases())
