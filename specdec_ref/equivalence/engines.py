@@ -42,8 +42,9 @@ class SharedWork(TransformersModel):
     """Scores rows once as long as they have done the same: a test draws a thousand samples from one prompt.
 
     The cache has one row for each history of tokens fed and taken back; rows part when their histories do, and never
-    meet again, so nothing is computed from anything but what that row itself went through. Loop, drafter and verdicts
-    do not notice. The memory of a cache serves the next one of its size.
+    meet again, so nothing is computed from anything but what that row itself went through. A step that rows begin alike
+    is taken in pieces, where that scores fewer tokens. Loop, drafter and verdicts do not notice. The memory of a cache
+    serves the next one of its size.
 
     end: from this position on nothing is scored (their logits are 0), as texts end there. None: everything.
     """
