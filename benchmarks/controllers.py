@@ -9,11 +9,11 @@ before.
 
 Two kinds of chance are taken out, as 1,000 tokens hold too much of both to tell 3 %. Disturbance: of rounds played in
 one turn all were as much slower than usual as the median of them, and are taken as that much faster; then a round's
-time is the median of rounds like it (same stream, same chooser, as many tokens drafted, draft in step or behind). Luck:
-on a sampled text the tokens of a round that drafts n are what such rounds emit on this text on average, by how often
-fixed k had each position accepted there; greedy texts have no luck, there tokens are counted. That a chooser drafts
-more in the easier parts of one text is not credited to it then. The figures as they ran stand beside, and the 95 %
-interval comes from drawing the texts again (bootstrap, the best k chosen anew each time).
+time is the median of rounds like it (same stream, repeat and chooser, as many tokens drafted, draft in step or
+behind). Luck: on a sampled text the tokens of a round that drafts n are what such rounds emit on this text on
+average, by how often fixed k had each position accepted there; greedy texts have no luck, there tokens are counted.
+That a chooser drafts more in the easier parts of one text is not credited to it then. The figures as they ran stand
+beside, and the 95 % interval comes from drawing the texts again (bootstrap, the best k chosen anew each time).
 
 On a machine that is not quiet, --cpu-clock: one thread, and every clock, the controllers' too, tells the CPU time of
 that thread, so that what other programs take does not count.
@@ -212,8 +212,9 @@ def summary(runs: list[dict[str, list[Ran]]], texts: list[Text]) -> dict[str, An
     for name in CONTENDERS:
         ran = [run[name] for run in runs]
         every = [text for one in ran for text in one]
-        typical = typical_times([text for one in paced for text in one[name]])
-        seconds[name] = np.array([[sum(typical[c] for c in classes(t)) for t in one] for one in ran]).sum(0)
+        usual = [typical_times(one[name]) for one in paced]  # for each repeat: half an hour later the pace is another
+        spent = [[sum(times[c] for c in classes(t)) for t in one] for times, one in zip(usual, ran, strict=True)]
+        seconds[name] = np.array(spent).sum(0)
         counted = np.array([[t["tokens"] for t in one] for one in ran]).sum(0)
         expected = np.array(
             [[sum(emitted[i][d] for d, _, _ in t["rounds"]) for i, t in enumerate(one)] for one in ran]

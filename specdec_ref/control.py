@@ -97,7 +97,7 @@ class AdaptiveSpeculation:
 
 
 CHANGE, EVIDENCE = 0.005, 0.5  # chance that α is another after a round; neighbouring tokens are alike: each tells less
-EXPLORE = 0.003  # share of the time for k that are not best, to know costs, or, resting at 0, α
+EXPLORE, RESTING = 0.003, 0.015  # shares of the time for k that are not best, to know costs; resting at 0, to know α
 LEAST = 3  # rounds that make a cost known
 NOISE, PACE, DRIFT = 0.12, 0.06, 0.001  # of log seconds: of a round, and what changes from one to the next
 ALPHAS = np.linspace(0.004, 0.996, 26)
@@ -128,8 +128,8 @@ class CostModelSpeculation:
         self._reached = np.zeros((self.max_k, 2))  # by position: tokens judged, and kept
         self._tokens = self._expected()
         self._times: dict[int, _Costs] = defaultdict(partial(_Costs, self.max_k))
-        self._batch, self._began, self._rests = 1, 0.0, False
-        self._best = self._since = self._passed = self._rounds = 0
+        self._batch, self._began = 1, 0.0
+        self._best = self._since = self._passed = self._rounds = self._rested = 0
         self._last = [0] * (self.max_k + 1)  # the round that drafted so many last
         self._expect(*(_Costs(self.max_k).costs() if c is None else (c, v, c)), overhead)
 
@@ -147,7 +147,8 @@ class CostModelSpeculation:
 
     def next_k(self) -> int:
         self._since, self._rounds, k = self._since + 1, self._rounds + 1, self._best
-        if self._since % 4 == 0 or self._rounds < 64 or (k == 0 and self._seen):  # computing takes time too
+        looking = self._seen and self._rounds - self._rested < 8  # at a draft that rested: each round tells much
+        if self._since % 4 == 0 or self._rounds < 64 or looking:  # computing takes time too
             speedups = self.speedups.tolist()
             speedups[0] *= 1.02 if self.measures else 1.0  # sure, where what drafting promises is believed
             k = self._best = speedups.index(max(speedups))
@@ -162,10 +163,11 @@ class CostModelSpeculation:
         if self.measures:
             seconds, drafting = self.clock() - self._began, rounds[0].draft_seconds
             other_batch, self._batch = len(rounds) != self._batch, len(rounds)
-            self._times[self._batch].add(n, drafting, seconds - drafting, self._rests)
-            if other_batch or self._rounds % 16 == 0:
+            reads_up = self._rounds - self._rested == 1 or other_batch
+            self._times[self._batch].add(n, drafting, seconds - drafting, reads_up)
+            if other_batch or self._rounds % 32 == 0:
                 self._expect(*self._nearest().costs())
-        self._passed, self._rests = self._passed + 1, n == 0
+        self._passed, self._rested = self._passed + 1, self._rested if n else self._rounds
         self._seen += rounds if n else []
 
     def _believe(self) -> None:
@@ -197,10 +199,10 @@ class CostModelSpeculation:
             tokens.append(tokens[-1] + reached)
         return np.array(tokens)
 
-    def _expect(self, c: float, v: Cost, c_after_pause: float, overhead: float = 0.0) -> None:
+    def _expect(self, c: float, v: Cost, c_reading_up: float, overhead: float = 0.0) -> None:
         """What a round with k = 0 … max_k costs, in autoregressive ones, [max_k + 1]: its tokens at α = 0, 1, / S."""
         self._costs = np.array([1 / float(predicted_speedup(0.0, k, c, v, overhead)) for k in range(self.max_k + 1)])
-        self._catching_up = max(0.0, c_after_pause - c)
+        self._catching_up = max(0.0, c_reading_up - c)
 
     def _other(self, best: int, speedups: list[float]) -> int:
         """`best`, or the k that has waited longest beyond what its loss calls for, so that all cost what they may."""
@@ -209,11 +211,11 @@ class CostModelSpeculation:
             return 0 if self._since >= 2 else best
         if self._since % 4:
             return best
-        others = [k for k in range(min(self.max_k, 2 * best + 2) + 1) if k != best]
+        others = [k for k in range(min(self.max_k, 2 * best + 1) + 1) if k != best]
         waited = {best: 1.0}  # in units of what its loss calls for
         for k in others:
             loss = self._costs[k] * (1 - speedups[k] / speedups[best]) + (0 if best else k * self._catching_up)
-            due = loss / self._costs[best] / EXPLORE
+            due = loss / self._costs[best] / (EXPLORE if best else RESTING)
             waited[k] = (self._rounds - self._last[k]) / max(1.0, due * len(others) if best else due)
         return max(waited, key=waited.__getitem__)
 
@@ -227,11 +229,12 @@ class _Costs:
     """What rounds of one batch size take, told apart from the pace of the machine, which changes all the time.
 
     A Kalman filter of log seconds. Its state: a round that scores one token, at the present pace; and as factors of
-    that, constant but for a slow drift: a step before it is recorded (`capture`); drafting one token after a pause;
-    drafting 1, 2 … tokens, the first of which costs most, as the target had the processor's caches meanwhile; all else
-    in a round that scores 1 (no factor), 2, 3 … tokens. Rounds that follow each other are at about one pace, so they
-    tell what k cost against each other, however long ago k = 0 was timed. A great surprise is a jump of the pace: other
-    programs make it, k does not. What was not timed yet lies on a smooth curve through the others.
+    that, constant but for a slow drift: a step before it is recorded (`capture`); drafting one token where the draft
+    reads first what it missed, which is another length each time; drafting 1, 2 … tokens, the first of which costs
+    most, as the target had the processor's caches meanwhile; all else in a round that scores 1 (no factor), 2, 3 …
+    tokens. Rounds that follow each other are at about one pace, so they tell what k cost against each other, however
+    long ago k = 0 was timed. A great surprise is a jump of the pace: other programs make it, k does not. What was not
+    timed yet lies on a smooth curve through the others.
     """
 
     def __init__(self, max_k: int) -> None:
@@ -239,41 +242,36 @@ class _Costs:
         self.uses: Counter[int] = Counter()
         self._timed: list[tuple[int, float, float, bool, bool]] = []  # not yet learned from
         k, beyond = np.log(np.arange(1, max_k + 1)), np.arange(max_k)  # drafted tokens; scored ones beyond two
-        self.mean = np.array([0.0, *np.log([1.5, 0.1]), *(np.log(0.1) + 0.85 * k), 0.0, *(0.1 + 0.04 * beyond)])
-        self.spread = np.diag([1e4, 0.3**2, 0.7**2, *(0.0 * k), 0.0, *(0.0 * k)])
-        self.spread[3 : 3 + max_k, 3 : 3 + max_k] = 0.7**2 + 0.2**2 * np.outer(k, k)
+        self.mean = np.array([0.0, *np.log([1.5, 0.3]), *(np.log(0.1) + 0.85 * k), 0.0, *(0.1 + 0.04 * beyond)])
+        self.spread = np.diag([1e4, 0.3**2, 1.0, *(0.0 * k), 0.0, *(0.0 * k)])
+        self.spread[3 : 3 + max_k, 3 : 3 + max_k] = 0.7**2 + 0.15**2 * np.outer(k, k)
         curve = 0.07**2 * np.outer(beyond, beyond) + 0.02**2 * np.minimum.outer(beyond, beyond)
         self.spread[4 + max_k :, 4 + max_k :] = 0.2**2 + curve
-        self.drift = np.array([PACE, DRIFT, DRIFT, *[DRIFT] * max_k, 0.0, *[DRIFT] * max_k]) ** 2
+        self.drift = np.array([PACE, DRIFT, 0.1, *[DRIFT] * max_k, 0.0, *[DRIFT] * max_k]) ** 2
 
-    def add(self, drafted: int, drafting: float, rest: float, after_pause: bool) -> None:
-        """A round. After a pause the draft read first what it had missed."""
+    def add(self, drafted: int, drafting: float, rest: float, reads_up: bool) -> None:
+        """A round. reads_up: the draft read first what it had missed."""
         uses = self.uses[drafted + 1] = self.uses[drafted + 1] + 1
         if uses != USES_BEFORE_RECORDING + 1:  # that round makes the record
-            self._timed.append((drafted, drafting, rest, after_pause, uses <= USES_BEFORE_RECORDING))
+            self._timed.append((drafted, drafting, rest, reads_up, uses <= USES_BEFORE_RECORDING))
 
     def costs(self) -> tuple[float, Cost, float]:
-        """c, v and c after a pause, as `_expect` takes them: here all of a round's cost is in v, and c is 0."""
-        for drafted, drafting, rest, after_pause, early in self._timed:
+        """c, v and c where the draft reads up, as `_expect` takes them: all of a round's cost is in v here, c is 0."""
+        for drafted, drafting, rest, reads_up, early in self._timed:
             self.spread.ravel()[:: len(self.mean) + 1] += self.drift
             self._learn(rest, 3 + self.max_k + drafted, early)
             if drafted:
-                self._learn(*((drafting / drafted, 2) if after_pause else (drafting, 2 + drafted)))
+                self._learn(*((drafting / drafted, 2) if reads_up else (drafting, 2 + drafted)))
         self._timed = []
         (after, *drafting), scoring = (np.exp(x).tolist() for x in np.split(self.mean[2:], [1 + self.max_k]))
-        v = [
-            1.0,
-            1.0,
-            *(d + s for d, s in zip(drafting, accumulate(scoring[1:], max), strict=True)),
-        ]  # no less for more
+        v = [1.0, 1.0, *map(sum, zip(drafting, accumulate(scoring[1:], max), strict=True))]  # no less for more
         return 0.0, v.__getitem__, after - drafting[0] if drafting else 0.0
 
     def _learn(self, seconds: float, part: int, early: bool = False) -> None:
         """Seconds whose logarithm is the pace and this part of the state, and noise."""
-        parts = (0, part, 1) if early else (0, part)
-        covariance = sum(self.spread[i] for i in parts)
-        variance = NOISE**2 + sum(float(covariance[i]) for i in parts)
-        surprise = math.log(max(seconds, 1e-9)) - sum(float(self.mean[i]) for i in parts)
+        covariance = self.spread[0] + self.spread[part] + early * self.spread[1]
+        variance = NOISE**2 + float(covariance[0] + covariance[part] + early * covariance[1])
+        surprise = math.log(max(seconds, 1e-9)) - float(self.mean[0] + self.mean[part] + early * self.mean[1])
         jump = surprise**2 if surprise**2 > 4 * variance else 0.0
         self.spread[0, 0] += jump
         covariance[0] += jump

@@ -265,6 +265,27 @@ def test_with_a_useless_draft_it_stays_within_five_percent_of_autoregressive_fro
     assert machine.run(CostModelSpeculation(), 1500) / machine.pace(0, 0.0) >= 0.95
 
 
+@pytest.mark.parametrize("c", [0.05, 0.3])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_what_a_look_costs_at_a_draft_that_rested_is_known(c: float, seed: int) -> None:
+    """It reads first what it missed, which takes most of that round. Who does not know that looks too often."""
+    machine, controller = Machine(0.0, c, jump, seed=seed), CostModelSpeculation()
+    machine.run(controller, 300)
+    assert machine.run(controller, 1500) / machine.pace(0, 0.0) >= 0.98
+    assert any(machine.chosen)
+
+
+def test_that_a_draft_reads_the_prompt_first_does_not_speak_against_more() -> None:
+    """The first round takes twice as long for it, which is not what drafting so many tokens costs."""
+    promised = []
+    for seed in range(8):
+        machine, controller = Machine(0.5, *COSTS["packed CPU"], seed=seed), CostModelSpeculation()
+        machine.missed = 150
+        machine.run(controller, 400)
+        promised.append(controller.speedups[6] / controller.speedups[3])
+    assert np.mean(promised) == pytest.approx(machine.pace(6, 0.5) / machine.pace(3, 0.5), rel=0.06)
+
+
 def test_it_tries_a_useless_draft_ever_more_rarely() -> None:
     machine, controller = Machine(0.0, 0.3, jump), CostModelSpeculation()
     machine.run(controller, 100)

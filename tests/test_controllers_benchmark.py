@@ -147,6 +147,15 @@ def test_tokens_per_second_on_a_steady_machine_are_as_it_ran(controllers: Any) -
         assert one["tokens_per_second"] == pytest.approx(one["tokens_per_second_as_it_ran"])
 
 
+def test_repeats_at_another_pace_say_what_each_of_them_says(controllers: Any) -> None:
+    """Half an hour later the machine is half as fast, and a controller drafts another number: nobody gains by that."""
+    first, later = clean(controllers), disturbed(clean(controllers), {i: set(range(TOKENS)) for i in range(3)}, 2.0)
+    first["cost model"][0] = greedy(2)
+    found = controllers.summary([first, later], greedy_texts(controllers))
+    for name, one in found["contenders"].items():
+        assert one["tokens_per_second"] == pytest.approx(one["tokens_per_second_as_it_ran"]), name
+
+
 def test_luck_on_a_sampled_text_is_credited_to_nobody(controllers: Any) -> None:
     """Both play four rounds of two tokens in the same time; one had all eight accepted, which α = 1/2 does not give."""
     texts = [controllers.Text((1, 2, 3), sd.Sampling())]
