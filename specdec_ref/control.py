@@ -99,11 +99,11 @@ class AdaptiveSpeculation:
 CHANGE, EVIDENCE = 0.005, 0.5  # chance that α is another after a round; neighbouring tokens are alike: each tells less
 EXPLORE, RESTING = 0.003, 0.015  # shares of the time for k that are not best, to know costs; resting at 0, to know α
 LEAST = 3  # rounds that make a cost known
-NOISE, PACE, DRIFT = 0.12, 0.06, 0.001  # of log seconds: of a round, and what changes from one to the next
+NOISE, PACE, DRIFT = 0.1, 0.06, 0.001  # of log seconds: of a round, and what changes from one to the next
 ALPHAS = np.linspace(0.004, 0.996, 26)
 ACCEPTED, REJECTED = np.log(ALPHAS), np.log(1 - ALPHAS)
 USES_BEFORE_RECORDING = 12  # as in `capture`, which would load PyTorch
-PRIOR = 50  # judged tokens that a position needs to count as much as those before it
+PRIOR = 20  # kept tokens that a position needs to count as much as those before it
 
 
 class CostModelSpeculation:
@@ -125,7 +125,7 @@ class CostModelSpeculation:
         self.max_k, self.measures, self.clock = int(max_k), c is None, time.perf_counter
         self.belief = np.full(len(ALPHAS), 1 / len(ALPHAS))
         self._seen: list[Round] = []  # not yet believed
-        self._reached = np.zeros((self.max_k, 2))  # by position: tokens judged, and kept
+        self._kept = np.zeros((self.max_k, 2))  # by position: tokens that should have been kept, and that were
         self._tokens = self._expected()
         self._times: dict[int, _Costs] = defaultdict(partial(_Costs, self.max_k))
         self._batch, self._began = 1, 0.0
@@ -174,28 +174,30 @@ class CostModelSpeculation:
         """What was seen. What rounds did to α unseen comes in with the next look, which must not be certain then."""
         if self._seen:
             unknown = min(0.3, 1 - (1 - CHANGE) ** self._passed)
-            self._reached *= 1 - unknown
+            belief = (1 - unknown) * self.belief + unknown / len(ALPHAS)
+            reached = belief @ np.vander(ALPHAS, self.max_k + 1, increasing=True)
+            self._kept *= 1 - unknown
             for one in self._seen:
-                self._reached[: min(one.accepted + 1, len(one.drafted)), 0] += 1
-                self._reached[: one.accepted, 1] += 1
+                judged = min(one.accepted + 1, len(one.drafted))
+                self._kept[:judged, 0] += (reached[1:] / reached[:-1])[:judged]
+                self._kept[: one.accepted, 1] += 1
             accepted = sum(one.accepted for one in self._seen)
             rejected = sum(one.accepted < len(one.drafted) for one in self._seen)
             logarithm = EVIDENCE * (accepted * ACCEPTED + rejected * REJECTED)
-            belief = ((1 - unknown) * self.belief + unknown / len(ALPHAS)) * np.exp(logarithm - logarithm.max())
+            belief *= np.exp(logarithm - logarithm.max())
             self.belief, self._seen, self._passed = belief / belief.sum(), [], 0
             self._tokens = self._tokens if self._rounds % 16 >= 4 else self._expected()
 
     def _expected(self) -> np.ndarray:
         """Tokens of a round for every k and α, [max_k + 1, A].
 
-        Some passages are easier than others, so behind an accepted token another is accepted more often than one α for
-        all would have it: each position has its own share of α, and while it is little known that of the one before.
+        Some passages are easier, so behind an accepted token another is accepted more often than one α for all would
+        have it: each position has a factor, kept over believed, and while it is little known that of the one before.
         """
-        alpha = (self._reached[:, 1].sum() + 1) / (self._reached[:, 0].sum() + 2)
-        tokens, reached, share = [np.ones(len(ALPHAS))], np.ones(len(ALPHAS)), 1.0
-        for judged, kept in self._reached.tolist():
-            share = (kept / alpha + PRIOR * share) / (judged + PRIOR)
-            reached = reached * (ALPHAS * share).clip(max=1)
+        tokens, reached, factor = [np.ones(len(ALPHAS))], np.ones(len(ALPHAS)), 1.0
+        for expected, kept in self._kept.tolist():
+            factor = (kept + PRIOR * factor) / (expected + PRIOR)
+            reached = reached * (ALPHAS * factor).clip(max=1)
             tokens.append(tokens[-1] + reached)
         return np.array(tokens)
 
@@ -242,11 +244,11 @@ class _Costs:
         self.uses: Counter[int] = Counter()
         self._timed: list[tuple[int, float, float, bool, bool]] = []  # not yet learned from
         k, beyond = np.log(np.arange(1, max_k + 1)), np.arange(max_k)  # drafted tokens; scored ones beyond two
-        self.mean = np.array([0.0, *np.log([1.5, 0.3]), *(np.log(0.1) + 0.85 * k), 0.0, *(0.1 + 0.04 * beyond)])
+        self.mean = np.array([0.0, *np.log([1.5, 0.3]), *(np.log(0.1) + 0.8 * k), 0.0, *(0.1 + 0.04 * beyond)])
         self.spread = np.diag([1e4, 0.3**2, 1.0, *(0.0 * k), 0.0, *(0.0 * k)])
-        self.spread[3 : 3 + max_k, 3 : 3 + max_k] = 0.7**2 + 0.15**2 * np.outer(k, k)
-        curve = 0.07**2 * np.outer(beyond, beyond) + 0.02**2 * np.minimum.outer(beyond, beyond)
-        self.spread[4 + max_k :, 4 + max_k :] = 0.2**2 + curve
+        steps = np.minimum.outer(beyond, beyond)
+        self.spread[3 : 3 + max_k, 3 : 3 + max_k] = 0.7**2 + 0.15**2 * np.outer(k, k) + 0.03**2 * steps
+        self.spread[4 + max_k :, 4 + max_k :] = 0.2**2 + 0.07**2 * np.outer(beyond, beyond) + 0.02**2 * steps
         self.drift = np.array([PACE, DRIFT, 0.1, *[DRIFT] * max_k, 0.0, *[DRIFT] * max_k]) ** 2
 
     def add(self, drafted: int, drafting: float, rest: float, reads_up: bool) -> None:
@@ -275,7 +277,7 @@ class _Costs:
         jump = surprise**2 if surprise**2 > 4 * variance else 0.0
         self.spread[0, 0] += jump
         covariance[0] += jump
-        variance += jump
+        variance += jump + NOISE**2 / 2 * surprise**2 / variance  # tails are heavy: what surprises more says less
         self.mean += covariance * (surprise / variance)
         self.spread -= covariance[:, None] * (covariance / variance)
 

@@ -265,25 +265,53 @@ def test_with_a_useless_draft_it_stays_within_five_percent_of_autoregressive_fro
     assert machine.run(CostModelSpeculation(), 1500) / machine.pace(0, 0.0) >= 0.95
 
 
+@pytest.mark.parametrize(("easy", "hard", "length"), [(0.95, 0.5, 8), (0.95, 0.5, 20), (0.99, 0.3, 12), (0.8, 0.8, 10)])
+def test_it_emits_the_tokens_that_were_promised(easy: float, hard: float, length: int) -> None:
+    """Where passages differ too, though one α is believed: a long draft is worth more there than that α says."""
+    promised = emitted = 0.0
+    for seed in range(4):
+        machine = Machine(lambda tokens: (easy, hard)[tokens // length % 2], 0.05, line(0.0), 0.0, seed=seed)
+        controller = CostModelSpeculation(c=0.05)
+        for i in range(900):
+            k = controller.next_k()
+            tokens = controller.speedups[k] * (1 + 0.05 * k)
+            rounds = machine.round(k)
+            controller.observe(rounds)
+            promised += tokens if i >= 100 else 0.0
+            emitted += 1 + rounds[0].accepted if i >= 100 else 0
+    assert promised == pytest.approx(emitted, rel=0.035)
+
+
 @pytest.mark.parametrize("c", [0.05, 0.3])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_what_a_look_costs_at_a_draft_that_rested_is_known(c: float, seed: int) -> None:
-    """It reads first what it missed, which takes most of that round. Who does not know that looks too often."""
+def test_looks_at_a_draft_that_rests_cost_the_share_that_they_may(c: float, seed: int) -> None:
+    """A look reads first what was missed, which takes most of that round: who does not know that looks too often."""
     machine, controller = Machine(0.0, c, jump, seed=seed), CostModelSpeculation()
     machine.run(controller, 300)
-    assert machine.run(controller, 1500) / machine.pace(0, 0.0) >= 0.98
-    assert any(machine.chosen)
+    machine.run(controller, 1500)
+    share = 1 - len(machine.chosen) / machine.pace(0, 0.0) / machine.cost
+    assert share == pytest.approx(control.RESTING, rel=0.3)
 
 
-def test_that_a_draft_reads_the_prompt_first_does_not_speak_against_more() -> None:
-    """The first round takes twice as long for it, which is not what drafting so many tokens costs."""
-    promised = []
-    for seed in range(8):
-        machine, controller = Machine(0.5, *COSTS["packed CPU"], seed=seed), CostModelSpeculation()
-        machine.missed = 150
-        machine.run(controller, 400)
-        promised.append(controller.speedups[6] / controller.speedups[3])
-    assert np.mean(promised) == pytest.approx(machine.pace(6, 0.5) / machine.pace(3, 0.5), rel=0.06)
+@pytest.mark.parametrize("reading", [1.0, 10.0])
+@pytest.mark.parametrize("played", [(5, 4, 3, 4, 3, 0, 1, 4), (5, 3, 3, 3, 3, 3, 3, 3), (5, 0, 2, 0, 4, 0, 6, 5, 4, 4)])
+def test_that_a_draft_reads_the_prompt_first_does_not_speak_against_more(
+    played: tuple[int, ...], reading: float
+) -> None:
+    """The first round takes longer for it, in target steps, which is not what drafting so many tokens costs."""
+
+    def promised(reading: float) -> float:
+        controller, now = CostModelSpeculation(), [0.0]
+        controller.clock = lambda: now[0]
+        for i in range(32):
+            controller.next_k()
+            k = played[i % len(played)]
+            drafting = 0.1 * k + (reading if i == 0 else 0.0)
+            now[0] += drafting + 1.0
+            controller.observe([a_round(k, k // 2, drafting, 1.0)])
+        return float(controller.speedups[8] / controller.speedups[3])
+
+    assert promised(reading) == pytest.approx(promised(0.0), rel=0.03)
 
 
 def test_it_tries_a_useless_draft_ever_more_rarely() -> None:
