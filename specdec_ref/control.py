@@ -179,7 +179,7 @@ class CostModelSpeculation:
             self._kept *= 1 - unknown
             for one in self._seen:
                 judged = min(one.accepted + 1, len(one.drafted))
-                self._kept[:judged, 0] += (reached[1:] / reached[:-1])[:judged]
+                self._kept[:judged, 0] += reached[1 : judged + 1] / reached[:judged]
                 self._kept[: one.accepted, 1] += 1
             accepted = sum(one.accepted for one in self._seen)
             rejected = sum(one.accepted < len(one.drafted) for one in self._seen)
