@@ -7,23 +7,31 @@ a step can be recorded once and replayed. Unmodified transformers models only ev
 `position_ids` and a 4-D mask beside it.
 """
 
+import inspect
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 WINDOW = 128
 """Attention looks at this many slots, or a multiple: as many as the longest row needs."""
 
 
+FIRST_SLOTS = 1024
+"""Slots that a row begins with, where its capacity is larger. They double whenever they are full."""
+
+
 class RewindableCache:
     """Keys and values of `batch` sequences of up to `capacity` tokens, in slots allocated when a layer first writes.
 
-    `lengths` says how many tokens of each row are valid: a list on the host, so that reading it costs nothing.
+    `allocated` slots per row exist at first, and more are added as rows grow, so a capacity that no text reaches costs
+    no memory. `lengths` says how many tokens of each row are valid: a list on the host, so reading it costs nothing.
     `positions`: where the tokens of the last `advance` stand, [B, n] or [1, n].
     """
 
     def __init__(self, batch: int, capacity: int, device: torch.device | str = "cpu"):
         self.batch = batch
         self.capacity = capacity
+        self.allocated = min(capacity, FIRST_SLOTS)
         self.device = torch.device(device)
         self.lengths = [0] * batch
         self.rows = torch.arange(batch, device=self.device)[:, None]
@@ -46,12 +54,14 @@ class RewindableCache:
         shortest, longest = min(self.lengths), max(self.lengths)
         if longest + n > self.capacity:
             raise AssertionError(f"{longest + n} tokens in a cache for {self.capacity}")
+        if longest + n > self.allocated:
+            self._grow(longest + n)
         if shortest == longest:
             self.positions = torch.arange(longest, longest + n, device=self.device)[None]
         else:
             starts = torch.tensor(self.lengths)[:, None].to(self.device, non_blocking=True)
             self.positions = starts + torch.arange(n, device=self.device)
-        self._window = min(self.capacity, -(-(longest + n) // WINDOW) * WINDOW)
+        self._window = min(self.allocated, -(-(longest + n) // WINDOW) * WINDOW)
         self.lengths = [length + n for length in self.lengths]
         slots = torch.arange(self._window, device=self.device)
         return self.positions, (slots <= self.positions[..., None])[:, None]
@@ -96,7 +106,18 @@ class RewindableCache:
 
     def _room(self, states: Tensor) -> Tensor:
         batch, heads, _, width = states.shape
-        return states.new_zeros(batch, heads, self.capacity, width)
+        return states.new_zeros(batch, heads, self.allocated, width)
+
+    def _grow(self, tokens: int) -> None:
+        """Double the slots, or more where `tokens` ask for it. What stands in them is copied."""
+        before, self.allocated = self.allocated, min(self.capacity, max(tokens, 2 * self.allocated))
+        longer = {}
+        for layer, states in self.slots.items():
+            keys, values = self._room(states[0]), self._room(states[1])
+            keys[:, :, :before] = states[0]
+            values[:, :, :before] = states[1]
+            longer[layer] = keys, values
+        self.slots = longer
 
 
 class FixedSlots:
@@ -128,3 +149,15 @@ def write(slots: Tensor, new: Tensor, positions: Tensor, rows: Tensor) -> None:
         slots.index_copy_(2, positions[0], new)
     else:
         slots[rows, :, positions] = new.transpose(1, 2)
+
+
+_argument_names: dict[type[nn.Module], str] = {}
+
+
+def cache_argument(model: nn.Module) -> str:
+    """What the `forward` of a transformers model calls its cache: `cache` from 5.24 on, `past_key_values` before."""
+    kind = type(model)
+    if kind not in _argument_names:
+        parameters = inspect.signature(kind.forward).parameters
+        _argument_names[kind] = "cache" if "cache" in parameters else "past_key_values"
+    return _argument_names[kind]

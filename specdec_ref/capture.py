@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from specdec_ref.cache import FixedSlots, RewindableCache
+from specdec_ref.cache import FixedSlots, RewindableCache, cache_argument
 from specdec_ref.packing import NOTHING, Packed, Packing, Places, pack
 
 PLAIN_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -35,6 +35,7 @@ def layer_by_layer(
     tokens, 0 for all, [B, n or keep_logits, V].
     """
     body = model.model
+    caching = {cache_argument(model): cache}
     hidden = body.embed_tokens(tokens)
     rotary = body.rotary_emb(hidden, position_ids=positions)
     for i, layer in enumerate(body.layers):
@@ -43,8 +44,8 @@ def layer_by_layer(
             attention_mask=mask[model.config.layer_types[i]] if isinstance(mask, dict) else mask,
             position_ids=positions,
             position_embeddings=rotary,
-            past_key_values=cache,
             use_cache=True,
+            **caching,
         )
     logits: Tensor = model.lm_head(body.norm(hidden[:, -keep_logits:]))
     return logits

@@ -236,7 +236,8 @@ def generate_speculative(
     """Generate with draft and verify; the tokens have exactly the target's distribution, whatever the draft.
 
     prompt: text, token ids, or a list of either. Returns a `Generation`; for a list, a list of them, decoded as one
-    batch. k: tokens drafted per round (0: none), or a controller. max_new_tokens: for each row, ≥ 0. sampling: default
+    batch; for an empty list, []. k: tokens drafted per round (0: none), or a controller. max_new_tokens: for each row,
+    ≥ 0; the models' context bounds a row too (finish 'context'), and memory is taken as rows grow. sampling: default
     `Sampling()`, temperature 1. seed: the same seed on the same device gives the same tokens; None: a new one each
     time. stop: strings that end a generation. drafter: default the pair's draft model. monitor: is shown every round.
     Raises SpecdecError for arguments it cannot use. Leviathan et al. 2022, algorithm 1.
@@ -343,6 +344,10 @@ class _Job:
             if model.vocab_size > ours and isinstance(model, TransformersModel):  # not to propose its own padding
                 self.drafter = ModelDrafter(TransformersModel(model.model, ours), self.drafter.min_confidence)
         self.rows = [Row(self._ids(prompt), max_new_tokens) for prompt in prompts]
+        lengths = [min(self.context, len(row.prompt) + max_new_tokens) for row in self.rows]
+        self.target.final_lengths = lengths
+        if isinstance(self.drafter, ModelDrafter) and isinstance(self.drafter.model, TransformersModel):
+            self.drafter.model.final_lengths = lengths
         self.randomness = SeededRandomness(seed, self.target.device)
         self.seconds = 0.0
 

@@ -118,17 +118,31 @@ class _Captured:
 @torch.inference_mode()
 def room_for(model: nn.Module, cache: RewindableCache) -> Room:
     """A room for this cache, whose slots it takes over: one of its size that is free, zeroed, or a new one."""
-    rooms = _rooms.setdefault(model, [])
-    size = cache.batch, cache.capacity
-    room = next((r for r in rooms if r.free and r.size == size), None)
+    size = cache.batch, cache.allocated
+    room = next((r for r in _rooms.get(model, ()) if r.free and r.size == size), None)
     if room is None:
-        for idle in [r for r in rooms if r.free][: max(0, len(rooms) + 1 - ROOMS)]:
-            rooms.remove(idle)
-        room = Room(*size)
-        rooms.append(room)
+        room = _new_room(model, cache)
     for keys, values in room.slots.values():  # what a broken model left there could be NaN, which no mask hides
         keys.zero_()
         values.zero_()
     room.tenant = ref(cache)
     cache.slots = room.slots
+    return room
+
+
+def room_of(model: nn.Module, cache: RewindableCache) -> Room:
+    """A new room for a cache that has grown: it takes the slots as they are, and captures its steps again."""
+    room = _new_room(model, cache)
+    room.tenant = ref(cache)
+    room.slots = cache.slots
+    return room
+
+
+def _new_room(model: nn.Module, cache: RewindableCache) -> Room:
+    """A room of the cache's size, kept for later use; idle ones are given up where there are too many."""
+    rooms = _rooms.setdefault(model, [])
+    for idle in [r for r in rooms if r.free][: max(0, len(rooms) + 1 - ROOMS)]:
+        rooms.remove(idle)
+    room = Room(cache.batch, cache.allocated)
+    rooms.append(room)
     return room

@@ -4,6 +4,7 @@ The loop asks two things of a language model: score some more tokens, and forget
 both for any causal LM of transformers whose attention can be rewound; a table of conditional probabilities is another.
 """
 
+import inspect
 import json
 import os
 import re
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from specdec_ref.cache import RewindableCache
+from specdec_ref.cache import RewindableCache, cache_argument
 from specdec_ref.capture import PLAIN_FAMILIES, layer_by_layer, parts_of, recorded_step, untouched
 from specdec_ref.errors import SpecdecError
-from specdec_ref.graphs import STEPS, choose_steps, room_for, steps_of
+from specdec_ref.graphs import STEPS, choose_steps, room_for, room_of, steps_of
+from specdec_ref.rotary import fixed_lengths, length_dependent_rotary
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -64,7 +66,13 @@ class TransformersModel:
 
     vocab_size: score only the first so many ids (a draft may have more padding rows than its target). Raises
     SpecdecError where the model's state cannot be rewound (recurrent or chunked layers, encoder-decoder).
+
+    Where rotary scaling depends on length (`longrope`, `dynamic`), every token of a row is rotated as in a forward pass
+    over the longest text that the row may become: its entry in `final_lengths`, or the context. See `rotary`.
     """
+
+    final_lengths: list[int] | None = None
+    """The longest length in tokens that each row may reach. Set it before `start`; None: the context for all rows."""
 
     def __init__(self, model: "PreTrainedModel", vocab_size: int | None = None):
         check_rewindable(model)
@@ -75,10 +83,13 @@ class TransformersModel:
         self.context: int = context_length(config)
         self.device: torch.device = model.device
         self._windows = attention_windows(config)
+        self._rotary = length_dependent_rotary(model)
         self.start(1, 0)
 
     def start(self, batch: int, capacity: int) -> None:
-        captured = (steps := steps_of(self.model)) in ("graphs", "compiled") and capacity > 0
+        # Recorded and captured steps would keep the rotary frequencies of the text that they were recorded with.
+        steps = "plain" if self._rotary else steps_of(self.model)
+        captured = steps in ("graphs", "compiled") and capacity > 0
         if captured and not (captured := untouched(self.model)):
             warnings.warn("the model has hooks, which no graph sees: its steps run one kernel by one", stacklevel=2)
         capacity = min(max(self.context, capacity), -(-capacity // ROOM) * ROOM) if captured else capacity
@@ -88,6 +99,7 @@ class TransformersModel:
         self._plain = self.model.config.model_type in PLAIN_FAMILIES and untouched(self.model)
         self._recorded = steps == "recorded" and self._plain and self.device.type == "cpu"
         self._parts = parts_of(self.model) if self._recorded else ()
+        self._lengths = [self.context] * batch if self.final_lengths is None else self.final_lengths
 
     @torch.inference_mode()
     def prefill(self, tokens: list[list[int]]) -> None:
@@ -110,13 +122,17 @@ class TransformersModel:
 
     def keep(self, rows: list[int]) -> None:
         self.cache.keep(rows)
+        self._lengths = [self._lengths[row] for row in rows]
 
     def _own_number_type(self) -> torch.autocast:
         """Steps compute in the number type of the weights, whatever is cast around them. ('meta' has no autocast.)"""
         return torch.autocast("cpu" if self.device.type == "meta" else self.device.type, enabled=False)
 
     def _forward(self, tokens: Tensor, keep_logits: int) -> Tensor:
+        allocated = self.cache.allocated
         positions, visible = self.cache.advance(tokens.shape[1])
+        if self._room is not None and self.cache.allocated != allocated:
+            self._room = room_of(self.model, self.cache)
         masks = {kind: _additive(visible, positions, window, self._dtype) for kind, window in self._windows.items()}
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
         if self._recorded and self.cache.slots and not keep_logits and isinstance(mask, Tensor):
@@ -136,16 +152,17 @@ class TransformersModel:
         if not self._plain:  # some models insist on a mask of every row's own
             masks = tuple(mask.expand(len(tokens), -1, -1, -1) for mask in masks)
         mask: Any = masks[0] if len(masks) == 1 else dict(zip(self._windows, masks, strict=True))
-        if self._plain:
-            return layer_by_layer(self.model, tokens, every, mask, cache, keep_logits)
-        logits: Tensor = self.model(
-            input_ids=tokens,
-            position_ids=every,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=keep_logits,
-        ).logits
+        with fixed_lengths(self._rotary, self._lengths):
+            if self._plain:
+                return layer_by_layer(self.model, tokens, every, mask, cache, keep_logits)
+            logits: Tensor = self.model(
+                input_ids=tokens,
+                position_ids=every,
+                attention_mask=mask,
+                use_cache=True,
+                logits_to_keep=keep_logits,
+                **{cache_argument(self.model): cache},
+            ).logits
         return logits
 
 
@@ -187,6 +204,8 @@ def check_rewindable(model: "PreTrainedModel", role: str = "model") -> None:
     """Raises SpecdecError for a model that keeps a running state, which cannot take tokens back after a rejection."""
     if not hasattr(model, "get_output_embeddings"):
         raise SpecdecError(f"{role}={model!r:.80}: takes a transformers causal LM")
+    if not {"cache", "past_key_values"} & set(inspect.signature(type(model).forward).parameters):
+        raise SpecdecError(f"{role}: {model.config.model_type} takes no KV cache, so nothing can be rewound")
     config = model.config.get_text_config(decoder=True)
     if getattr(config, "is_encoder_decoder", False):
         raise SpecdecError(f"{role}: {config.model_type} is an encoder-decoder model: takes a decoder-only causal LM")
@@ -262,7 +281,7 @@ def load_pair(
     there is one. dtype: default float32 on CPU, bfloat16 elsewhere. steps: 'auto', that is 'recorded' on a CPU and
     'graphs' on CUDA, where the model allows it; 'plain', 'graphs' (CUDA graphs) or 'compiled' (torch.compile, then
     graphs). Only safetensors are read, and no code of the model's own is run. Raises SpecdecError where a model cannot
-    be loaded or the two cannot work together.
+    be loaded, where its steps do not score as its own forward pass (`consistency`), or where the two do not fit.
     """
     where = usable_device(device)
     kind = _dtype(dtype, where)
@@ -280,8 +299,11 @@ def load_pair(
     if draft is not None:
         draft_model = _load_model("draft", draft, where, kind)
         check_compatible(target_model, tokenizer, draft_model, _load_tokenizer("draft", draft))
-    for model in (target_model, draft_model):
+    from specdec_ref.consistency import check_consistent
+
+    for role, model in (("target", target_model), ("draft", draft_model)):
         if model is not None:
+            check_consistent(model, role)
             choose_steps(model, steps)
     return Pair(target_model, draft_model, tokenizer)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from specdec_ref import RewindableCache
+from specdec_ref.cache import FIRST_SLOTS
 
 HEADS, WIDTH, LAYERS = 2, 4, 2
 
@@ -36,8 +37,12 @@ def assert_holds(cache: RewindableCache, rows: list[list[Tensor]]) -> None:
             assert torch.equal(values, expected + layer + 10)
 
 
+@pytest.mark.parametrize("first", [1, 8, 1024], ids="{} slots at first".format)
 @pytest.mark.parametrize("seed", range(10))
-def test_after_any_steps_rewinds_and_drops_a_row_holds_what_was_not_taken_back(seed: int) -> None:
+def test_after_any_steps_rewinds_and_drops_a_row_holds_what_was_not_taken_back(
+    seed: int, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specdec_ref.cache.FIRST_SLOTS", first)
     chance, capacity = random.Random(seed), 40
     cache, rows = RewindableCache(batch=4, capacity=capacity), [[] for _ in range(4)]
     for _ in range(40):
@@ -104,3 +109,13 @@ def test_the_number_type_is_that_of_the_model() -> None:
     cache.advance(1)
     states = torch.ones(1, HEADS, 1, WIDTH, dtype=torch.bfloat16)
     assert all(seen.dtype == torch.bfloat16 for seen in cache.update(states, states, 0))
+
+
+def test_a_large_capacity_costs_no_memory_until_it_is_used() -> None:
+    cache = RewindableCache(batch=1, capacity=10**7)
+    write(cache, 3)
+    small = cache.bytes
+    assert small == LAYERS * 2 * HEADS * WIDTH * 4 * FIRST_SLOTS
+    for _ in range(1 + FIRST_SLOTS // 100):
+        write(cache, 100)
+    assert cache.bytes == 2 * small

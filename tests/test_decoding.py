@@ -23,6 +23,7 @@ from specdec_ref import (
     ModelDrafter,
     Pair,
     PromptLookupDrafter,
+    RewindableCache,
     Round,
     Sampling,
     SeededRandomness,
@@ -31,6 +32,7 @@ from specdec_ref import (
     generate_speculative,
     stream_speculative,
 )
+from specdec_ref.cache import FIRST_SLOTS
 from specdec_ref.decoding import Row, speculate
 from specdec_ref.graphs import choose_steps
 
@@ -635,3 +637,27 @@ def test_a_round_waits_for_the_device_exactly_once(drafter: str, pair: Pair, mon
         extended = next(loop)
         assert len(extended) == 3
         assert +calls == {"tolist": 1}, f"round {i}"
+
+
+def test_a_large_max_new_tokens_takes_memory_only_as_the_text_grows(
+    pair: Pair, tiny_model: Callable[..., PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A context of a million tokens and 10**7 new tokens: the stream is closed after a few, the caches are small."""
+    caches: list[RewindableCache] = []
+    start = TransformersModel.start
+
+    def noting(model: TransformersModel, batch: int, capacity: int) -> None:
+        start(model, batch, capacity)
+        caches.append(model.cache)
+
+    monkeypatch.setattr(TransformersModel, "start", noting)
+    long = tiny_model("llama", max_position_embeddings=10**6)
+    stream = stream_speculative(Pair(long, long, pair.tokenizer), PROMPTS[0], k=3, max_new_tokens=10**7, seed=0)
+    for _ in range(5):
+        next(stream)
+    stream.close()
+    used = [cache for cache in caches if cache.slots]
+    assert len(used) == 2
+    for cache in used:
+        assert cache.capacity == 10**6
+        assert cache.allocated == FIRST_SLOTS

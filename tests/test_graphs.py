@@ -87,6 +87,25 @@ def test_a_room_serves_the_next_generation_of_its_size(device: str) -> None:
     assert rooms[0] is rooms[1]
 
 
+def test_a_cache_that_grows_is_captured_again(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specdec_ref.cache.FIRST_SLOTS", 16)
+    captured, plain = pair_of("llama", device, "graphs")
+    for lm in (captured, plain):
+        lm.start(1, 100)
+        lm.prefill([[1, 2, 3]])
+    rooms = [captured._room]
+    for token in range(40):
+        tokens = torch.tensor([[token]], device=device)
+        torch.testing.assert_close(captured.extend(tokens), plain.extend(tokens), atol=1e-5, rtol=1e-5)
+        if captured._room is not rooms[-1]:
+            rooms.append(captured._room)
+    assert captured.cache.allocated == 64
+    assert len(rooms) == 3
+    for room in rooms:
+        assert room is not None
+        assert any(not isinstance(step, int) for step in room.steps.values())
+
+
 def test_two_generations_at_once_have_rooms_of_their_own(device: str) -> None:
     first, _ = pair_of("llama", device, "graphs")
     second = TransformersModel(first.model)

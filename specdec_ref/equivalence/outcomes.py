@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from specdec_ref.cache import cache_argument
 from specdec_ref.errors import SpecdecError
 from specdec_ref.sampling import Sampling
 
@@ -100,9 +101,14 @@ def grow_tree(
 
 def _cached(model: "PreTrainedModel", tokens: Tokens) -> Any:
     """transformers' own cache after these tokens, for one row."""
+    from transformers import DynamicCache
+
     if not tokens:
         return None
-    return model(input_ids=torch.tensor([tokens], device=model.device), use_cache=True).past_key_values
+    cache = DynamicCache(config=model.config)
+    ids = torch.tensor([tokens], device=model.device)
+    model(input_ids=ids, use_cache=True, **{cache_argument(model): cache})
+    return cache
 
 
 def _logits(model: "PreTrainedModel", known: Any, tokens: list[list[int]]) -> Tensor:
@@ -111,7 +117,8 @@ def _logits(model: "PreTrainedModel", known: Any, tokens: list[list[int]]) -> Te
         known = copy.deepcopy(known)
         known.batch_repeat_interleave(len(tokens))
     ids = torch.tensor(tokens, device=model.device)
-    logits: Tensor = model(input_ids=ids, past_key_values=known, use_cache=known is not None).logits[:, -1]
+    caching = {cache_argument(model): known}
+    logits: Tensor = model(input_ids=ids, use_cache=known is not None, **caching).logits[:, -1]
     return logits
 
 

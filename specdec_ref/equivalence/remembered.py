@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from specdec_ref.cache import cache_argument
 from specdec_ref.errors import SpecdecError
 from specdec_ref.models import attention_windows, check_rewindable, context_length, score_rows
 
@@ -136,8 +137,9 @@ class Remembered:
         ids, positions = (
             torch.tensor([[of[node] for node in nodes]], device=self.device) for of in (self._token, self._depth)
         )
+        caching = {cache_argument(self._model): cache}
         logits = self._model(
-            input_ids=ids, position_ids=positions - 1, attention_mask=mask, past_key_values=cache, use_cache=True
+            input_ids=ids, position_ids=positions - 1, attention_mask=mask, use_cache=True, **caching
         ).logits[0, :, : self.vocab_size]
         new = [node for node in nodes if self._place[node] < 0]
         total = self.scored + len(new)
@@ -156,5 +158,6 @@ class Remembered:
 
         cache = DynamicCache()
         if tokens:
-            self._model(input_ids=torch.tensor([tokens], device=self.device), past_key_values=cache, use_cache=True)
+            ids = torch.tensor([tokens], device=self.device)
+            self._model(input_ids=ids, use_cache=True, **{cache_argument(self._model): cache})
         return cache

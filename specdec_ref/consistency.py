@@ -1,0 +1,126 @@
+"""Does a model agree with itself? A short text scored in one pass, in steps, and after a rewind.
+
+Decoding relies on explicit positions, a 4-D mask and a cache that can be rewound. Some architectures ignore one of
+them without an error, and then every token after it comes from another distribution. A list of such architectures is
+never complete, so `load_pair` compares each model with its own uncached forward pass.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from specdec_ref.errors import SpecdecError
+from specdec_ref.models import TransformersModel, check_rewindable
+from specdec_ref.rotary import length_dependent_rotary
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+SHORT = 24
+"""Tokens of the longest text that is compared, where no threshold asks for more."""
+
+TAIL = 12
+"""Positions that are compared, the last ones of each text."""
+
+REJECTED = 4
+"""Tokens that are scored and then taken back."""
+
+STRIDE = 7919
+"""Distance between the ids of successive tokens: a prime, so that they spread over any vocabulary."""
+
+LARGEST_DIFFERENCE = {torch.float64: 0.01, torch.float32: 0.01}
+"""Relative difference of logits that rounding explains: below 1e-5 in float32, where wrong models have 0.2 and more."""
+
+LARGEST_DIFFERENCE_16_BITS = 0.15
+"""The same for bfloat16 and float16, for the median over positions: experts may be chosen differently at a few."""
+
+
+def check_consistent(model: "PreTrainedModel", role: str = "model", length: int = SHORT) -> None:
+    """Compare a model's cached, rewound steps in a ragged batch with its uncached forward pass.
+
+    Args:
+        model: a causal LM of transformers.
+        role: what the error calls it, 'target' or 'draft'.
+        length: tokens of the longer text. Choose it beyond a threshold of the model (see `length_thresholds`) to
+            compare on both sides of that threshold: the shorter text has `TAIL` + 1 tokens.
+
+    Raises:
+        SpecdecError: the model cannot be rewound, takes no positions, mask or cache, or its scores differ.
+    """
+    check_rewindable(model, role)
+    difference = largest_difference(model, role, length)
+    dtype = model.dtype
+    allowed = LARGEST_DIFFERENCE.get(dtype, LARGEST_DIFFERENCE_16_BITS)
+    if not difference <= allowed:
+        raise SpecdecError(
+            f"{role}: {model.config.model_type} scores a text of {length} tokens differently in steps than in one "
+            f"pass: logits differ by {difference:.1%}, {allowed:.0%} is allowed; it cannot be decoded exactly"
+        )
+
+
+@torch.inference_mode()
+def largest_difference(model: "PreTrainedModel", role: str = "model", length: int = SHORT) -> float:
+    """Relative difference of logits between cached steps and one uncached pass: 0 where they agree.
+
+    The root mean square of the difference over the vocabulary, divided by that of the logits around their mean. Returns
+    the largest over positions in float32 and float64, the median in 16 bits. Raises SpecdecError where the model does.
+    """
+    texts = [_mixed_tokens(model, max(length, TAIL + 1), start=1), _mixed_tokens(model, TAIL + 1, start=2)]
+    wrong = torch.stack([_mixed_tokens(model, REJECTED, start) for start in (3, 4)])
+    try:
+        expected = torch.stack([_in_one_pass(model, text)[-TAIL:] for text in texts])
+        found = _in_steps(model, texts, wrong)
+    except SpecdecError:
+        raise
+    except Exception as error:  # every architecture has its own way to fail without positions, mask or cache
+        message = " ".join(str(error).split())[:160] or type(error).__name__
+        raise SpecdecError(
+            f"{role}: {model.config.model_type} cannot score tokens with explicit positions, mask and cache: {message}"
+        ) from error
+    expected, found = expected.double(), found.double()
+    spread = expected - expected.mean(-1, keepdim=True)
+    relative = (found - expected).square().mean(-1).sqrt() / (spread.square().mean(-1).sqrt() + 1e-12)
+    exact = model.dtype in LARGEST_DIFFERENCE
+    return float(relative.max() if exact else relative.median())
+
+
+def _mixed_tokens(model: Any, n: int, start: int) -> Tensor:
+    """Token ids [n] from all over the vocabulary, the same every time."""
+    size: int = model.get_input_embeddings().weight.shape[0]
+    return torch.arange(start, start + n) * STRIDE % size
+
+
+def _in_one_pass(model: Any, text: Tensor) -> Tensor:
+    """Logits [n, V] of an uncached forward pass as transformers makes it: positions and mask are the model's own."""
+    if length_dependent_rotary(model):
+        model(input_ids=text[:1][None].to(model.device), use_cache=False)  # forgets the length of earlier passes
+    logits: Tensor = model(input_ids=text[None].to(model.device), use_cache=False).logits[0]
+    return logits
+
+
+def _in_steps(model: "PreTrainedModel", texts: list[Tensor], wrong: Tensor) -> Tensor:
+    """Logits [B, TAIL, V] of the last positions: prefill, one token, some that are taken back, the rest at once."""
+    ours = TransformersModel(model)
+    lengths = [len(text) for text in texts]
+    ours.final_lengths = lengths
+    ours.start(len(texts), max(lengths) + REJECTED)
+    ours.prefill([text[:-TAIL].tolist() for text in texts])
+    tails = torch.stack([text[-TAIL:] for text in texts]).to(ours.device)
+    first = ours.extend(tails[:, :1])
+    ours.extend(wrong.to(ours.device))
+    ours.rewind([n - TAIL + 1 for n in lengths])
+    return torch.cat([first, ours.extend(tails[:, 1:])], 1)
+
+
+def length_thresholds(config: "PretrainedConfig") -> list[int]:
+    """Lengths in tokens at which a model of this configuration changes what it computes, shortest first.
+
+    Sliding windows, attention chunks, and the length that its rotary scaling was made for.
+    """
+    text = config.get_text_config(decoder=True)
+    rotary = getattr(text, "rope_parameters", None) or {}
+    places = [rotary, *(part for part in rotary.values() if isinstance(part, dict))]
+    found = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
+    found += [place.get("original_max_position_embeddings") for place in places]
+    return sorted({value for value in found if isinstance(value, int) and value > 0})
