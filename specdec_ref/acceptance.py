@@ -22,8 +22,9 @@ from specdec_ref.sampling import Randomness
 def acceptance_probability(p: Tensor, q: Tensor) -> Tensor:
     """Chance that a drafted token is kept: min(1, p/q), and 0 where q is 0, since q cannot have drawn it.
 
-    p, q: probabilities of any same shape. Returns that shape.
+    p, q: probabilities of any same shape. Returns that shape. Raises SpecdecError where the shapes do not fit.
     """
+    _check_shapes(p, q)
     return torch.where(q > 0, (p / q).clamp(max=1), 0)
 
 
@@ -32,7 +33,9 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
 
     p, q: [..., V]. Returns [..., V]. Where p = q nothing is left and nothing can be rejected, save by rounding: there
     it is p itself. A row of q that is all zero stands for 'nothing was drafted'; its residual is p, the bonus token's.
+    Raises SpecdecError where the shapes do not fit.
     """
+    _check_shapes(p, q)
     rest = (p - q).clamp(min=0)
     mass = rest.sum(-1, keepdim=True)
     return torch.where(mass > 0, rest / mass, p)
@@ -41,9 +44,22 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
 def acceptance_rate(p: Tensor, q: Tensor) -> Tensor:
     """Chance that a token drawn from q is accepted: Σ min(p, q) = 1 − TV(p, q).
 
-    p, q: [..., V], rows sum to one. Returns [...]. Leviathan et al. 2022, theorem 3.5.
+    p, q: [..., V], rows sum to one. Returns [...]. Raises SpecdecError where the shapes do not fit. Leviathan et al.
+    2022, theorem 3.5.
     """
+    _check_shapes(p, q)
     return torch.minimum(p, q).sum(-1)
+
+
+def _check_shapes(p: Tensor, q: Tensor) -> None:
+    """Leading dimensions may be broadcast, a vocabulary may not."""
+    fits = p.shape[-1:] == q.shape[-1:]
+    try:
+        torch.broadcast_shapes(p.shape, q.shape)
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise SpecdecError(f"p {[*p.shape]}, q {[*q.shape]}: take probabilities of the same shape")
 
 
 @dataclass(frozen=True)

@@ -328,3 +328,19 @@ def test_verdicts_on_16_bit_numbers_are_made_in_32(dtype: torch.dtype) -> None:
     q = torch.tensor([[1.0, 0.0]], dtype=dtype).expand(200_000, 1, 2)
     verdict = verify(p, q, torch.zeros(200_000, 1, dtype=torch.int64), SeededRandomness(3))
     assert 0 < int(verdict.accepted.sum()) < 60  # 20 expected; 780 in bfloat16
+
+
+@pytest.mark.parametrize("function", [acceptance_probability, acceptance_rate, residual])
+@pytest.mark.parametrize("shapes", [((4,), (5,)), ((2, 4), (3, 4)), ((4,), (1,)), ((2, 4), (4, 2))], ids=str)
+def test_shapes_that_do_not_fit_are_one_line(
+    function: Callable[[Tensor, Tensor], Tensor], shapes: tuple[tuple[int, ...], tuple[int, ...]]
+) -> None:
+    p, q = (torch.ones(shape) / shape[-1] for shape in shapes)
+    with pytest.raises(SpecdecError, match=r"^p \[.*\], q \[.*\]: take probabilities of the same shape$"):
+        function(p, q)
+
+
+def test_one_target_row_serves_many_draft_rows() -> None:
+    p, q = torch.tensor([0.5, 0.5]), torch.tensor([[0.25, 0.75], [0.5, 0.5]])
+    assert torch.equal(residual(p, q), torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
+    assert float(acceptance_probability(torch.tensor(0.2), torch.tensor(0.4))) == 0.5
