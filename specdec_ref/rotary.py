@@ -41,13 +41,13 @@ def fixed_lengths(modules: Sequence[nn.Module], lengths: Sequence[int]) -> Itera
 
     Args:
         modules: what `length_dependent_rotary` returned.
-        lengths: one per row of the batch, in tokens.
+        lengths: one per row of the batch, in tokens; a single one serves any number of rows.
     """
     patched = [module for module in modules if "forward" in vars(module)]
     if patched:
         raise SpecdecError("model: its rotary embedding is patched, and its scaling depends on length")
     for module in modules:
-        module.forward = _row_by_row(module.forward, lengths)
+        module.forward = _for_lengths(module.forward, lengths)
     try:
         yield
     finally:
@@ -55,23 +55,23 @@ def fixed_lengths(modules: Sequence[nn.Module], lengths: Sequence[int]) -> Itera
             del module.forward
 
 
-def _row_by_row(forward: Callable[..., Any], lengths: Sequence[int]) -> Callable[..., Any]:
-    """Call `forward` for each row with one more position, the last of the row's text, and drop its result again."""
+def _for_lengths(forward: Callable[..., Any], lengths: Sequence[int]) -> Callable[..., Any]:
+    """Call `forward` once for each length, with one more position: the last of a text that long. Drop its result."""
 
     def embed(x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         if position_ids.ndim != 2:
             raise SpecdecError("model: its rotary scaling depends on length and its positions have several axes")
-        every = position_ids.expand(len(lengths), -1)
-        rows = []
-        for row, length in enumerate(lengths):
-            last = position_ids.new_tensor([length - 1])
+        groups = [position_ids] if len(set(lengths)) == 1 else position_ids.expand(len(lengths), -1).split(1)
+        parts = []
+        for positions, length in zip(groups, lengths, strict=False):
+            last = positions.new_full((len(positions), 1), length - 1)
             # Padding and drafts beyond the end of a row are discarded later; here they must not lengthen it.
-            positions = torch.cat([every[row].clamp(max=length - 1), last])
+            positions = torch.cat([positions.clamp(max=length - 1), last], 1)
             # `dynamic` keeps the frequencies of the longest pass so far until a short pass resets them.
-            forward(x, torch.zeros_like(last)[None], *args, **kwargs)
-            rows.append(forward(x, positions[None], *args, **kwargs))
-        if isinstance(rows[0], Tensor):
-            return torch.cat(rows)[:, :-1]
-        return tuple(torch.cat(parts)[:, :-1] for parts in zip(*rows, strict=True))
+            forward(x, torch.zeros_like(last), *args, **kwargs)
+            parts.append(forward(x, positions, *args, **kwargs))
+        if isinstance(parts[0], Tensor):
+            return torch.cat(parts)[:, :-1]
+        return tuple(torch.cat(tensors)[:, :-1] for tensors in zip(*parts, strict=True))
 
     return embed

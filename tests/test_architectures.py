@@ -19,6 +19,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from specdec_ref import GREEDY, Pair, Sampling, SpecdecError, generate_speculative, load_pair
 from specdec_ref.cache import cache_argument
 from specdec_ref.consistency import check_consistent, largest_difference, length_thresholds
+from specdec_ref.equivalence.empirical import prompt_ids
+from specdec_ref.equivalence.engines import OurLoop
 
 WORK = """
 afmoe apertus arcee aria_text bert bert-generation big_bird biogpt bitnet codegen cohere cohere2 ctrl cwm deepseek_v3
@@ -205,6 +207,25 @@ def test_texts_decoded_before_change_nothing(scaled: PreTrainedModel, tokenizer:
     before = decode()
     uncached(scaled, [3] * 140)
     assert decode() == before
+
+
+def test_the_equivalence_test_samples_by_the_same_rule(
+    scaled: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    twins = Pair(scaled, scaled, tokenizer)
+    for prompt in RAGGED[0], RAGGED[2]:
+        rows = OurLoop(twins, 2, GREEDY).sample(prompt, 3, 8, seed=0)
+        alone = generate_speculative(twins, prompt, k=2, max_new_tokens=8, sampling=GREEDY)
+        assert rows.tolist() == [list(alone.tokens)] * 3
+
+
+def test_the_equivalence_test_takes_no_text_that_changes_its_scaling(tokenizer: PreTrainedTokenizerFast) -> None:
+    model = scaled_model(("llama", "longrope"))
+    twins = Pair(model, model, tokenizer)
+    for n in (THRESHOLD - 5, THRESHOLD + 1):
+        assert prompt_ids(twins, [[5] * n], 5) == [(5,) * n]
+    with pytest.raises(SpecdecError, match="rotary scaling of llama changes beyond 32"):
+        prompt_ids(twins, [[5] * THRESHOLD], 5)
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from specdec_ref.consistency import length_thresholds
 from specdec_ref.equivalence.outcomes import MINIMUM, Tokens, Tree, grow_tree, pool
 from specdec_ref.equivalence.result import Equivalence, Tally, judge
 from specdec_ref.equivalence.sampler import (
@@ -27,6 +28,7 @@ from specdec_ref.equivalence.sampler import (
 from specdec_ref.equivalence.statistics import Counts, detectable_tv
 from specdec_ref.errors import SpecdecError, is_number, is_whole
 from specdec_ref.models import Pair, check_rewindable, context_length, score_rows
+from specdec_ref.rotary import length_dependent_rotary
 from specdec_ref.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -225,8 +227,25 @@ def prompt_ids(pair: "Pair | PreTrainedModel", prompts: Sequence[str | Sequence[
             raise SpecdecError(f"prompts: one has {len(ids)} tokens; takes 1 to {context - length}")
         if wrong := [i for i in ids if not 0 <= i < rows]:
             raise SpecdecError(f"prompts: token id {wrong[0]} is not in the vocabulary, 0 … {rows - 1}")
+        check_one_scaling(model, len(ids), length)
         found.append(tuple(int(i) for i in ids))
     return found
+
+
+def check_one_scaling(model: "PreTrainedModel", prompt: int, length: int) -> None:
+    """Raise SpecdecError where a text of so many tokens, and `length` more, changes its rotary scaling on the way.
+
+    The target's probabilities are computed here by its own cached forward passes, whose keys would be rotated in two
+    ways then (see `rotary`).
+    """
+    if not length_dependent_rotary(model):
+        return
+    for threshold in length_thresholds(model.config):
+        if prompt <= threshold < prompt + length:
+            raise SpecdecError(
+                f"prompts: one grows from {prompt} to {prompt + length} tokens, and the rotary scaling of "
+                f"{model.config.model_type} changes beyond {threshold}; takes texts on one side of it"
+            )
 
 
 def carry_out(

@@ -227,6 +227,9 @@ class OurLoop:
         randomness = SeededRandomness(seed, self.target.device)
         if isinstance(self.target, SharedWork):
             self.target.end = len(prompt) + length - 1  # of a text's last token nobody asks what comes next
+        for model in (self.target, getattr(self.drafter, "model", None)):
+            if isinstance(model, SharedWork):
+                model.final_lengths = [len(prompt) + length]
         for _ in decoding.speculate(
             self.target, self.drafter, list(rows), self.controller, self.sampling, randomness, context=self.context
         ):
