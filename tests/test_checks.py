@@ -184,14 +184,18 @@ def find_bug_step_by_step() -> Any:
 def consistent_by_scipy(counts: Any, probabilities: Any) -> Any:
     from scipy.stats import chisquare
 
-    return chisquare(counts, [p * sum(counts) for p in probabilities]).pvalue >= 0.001
+    possible = np.array(probabilities) > 0
+    if np.array(counts)[~possible].any():
+        return False
+    expected = np.array(probabilities)[possible] * sum(counts)
+    return chisquare(np.array(counts)[possible], expected).pvalue >= 0.001
 
 
 def consistent_by_loop(counts: Any, probabilities: Any) -> Any:
     limits = {1: 10.828, 2: 13.816, 3: 16.266, 4: 18.467, 5: 20.515, 9: 27.877}
     total, statistic = sum(counts), 0.0
     for count, p in zip(counts, probabilities, strict=True):
-        statistic += (count - total * p) ** 2 / (total * p)
+        statistic += (count - total * p) ** 2 / max(total * p, 1e-9)
     return statistic <= limits[len(counts) - 1]
 
 
@@ -200,6 +204,8 @@ def consistent_by_likelihood(counts: Any, probabilities: Any) -> Any:
     from scipy.stats import chi2
 
     n = sum(counts)
+    if any(c and not p for c, p in zip(counts, probabilities, strict=True)):
+        return False
     g = 2 * sum(c * math.log(c / (n * p)) for c, p in zip(counts, probabilities, strict=True) if c)
     return g <= chi2.isf(0.001, len(counts) - 1)
 
@@ -268,7 +274,8 @@ def best_draft_by_package(drafts: Any, slope: Any) -> Any:
 def best_draft_by_numpy(drafts: Any, slope: Any) -> Any:
     ks, names = np.arange(1, 9), list(drafts)
     alpha, c = np.array([drafts[n] for n in names]).T
-    gain = (1 - alpha[:, None] ** (ks + 1)) / (1 - alpha[:, None]) / (ks * c[:, None] + 1 + slope * ks)
+    tokens = (alpha[:, None] ** np.arange(9)).cumsum(1)[:, 1:]
+    gain = tokens / (ks * c[:, None] + 1 + slope * ks)
     i, j = np.unravel_index(gain.argmax(), gain.shape)
     return (names[i], int(ks[j])) if gain.max() > 1 else ("none", 0)
 
@@ -337,7 +344,7 @@ def decide_by_package(batch: int, context: int, alpha: float, c: float, v3: floa
 
 def decide_carefully(batch: int, context: int, alpha: float, c: float, v3: float, v5: float) -> Any:
     """Asks for two per cent of gain before it speculates."""
-    gains = {2: (1 - alpha**3) / (1 - alpha) / (2 * c + v3), 4: (1 - alpha**5) / (1 - alpha) / (4 * c + v5)}
+    gains = {2: np.polyval([1] * 3, alpha) / (2 * c + v3), 4: np.polyval([1] * 5, alpha) / (4 * c + v5)}
     best = max(gains, key=lambda k: gains[k])
     return best if gains[best] > 1.02 else 0
 
@@ -589,7 +596,7 @@ def test_what_nobody_foresaw_is_shown_with_the_smallest_case() -> None:
 
 def test_the_numbers_of_the_smallest_case_are_shown_so_that_one_can_redo_it_by_hand() -> None:
     def ignores_q_in_long_ones(p: Any, q: Any, u: Any) -> Any:
-        return u < p if len(p) > 1 else u < p / q
+        return u < p if len(p) > 3 else u < p / q
 
     verdict = judge(EXERCISES["accept"], ignores_q_in_long_ones)
     found = dict(re.findall(r"([pqu])\[\d+\] = (\d\.?\d*)", verdict.given))
@@ -706,7 +713,7 @@ def test_the_answer_to_a_question_is_not_given_away() -> None:
         ({"A": "reports another q than it drew from"}, "findings says nothing of B"),
         ({"A": 2, "B": 0, "C": 1}, "A is 2: takes the text itself, for instance BUGS[0], not its number"),
         ({"A": "greedy", "B": "", "C": ""}, "A is 'greedy': takes one of the texts in BUGS, word for word"),
-        (["A", "B", "C"], "findings gives a list of 3; takes a dict"),
+        (["A", "B", "C"], "findings gives a list of 3 with a str in it; takes a dict"),
     ],
 )
 def test_what_is_wrong_about_the_form_of_findings_is_said_first(answer: Any, said: str) -> None:
