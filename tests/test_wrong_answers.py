@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 from wrong import DECIDES_BY, WRITES, WRONG, lengths_as_text, yield_as_complex, yield_with_a_step_more
 
-from specdec_ref.errors import SpecdecError
 from specdec_ref.teaching.checks.catalogue import EXERCISES
 from specdec_ref.teaching.checks.exercise import Exercise, Misconception
 from specdec_ref.teaching.checks.judging import HIDDEN_SEEDS, PUBLIC_SEED, judge

@@ -173,7 +173,7 @@ class _Compared:
         return None
 
     def resembled(self) -> Misconception | None:
-        """The only mistake that the first wrong value is like, and enough others as well; perhaps there are two at once."""
+        """The one mistake that gives the first wrong value, and enough others; perhaps there are two at once."""
         found = [mistake for mistake in self._exercise.misconceptions if self._is_resembled(mistake)]
         return found[0] if len({mistake.says for mistake in found}) == 1 else None
 
@@ -193,7 +193,7 @@ class _Compared:
         )
 
     def _is_told_apart(self, mistake: Misconception) -> bool:
-        """Whether enough cases tell this mistake, which explains the values, from a right answer and from the others."""
+        """Whether enough cases tell a mistake that explains the values from a right answer and from the others."""
         if len(self._differing) < self._needed:
             return False
         others = [other for other in self._exercise.misconceptions if other.says != mistake.says]

@@ -63,7 +63,7 @@ ACCEPT = Exercise(
     (
         "A token that the target likes at least as much as the draft did is always kept: min(1, p/q).",
         "'With probability x' means: u < x, for u uniform in [0, 1). Why '<' and not '<='? Think of u = 0, p = 0.",
-        "Each token is judged by its own p, q and u. That nothing after a rejection is used is the business of a later step.",
+        "Each token is judged by its own p, q and u. Stopping at the first rejection comes later, in exercise 05.",
     ),
     accepts,
     (
