@@ -155,7 +155,7 @@ def _heuristic_speedup(alphas: tuple[float, ...], c: float, slope: float) -> flo
 def _is_fast_enough(value: Any, right: Any, case: Case) -> bool:
     """Whether this speedup is what is asked for in the case."""
     alphas, c, slope, _, least = case.arguments
-    return float(value) > least * _heuristic_speedup(tuple(alphas), c, slope)
+    return bool(float(value) > least * _heuristic_speedup(tuple(alphas), c, slope))
 
 
 def _always(k: int) -> Callable[..., int]:
