@@ -108,10 +108,10 @@ def _cases(seed: int) -> list[Case]:
 
 
 def _drawn(seed: int) -> list[Case]:
-    """So many cases for each k that every known mistake shows in one, of any power of two as batch size. The best k is
-    promised 15 % more than the others.
+    """Cases that follow from the seed: `DRAWN` or more for each k, until every known mistake is wrong in one of them.
 
-    What was measured stands above for everybody to read; these follow from the seed. One has α = 1.
+    By the formula the best k gains 15 % or more on the others. The first case has α = 1. (The measurements are no
+    secret: they are listed above.)
     """
     chance = np.random.default_rng(seed)
     found: dict[int, list[Case]] = {0: [], 2: [], 4: []}
