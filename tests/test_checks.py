@@ -19,7 +19,8 @@ import torch
 from specdec_ref.errors import SpecdecError
 from specdec_ref.teaching.checks import check, hint, picture, progress, solution
 from specdec_ref.teaching.checks.catalogue import EXERCISES, exercise_named
-from specdec_ref.teaching.checks.exercise import Exercise, Misconception, given
+from specdec_ref.teaching.checks.exercise import Case, Exercise, Misconception, given
+from specdec_ref.teaching.checks.hidden import STEP, with_telling_cases
 from specdec_ref.teaching.checks.judging import HIDDEN_SEEDS, PUBLIC_SEED, judge
 from specdec_ref.teaching.checks.outcomes import BadRequest, Chance, distribution
 from specdec_ref.teaching.checks.showing import Shown
@@ -44,6 +45,21 @@ def accepts_product(p: Any, q: Any, u: Any) -> Any:
 
 def accepts_numpy(p: Any, q: Any, u: Any) -> Any:
     return u.numpy() < (p / q).clamp(max=1).float().numpy()
+
+
+def accepts_list_of_tensors(p: Any, q: Any, u: Any) -> Any:
+    return [bound < x / y for x, y, bound in zip(p, q, u, strict=True)]
+
+
+def accepts_float32(p: Any, q: Any, u: Any) -> Any:
+    return u.float() < (p.float() / q.float()).clamp(max=1)
+
+
+def residual_row_by_row(p: Any, q: Any) -> Any:
+    if p.dim() > 1:
+        return torch.stack([residual_row_by_row(x, y) for x, y in zip(p, q, strict=True)])
+    rest = (p - q).clamp(min=0)
+    return rest / rest.sum() if rest.any() else p
 
 
 def residual_loop(p: Any, q: Any) -> Any:
@@ -184,14 +200,18 @@ def find_bug_step_by_step() -> Any:
 def consistent_by_scipy(counts: Any, probabilities: Any) -> Any:
     from scipy.stats import chisquare
 
-    return chisquare(counts, [p * sum(counts) for p in probabilities]).pvalue >= 0.001
+    possible = np.array(probabilities) > 0
+    if np.array(counts)[~possible].any():
+        return False
+    expected = np.array(probabilities)[possible] * sum(counts)
+    return chisquare(np.array(counts)[possible], expected).pvalue >= 0.001
 
 
 def consistent_by_loop(counts: Any, probabilities: Any) -> Any:
     limits = {1: 10.828, 2: 13.816, 3: 16.266, 4: 18.467, 5: 20.515, 9: 27.877}
     total, statistic = sum(counts), 0.0
     for count, p in zip(counts, probabilities, strict=True):
-        statistic += (count - total * p) ** 2 / (total * p)
+        statistic += (count - total * p) ** 2 / max(total * p, 1e-9)
     return statistic <= limits[len(counts) - 1]
 
 
@@ -200,6 +220,8 @@ def consistent_by_likelihood(counts: Any, probabilities: Any) -> Any:
     from scipy.stats import chi2
 
     n = sum(counts)
+    if any(c and not p for c, p in zip(counts, probabilities, strict=True)):
+        return False
     g = 2 * sum(c * math.log(c / (n * p)) for c, p in zip(counts, probabilities, strict=True) if c)
     return g <= chi2.isf(0.001, len(counts) - 1)
 
@@ -268,7 +290,8 @@ def best_draft_by_package(drafts: Any, slope: Any) -> Any:
 def best_draft_by_numpy(drafts: Any, slope: Any) -> Any:
     ks, names = np.arange(1, 9), list(drafts)
     alpha, c = np.array([drafts[n] for n in names]).T
-    gain = (1 - alpha[:, None] ** (ks + 1)) / (1 - alpha[:, None]) / (ks * c[:, None] + 1 + slope * ks)
+    tokens = (alpha[:, None] ** np.arange(9)).cumsum(1)[:, 1:]
+    gain = tokens / (ks * c[:, None] + 1 + slope * ks)
     i, j = np.unravel_index(gain.argmax(), gain.shape)
     return (names[i], int(ks[j])) if gain.max() > 1 else ("none", 0)
 
@@ -292,11 +315,47 @@ def adaptive_with_forgetting(history: Any, c: Any, slope: Any) -> Any:
     return best or int(len(history) >= 18 and not any(d for d, _ in history[-18:]))
 
 
+def adaptive_by_moving_average(history: Any, c: Any, slope: Any) -> Any:
+    """The mean of rates of rounds, old ones counting less. Too low as an estimate of α, and good enough."""
+    alpha = 0.7
+    for drafted, accepted in history:
+        if drafted:
+            alpha = 0.8 * alpha + 0.2 * accepted / min(accepted + 1, drafted)
+    return best_k_or_look_again(min(alpha, 0.95), history, 15, c, slope)
+
+
+def adaptive_without_a_prior(history: Any, c: Any, slope: Any) -> Any:
+    judged = sum(min(accepted + 1, drafted) for drafted, accepted in history)
+    alpha = sum(accepted for _, accepted in history) / judged if judged else 0.8
+    return best_k_or_look_again(min(alpha, 0.95), history, 20, c, slope)
+
+
+def adaptive_that_looks_again_late(history: Any, c: Any, slope: Any) -> Any:
+    judged = 1 + sum(min(accepted + 1, drafted) for drafted, accepted in history)
+    alpha = (0.7 + sum(accepted for _, accepted in history)) / judged
+    return best_k_or_look_again(min(alpha, 0.98), history, 39, c, slope)
+
+
+def adaptive_after_a_warm_up(history: Any, c: Any, slope: Any) -> Any:
+    if len(history) < 3:
+        return 4
+    judged = 1 + sum(min(accepted + 1, drafted) for drafted, accepted in history[-20:])
+    alpha = (0.5 + sum(accepted for _, accepted in history[-20:])) / judged
+    return best_k_or_look_again(min(alpha, 0.98), history, 15, c, slope)
+
+
+def best_k_or_look_again(alpha: float, history: Any, rest: int, c: float, slope: float) -> int:
+    """The best k; one token where none was drafted for so many rounds."""
+    gains = [sum(alpha**i for i in range(k + 1)) / (1 + k * (c + slope)) for k in range(9)]
+    resting = len(history) >= rest and not any(drafted for drafted, _ in history[-rest:])
+    return int(np.argmax(gains)) or int(resting)
+
+
 def adaptive_by_package(history: Any, c: Any, slope: Any) -> Any:
     from specdec_ref.control import CostModelSpeculation, Round
 
     model = CostModelSpeculation(8, c=c, v=lambda n: 1 + slope * (n - 1))
-    for d, a in history:
+    for d, a in history[-15:]:
         model.next_k()
         model.observe([Round((0,) * d, a, (0,) * (a + 1), 0.0, 0.0)])
     return model.next_k()
@@ -337,7 +396,7 @@ def decide_by_package(batch: int, context: int, alpha: float, c: float, v3: floa
 
 def decide_carefully(batch: int, context: int, alpha: float, c: float, v3: float, v5: float) -> Any:
     """Asks for two per cent of gain before it speculates."""
-    gains = {2: (1 - alpha**3) / (1 - alpha) / (2 * c + v3), 4: (1 - alpha**5) / (1 - alpha) / (4 * c + v5)}
+    gains = {2: np.polyval([1] * 3, alpha) / (2 * c + v3), 4: np.polyval([1] * 5, alpha) / (4 * c + v5)}
     best = max(gains, key=lambda k: gains[k])
     return best if gains[best] > 1.02 else 0
 
@@ -345,6 +404,11 @@ def decide_carefully(batch: int, context: int, alpha: float, c: float, v3: float
 def rate_by_numpy(rounds: Any) -> Any:
     drafted, accepted = np.array(rounds).T
     return accepted.sum() / np.minimum(accepted + 1, drafted).sum()
+
+
+def rate_without_empty_rounds(rounds: Any) -> Any:
+    judged = [(accepted, accepted + 1 if accepted < drafted else accepted) for drafted, accepted in rounds if drafted]
+    return sum(accepted for accepted, _ in judged) / sum(number for _, number in judged)
 
 
 def rate_of_verdicts(rounds: Any) -> Any:
@@ -395,11 +459,11 @@ def config_with_more_said(draft: str, k: int) -> Any:
 
 
 RIGHT: dict[str, list[Callable[..., Any]]] = {
-    "acceptance": [rate_by_numpy, rate_of_verdicts, rate_by_package],
+    "acceptance": [rate_by_numpy, rate_of_verdicts, rate_by_package, rate_without_empty_rounds],
     "speedup_of": [faster_by_numpy, faster_per_token, faster_by_tensor],
     "vllm_config": [config_by_package, config_without_a_method, config_with_more_said],
-    "accept": [accepts_loop, accepts_product, accepts_numpy],
-    "residual": [residual_loop, residual_by_minimum, residual_float32],
+    "accept": [accepts_loop, accepts_product, accepts_numpy, accepts_list_of_tensors, accepts_float32],
+    "residual": [residual_loop, residual_by_minimum, residual_float32, residual_row_by_row],
     "speedup": [speedup_sum, speedup_tensor, speedup_recursive],
     "step": [step_while, step_certain_without_asking, step_all_verdicts_first],
     "rewind": [
@@ -417,7 +481,14 @@ RIGHT: dict[str, list[Callable[..., Any]]] = {
         decode_while_equal_to_the_end,
     ],
     "best_draft": [best_draft_loops, best_draft_by_package, best_draft_by_numpy],
-    "adaptive_k": [adaptive_with_a_prior, adaptive_with_forgetting, adaptive_by_package],
+    "adaptive_k": [
+        adaptive_with_a_prior,
+        adaptive_with_forgetting,
+        adaptive_by_moving_average,
+        adaptive_without_a_prior,
+        adaptive_that_looks_again_late,
+        adaptive_after_a_warm_up,
+    ],
     "memory": [memory_with_names, memory_as_float, memory_by_tensor],
     "decide": [decide_by_branches, decide_by_package, decide_carefully],
 }
@@ -454,8 +525,8 @@ def test_right_answers_of_other_styles_pass(name: str, right: Callable[..., Any]
     assert verdict.passed, verdict
 
 
-STREAMS = range(1, 31)
-"""Seeds of hidden streams."""
+STREAMS, FEW_STREAMS = range(1, 31), range(1, 9)
+"""Seeds of hidden cases; of hidden streams, which take longer."""
 
 
 def is_fast_enough(choose_k: Callable[..., Any], seed: int) -> bool:
@@ -468,19 +539,66 @@ def is_fast_enough(choose_k: Callable[..., Any], seed: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("right", RIGHT["adaptive_k"][:2], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("right", RIGHT["adaptive_k"], ids=lambda f: f.__name__)
 def test_a_right_controller_is_fast_enough_whatever_the_stream(right: Callable[..., Any]) -> None:
-    assert [seed for seed in STREAMS if not is_fast_enough(right, seed)] == []
+    assert [seed for seed in (PUBLIC_SEED, *FEW_STREAMS) if not is_fast_enough(right, seed)] == []
 
 
-@pytest.mark.parametrize("seed", [7, 8, 467, 690])
-def test_a_right_controller_that_takes_long_is_fast_enough_where_it_had_bad_luck(seed: int) -> None:
+@pytest.mark.parametrize("seed", [PUBLIC_SEED, 7])
+def test_the_controller_of_the_package_is_fast_enough(seed: int) -> None:
+    """Without a limit on its time: it computes for a millisecond, in each of some 8,000 rounds."""
     assert is_fast_enough(adaptive_by_package, seed)
 
 
 @pytest.mark.parametrize("mistake", EXERCISES["adaptive_k"].misconceptions, ids=lambda m: m.name)
 def test_a_wrong_controller_is_too_slow_whatever_the_stream(mistake: Misconception) -> None:
-    assert [seed for seed in STREAMS if is_fast_enough(mistake.wrong, seed)] == []
+    assert [seed for seed in FEW_STREAMS if is_fast_enough(mistake.wrong, seed)] == []
+
+
+def test_hidden_streams_ask_for_less_than_public_ones() -> None:
+    """Whoever passes those that are shown is not refuted by luck in those that are not."""
+    public, hidden = (EXERCISES["adaptive_k"].cases(seed) for seed in (PUBLIC_SEED, HIDDEN_SEEDS[0]))
+    assert [case.words for case in public] == [case.words for case in hidden]
+    assert all(shown.arguments[-1] > unseen.arguments[-1] for shown, unseen in zip(public, hidden, strict=True))
+
+
+def test_hidden_cases_are_sampled_until_every_known_mistake_shows() -> None:
+    """The first two samples of a seed do not tell this mistake from a right answer; the third does."""
+    sampled: list[int] = []
+
+    def cases(seed: int) -> list[Case]:
+        sampled.append(seed)
+        return [Case((len(sampled) // 3,))]
+
+    exercise = replace(
+        EXERCISES["speedup"],
+        reference=lambda x: 2 * x,
+        misconceptions=(Misconception("square", "You square", 1, lambda x: x * x),),
+        cases=cases,
+    )
+    telling = with_telling_cases(exercise)
+    assert [case.arguments for case in telling.cases(5)] == [(1,)]
+    assert sampled == [5, 5 + STEP, 5 + 2 * STEP]
+    assert telling.cases(5) is telling.cases(5)
+
+
+def test_a_mistake_that_no_cases_show_is_an_error_and_no_endless_search() -> None:
+    exercise = replace(
+        EXERCISES["speedup"],
+        reference=lambda x: x,
+        misconceptions=(Misconception("same", "You do the same", 1, lambda x: x),),
+        cases=lambda seed: [Case((seed,))],
+    )
+    with pytest.raises(SpecdecError, match="speedup, seed=5: no cases were found in which same is wrong"):
+        with_telling_cases(exercise).cases(5)
+
+
+@pytest.mark.parametrize("strange", [Path("x"), 1j, object, {1, 2}], ids=str)
+def test_a_value_of_a_strange_kind_is_not_taken_for_memory(strange: Any) -> None:
+    """It cannot be compared with the value of the next call, which is no reason to call them different."""
+    exercise = replace(EXERCISES["vllm_config"], measure=None, misconceptions=())
+    verdict = judge(exercise, lambda draft, k: {"model": strange() if strange is object else strange})
+    assert verdict.diagnosis == "unknown"
 
 
 def stub(*_: Any) -> None:
@@ -589,7 +707,7 @@ def test_what_nobody_foresaw_is_shown_with_the_smallest_case() -> None:
 
 def test_the_numbers_of_the_smallest_case_are_shown_so_that_one_can_redo_it_by_hand() -> None:
     def ignores_q_in_long_ones(p: Any, q: Any, u: Any) -> Any:
-        return u < p if len(p) > 1 else u < p / q
+        return u < p if len(p) > 3 else u < p / q
 
     verdict = judge(EXERCISES["accept"], ignores_q_in_long_ones)
     found = dict(re.findall(r"([pqu])\[\d+\] = (\d\.?\d*)", verdict.given))
@@ -706,7 +824,7 @@ def test_the_answer_to_a_question_is_not_given_away() -> None:
         ({"A": "reports another q than it drew from"}, "findings says nothing of B"),
         ({"A": 2, "B": 0, "C": 1}, "A is 2: takes the text itself, for instance BUGS[0], not its number"),
         ({"A": "greedy", "B": "", "C": ""}, "A is 'greedy': takes one of the texts in BUGS, word for word"),
-        (["A", "B", "C"], "findings gives a list of 3; takes a dict"),
+        (["A", "B", "C"], "findings gives a list of 3 with a str in it; takes a dict"),
     ],
 )
 def test_what_is_wrong_about_the_form_of_findings_is_said_first(answer: Any, said: str) -> None:

@@ -1,12 +1,16 @@
-"""Wrong answers of learners, judged: what each has to be told."""
+"""Wrong answers of learners, judged: what each has to be told, and that no seed lets one of them pass."""
 
 from typing import Any
 
 import pytest
-from wrong import WRITES, WRONG
+from wrong import DECIDES_BY, WRITES, WRONG, lengths_as_text, yield_as_complex, yield_with_a_step_more
 
 from specdec_ref.teaching.checks.catalogue import EXERCISES
+from specdec_ref.teaching.checks.exercise import Exercise, Misconception
 from specdec_ref.teaching.checks.judging import HIDDEN_SEEDS, PUBLIC_SEED, judge
+
+A_FEW_SEEDS = (1, 7, 1234)
+"""Hidden seeds that an instructor could choose."""
 
 
 def made_of(source: str, name: str) -> Any:
@@ -31,5 +35,44 @@ def test_each_wrong_answer_is_told_what_is_wrong_with_it(
     assert (verdict.outcome == "passed", verdict.diagnosis) == (False, due), verdict
 
 
+@pytest.mark.parametrize(("name", "due", "answer"), WRONG, ids=[f"{n}-{f.__name__}" for n, _, f in WRONG])
+def test_hidden_cases_alone_refute_each_wrong_answer_with_any_seed(name: str, due: str, answer: Any) -> None:
+    assert [seed for seed in A_FEW_SEEDS if judge(EXERCISES[name], answer, (seed,)).passed] == []
+
+
+KNOWN = [(exercise, mistake) for exercise in EXERCISES.values() for mistake in exercise.misconceptions]
+
+
+@pytest.mark.parametrize(("exercise", "mistake"), KNOWN, ids=[f"{e.name}-{m.name}" for e, m in KNOWN])
+def test_hidden_cases_alone_refute_each_known_mistake_with_any_seed(exercise: Exercise, mistake: Misconception) -> None:
+    assert [seed for seed in A_FEW_SEEDS if judge(exercise, mistake.wrong, (seed,)).passed] == []
+
+
 def test_there_are_six_wrong_answers_for_each_exercise() -> None:
     assert {name for name in EXERCISES if sum(name == n for n, *_ in WRONG) < 6} == set()
+
+
+def test_a_mistake_that_one_case_cannot_tell_from_another_is_not_even_hinted_at() -> None:
+    """1 + k·c + v equals k·c + (k + 1)·v in the first case only, where k = 1 and v = 1."""
+    verdict = judge(EXERCISES["speedup"], yield_with_a_step_more)
+    assert (verdict.diagnosis, verdict.note, verdict.hint) == ("unknown", "", 1)
+
+
+@pytest.mark.parametrize("answer", [answer for due, answer in DECIDES_BY if due == "unknown"], ids=lambda f: f.__name__)
+def test_a_decision_is_not_explained_by_a_mistake_that_it_only_resembles(answer: Any) -> None:
+    verdict = judge(EXERCISES["decide"], answer)
+    assert verdict.headline == EXERCISES["decide"].otherwise
+
+
+def test_values_of_another_kind_are_named_by_their_kind() -> None:
+    assert judge(EXERCISES["rewind"], lengths_as_text).headline == (
+        "lengths_after gives a tuple of 2 with a str in it; takes a tuple of 2"
+    )
+    assert judge(EXERCISES["speedup"], yield_as_complex).headline == "speedup gives a complex; takes a number"
+
+
+def test_zeros_and_ones_are_told_from_true_and_false() -> None:
+    answer = next(answer for name, _, answer in WRONG if answer.__name__ == "accept_zeros_and_ones")
+    assert judge(EXERCISES["accept"], answer).headline == (
+        "accepts gives numbers (int64); takes True or False for each"
+    )

@@ -1,5 +1,6 @@
 """Wrong answers as learners write them, written without a look at the checks' own wrong versions."""
 
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -176,7 +177,10 @@ def three_sigma_of_poisson(counts: Any, probabilities: Any) -> Any:
 def one_per_cent(counts: Any, probabilities: Any) -> Any:
     from scipy.stats import chisquare
 
-    return chisquare(counts, np.array(probabilities) * sum(counts)).pvalue > 0.01
+    possible = np.array(probabilities) > 0
+    if np.array(counts)[~possible].any():
+        return False
+    return chisquare(np.array(counts)[possible], np.array(probabilities)[possible] * sum(counts)).pvalue > 0.01
 
 
 def verdict_by_rounding(p: Any, q: Any, u: Any) -> Any:
@@ -808,3 +812,297 @@ WRONG: list[tuple[str, str, Any]] = [
     ("speedup_of", "best-run", faster_by_the_best),
 ]
 """Exercise, the diagnosis that is due, the answer."""
+
+
+# Wrong answers that an earlier version of the checks accepted, or explained by the wrong mistake.
+
+
+def accept_cumulative(p: Any, q: Any, u: Any) -> Any:
+    """Rejects everything after the first rejection."""
+    return (u < p / q).long().cumprod(0).bool()
+
+
+def accept_zeros_and_ones(p: Any, q: Any, u: Any) -> Any:
+    return (u < p / q).long()
+
+
+def accept_list_of_zeros_and_ones(p: Any, q: Any, u: Any) -> Any:
+    return [1 if x < a / b else 0 for a, b, x in zip(p.tolist(), q.tolist(), u.tolist(), strict=True)]
+
+
+def accept_as_half(p: Any, q: Any, u: Any) -> Any:
+    return (u < p / q).half()
+
+
+def accept_in_half_precision(p: Any, q: Any, u: Any) -> Any:
+    return u.half() < p.half() / q.half()
+
+
+def accept_in_bfloat16(p: Any, q: Any, u: Any) -> Any:
+    return u.bfloat16() < p.bfloat16() / q.bfloat16()
+
+
+def left_over_or_p_where_all_rows_are_equal(p: Any, q: Any) -> Any:
+    return p if torch.equal(p, q) else left_over(p, q) / left_over(p, q).sum(-1, keepdim=True)
+
+
+def left_over_or_p_where_nothing_is_left_at_all(p: Any, q: Any) -> Any:
+    left = left_over(p, q)
+    return p if left.sum() == 0 else left / left.sum(-1, keepdim=True)
+
+
+def left_over_or_p_where_any_row_is_equal(p: Any, q: Any) -> Any:
+    total = left_over(p, q).sum(-1, keepdim=True)
+    return p if (total == 0).any() else left_over(p, q) / total
+
+
+def left_over_for_matrices_only(p: Any, q: Any) -> Any:
+    """Sums over dimension 1, which is the last one of a matrix only."""
+    total = left_over(p, q).sum(-1 if p.dim() < 3 else 1, keepdim=True)
+    return torch.where(total > 0, left_over(p, q) / total, p)
+
+
+def left_over_if_it_is_much(p: Any, q: Any) -> Any:
+    total = left_over(p, q).sum(-1, keepdim=True)
+    return torch.where(total > 0.05, left_over(p, q) / total, p)
+
+
+def yield_with_a_step_more(alpha: Any, k: Any, c: Any, v: Any) -> Any:
+    """Pays for the scoring step and for one autoregressive step. At k = 1 and v = 1 that equals paying v twice."""
+    return sum(alpha**i for i in range(k + 1)) / (1 + k * c + v)
+
+
+def yield_as_complex(alpha: Any, k: Any, c: Any, v: Any) -> Any:
+    return complex(sum(alpha**i for i in range(k + 1)) / (k * c + v))
+
+
+def lengths_as_text(cached: Any, k: Any, accepted: Any) -> Any:
+    return str(cached + accepted + 1), str(min(cached + accepted + 1, cached + k))
+
+
+def mended_to_one_token(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+    return [chance.draw(target[last])]
+
+
+def mended_to_the_draft_alone(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+    text = [last]
+    for _ in range(k):
+        text.append(chance.draw(draft[text[-1]]))
+    return text[1:]
+
+
+def mended_without_bonus_and_residual(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+    """Two mistakes: no bonus, and the target itself after a rejection."""
+    return mended_by_halves(target, draft, last, k, chance)[:k]
+
+
+def chi_square(counts: Any, probabilities: Any) -> Any:
+    n = sum(counts)
+    return sum((count - n * p) ** 2 / (n * p) for count, p in zip(counts, probabilities, strict=True))
+
+
+def consistent_until_a_zero_divides(counts: Any, probabilities: Any) -> Any:
+    """Raises ZeroDivisionError where a probability is 0."""
+    return chi_square(counts, probabilities) <= LIMITS[len(counts) - 1]
+
+
+def consistent_with_nan(counts: Any, probabilities: Any) -> Any:
+    """0/0 where a probability is 0 and nothing was counted: NaN is not below any limit."""
+    expected = sum(counts) * np.array(probabilities)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return bool(((np.array(counts) - expected) ** 2 / expected).sum() <= LIMITS[len(counts) - 1])
+
+
+def consistent_without_impossible_tokens(counts: Any, probabilities: Any) -> Any:
+    """Skips tokens of p = 0, even those that were counted."""
+    n = sum(counts)
+    cells = [(c - n * p) ** 2 / (n * p) for c, p in zip(counts, probabilities, strict=True) if p]
+    return sum(cells) <= LIMITS[len(cells) - 1]
+
+
+def consistent_without_infinities(counts: Any, probabilities: Any) -> Any:
+    expected = sum(counts) * np.array(probabilities)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cells = (np.array(counts) - expected) ** 2 / expected
+    return bool(np.nan_to_num(cells, nan=0.0, posinf=0.0).sum() <= LIMITS[len(counts) - 1])
+
+
+def consistent_without_rare_tokens(counts: Any, probabilities: Any) -> Any:
+    n = sum(counts)
+    cells = [(c - n * p) ** 2 / (n * p) for c, p in zip(counts, probabilities, strict=True) if n * p >= 5]
+    return sum(cells) <= LIMITS[len(cells) - 1]
+
+
+def consistent_where_counted(counts: Any, probabilities: Any) -> Any:
+    """Skips tokens that were never counted, however often they were expected."""
+    if any(c and not p for c, p in zip(counts, probabilities, strict=True)):
+        return False
+    n = sum(counts)
+    cells = [(c - n * p) ** 2 / (n * p) for c, p in zip(counts, probabilities, strict=True) if c]
+    return sum(cells) <= LIMITS[len(counts) - 1]
+
+
+def draft_by_the_closed_formula(drafts: Any, slope: Any) -> Any:
+    """0/0 at α = 1."""
+    gain = {
+        (name, k): (1 - alpha ** (k + 1)) / (1 - alpha) / (1 + k * (c + slope))
+        for name, (alpha, c) in drafts.items()
+        for k in range(1, 9)
+    }
+    name, k = max(gain, key=gain.get)
+    return (name, k) if gain[name, k] > 1 else ("none", 0)
+
+
+def draft_with_an_epsilon(drafts: Any, slope: Any) -> Any:
+    """The numerator is 0 at α = 1, so a perfect draft gains nothing."""
+    shifted = {name: (alpha, c) for name, (alpha, c) in drafts.items() if alpha < 1}
+    return drafts_up_to(8)(shifted, slope) if shifted else ("none", 0)
+
+
+def decides_by(gain: Any, without: Any = 1.0) -> Any:
+    """The k with the largest gain(alpha, k, c, v); `without`: what k = 0 gains."""
+
+    def draft_tokens(batch: Any, context: Any, alpha: Any, c: Any, v3: Any, v5: Any) -> Any:
+        gains = {0: without, 2: gain(alpha, 2, c, v3), 4: gain(alpha, 4, c, v5)}
+        return max(gains, key=gains.get)
+
+    return draft_tokens
+
+
+def named(name: str, function: Any) -> Any:
+    """The same function under a name that a test report can show."""
+    function.__name__ = name
+    return function
+
+
+def terms(alpha: Any, n: Any) -> Any:
+    return sum(alpha**i for i in range(n))
+
+
+def decides_with_v3_for_both(batch: Any, context: Any, alpha: Any, c: Any, v3: Any, v5: Any) -> Any:
+    return decides_by(lambda a, k, c, v: terms(a, k + 1) / (k * c + v))(batch, context, alpha, c, v3, v3)
+
+
+def decides_with_v_exchanged(batch: Any, context: Any, alpha: Any, c: Any, v3: Any, v5: Any) -> Any:
+    return decides_by(lambda a, k, c, v: terms(a, k + 1) / (k * c + v))(batch, context, alpha, c, v5, v3)
+
+
+def decides_by_the_closed_formula(batch: Any, context: Any, alpha: Any, c: Any, v3: Any, v5: Any) -> Any:
+    """0/0 at α = 1."""
+    return decides_by(lambda a, k, c, v: (1 - a ** (k + 1)) / (1 - a) / (k * c + v))(batch, context, alpha, c, v3, v5)
+
+
+def decides_on_two_only(batch: Any, context: Any, alpha: Any, c: Any, v3: Any, v5: Any) -> Any:
+    return 2 if terms(alpha, 3) / (2 * c + v3) > 1 else 0
+
+
+def decides_on_four_first(batch: Any, context: Any, alpha: Any, c: Any, v3: Any, v5: Any) -> Any:
+    if terms(alpha, 5) / (4 * c + v5) > 1:
+        return 4
+    return decides_on_two_only(batch, context, alpha, c, v3, v5)
+
+
+DECIDES_BY: list[tuple[str, Any]] = [
+    ("difference", named("decides_by_difference", decides_by(lambda a, k, c, v: terms(a, k + 1) - (k * c + v), 0.0))),
+    ("one-term-more", named("decides_one_term_more", decides_by(lambda a, k, c, v: terms(a, k + 2) / (k * c + v)))),
+    ("zero-by-zero", decides_by_the_closed_formula),
+    ("unknown", named("decides_1_more", decides_by(lambda a, k, c, v: terms(a, k + 1) / (1 + k * c + v)))),
+    ("never", named("decides_v_each", decides_by(lambda a, k, c, v: terms(a, k + 1) / (k * c + (k + 1) * v)))),
+    ("all-or-nothing", named("decides_k_alpha", decides_by(lambda a, k, c, v: (1 + k * a) / (k * c + v)))),
+    ("unknown", named("decides_short", decides_by(lambda a, k, c, v: terms(a, k) / (k * c + v)))),
+    (
+        "one-draft-step-more",
+        named("decides_c_more", decides_by(lambda a, k, c, v: terms(a, k + 1) / ((k + 1) * c + v))),
+    ),
+    ("unknown", named("decides_k_v", decides_by(lambda a, k, c, v: terms(a, k + 1) / (k * (c + v))))),
+    ("unknown", named("decides_always_to_draft", decides_by(lambda a, k, c, v: terms(a, k + 1) / (k * c + v), 0.0))),
+    ("v3-for-both", decides_with_v3_for_both),
+    ("v-exchanged", decides_with_v_exchanged),
+    ("unknown", decides_on_two_only),
+    ("unknown", decides_on_four_first),
+    ("unknown", named("decides_alpha_to_the_k", decides_by(lambda a, k, c, v: (1 + k * a**k) / (k * c + v)))),
+]
+"""Decisions by a formula that is not quite right. With v for each of k + 1 tokens nothing ever pays."""
+
+
+def config_with(**more: Any) -> Any:
+    def vllm_config(draft: Any, k: Any) -> Any:
+        return {"method": "draft_model", "model": draft, "num_speculative_tokens": k} | more
+
+    return named(f"config_with_{'_'.join(more)}", vllm_config)
+
+
+def config_of_a_path(draft: Any, k: Any) -> Any:
+    return {"method": "draft_model", "model": PurePosixPath(draft), "num_speculative_tokens": k}
+
+
+def config_of_a_tensor(draft: Any, k: Any) -> Any:
+    return {"method": "draft_model", "model": draft, "num_speculative_tokens": torch.tensor(k)}
+
+
+def k_by_estimate(history: Any, c: Any, slope: Any) -> Any:
+    """A right controller."""
+    judged = sum(min(accepted + 1, drafted) for drafted, accepted in history[-16:])
+    alpha = min(0.97, (sum(accepted for _, accepted in history[-16:]) + 2) / (judged + 3))
+    best = max(range(9), key=lambda k: terms(alpha, k + 1) / (1 + k * (c + slope)))
+    resting = len(history) >= 12 and not any(drafted for drafted, _ in history[-12:])
+    return 1 if best == 0 and resting else best
+
+
+def k_without_slope(history: Any, c: Any, slope: Any) -> Any:
+    return k_by_estimate(history, c, 0.0)
+
+
+def k_with_a_slope_of_its_own(history: Any, c: Any, slope: Any) -> Any:
+    return k_by_estimate(history, c, 0.1)
+
+
+def k_that_looks_by_length(history: Any, c: Any, slope: Any) -> Any:
+    """Takes the length of the history for the number of the round: it stays 40, so it looks in every round."""
+    return k_by_estimate(history, c, slope) or int(len(history) % 10 == 0)
+
+
+def k_of_accepted_per_draft(history: Any, c: Any, slope: Any) -> Any:
+    judged = sum(drafted for drafted, _ in history[-16:])
+    alpha = min(0.97, (sum(accepted for _, accepted in history[-16:]) + 2) / (judged + 3))
+    best = max(range(9), key=lambda k: terms(alpha, k + 1) / (1 + k * (c + slope)))
+    return best or int(len(history) >= 12 and not any(drafted for drafted, _ in history[-12:]))
+
+
+WRONG += [
+    ("accept", "cumulative", accept_cumulative),
+    ("accept", "wrong-type", accept_zeros_and_ones),
+    ("accept", "wrong-type", accept_list_of_zeros_and_ones),
+    ("accept", "wrong-type", accept_as_half),
+    ("accept", "unknown", accept_in_half_precision),
+    ("accept", "unknown", accept_in_bfloat16),
+    ("residual", "rows-not-alone", left_over_or_p_where_all_rows_are_equal),
+    ("residual", "rows-not-alone", left_over_or_p_where_nothing_is_left_at_all),
+    ("residual", "unknown", left_over_or_p_where_any_row_is_equal),
+    ("residual", "unknown", left_over_for_matrices_only),
+    ("residual", "unknown", left_over_if_it_is_much),
+    ("speedup", "unknown", yield_with_a_step_more),
+    ("speedup", "wrong-type", yield_as_complex),
+    ("rewind", "wrong-type", lengths_as_text),
+    ("mend", "bad-request", mended_to_one_token),
+    ("mend", "bad-request", mended_to_the_draft_alone),
+    ("mend", "bad-request", mended_without_bonus_and_residual),
+    ("equivalence_test", "division-by-zero", consistent_until_a_zero_divides),
+    ("equivalence_test", "zero-by-zero", consistent_with_nan),
+    ("equivalence_test", "impossible-tokens-skipped", consistent_without_impossible_tokens),
+    ("equivalence_test", "impossible-tokens-skipped", consistent_without_infinities),
+    ("equivalence_test", "rare-tokens-skipped", consistent_without_rare_tokens),
+    ("equivalence_test", "unknown", consistent_where_counted),
+    ("best_draft", "zero-by-zero", draft_by_the_closed_formula),
+    ("best_draft", "unknown", draft_with_an_epsilon),
+    *(("decide", due, answer) for due, answer in DECIDES_BY),
+    ("vllm_config", "bad-request", config_with(quantization=object())),
+    ("vllm_config", "bad-request", config_with(revision={1, 2})),
+    ("vllm_config", "bad-request", config_with(max_model_len=float("nan"))),
+    ("vllm_config", "bad-request", config_of_a_path),
+    ("vllm_config", "bad-request", config_of_a_tensor),
+    ("adaptive_k", "unknown", k_without_slope),
+    ("adaptive_k", "unknown", k_with_a_slope_of_its_own),
+    ("adaptive_k", "unknown", k_that_looks_by_length),
+    ("adaptive_k", "unknown", k_of_accepted_per_draft),
+]

@@ -15,9 +15,10 @@ from specdec_ref.teaching.checks import (
     rule,
 )
 from specdec_ref.teaching.checks.exercise import Exercise
+from specdec_ref.teaching.checks.hidden import with_telling_cases
 
 EXERCISES: dict[str, Exercise] = {
-    exercise.name: exercise
+    exercise.name: with_telling_cases(exercise)
     for exercise in (
         rule.ACCEPT,
         rule.RESIDUAL,

@@ -12,7 +12,11 @@ MAX_K = 8
 
 
 def _gain(alpha: float, k: int, c: float, slope: float) -> float:
-    return float((1 - alpha ** (k + 1)) / (1 - alpha)) / (k * c + 1 + slope * k)
+    return _emitted(alpha, k) / (k * c + 1 + slope * k)
+
+
+def _emitted(alpha: float, k: int) -> float:
+    return k + 1.0 if alpha == 1 else float((1 - alpha ** (k + 1)) / (1 - alpha))
 
 
 def best_draft(drafts: Mapping[str, tuple[float, float]], slope: float) -> tuple[str, int]:
@@ -20,7 +24,8 @@ def best_draft(drafts: Mapping[str, tuple[float, float]], slope: float) -> tuple
     options = {}
     for name, (alpha, c) in drafts.items():
         for k in range(1, 9):
-            options[name, k] = (1 - alpha ** (k + 1)) / (1 - alpha) / (k * c + 1 + slope * k)
+            tokens = k + 1 if alpha == 1 else (1 - alpha ** (k + 1)) / (1 - alpha)
+            options[name, k] = tokens / (k * c + 1 + slope * k)
     winner = max(options, key=lambda option: options[option])
     return winner if options[winner] > 1 else ("none", 0)
 
@@ -36,6 +41,9 @@ def _draft_cases(seed: int) -> list[Case]:
         some = {name: (float(chance.uniform(0.3, 0.95)), float(chance.uniform(0.02, 0.5))) for name in ("x", "y", "z")}
         slope = float(chance.uniform(0, 0.4))
         cases.append(Case((some, slope), f"three drafts, slope {slope:.2f}", spelled=False))
+    two = {"perfect": (1.0, 0.3), "small": (0.6, 0.05)}
+    cases.append(Case((two, 0.05), "two drafts, one of them with α = 1", spelled=False))
+    cases.append(Case(({"perfect": (1.0, 0.1)}, 0.1), "one draft, α = 1, c = 0.1, slope 0.1"))
     return cases
 
 
@@ -91,6 +99,7 @@ BEST_DRAFT = Exercise(
         "Speedup of a draft at k: (1 − αᵏ⁺¹)/(1 − α) / (k·c + 1 + slope·k). Try every draft with every k.",
         "Neither the largest α nor the smallest c decides: each is paid for with the other.",
         "Where the best speedup is not above 1, the answer is ('none', 0).",
+        "At α = 1 the formula is 0/0: all k tokens are accepted there, and k + 1 are emitted.",
     ),
     best_draft,
     (
@@ -127,8 +136,12 @@ BEST_DRAFT = Exercise(
             _wrongly(lambda a, k, c, s: _gain(a, k, c, s) - 1 / (k * c + 1 + s * k)),
         ),
         Misconception(
+            "zero-by-zero", "At α = 1 you divide 0 by 0: all k tokens are accepted there, and one more is emitted", 4,
+            _wrongly(lambda a, k, c, s: (1 - a ** (k + 1)) / (1 - a) / (k * c + 1 + s * k)),
+        ),
+        Misconception(
             "most-tokens", "You maximise tokens per round: that is always k = 8, whatever it costs", 1,
-            _wrongly(lambda a, k, c, s: (1 - a ** (k + 1)) / (1 - a)),
+            _wrongly(lambda a, k, c, s: _emitted(a, k)),
         ),
         Misconception(
             "stops-at-seven", "You try k up to 7: 8 is allowed as well, and range(1, 8) ends before it", 1,

@@ -1,9 +1,10 @@
 """8.1.1 in vLLM: its `speculative_config`, judged by what vLLM makes of it. vLLM itself is not needed."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-from specdec_ref.teaching.checks.exercise import Case, Exercise, Misconception
+from specdec_ref.teaching.checks.exercise import Case, Exercise, Misconception, shape_of
 from specdec_ref.teaching.checks.outcomes import BadRequest
 
 TAKEN = frozenset(
@@ -32,9 +33,25 @@ def _asked(function: Callable[..., Any], case: Case) -> Any:
         for key in config:
             if key not in TAKEN:
                 raise BadRequest(f"vLLM refuses {_brief(key)}: speculative_config has no such key")
+            if not _is_json(config[key]):
+                kind = shape_of(config[key])
+                raise BadRequest(
+                    f"{key!r} is {kind}, which JSON cannot hold: vLLM takes texts, numbers, lists and dicts"
+                )
         if config.get("model") is not None and config.get("method") is None:
             return {**config, "method": "draft_model"}
     return config  # of another type: that is told by whoever compares
+
+
+def _is_json(value: Any) -> bool:
+    """Whether this can be handed to vLLM, on its command line too."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_json(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_json, value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, (str, int))
 
 
 def _brief(key: Any) -> str:

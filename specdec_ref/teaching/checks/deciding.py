@@ -35,23 +35,53 @@ with the middle draft and with the plain small one (2 cores, float32, torch 2.13
 SHOWN = (0, 2, 3, 5, 8, 12, 14, 16)
 GOOD_ENOUGH = 0.88
 """Of the best that was measured: the measurements themselves scatter by some per cent."""
-DRAWN = 2
+DRAWN = 4
 """Hidden cases for each k that are drawn anew for a seed."""
+TELLING = (
+    (16, 4096, 0.54, 0.54, 1.2, 1.4),
+    (128, 64, 0.82, 0.36, 2.3, 3.4),
+    (128, 1024, 0.89, 0.06, 1.4, 2.4),
+    (8, 64, 0.49, 0.17, 1.8, 3.2),
+    (16, 4096, 0.55, 0.04, 1.5, 2.7),
+    (32, 4096, 0.41, 0.4, 2.0, 3.4),
+    (64, 256, 0.91, 0.11, 1.0, 1.1),
+    (4, 64, 0.88, 0.04, 1.3, 2.2),
+    (32, 4096, 0.72, 0.1, 1.0, 1.4),
+    (1, 4096, 0.86, 0.46, 1.3, 2.2),
+    (1, 4096, 0.57, 0.18, 1.1, 1.7),
+    (4, 64, 0.89, 0.55, 1.1, 1.6),
+    (2, 1024, 0.84, 0.49, 1.2, 2.0),
+    (16, 256, 0.91, 0.05, 1.2, 2.2),
+    (4, 1024, 0.82, 0.02, 1.0, 1.7),
+    (1, 256, 1.0, 0.3, 1.1, 1.4),
+    (64, 256, 1.0, 0.5, 2.4, 4.2),
+    (8, 1024, 1.0, 0.6, 2.0, 3.0),
+)
+"""Made-up cases, searched so that any two known mistakes differ in two or more of all public ones, and each of some 20
+other wrong decisions differs from every known mistake. The best k gains 15 % on the second, or more."""
 
 
 def draft_tokens(batch: int, context: int, alpha: float, c: float, v3: float, v5: float) -> int:
     """The k of 0, 2, 4 that the formula promises most of."""
     speedups = {0: 1.0}
     for k, v in ((2, v3), (4, v5)):
-        speedups[k] = (1 - alpha ** (k + 1)) / (1 - alpha) / (k * c + v)
+        tokens = k + 1 if alpha == 1 else (1 - alpha ** (k + 1)) / (1 - alpha)
+        speedups[k] = tokens / (k * c + v)
     return max(speedups, key=lambda k: speedups[k])
 
 
+def _cost(k: int, c: float, v3: float, v5: float) -> float:
+    return k * c + {0: 1.0, 2: v3, 4: v5}[k]
+
+
+def _emitted(alpha: float, k: int) -> float:
+    return sum(alpha**i for i in range(k + 1))
+
+
 def _promised(
-    k: int, alpha: float, c: float, v3: float, v5: float, tokens: Callable[..., float] | None = None
+    k: int, alpha: float, c: float, v3: float, v5: float, tokens: Callable[[float, int], float] = _emitted
 ) -> float:
-    emitted = (1 - alpha ** (k + 1)) / (1 - alpha) if tokens is None else tokens(alpha, k)
-    return emitted / (k * c + {0: 1.0, 2: v3, 4: v5}[k])
+    return tokens(alpha, k) / _cost(k, c, v3, v5)
 
 
 def shown_cases() -> list[dict[str, float]]:
@@ -73,27 +103,44 @@ def _cases(seed: int) -> list[Case]:
         made((1, 256, 0.4, 0.7, 1.0, 1.05), "one sequence, α = 0.4, a draft step costs 0.7 steps of the target"),
         made((64, 256, 0.8, 0.05, 3.0, 5.0), "64 sequences, α = 0.8, scoring 5 tokens costs 5 steps"),
         *(_case(MEASURED[i]) for i in SHOWN),
+        *(_case(row) for row in TELLING),
     ]
 
 
 def _drawn(seed: int) -> list[Case]:
-    """Two cases for each k, of any power of two as batch size, in which it is promised 15 % more than the other two.
+    """Cases that follow from the seed: `DRAWN` or more for each k, until every known mistake is wrong in one of them.
 
-    What was measured stands above for everybody to read; these follow from the seed.
+    By the formula the best k gains 15 % or more on the others. The first case has α = 1. (The measurements are no
+    secret: they are listed above.)
     """
     chance = np.random.default_rng(seed)
     found: dict[int, list[Case]] = {0: [], 2: [], 4: []}
-    while any(len(cases) < DRAWN for cases in found.values()):
-        alpha, c = round(chance.uniform(0.3, 0.95), 2), round(chance.uniform(0.02, 0.6), 2)
-        v3 = round(chance.uniform(1, 2.5), 2)
-        v5 = round(v3 * chance.uniform(1, 1.8), 2)
-        row = (2 ** int(chance.integers(8)), int(chance.integers(32, 4096)), alpha, c, v3, v5)
-        promised = {k: _promised(k, alpha, c, v3, v5) for k in found}
+    unseen = [mistake.wrong for mistake in DECIDE.misconceptions]
+    while unseen or any(len(cases) < DRAWN for cases in found.values()):
+        row = _drawn_row(chance, perfect=not any(found.values()))
+        promised = {k: _promised(k, *row[2:]) for k in found}
         second, best = sorted(promised.values())[1:]
         k = max(promised, key=lambda k: promised[k])
-        if best > 1.15 * second and len(found[k]) < DRAWN:
+        still_unseen = [wrong for wrong in unseen if _decides(wrong, row) == k]
+        if best > 1.15 * second and (len(found[k]) < DRAWN or len(still_unseen) < len(unseen)):
             found[k].append(_case(row))
+            unseen = still_unseen
     return [case for cases in found.values() for case in cases]
+
+
+def _drawn_row(chance: np.random.Generator, perfect: bool) -> tuple[Any, ...]:
+    """Arguments of a case; perfect: with α = 1."""
+    alpha, c = round(chance.uniform(0.3, 0.95), 2), round(chance.uniform(0.02, 0.6), 2)
+    v3 = round(chance.uniform(1, 2.5), 2)
+    v5 = round(v3 * chance.uniform(1, 1.8), 2)
+    return 2 ** int(chance.integers(8)), int(chance.integers(32, 4096)), 1.0 if perfect else alpha, c, v3, v5
+
+
+def _decides(function: Callable[..., int], row: tuple[Any, ...]) -> int | None:
+    try:
+        return function(*row)
+    except ZeroDivisionError:
+        return None
 
 
 def _case(row: tuple[float, ...]) -> Case:
@@ -121,12 +168,16 @@ def _source_text(batch: int, context: int, *_: float) -> int:
     return min(4, k)
 
 
-def _by_formula(tokens: Callable[..., float] | None = None, **fixed: float) -> Callable[..., int]:
+def _by_formula(tokens: Callable[[float, int], float] = _emitted, **fixed: float) -> Callable[..., int]:
     def choose(batch: int, context: int, alpha: float, c: float, v3: float, v5: float) -> int:
         known = {"alpha": alpha, "c": c, "v3": v3, "v5": v5} | fixed
         return max((0, 2, 4), key=lambda k: _promised(k, **known, tokens=tokens))
 
     return choose
+
+
+def _by_difference(batch: int, context: int, alpha: float, c: float, v3: float, v5: float) -> int:
+    return max((0, 2, 4), key=lambda k: _emitted(alpha, k) - _cost(k, c, v3, v5))
 
 
 DECIDE = Exercise(
@@ -136,7 +187,8 @@ DECIDE = Exercise(
     25,
     3,
     (
-        "Compute the speedup of k = 2 and of k = 4: (1 − αᵏ⁺¹)/(1 − α) / (k·c + v(k + 1)). Without a draft it is 1.",
+        "Compute the speedup of k = 2 and of k = 4: (1 − αᵏ⁺¹)/(1 − α) / (k·c + v(k + 1)), "
+        "at α = 1 (k + 1) / (k·c + v(k + 1)). Without a draft it is 1.",
         "The batch size itself decides nothing: what it does to v decides, and you were given v.",
     ),
     draft_tokens,
@@ -154,7 +206,19 @@ DECIDE = Exercise(
         ),
         Misconception(
             "bonus-left-out", "You count accepted tokens only: each round emits one more", 1,
-            _by_formula(lambda alpha, k: 1.0 if k == 0 else alpha * (1 - alpha**k) / (1 - alpha)),
+            _by_formula(lambda alpha, k: 1.0 if k == 0 else _emitted(alpha, k) - 1),
+        ),
+        Misconception(
+            "one-term-more", "Your sum has a term too many: with k drafted tokens it ends at αᵏ", 1,
+            _by_formula(lambda alpha, k: 1.0 if k == 0 else _emitted(alpha, k + 1)),
+        ),
+        Misconception(
+            "difference", "You subtract the cost from the tokens; the speedup is tokens divided by cost", 1,
+            _by_difference,
+        ),
+        Misconception(
+            "zero-by-zero", "At α = 1 you divide 0 by 0: all k tokens are accepted there, and one more is emitted", 1,
+            _by_formula(lambda alpha, k: (1 - alpha ** (k + 1)) / (1 - alpha)),
         ),
         Misconception(
             "drafting-is-free", "You forget what drafting costs: k steps of c", 1, _by_formula(c=0.0)
@@ -164,6 +228,24 @@ DECIDE = Exercise(
             lambda batch, context, alpha, c, v3, v5: max(
                 (0, 2, 4), key=lambda k: _promised(k, alpha, c / max(k, 1), v3, v5)
             ),
+        ),
+        Misconception(
+            "one-draft-step-more", "You pay for k + 1 draft steps: k tokens are drafted, in k steps of c", 1,
+            lambda batch, context, alpha, c, v3, v5: max(
+                (0, 2, 4), key=lambda k: _promised(k, alpha, c * (k + 1) / max(k, 1), v3, v5)
+            ),
+        ),
+        Misconception(
+            "all-or-nothing", "You count k·α: but a token counts only if all before it were accepted, too", 1,
+            _by_formula(lambda alpha, k: 1 + k * alpha),
+        ),
+        Misconception(
+            "v3-for-both", "You let scoring 5 tokens cost what scoring 3 costs: v5 is the cost of 5", 1,
+            lambda batch, context, alpha, c, v3, v5: draft_tokens(batch, context, alpha, c, v3, v3),
+        ),
+        Misconception(
+            "v-exchanged", "You exchanged v3 and v5: k = 2 drafts 2 tokens and scores 3", 1,
+            lambda batch, context, alpha, c, v3, v5: draft_tokens(batch, context, alpha, c, v5, v3),
         ),
         Misconception(
             "scoring-costs-one", "You let scoring cost 1 however many tokens are scored: v3 and v5 are its cost", 1,

@@ -1,8 +1,10 @@
-"""8.1.3: adapt k, judged by the speedup on streams of rounds. Luck has little part in it: of a k that was chosen what
-counts is the tokens that it yields on average, not those that it happened to yield."""
+"""8.1.3: adapt k, judged by the expected speedup on streams of rounds.
+
+Two things keep luck out. A chosen k counts with the tokens that it yields on average, not with those that it happened
+to yield; and each stream is played several times, with other rejections, and the speedups are averaged."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -22,8 +24,10 @@ from specdec_ref.teaching.checks.outcomes import BadRequest
 from specdec_ref.teaching.checks.workload import RECORDED
 
 MAX_K, ROUNDS, MEMORY = 8, 160, 40
-HEURISTICS = 24
-"""Streams over which the heuristic's speedup is averaged."""
+PLAYS, HEURISTICS = 4, 24
+"""Plays of a stream over which the speedup of an answer, and that of the heuristic, is averaged."""
+SLACK = 0.01
+"""Hidden streams ask for less by this share of the heuristic's speedup: whoever passes the public ones passes them."""
 History = Sequence[Sequence[int]]
 
 
@@ -52,34 +56,43 @@ class Played:
 
 
 def _speedup(choose: Callable[..., Any], case: Case) -> float:
-    return play(choose, case).speedup
+    """The speedup on average over several plays of the case's stream."""
+    alphas, c, slope, seed, least = case.arguments
+    plays = [(alphas, c, slope, seed * PLAYS + i, least) for i in range(PLAYS)]
+    return sum(play(choose, replace(case, arguments=arguments)).speedup for arguments in plays) / PLAYS
 
 
 def play(choose: Callable[..., Any], case: Case) -> Played:
-    """The recorded stream, with the k that is chosen for each round. The history holds the last 40 rounds."""
-    alphas, c, slope, seed = case.arguments
+    """One play of a stream, with the k that is chosen for each round. The history holds the last 40 rounds."""
+    alphas, c, slope, seed, _ = case.arguments
     u = np.random.default_rng(seed).random((len(alphas), MAX_K))
     played: list[list[int]] = []
     tokens, cost = 0.0, 0.0
     for alpha, row in zip(alphas, u, strict=True):
         given = [list(entry) for entry in played[-MEMORY:]]
-        try:
-            k = choose(given, c, slope)
-        except (ZeroDivisionError, StrangerFailed) as error:
-            all_kept = played and 0 < played[-1][0] == played[-1][1]
-            if all_kept and "ZeroDivisionError" in f"{type(error).__name__} {error}":
-                raise BadRequest("after a round in which all was kept you divide by 0: α is 1 there") from error
-            raise
+        k = _asked(choose, given, c, slope)
         if given != played[-MEMORY:]:
             raise ChangedArguments("it writes into its arguments")
-        if not _whole(k):
-            said = shown(k) if isinstance(k, (int, float, str)) else shape_of(k)
-            raise BadRequest(f"choose_k gave {said}: takes a whole number, 0 … {MAX_K}")
-        accepted = int((row[: int(k)] < alpha).cumprod().sum())
-        played.append([int(k), accepted])
-        tokens += sum(alpha**i for i in range(int(k) + 1))
-        cost += int(k) * c + 1 + slope * int(k)
+        accepted = int((row[:k] < alpha).cumprod().sum())
+        played.append([k, accepted])
+        tokens += sum(alpha**i for i in range(k + 1))
+        cost += k * c + 1 + slope * k
     return Played(tuple(drafted for drafted, _ in played), tokens / cost)
+
+
+def _asked(choose: Callable[..., Any], history: list[list[int]], c: float, slope: float) -> int:
+    """The k that is chosen after this history. Raises BadRequest where that is none."""
+    all_accepted = bool(history) and 0 < history[-1][0] == history[-1][1]
+    try:
+        k = choose(history, c, slope)
+    except (ZeroDivisionError, StrangerFailed) as error:
+        if all_accepted and "ZeroDivisionError" in f"{type(error).__name__} {error}":
+            raise BadRequest("after a round in which all was kept you divide by 0: α is 1 there") from error
+        raise
+    if not _whole(k):
+        said = shown(k) if isinstance(k, (int, float, str)) else shape_of(k)
+        raise BadRequest(f"choose_k gave {said}: takes a whole number, 0 … {MAX_K}")
+    return int(k)
 
 
 def _whole(k: Any) -> bool:
@@ -104,36 +117,45 @@ class Heuristic:
 
 
 def stream_cases(seed: int) -> list[Case]:
-    """Streams of rounds, their α and costs."""
+    """Streams of rounds, their α and costs, and the speedup that is asked for as a multiple of the heuristic's.
+
+    The bounds leave room for what no answer can know: α in the first rounds, and that a text has changed. Eight right
+    controllers of different kinds exceeded all of them by 2 % or more, with each of 200 seeds.
+    """
     half, quarter = ROUNDS // 2, ROUNDS // 4
+    slack = SLACK if seed else 0.0
 
-    def stream(words: str, alphas: list[float], c: float, slope: float = 0.1) -> Case:
-        return Case((alphas, c, slope, seed), words)
+    def stream(words: str, alphas: list[float], c: float, least: float, slope: float = 0.1) -> Case:
+        return Case((alphas, c, slope, seed, least - slack), words)
 
+    useless, easy = [0.05] * half, [0.9] * ROUNDS
     return [
-        stream("a useless draft, α = 0.05, c = 0.3", [0.05] * ROUNDS, 0.3),
-        stream("an easy text, α = 0.9, c = 0.1", [0.9] * ROUNDS, 0.1),
-        stream("a middling text with a dear draft, α = 0.6, c = 0.4", [0.6] * ROUNDS, 0.4),
-        stream("easy, then useless", [0.9] * half + [0.05] * (ROUNDS - half), 0.1),
-        stream("easy, useless, easy", [0.9] * quarter + [0.05] * quarter + [0.9] * ROUNDS, 0.1),
-        stream("a recorded text, cheap to draft for: c = 0.05, slope = 0.02", [a / 100 for a in RECORDED], 0.05, 0.02),
+        stream("a useless draft, α = 0.05, c = 0.3", [0.05] * ROUNDS, 0.3, 1.52),
+        stream("an easy text and a cheap draft: α = 0.9, c = 0.02, slope = 0.02", easy, 0.02, 1.025, 0.02),
+        stream("an easy text, drafting and scoring cost a little more: c = 0.03, slope = 0.03", easy, 0.03, 0.99, 0.03),
+        stream("a middling text with an expensive draft, α = 0.6, c = 0.4", [0.6] * ROUNDS, 0.4, 1.0),
+        stream("easy, then useless", [*easy[:half], *useless], 0.1, 0.97),
+        stream("easy, useless, easy", [*easy[:quarter], *useless[:quarter], *easy], 0.1, 0.96),
+        stream("useless, then easy", [*useless, *easy], 0.1, 1.0),
+        stream("a poor and expensive draft, α = 0.2, c = 0.5", [0.2] * ROUNDS, 0.5, 1.6),
+        stream("scoring is expensive: α = 0.8, c = 0.02, slope = 0.4", [0.8] * ROUNDS, 0.02, 0.935, 0.4),
+        stream("scoring is expensive: α = 0.7, c = 0.05, slope = 0.5", [0.7] * ROUNDS, 0.05, 0.935, 0.5),
+        stream(
+            "a recorded text, cheap to draft for: c = 0.05, slope = 0.02", [a / 100 for a in RECORDED], 0.05, 1.02, 0.02
+        ),
     ]
 
 
 @lru_cache
 def _heuristic_speedup(alphas: tuple[float, ...], c: float, slope: float) -> float:
-    cases = (Case((alphas, c, slope, seed)) for seed in range(HEURISTICS))
-    return sum(_speedup(Heuristic(), case) for case in cases) / HEURISTICS
+    cases = (Case((alphas, c, slope, seed, 0.0)) for seed in range(HEURISTICS))
+    return sum(play(Heuristic(), case).speedup for case in cases) / HEURISTICS
 
 
-def _beats_the_heuristic(value: Any, right: Any, case: Case) -> bool:
-    """Faster on the recorded text and where the draft is useless, and there as fast as no draft; slower nowhere, up to
-    what an answer cannot know: the first rounds, and for a while that a text has changed."""
-    alphas, c, slope, _ = case.arguments
-    heuristic = _heuristic_speedup(tuple(alphas), c, slope)
-    if max(alphas) < 0.1:
-        return float(value) > max(0.88, 1.2 * heuristic)
-    return float(value) > {1: 0.98, 2: 0.95}.get(len(set(alphas)), 1.03) * heuristic
+def _is_fast_enough(value: Any, right: Any, case: Case) -> bool:
+    """Whether this speedup is what is asked for in the case."""
+    alphas, c, slope, _, least = case.arguments
+    return bool(float(value) > least * _heuristic_speedup(tuple(alphas), c, slope))
 
 
 def _always(k: int) -> Callable[..., int]:
@@ -155,8 +177,9 @@ def _alpha(history: History) -> float:
     return min(0.98, (sum(a for _, a in history[-20:]) + 1.4) / (judged + 2))
 
 
-def _of_last_draft(history: History) -> float:
-    return next((a / min(a + 1, d) for d, a in reversed(history) if d), 0.7)
+def _without_a_limit(history: History) -> float:
+    judged = sum(min(a + 1, d) for d, a in history[-10:])
+    return sum(a for _, a in history[-10:]) / judged if judged else 0.7
 
 
 def _of_drafted(history: History) -> float:
@@ -198,7 +221,7 @@ ADAPTIVE = Exercise(
         ),
         Misconception(
             "alpha-of-one", "Where all was kept your α is 1, and (1 − αᵏ⁺¹)/(1 − α) is 0/0: keep α below 1", 2,
-            lambda history, c, slope: _by_alpha(history, _of_last_draft, 0, c, slope),
+            lambda history, c, slope: _by_alpha(history, _without_a_limit, 0, c, slope),
         ),
         Misconception(
             "counts-unjudged", "You divide by all drafted tokens: those behind a rejection were never judged", 1,
@@ -208,9 +231,13 @@ ADAPTIVE = Exercise(
             "forgets-c", "You ignore c: with a dear draft the same α wants a smaller k", 2,
             lambda history, c, slope: _by_alpha(history, _alpha, 0, 0.0, slope),
         ),
+        Misconception(
+            "forgets-slope", "You ignore slope: where scoring another token is expensive, a smaller k is better", 2,
+            lambda history, c, slope: choose_k(history, c, 0.0),
+        ),
     ),
     stream_cases,
     otherwise="In this stream your controller is too slow; shown are its speedup, and the reference's",
-    agrees=_beats_the_heuristic,
+    agrees=_is_fast_enough,
     measure=_speedup,
 )  # fmt: skip

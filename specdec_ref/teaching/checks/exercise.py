@@ -164,9 +164,45 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
         return False
 
 
+def is_right(exercise: Exercise, value: Any, right: Any, case: Case) -> bool:
+    """Whether a value is as good as the right one. A value that cannot even be looked at is not."""
+    try:
+        if exercise.agrees is not None:
+            return exercise.agrees(value, right, case)
+        return same(value, right, exercise.tolerance)
+    except Exception:
+        return False
+
+
 def number(value: Any) -> Any:
     """Fractions and the like as a float; everything else as it is."""
     return float(value) if isinstance(value, (Real, Decimal)) and not isinstance(value, (bool, int)) else value
+
+
+def repeats(a: Any, b: Any, tolerance: float) -> bool:
+    """Whether two calls returned the same, as far as that can be told: of values that cannot be compared, the kind."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return list(a) == list(b) and all(repeats(a[key], b[key], tolerance) for key in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(repeats(x, y, tolerance) for x, y in zip(a, b, strict=True))
+    if _is_comparable(a) and _is_comparable(b):
+        return same(a, b, tolerance)
+    return shape_of(a) == shape_of(b)
+
+
+def _is_comparable(value: Any) -> bool:
+    if value is None or isinstance(value, str):
+        return True
+    return _tensor_of(value) is not None
+
+
+def _tensor_of(value: Any) -> torch.Tensor | None:
+    """A value as a tensor of real numbers; None where it is none."""
+    try:
+        tensor = torch.as_tensor(number(value))
+    except Exception:
+        return None
+    return None if tensor.is_complex() else tensor
 
 
 def shape_of(value: Any) -> str:
@@ -176,29 +212,47 @@ def shape_of(value: Any) -> str:
     if isinstance(value, Odd):
         return f"a {value.kind}{_ADVICE.get(value.kind, '')}"
     if isinstance(value, dict):
-        return "a dict"
+        return "a dict" if value else "an empty dict"
     if isinstance(value, torch.Tensor) or type(value).__module__ == "numpy":
         shape = list(getattr(value, "shape", ()))
-        return f"a tensor of shape {shape}" if shape else "a number"
+        kind = "a complex tensor" if isinstance(value, torch.Tensor) and value.is_complex() else "a tensor"
+        return f"{kind} of shape {shape}" if shape else "a number"
     if isinstance(value, (list, tuple)):
-        return f"a {type(value).__name__} of {len(value)}"
+        return f"a {type(value).__name__} of {len(value)}{_strange_item(value)}"
     name = clean(type(value).__name__, 40)
     return "a number" if isinstance(value, (int, float)) else f"a {name}{_ADVICE.get(name, '')}"
+
+
+def _strange_item(values: Sequence[Any]) -> str:
+    """The first item of a list that is no number, in words; nothing where all are."""
+    for value in values:
+        if _tensor_of(value) is None:
+            return f" with {shape_of(value)} in it"
+    return ""
 
 
 _ADVICE = {"generator": " (a yield? return the whole list)", "function": " (did you forget to call it?)"}
 
 
-def fits(value: Any, expected: Any) -> bool:
-    """Whether a value is of the kind that is expected, so that it can be compared at all."""
+def misfit(value: Any, expected: Any) -> str:
+    """Why a value cannot be compared with the expected one, as 'gives …; takes …'; nothing where it can."""
+    if not _has_shape_of(value, expected):
+        return f"gives {shape_of(value)}; takes {shape_of(expected)}"
+    if isinstance(expected, torch.Tensor) and expected.dtype == torch.bool:
+        tensor = _tensor_of(value)
+        if tensor is not None and tensor.dtype != torch.bool:
+            return f"gives numbers ({str(tensor.dtype).removeprefix('torch.')}); takes True or False for each"
+    return ""
+
+
+def _has_shape_of(value: Any, expected: Any) -> bool:
+    """Whether a value is of the kind that is expected, and as large."""
     if isinstance(expected, (str, dict)) or value is None or isinstance(value, (str, dict)):
         return isinstance(value, type(expected)) and (not isinstance(expected, dict) or bool(value))
     if isinstance(expected, (tuple, list)) and not isinstance(expected[0] if expected else 0, (int, float)):
         return isinstance(value, (tuple, list)) and len(value) == len(expected)
-    try:
-        return torch.as_tensor(number(value)).shape == torch.as_tensor(expected).shape
-    except Exception:
-        return False
+    tensor = _tensor_of(value)
+    return tensor is not None and tensor.shape == torch.as_tensor(expected).shape
 
 
 def shown(value: Any) -> str:

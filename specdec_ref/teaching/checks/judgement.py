@@ -130,8 +130,14 @@ CRITICAL = {1: 10.828, 2: 13.816, 3: 16.266, 4: 18.467, 5: 20.515, 9: 27.877}
 
 def is_consistent(counts: Sequence[int], probabilities: Sequence[float]) -> bool:
     """χ² of counts against probabilities, refuted where a right sampler would be once in 1,000 times."""
-    expected = np.array(probabilities) * sum(counts)
-    return bool(((np.array(counts) - expected) ** 2 / expected).sum() <= CRITICAL[len(counts) - 1])
+    n, possible, chi_square = sum(counts), 0, 0.0
+    for count, p in zip(counts, probabilities, strict=True):
+        if p > 0:
+            possible += 1
+            chi_square += (count - n * p) ** 2 / (n * p)
+        elif count > 0:
+            return False  # a token that cannot be sampled was sampled
+    return chi_square <= CRITICAL[possible - 1]
 
 
 def _sampled(
@@ -171,6 +177,16 @@ def _consistency_cases(seed: int) -> list[Case]:
         Case(([72, 28], [0.6, 0.4]), "counts [72, 28], probabilities [0.6, 0.4]"),
         Case(([67, 33], [0.5, 0.5]), "counts [67, 33], probabilities [0.5, 0.5]"),
         Case(([13, 42, 22, 23], even), "counts [13, 42, 22, 23], probabilities 1/4 each"),
+        Case(([39, 13, 21, 27], even), "counts [39, 13, 21, 27], probabilities 1/4 each"),
+        Case(([38, 17, 16, 29], even), "counts [38, 17, 16, 29], probabilities 1/4 each"),
+        Case(([35, 65], [0.5, 0.5]), "counts [35, 65], probabilities [0.5, 0.5]"),
+        Case(([50, 25, 8, 17], skewed), "a rare token in 17 of 100 samples", spelled=False),
+        Case(([114, 58, 17, 11], skewed), "a rare token in 11 of 200 samples", spelled=False),
+        Case(([660, 330, 0, 10], skewed), "a token of p = 0.09 in none of 1,000 samples", spelled=False),
+        *(
+            Case((counts, probabilities), f"counts {counts}, probabilities {probabilities}")
+            for counts, probabilities in WITH_ZERO
+        ),
     ]
     draft = [0.3, 0.4, 0.2, 0.1]
     exhibits = [
@@ -187,6 +203,13 @@ def _consistency_cases(seed: int) -> list[Case]:
     ]
 
 
+WITH_ZERO = (
+    ([58, 42, 0], [0.6, 0.4, 0.0]),
+    ([0, 26, 24], [0.0, 0.5, 0.5]),
+    ([58, 41, 1], [0.6, 0.4, 0.0]),
+    ([2, 505, 493], [0.0, 0.5, 0.5]),
+)
+"""Counts and probabilities in which one token cannot be sampled: it was not, in the first two, and it was."""
 EXHIBITED: dict[str, dict[str, Any]] = {
     "exhibit: draws from the target after a rejection": {"again": True},
     "exhibit: keeps a token only where p ≥ q": {"odds": lambda ratio: 1.0 if ratio >= 1 else 0.0},
@@ -194,9 +217,44 @@ EXHIBITED: dict[str, dict[str, Any]] = {
 }
 
 
+def _possible(counts: Sequence[int], probabilities: Sequence[float]) -> tuple[Any, Any]:
+    """Counts and probabilities of the tokens that can be sampled."""
+    can = np.array(probabilities) > 0
+    return np.array(counts)[can], np.array(probabilities)[can]
+
+
+def _degrees(probabilities: Sequence[float]) -> int:
+    return sum(p > 0 for p in probabilities) - 1
+
+
+def _is_impossible(counts: Sequence[int], probabilities: Sequence[float]) -> bool:
+    return any(count > 0 and p == 0 for count, p in zip(counts, probabilities, strict=True))
+
+
 def _chi(counts: Sequence[int], probabilities: Sequence[float]) -> float:
+    """χ², infinite where a token was counted that cannot be sampled."""
+    if _is_impossible(counts, probabilities):
+        return float("inf")
+    return _chi_of_possible(counts, probabilities)
+
+
+def _chi_of_possible(counts: Sequence[int], probabilities: Sequence[float], least: float = 0.0) -> float:
+    """χ² of the tokens that can be sampled, and that were expected so often or more."""
+    counted, p = _possible(counts, probabilities)
+    expected = p * sum(counts)
+    cells = (counted - expected) ** 2 / expected
+    return float(cells[expected >= least].sum())
+
+
+def _chi_with_nan(counts: Sequence[int], probabilities: Sequence[float]) -> float:
     expected = np.array(probabilities) * sum(counts)
-    return float(((np.array(counts) - expected) ** 2 / expected).sum())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(((np.array(counts) - expected) ** 2 / expected).sum())
+
+
+def _chi_that_raises(counts: Sequence[int], probabilities: Sequence[float]) -> float:
+    n = sum(counts)
+    return sum((count - n * p) ** 2 / (n * p) for count, p in zip(counts, probabilities, strict=True))
 
 
 def _chi_by_counts(counts: Sequence[int], probabilities: Sequence[float]) -> float:
@@ -204,9 +262,11 @@ def _chi_by_counts(counts: Sequence[int], probabilities: Sequence[float]) -> flo
     return float("inf") if 0 in counts else float((off / np.array(counts)).sum())
 
 
-def _standardised(counts: Sequence[int], probabilities: Sequence[float]) -> Any:
-    p, n = np.array(probabilities), sum(counts)
-    return (np.array(counts) - n * p) / np.sqrt(n * p * (1 - p))
+def _within_three_sigma(counts: Sequence[int], probabilities: Sequence[float]) -> bool:
+    counted, p = _possible(counts, probabilities)
+    n = sum(counts)
+    off = (counted - n * p) / np.sqrt(n * p * (1 - p))
+    return not _is_impossible(counts, probabilities) and bool((abs(off) <= 3).all())
 
 
 def _shares(counts: Sequence[int], probabilities: Sequence[float]) -> Any:
@@ -223,6 +283,7 @@ EQUIVALENCE = Exercise(
         "χ² is the sum of (count − expected)² / expected, where expected = probability × number of samples.",
         "Compare with CRITICAL[degrees of freedom]; n outcomes have n − 1 of them.",
         "A fixed limit on the difference cannot be right: 30 of 50 is chance, 50,600 of 100,000 is not.",
+        "A token of p = 0 that was counted refutes at once. One that was not counted is no outcome: leave it out.",
     ),
     is_consistent,
     (
@@ -245,11 +306,11 @@ EQUIVALENCE = Exercise(
         ),
         Misconception(
             "level-of-5-percent", "Your limit refutes a right sampler once in 20 times, not in 1,000: see CRITICAL", 2,
-            lambda c, p: bool(_chi(c, p) <= {1: 3.841, 3: 7.815}.get(len(c) - 1, 0)),
+            lambda c, p: _chi(c, p) <= {1: 3.841, 3: 7.815}[_degrees(p)],
         ),
         Misconception(
             "level-of-1-percent", "Your limit refutes a right sampler once in 100 times, not in 1,000: see CRITICAL", 2,
-            lambda c, p: bool(_chi(c, p) <= {1: 6.635, 3: 11.345}.get(len(c) - 1, 0)),
+            lambda c, p: _chi(c, p) <= {1: 6.635, 3: 11.345}[_degrees(p)],
         ),
         Misconception(
             "divided-by-counts", "You divide by what was counted, which may be 0: divide by what was expected", 1,
@@ -257,19 +318,35 @@ EQUIVALENCE = Exercise(
         ),
         Misconception(
             "each-by-itself", "You judge each outcome by itself: together they can be off where none is far off", 1,
-            lambda c, p: bool((abs(_standardised(c, p)) <= 3).all()),
+            _within_three_sigma,
         ),
         Misconception(
             "degrees-of-freedom", "n outcomes have n − 1 degrees of freedom: the last share follows from the others", 2,
-            lambda c, p: bool(_chi(c, p) <= {2: 13.816, 4: 18.467}.get(len(c), 0)),
+            lambda c, p: _chi(c, p) <= CRITICAL[_degrees(p) + 1],
         ),
         Misconception(
             "one-degree-too-few", "n outcomes have n − 1 degrees of freedom, not n − 2", 2,
-            lambda c, p: bool(_chi(c, p) <= CRITICAL[max(1, len(c) - 2)]),
+            lambda c, p: _chi(c, p) <= CRITICAL[max(1, _degrees(p) - 1)],
         ),
         Misconception(
             "one-limit-for-all", "Your limit is the same however many outcomes there are: see CRITICAL", 2,
-            lambda c, p: bool(_chi(c, p) <= CRITICAL[1]),
+            lambda c, p: _chi(c, p) <= CRITICAL[1],
+        ),
+        Misconception(
+            "zero-by-zero", "Where p = 0 and nothing was counted you divide 0 by 0, and NaN is below no limit", 4,
+            lambda c, p: _chi_with_nan(c, p) <= CRITICAL[len(c) - 1],
+        ),
+        Misconception(
+            "division-by-zero", "You divide by what was expected, which is 0 where p = 0: leave that token out", 4,
+            lambda c, p: _chi_that_raises(c, p) <= CRITICAL[len(c) - 1],
+        ),
+        Misconception(
+            "impossible-tokens-skipped", "You skip tokens of p = 0 even where they were counted: no right sampler does "
+            "that", 4, lambda c, p: _chi_of_possible(c, p) <= CRITICAL[_degrees(p)],
+        ),
+        Misconception(
+            "rare-tokens-skipped", "You skip tokens that were expected less than 5 times: a token that comes far too "
+            "often goes unseen then", 1, lambda c, p: _chi_of_possible(c, p, 5.0) <= CRITICAL[_degrees(p)],
         ),
     ),
     _consistency_cases,

@@ -25,19 +25,22 @@ from specdec_ref.teaching.checks.exercise import (
     Verdict,
     beside,
     clean,
-    fits,
     given,
+    is_right,
+    misfit,
     observe,
     place_of_difference,
+    repeats,
     same,
     shape_of,
 )
+from specdec_ref.teaching.checks.hidden import PUBLIC_SEED as PUBLIC_SEED
 from specdec_ref.teaching.checks.outcomes import BadRequest
 from specdec_ref.teaching.checks.reaching import reaches_for_the_package
 
 SECONDS = 20.0
 """An answer may take so long over the cases of one seed. What the reference takes does not count."""
-PUBLIC_SEED, HIDDEN_SEEDS = 0, (101, 102)
+HIDDEN_SEEDS = (101, 102)
 STUB = "your code here"
 """What the NotImplementedError of a stub says. PyTorch has some of its own."""
 
@@ -110,7 +113,7 @@ def _compared(exercise: Exercise, function: Function, seeds: tuple[int, ...], sh
             before = _differing(exercise, function, seeds, values, shown)
             if before is not None:
                 return before
-            failed = _failed(exercise, error, seeds, i)
+            failed = _failed(exercise, function, error, seeds, i)
             if i >= shown > 0:
                 return _unseen(failed)
             return replace(failed, given=given(exercise.reference, case) if failed.case else "")
@@ -124,12 +127,6 @@ def _differing(
     cases = _cases(exercise, seeds)[: len(values)]
     expected = [_known(exercise, exercise.reference, seeds, i) for i in range(len(cases))]
 
-    def is_that_of(mistake: Misconception, i: int) -> bool:
-        try:
-            return same(_known(exercise, mistake.wrong, seeds, i), values[i], exercise.tolerance)
-        except Exception:
-            return False
-
     def wrong(i: int, diagnosis: str, headline: str, hint: int = 1, note: str = "") -> Verdict:
         at = place_of_difference(values[i], expected[i], exercise.tolerance)
         yours, right = beside(values[i], expected[i], at)
@@ -138,35 +135,87 @@ def _differing(
         return _unseen(verdict) if i >= shown > 0 else replace(verdict, given=given(exercise.reference, cases[i], at))
 
     for i, (value, right) in enumerate(zip(values, expected, strict=True)):
-        if not fits(value, right):
-            headline = f"{exercise.function} gives {shape_of(value)}; takes {shape_of(right)}"
-            return wrong(i, "wrong-shape" if hasattr(value, "shape") else "wrong-type", headline)
-    differing = [i for i, case in enumerate(cases) if not _agrees(exercise, values[i], expected[i], case)]
+        if reason := misfit(value, right):
+            of_a_shape = hasattr(value, "shape") and "of shape" in reason
+            return wrong(i, "wrong-shape" if of_a_shape else "wrong-type", f"{exercise.function} {reason}")
+    differing = [i for i, case in enumerate(cases) if not is_right(exercise, values[i], expected[i], case)]
     if not differing:
         return None
-    for mistake in exercise.misconceptions:
-        if all(is_that_of(mistake, i) for i in range(len(cases))):
-            return wrong(differing[0], mistake.name, mistake.says, mistake.hint)
     first = differing[0]
-    if not all(_gives(exercise, function, case, value) for case, value in zip(cases, values, strict=True)):
+    compared = _Compared(exercise, seeds, values, differing)
+    mistake = compared.named()
+    if mistake is not None:
+        return wrong(first, mistake.name, mistake.says, mistake.hint)
+    if not all(_repeats(exercise, function, case, value) for case, value in zip(cases, values, strict=True)):
         return wrong(first, "own-chance", OTHERWISE)
-    right_ones = [i for i in range(len(cases)) if i not in differing]
-    possible = [m for m in exercise.misconceptions if _does_not_show(exercise, m, seeds, right_ones)]
-    telling = [i for i in differing if _tells_much(values[i])]
-    whole = [m for m in possible if telling and all(is_that_of(m, i) for i in telling)]
-    if len(whole) == 1:
-        return wrong(first, whole[0].name, whole[0].says, whole[0].hint)
-    partly = [m for m in possible if first in telling and is_that_of(m, first)]
-    if len({m.says for m in partly}) == 1:  # perhaps two mistakes at once
-        return wrong(first, "unknown", exercise.otherwise, partly[0].hint, f"this case looks like: {partly[0].says}")
+    likely = compared.resembled()
+    if likely is not None:
+        return wrong(first, "unknown", exercise.otherwise, likely.hint, f"this case looks like: {likely.says}")
     return wrong(first, "unknown", exercise.otherwise)
+
+
+NEEDED = 2
+"""Cases that have to agree with a mistake, at values that no other known mistake gives, before it is named."""
+
+
+class _Compared:
+    """The values of an answer compared with those of every known mistake. differing: the cases in which it is wrong."""
+
+    def __init__(self, exercise: Exercise, seeds: tuple[int, ...], values: Sequence[Any], differing: Sequence[int]):
+        self._exercise, self._seeds, self._values, self._differing = exercise, seeds, values, differing
+        self._needed = min(NEEDED, len(_cases(exercise, seeds)))  # an exercise may have one case only
+
+    def named(self) -> Misconception | None:
+        """The mistake that explains every value, and that enough cases tell from each of the others."""
+        for mistake in self._exercise.misconceptions:
+            if self._explains(mistake) and self._is_told_apart(mistake):
+                return mistake
+        return None
+
+    def resembled(self) -> Misconception | None:
+        """The one mistake that gives the first wrong value, and enough others; perhaps there are two at once."""
+        found = [mistake for mistake in self._exercise.misconceptions if self._is_resembled(mistake)]
+        return found[0] if len({mistake.says for mistake in found}) == 1 else None
+
+    def _gives(self, mistake: Misconception, i: int) -> bool:
+        """Whether the mistake gives the value of the answer in case i."""
+        try:
+            known = _known(self._exercise, mistake.wrong, self._seeds, i)
+            return same(known, self._values[i], self._exercise.tolerance)
+        except Exception:
+            return False
+
+    def _explains(self, mistake: Misconception) -> bool:
+        """Whether who makes this mistake gives all of the values; where the answer is right, any other right one."""
+        right = [i for i in range(len(self._values)) if i not in self._differing and not self._gives(mistake, i)]
+        return all(self._gives(mistake, i) for i in self._differing) and _does_not_show(
+            self._exercise, mistake, self._seeds, right
+        )
+
+    def _is_told_apart(self, mistake: Misconception) -> bool:
+        """Whether enough cases tell a mistake that explains the values from a right answer and from the others."""
+        if len(self._differing) < self._needed:
+            return False
+        others = [other for other in self._exercise.misconceptions if other.says != mistake.says]
+        given = [i for i in range(len(self._values)) if self._gives(mistake, i)]
+        return all(sum(not self._gives(other, i) for i in given) >= self._needed for other in others)
+
+    def _is_resembled(self, mistake: Misconception) -> bool:
+        """Whether the first wrong value and enough wrong ones are this mistake's and no other's."""
+        telling = [i for i in self._differing if _tells_much(self._values[i]) and self._gives(mistake, i)]
+        if self._differing[0] not in telling:
+            return False
+        others = [other for other in self._exercise.misconceptions if other.says != mistake.says]
+        alone = [i for i in telling if not any(self._gives(other, i) for other in others)]
+        right = [i for i in range(len(self._values)) if i not in self._differing]
+        return len(alone) >= self._needed and _does_not_show(self._exercise, mistake, self._seeds, right)
 
 
 def _does_not_show(exercise: Exercise, mistake: Misconception, seeds: tuple[int, ...], cases: Iterable[int]) -> bool:
     """Whether who makes this mistake would be right in all of these cases."""
     try:
         return all(
-            _agrees(
+            is_right(
                 exercise,
                 _known(exercise, mistake.wrong, seeds, i),
                 _known(exercise, exercise.reference, seeds, i),
@@ -199,25 +248,15 @@ def _unseen(verdict: Verdict) -> Verdict:
     return replace(verdict, case=UNSEEN, yours="", expected="", given="", note=note)
 
 
-def _agrees(exercise: Exercise, value: Any, right: Any, case: Case) -> bool:
-    """Whether a value is as good as the right one. A value that cannot even be looked at is not."""
+def _repeats(exercise: Exercise, function: Function, case: Case, value: Any) -> bool:
+    """Whether an answer gives this value again when it is asked again."""
     try:
-        if exercise.agrees is not None:
-            return exercise.agrees(value, right, case)
-        return same(value, right, exercise.tolerance)
+        return repeats(observe(function, case, exercise.measure), value, exercise.tolerance)
     except Exception:
         return False
 
 
-def _gives(exercise: Exercise, function: Function, case: Case, value: Any) -> bool:
-    """Whether a wrong version gives this value."""
-    try:
-        return same(observe(function, case, exercise.measure), value, exercise.tolerance)
-    except Exception:
-        return False
-
-
-def _failed(exercise: Exercise, error: BaseException, seeds: tuple[int, ...], i: int) -> Verdict:
+def _failed(exercise: Exercise, function: Function, error: BaseException, seeds: tuple[int, ...], i: int) -> Verdict:
     """In case i; in all before it the values are right."""
     case = _cases(exercise, seeds)[i]
     if isinstance(error, NotImplementedError) and clean(error) in ("", STUB):
@@ -225,10 +264,10 @@ def _failed(exercise: Exercise, error: BaseException, seeds: tuple[int, ...], i:
     if isinstance(error, ChangedArguments):
         text = "It writes into its arguments, which belong to the caller: copy what you change"
         return Verdict(exercise.name, "wrong", text, "changes-arguments", case.words)
-    for mistake in exercise.misconceptions:  # a wrong version that fails there in the same way
-        if _fails_alike(exercise, mistake.wrong, case, error) and _does_not_show(exercise, mistake, seeds, range(i)):
-            said = clean(error)
-            return Verdict(exercise.name, "wrong", mistake.says, mistake.name, case.words, said, "", mistake.hint)
+    mistake = _fails_like(exercise, function, error, seeds, i)
+    if mistake is not None:
+        said = clean(error)
+        return Verdict(exercise.name, "wrong", mistake.says, mistake.name, case.words, said, "", mistake.hint)
     if isinstance(error, BadRequest):
         return Verdict(exercise.name, "wrong", clean(error), "bad-request", case.words, hint=1)
     said = clean(error, 200)
@@ -240,13 +279,48 @@ def _failed(exercise: Exercise, error: BaseException, seeds: tuple[int, ...], i:
     return Verdict(exercise.name, "crashed", f"{kind}: {said}{at}" if said else f"{kind}{at}", "crashed", case.words)
 
 
+def _fails_like(
+    exercise: Exercise, function: Function, error: BaseException, seeds: tuple[int, ...], i: int
+) -> Misconception | None:
+    """The known mistake that fails as this answer does in case i and wherever it fails later: in enough cases, and
+    as no other mistake does."""
+    cases = _cases(exercise, seeds)
+    needed = min(NEEDED, len(cases))
+    found = []
+    for mistake in exercise.misconceptions:
+        if not _fails_alike(exercise, mistake.wrong, cases[i], error):
+            continue
+        if not _does_not_show(exercise, mistake, seeds, range(i)):
+            continue
+        later = [case for case in cases[i + 1 :] if _error_of(exercise, mistake.wrong, case) is not None]
+        if len(later) + 1 >= needed and all(_both_fail_alike(exercise, mistake, function, case) for case in later):
+            found.append(mistake)
+    return found[0] if len({mistake.says for mistake in found}) == 1 else None
+
+
+def _error_of(exercise: Exercise, function: Function, case: Case) -> Exception | None:
+    """What a function raises in a case."""
+    try:
+        observe(function, case, exercise.measure)
+    except Exception as error:
+        return error
+    return None
+
+
+def _both_fail_alike(exercise: Exercise, mistake: Misconception, function: Function, case: Case) -> bool:
+    error = _error_of(exercise, function, case)
+    return error is not None and _fails_alike(exercise, mistake.wrong, case, error)
+
+
 def _fails_alike(exercise: Exercise, function: Function, case: Case, error: BaseException) -> bool:
-    """Whether a wrong version fails with the same kind of error and in the same words."""
+    """Whether a wrong version fails with the same kind of error, in the same words, and having given the same."""
     said = clean(error) if isinstance(error, StrangerFailed) else clean(told(error))
     try:
         observe(function, case, exercise.measure)
     except BadRequest as other:
-        return str(other) == str(error)
+        if not isinstance(error, BadRequest):
+            return False
+        return str(other) == str(error) and same(other.value, error.value, exercise.tolerance)
     except Exception as other:
         if isinstance(error, BadRequest):
             return False

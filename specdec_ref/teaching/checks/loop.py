@@ -234,7 +234,7 @@ def _decoded(function: Function, case: Case) -> Any:
 def _decode_cases(seed: int) -> list[Case]:
     """The shortest texts in which every mistake shows: one token, a whole round, more than one."""
     cases = []
-    for i, (n, k) in enumerate(((1, 1), (2, 1), (3, 2))):
+    for i, (n, k) in enumerate(((1, 1), (2, 1), (3, 2), (2, 1), (3, 2))):
         tables = _rows(seed + i, 2, 2, 2) if n == 3 else _rows(seed + i, 2, 3, 3)
         arguments = tables[0], tables[1], i % 2, n, k
         words = f"{n} token{'s' * (n > 1)} with k = {k}, {tables.shape[-1]} tokens in all"

@@ -42,6 +42,7 @@ def _memory_cases(seed: int) -> list[Case]:
     one_layer = {**tiny, "layers": 1}
     cases: list[tuple[tuple[Any, ...], str]] = [
         ((tiny, None, 1, 10, 4), "a tiny model alone, 10 tokens"),
+        ((large, None, 8, 4096, 4), "Llama-2-70B alone, 8 × 4,096 tokens"),
         ((tiny, one_layer, 1, 10, 4), "a tiny model with a draft of one layer, 10 tokens, k = 4"),
         ((tiny, one_layer, 3, 10, 4), "the same in a batch of 3"),
         ((large, small, 8, 4096, 4), "Llama-2-70B with a 7B draft, 8 × 4,096 tokens, k = 4"),

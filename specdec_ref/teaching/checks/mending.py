@@ -77,7 +77,7 @@ def _round(
 def cases(seed: int) -> list[Case]:
     """One drafted token, then two."""
     made = []
-    for i, (k, tokens) in enumerate(((1, 3), (2, 2), (2, 3))):
+    for i, (k, tokens) in enumerate(((1, 3), (2, 2), (2, 3), (1, 2), (2, 2))):
         noise = torch.Generator().manual_seed(seed + i)
         tables = (1.5 * torch.randn(2, tokens, tokens, generator=noise, dtype=torch.float64)).softmax(-1)
         made.append(Case((tables[0], tables[1], i % 2, k), f"k = {k}, {tokens} tokens in all", True, False))
@@ -97,7 +97,10 @@ def _rounds(function: Function, case: Case) -> dict[tuple[int, ...], float]:
         if not isinstance(emitted, tuple) or not 1 <= len(emitted) <= k + 1:
             raise BadRequest(f"a round with k = {k} emits 1 … {k + 1} tokens, not {emitted!r:.60}")
     if max(map(len, found)) <= k:
-        raise BadRequest(f"no round emits {k + 1} tokens: when all {k} are kept, the target gives one more")
+        said = (
+            f"no round emits {k + 1} tokens: where all {k} drafted tokens are accepted, one more from the target is due"
+        )
+        raise BadRequest(said, found)
     return found
 
 

@@ -12,7 +12,11 @@ TOLERANCE = 1e-5
 
 
 class BadRequest(ValueError):
-    """What was asked of chance is no probability, or no distribution."""
+    """What an answer asked for or returned is not possible. value: what it gave, where that tells mistakes apart."""
+
+    def __init__(self, message: str, value: Any = None):
+        super().__init__(message)
+        self.value = value
 
 
 class Chance:

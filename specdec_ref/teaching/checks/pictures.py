@@ -209,7 +209,7 @@ def draft_figure(best_draft: Function) -> "Figure":
 @plotting.styled
 def adaptive_figure(choose_k: Function) -> "Figure":
     """k over the rounds of a text that is easy, useless to draft for, and easy again; the heuristic's beside."""
-    case = deployment.stream_cases(0)[4]
+    case = next(case for case in deployment.stream_cases(0) if case.words == "easy, useless, easy")
     yours, heuristic = (deployment.play(f, case) for f in (choose_k, deployment.Heuristic()))
     figure, axes = plotting.new_figure(
         f"Yours {yours.speedup:.2f}×, the source text's {heuristic.speedup:.2f}×",

@@ -74,4 +74,5 @@ REWIND = Exercise(
         ),
     ),
     _rewind_cases,
+    tolerance=1e-9,
 )  # fmt: skip

@@ -1,5 +1,7 @@
 """The first building blocks: the verdict, the residual, what a round yields."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,10 +24,16 @@ def accepts(p: Tensor, q: Tensor, u: Tensor) -> Tensor:
 
 def _verdict_cases(seed: int) -> list[Case]:
     chance = torch.Generator().manual_seed(seed)
-    p, q, u = (torch.rand(200, generator=chance, dtype=torch.float64).clamp(min=0.01) for _ in range(3))
+
+    def few(p: list[float], q: list[float], u: list[float], words: str) -> Case:
+        return Case(tuple(torch.tensor(x, dtype=torch.float64) for x in (p, q, u)), words)
 
     def one(p: float, q: float, u: float) -> Case:
-        return Case(tuple(torch.tensor([x], dtype=torch.float64) for x in (p, q, u)), f"p = {p}, q = {q}, u = {u}")
+        return few([p], [q], [u], f"p = {p}, q = {q}, u = {u}")
+
+    def many(n: int) -> Case:
+        p, q, u = (torch.rand(n, generator=chance, dtype=torch.float64).clamp(min=0.01) for _ in range(3))
+        return Case((p, q, u), f"{n} random p, q and u", spelled=False)
 
     return [
         one(0.6, 0.3, 0.9),
@@ -33,7 +41,16 @@ def _verdict_cases(seed: int) -> list[Case]:
         one(0.16, 0.4, 0.3),
         one(0.0, 0.4, 0.0),
         one(0.1, 0.8, 0.5),
-        Case((p, q, u), "200 random p, q and u", spelled=False),
+        few(
+            [0.1, 0.6, 0.0],
+            [0.8, 0.3, 0.4],
+            [0.5, 0.9, 0.0],
+            "p = [0.1, 0.6, 0], q = [0.8, 0.3, 0.4], u = [0.5, 0.9, 0]",
+        ),
+        one(0.2501, 0.5, 0.5001),
+        one(0.4, 0.5, 0.7999),
+        many(40),
+        many(200),
     ]
 
 
@@ -46,6 +63,7 @@ ACCEPT = Exercise(
     (
         "A token that the target likes at least as much as the draft did is always kept: min(1, p/q).",
         "'With probability x' means: u < x, for u uniform in [0, 1). Why '<' and not '<='? Think of u = 0, p = 0.",
+        "Each token is judged by its own p, q and u. Stopping at the first rejection comes later, in exercise 05.",
     ),
     accepts,
     (
@@ -79,6 +97,10 @@ ACCEPT = Exercise(
             "half", "You compare p/q with a fixed threshold of one half; it has to be compared with u", 2,
             lambda p, q, u: p / q > 0.5,
         ),
+        Misconception(
+            "cumulative", "You reject every token after the first rejection; here each token is judged by itself", 3,
+            lambda p, q, u: (u < p / q).long().cumprod(0).bool(),
+        ),
     ),
     _verdict_cases,
 )  # fmt: skip
@@ -95,15 +117,25 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
 
 
 def _residual_cases(seed: int) -> list[Case]:
-    two = torch.tensor([[0.7, 0.3], [0.4, 0.6]], dtype=torch.float64)
-    three = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]], dtype=torch.float64)
-    equal = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)
-    rows = _random(seed, 2, 4, 6)
+    def rows(p: list[Any], q: list[Any], words: str) -> Case:
+        return Case((torch.tensor(p, dtype=torch.float64), torch.tensor(q, dtype=torch.float64)), words)
+
+    equal, other = [0.1, 0.2, 0.7], [0.5, 0.3, 0.2]
+    random, blocks = _random(seed, 2, 4, 6), _random(seed + 1, 2, 2, 3, 4)
+    blocks[1, 0, 1] = blocks[0, 0, 1]
     return [
-        Case((two[0], two[1]), "p = [0.7, 0.3], q = [0.4, 0.6]"),
-        Case((three[0], three[1]), "p = [0.5, 0.3, 0.2], q = [0.1, 0.2, 0.7]"),
-        Case((rows[0], rows[1]), "4 rows of 6 tokens", spelled=False),
-        Case((equal, equal.clone()), "p = q = [0.1, 0.2, 0.7]"),
+        rows([0.7, 0.3], [0.4, 0.6], "p = [0.7, 0.3], q = [0.4, 0.6]"),
+        rows(other, equal, "p = [0.5, 0.3, 0.2], q = [0.1, 0.2, 0.7]"),
+        Case((random[0], random[1]), "4 rows of 6 tokens", spelled=False),
+        rows(equal, equal, "p = q = [0.1, 0.2, 0.7]"),
+        rows([equal, other], [equal, other], "two rows, p = q = [[0.1, 0.2, 0.7], [0.5, 0.3, 0.2]]"),
+        rows(
+            [equal, other],
+            [equal, equal],
+            "two rows, p = [[0.1, 0.2, 0.7], [0.5, 0.3, 0.2]], q = [0.1, 0.2, 0.7] twice",
+        ),
+        rows(other, [0.49, 0.31, 0.2], "nearly equal: p = [0.5, 0.3, 0.2], q = [0.49, 0.31, 0.2]"),
+        Case((blocks[0], blocks[1]), "2 blocks of 3 rows of 4 tokens; p = q in one of the rows", spelled=False),
     ]
 
 
@@ -140,6 +172,10 @@ RESIDUAL = Exercise(
         Misconception(
             "uniform-where-equal", "Where p = q you make all tokens equally likely: the target's own p is due there", 3,
             lambda p, q: _divided((p - q).clamp(min=0)).nan_to_num(1 / p.shape[-1]),
+        ),
+        Misconception(
+            "rows-not-alone", "You fall back to p only where ALL rows are equal; one row may be equal by itself", 3,
+            lambda p, q: p if torch.equal(p, q) else _divided((p - q).clamp(min=0)),
         ),
         Misconception(
             "not-normalised", "Your residual does not add up to 1: nothing can be drawn from it", 2,
@@ -184,6 +220,7 @@ def speedup(alpha: float, k: int, c: float, v: float) -> float:
 def _speedup_cases(seed: int) -> list[Case]:
     chance = torch.Generator().manual_seed(seed)
     cases = [(0.5, 1, 0.1, 1.0), (0.8, 4, 0.1, 1.5), (0.9, 8, 0.0, 1.2), (1.0, 4, 0.25, 1.0), (0.0, 3, 0.1, 1.2)]
+    cases += [(1.0, 2, 0.1, 1.3), (0.6, 3, 0.2, 1.4)]
     for k in (2, 5, 12):
         alpha, c, v = torch.rand(3, generator=chance, dtype=torch.float64).tolist()
         cases.append((round(alpha, 3), k, round(c, 3), round(1 + v, 3)))
