@@ -138,7 +138,7 @@ def check_greedy(case: Case) -> list[Finding]:
     compared = case.as_many_as_fit("prompts", case.prompts, lambda prompt: _both_ways(case, prompt))
     tokens = sum(min(map(len, both)) for both in compared)
     case.seen["greedy"] = Seen(
-        f"{tokens} tokens of {len(compared)} prompts compared", {"tokens": tokens, "prompts": len(compared)}
+        f"{tokens} tokens compared, prompts: {len(compared)}", {"tokens": tokens, "prompts": len(compared)}
     )
     ties: list[str] = []
     for i, (plain, drafted) in enumerate(compared):
