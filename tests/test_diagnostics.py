@@ -33,7 +33,7 @@ from specdec_ref.measurement.checks_drafting import lookup_overlap
 from specdec_ref.measurement.checks_models import compare_vocabularies, judge_memory
 from specdec_ref.measurement.checks_speed import _ratios, blame, judge_speed, terms_of
 from specdec_ref.measurement.costs import Costs
-from specdec_ref.measurement.diagnostics import CHECKS, diagnose, examine
+from specdec_ref.measurement.diagnostics import CHECKS, Check, diagnose, examine
 from specdec_ref.measurement.findings import Examination, Finding, Outcome
 from specdec_ref.measurement.intervals import quantile_interval
 from specdec_ref.measurement.issues import common_issues
@@ -653,6 +653,22 @@ def test_a_prompt_is_compared_whole_or_left_out(healthy: sd.Pair) -> None:
         assert case.seen["greedy"].numbers["tokens"] == compared * 24
         assert case.left_out == ([f"{4 - compared} of 4 prompts"] if compared < 4 else [])
     assert compared > 0
+
+
+def test_a_new_check_takes_one_line(healthy: sd.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line in CHECKS: it gets a share of the time, is left out without any, and an error that it raises is a finding
+    which ends the examination."""
+
+    def refuse(case: Case) -> list[Finding]:
+        raise sd.SpecdecError(f"target: does not agree with itself after {len(case.pair.tokenizer)} tokens")
+
+    checks = (*CHECKS[:2], Check("itself", "each model agrees with itself?", refuse), *CHECKS[2:])
+    monkeypatch.setattr("specdec_ref.measurement.diagnostics.CHECKS", checks)
+    examination = examine(open_case(Models.of(healthy), seconds=3600, **QUICK))
+    assert codes(examination.findings) == ["generation-fails"]
+    assert "does not agree with itself after 64 tokens" in examination.findings[0].evidence
+    assert [outcome.state for outcome in examination.outcomes[3:]] == ["skipped"] * len(CHECKS[2:])
+    assert "itself" in examine(open_case(Models.of(healthy), seconds=0, **QUICK)).left_out
 
 
 def test_what_a_check_does_not_need_is_left_to_the_next_ones() -> None:

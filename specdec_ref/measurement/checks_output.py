@@ -79,7 +79,8 @@ def check_caches(case: Case) -> list[Finding]:
 
 @dataclass
 class _Compared:
-    """One model after some rounds. distances: from a fresh reading, by round; noise: what rounding explains."""
+    """One model after some rounds. distances: from a fresh reading, by round; noise: what rounding explains, computed
+    only where a distance needs to be explained."""
 
     distances: list[float] = field(default_factory=list)
     noise: float = 0.0
@@ -111,7 +112,7 @@ def _after_rounds(case: Case, prompt: tuple[int, ...]) -> dict[str, _Compared]:
             assert q is not None  # a model always returns what it sampled from
             found["draft"].distances.append(_distance(q[0, 0].log(), plain))
     for role, model in (("target", pair.target), ("draft", draft_model)):
-        if model is not None:
+        if model is not None and max(found[role].distances, default=0.0) > LEAST_DISTANCE:
             found[role].noise = _rounding(model, row.sequence, k)
     return found
 

@@ -47,6 +47,7 @@ class Check:
         weight: its share of the time, compared with the checks after it. 0: it takes next to no time and is always
             made.
         applies: whether time has to be kept for it.
+        after: the name of a check whose generations it uses. Where that one was left out, so is this one.
     """
 
     name: str
@@ -54,17 +55,18 @@ class Check:
     run: Callable[[Case], list[Finding] | None]
     weight: float = 1
     applies: Callable[[Case], bool] = _always
+    after: str = ""
 
 
 CHECKS = (
     Check("vocabulary", "same ids for the same strings?", check_vocabulary, weight=0),
     Check("memory", "enough memory for both models?", check_memory, weight=0),
-    Check("caches", "caches correct after rejections?", check_caches, weight=3),
+    Check("caches", "caches correct after rejections?", check_caches, weight=2),
     Check("greedy", "same greedy output as without drafts?", check_greedy, weight=4),
     Check("acceptance", "as many tokens accepted as computed?", check_acceptance, weight=5),
-    Check("stuck", "acceptance neither 0 nor 100 %?", check_stuck),
-    Check("k", "as many tokens drafted as asked for?", check_k),
-    Check("lookup", "better than prompt lookup?", check_lookup),
+    Check("stuck", "acceptance neither 0 nor 100 %?", check_stuck, after="acceptance"),
+    Check("k", "as many tokens drafted as asked for?", check_k, after="acceptance"),
+    Check("lookup", "better than prompt lookup?", check_lookup, after="acceptance"),
     Check("speed", "faster than without drafts?", check_speed, weight=10),
     Check("load", "also faster at this batch size?", check_load, weight=6, applies=has_load),
 )
@@ -84,6 +86,9 @@ def examine(case: Case, on_check: Callable[[str], None] = lambda question: None)
             continue
         if check.weight and not check.applies(case):
             outcomes.append(Outcome(check.name, check.question, why=DOES_NOT_APPLY))
+            continue
+        if any(outcome.check == check.after and outcome.why == LEFT_OUT for outcome in outcomes):
+            outcomes.append(Outcome(check.name, check.question, why=LEFT_OUT))
             continue
         on_check(check.question)
         outcome = _make(check, case, _share(i, case))
