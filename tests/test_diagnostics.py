@@ -911,6 +911,7 @@ def test_figures_in_the_corrections_are_the_formulas() -> None:
         ({"k": 0}, "k=0"),
         ({"max_new_tokens": 7}, "max_new_tokens=7"),
         ({"max_new_tokens": 200}, "max_new_tokens=200"),
+        ({"k": 100}, "k=100, max_new_tokens=48: leave no room"),
         ({"batch": 0}, "batch=0"),
         ({"available": -1}, "available=-1"),
         ({"context": 0}, "context=0"),

@@ -303,7 +303,10 @@ def open_case(
     most = max(k, controller.max_k if controller is not None else 0)
     room = models.context - max_new_tokens - most
     if room < 2:
-        raise SpecdecError(f"max_new_tokens={max_new_tokens}: leaves no room for a prompt in {models.context} tokens")
+        raise SpecdecError(
+            f"k={most}, max_new_tokens={max_new_tokens}: leave no room for a prompt; the models hold {models.context} "
+            "tokens"
+        )
     if prompts is None:
         ids = [_ids(text, models)[-room:] for text in list(held_out_prompts().values())[:PROMPTS]]
     elif isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
