@@ -34,32 +34,35 @@ def bench(
     draft: DraftOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
-    max_k: Annotated[int, typer.Option(help="Compare k = 1 … max-k with one by one.")] = 8,
+    max_k: Annotated[int, typer.Option(help="Compare k = 1 … max-k with plain decoding.")] = 8,
     tokens: Annotated[int, typer.Option(help="New tokens per generation.")] = 128,
-    prompts: Annotated[int, typer.Option(help="Held-out prompts (the suite: of each length).")] = 6,
+    prompts: Annotated[int, typer.Option(help="Held-out prompts (with --suite: of each length).")] = 6,
     repeats: Annotated[int, typer.Option(help="Timed runs of each contender on each prompt.")] = 2,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
     suite: Annotated[
         Path | None,
-        typer.Option(help="Run the whole suite and write its report to this folder; the same command goes on."),
+        typer.Option(help="Run the whole suite and write its report to this folder. A later run continues there."),
     ] = None,
     drafts: Annotated[
         bool, typer.Option("--drafts", help="Compare the drafts that ship, and prompt lookup: size, speed, speedup.")
     ] = False,
     batch: Annotated[
-        bool, typer.Option("--batch", help="Measure for which batch sizes and contexts speculating pays.")
+        bool, typer.Option("--batch", help="Measure at which batch sizes and context lengths drafting pays.")
     ] = False,
     server: Annotated[
-        str | None, typer.Option(help="Measure an OpenAI-compatible server instead, http://…, and vLLM's counters.")
+        str | None,
+        typer.Option(help="Measure an OpenAI-compatible server at http://… instead, and read vLLM's counters."),
     ] = None,
     concurrency: Annotated[int, typer.Option(help="With --server: requests at a time.")] = 1,
     model: Annotated[str | None, typer.Option(help="With --server: which of its models.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Speedup for every k beside what the formula says, in turn on the same prompts, medians.
+    """Measure the speedup of every k, and compare it with the formula.
 
-    With --suite: baseline, every draft at k = 2, 4, 8, controllers and prompt lookup, over short, medium and long
-    prompts, with latencies and an HTML report. Ctrl-C and the same command: it goes on.
+    All k take turns on the same prompts; medians are shown.
+
+    With --suite: the baseline, every draft at k = 2, 4, 8, controllers and prompt lookup, over short, medium and long
+    prompts, with latencies and an HTML report. After Ctrl-C the same command continues where it stopped.
     """
     for name, value in (("max-k", max_k), ("tokens", tokens), ("prompts", prompts), ("repeats", repeats)):
         if value < 1:
@@ -86,6 +89,10 @@ def bench(
 Models = tuple[str | None, str | None, str | None, str | None]
 """Target, draft, device, dtype."""
 
+PLAIN = "no drafts"
+MOST_TIMED = 8
+"""Up to here v is measured for every k; beyond, for every eighth. c is the cost per token of drafting this many."""
+
 
 def _every_k(
     console: Console, models: Models, sampling: "Sampling", numbers: tuple[int, int, int, int], as_json: bool
@@ -99,11 +106,24 @@ def _every_k(
 
     max_k, tokens, prompts, repeats = numbers
     pair = _pair(*models)
-    ids = [pair.tokenizer(text)["input_ids"] for text in list(held_out_prompts().values())[:prompts]]
-    everyone = {("one by one" if k == 0 else f"k = {k}"): ours(pair, k, sampling, tokens) for k in range(max_k + 1)}
-    with _progress(console, race_length(len(everyone), len(ids), repeats) + WARM_UP + 15) as step:
-        costs = measure_costs(pair, max_k=max_k, sampling=sampling, context=200, on_step=lambda: step("step times"))
-        results = race(everyone, ids, baseline="one by one", repeats=repeats, on_sample=step)
+    room = pair.context - tokens
+    if room < 1:
+        raise SpecdecError(f"--tokens {tokens}: leaves no room for a prompt; the models hold {pair.context} tokens")
+    if max_k >= pair.context:
+        raise SpecdecError(f"--max-k {max_k}: the models hold {pair.context} tokens")
+    ids = [pair.tokenizer(text)["input_ids"][-room:] for text in list(held_out_prompts().values())[:prompts]]
+    everyone = {(f"k = {k}" if k else PLAIN): ours(pair, k, sampling, tokens) for k in range(max_k + 1)}
+    with _progress(_stderr(console), race_length(len(everyone), len(ids), repeats) + WARM_UP + 15) as step:
+        costs = measure_costs(
+            pair,
+            max_k=max_k,
+            sampling=sampling,
+            context=min(200, pair.context - max_k - 1),
+            scored={*range(1, min(max_k, MOST_TIMED) + 2), *range(MOST_TIMED + 1, max_k, 8), max_k + 1},
+            drafted=min(max_k, MOST_TIMED),
+            on_step=lambda: step("step times"),
+        )
+        results = race(everyone, ids, baseline=PLAIN, repeats=repeats, on_sample=step)
     lines = []
     for k, result in enumerate(results.values()):
         formula = predicted_speedup(result.acceptance or 0.0, k, costs.c, costs.v(k + 1)) if k else 1.0
@@ -112,10 +132,22 @@ def _every_k(
         costs_facts = {"c": costs.c, "v": {n: costs.v(n) for n in costs.scoring}, "target_step": costs.target_step}
         print(json.dumps({"headline": _headline(pair), "costs": costs_facts, "results": lines}, indent=1))
         return
-    table = _table("", "tokens/s", "speedup", "accepted", "tokens/round", "formula says")
+    table = _table("", "tokens/s", "speedup", "formula", "accepted", "tokens/round")
     for line in lines:
-        table.add_row("one by one" if line["k"] == 0 else f"k = {line['k']}", *_cells(line), f"{line['formula']:.2f}")
-    console.print(_headline(pair), table)
+        speed, speedup, *drafts = _cells(line)
+        table.add_row(f"k = {line['k']}" if line["k"] else PLAIN, speed, speedup, f"{line['formula']:.2f}", *drafts)
+    console.print(_headline(pair), "", table, "")
+    console.print(
+        "speedup: times as fast as without drafts, whole generations · formula: the same, predicted from the "
+        "acceptance, c and v · accepted: share of the judged tokens"
+    )
+
+
+def _stderr(console: Console) -> Console:
+    """Where progress is shown: a terminal on standard error, never a file that the result is written to."""
+    progress = Console(stderr=True)
+    progress.quiet = console.quiet or not progress.is_terminal
+    return progress
 
 
 def _suite(
@@ -127,7 +159,7 @@ def _suite(
     as_json: bool,
 ) -> None:
     """The suite into a folder; without one the drafts' table alone, on medium prompts."""
-    from specdec_ref.measurement.report import draft_table, terminal_tables, write_report
+    from specdec_ref.measurement.report import DRAFT_NOTES, draft_table, terminal_tables, write_report
     from specdec_ref.measurement.suite import LENGTHS, Settings, load_drafts, run_suite
 
     max_k, tokens, prompts, repeats = numbers
@@ -147,13 +179,13 @@ def _suite(
             result = run_suite(pairs, settings, folder=folder, on_step=on_step)
         except KeyboardInterrupt:
             if folder is not None:
-                console.print(f"every finished run is kept in {folder}; the same command goes on from there")
+                console.print(f"every finished run is kept in {folder}; the same command continues from there")
             raise
     written = write_report(result, folder) if folder is not None else []
     if as_json:
         print(json.dumps(result.to_json(), indent=1, allow_nan=False))
         return
-    for table in terminal_tables(result) if folder is not None else [draft_table(result)]:
+    for table in terminal_tables(result) if folder is not None else [draft_table(result), "", DRAFT_NOTES]:
         console.print(table)
     for file in written:
         console.print(f"written: {file}", style="bold" if file.suffix == ".html" else None)
@@ -173,7 +205,11 @@ def _policy(console: Console, models: Models, sampling: "Sampling", max_k: int, 
     if as_json:
         print(json.dumps({**policy.to_json(), "vllm": policy.to_vllm()}, indent=1, allow_nan=False))
         return
-    console.print(_headline(pair), policy, "")
+    console.print(_headline(pair), "", policy, "")
+    console.print(
+        f"k: tokens to draft, 0 where no gain is clear · v({policy.ks[-1] + 1}): time to score so many tokens, in "
+        "target steps"
+    )
     console.print(f"for vLLM: --speculative-config with {json.dumps(policy.to_vllm())}", soft_wrap=True)
 
 
@@ -223,19 +259,21 @@ def _print_served(console: Console, found: "ServerMeasurement") -> None:
     ):
         console.print(f"{name:38}{value}")
     if found.counters is None:
-        console.print(f"speculation: nothing known ({found.no_counters})")
+        console.print(f"speculation: unknown ({found.no_counters})")
     elif found.counters.drafts:
-        console.print("its counters meanwhile:", found.counters.statistics())
+        console.print("the server's counters meanwhile:", found.counters.statistics())
     else:
-        console.print("speculation: it drafted nothing meanwhile")
+        console.print("speculation: the server drafted nothing meanwhile")
 
 
 @contextmanager
 def _steps(console: Console) -> Iterator[OnStep]:
-    """A progress bar that goes away when done, for those who tell how much is done of how much."""
+    """A progress bar on standard error that goes away when done. Yields the function that takes what is being done, how
+    much is done, and of how much."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns: Any = (TextColumn("{task.description:36}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = _stderr(console)
     with Progress(*columns, console=console, transient=True, disable=console.quiet) as bar:
         task = bar.add_task("loading", total=None)
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)

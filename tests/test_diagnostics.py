@@ -11,6 +11,7 @@ import math
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ from typer.testing import CliRunner
 import specdec_ref as sd
 from specdec_ref import decoding
 from specdec_ref.cli_doctor import doctor
-from specdec_ref.measurement.case import LEVEL, Case, open_case
+from specdec_ref.measurement.budget import Budget, OutOfTime
+from specdec_ref.measurement.case import LEVEL, Case, Played, open_case
 from specdec_ref.measurement.checks_drafting import lookup_overlap
 from specdec_ref.measurement.checks_models import compare_vocabularies, judge_memory
-from specdec_ref.measurement.checks_speed import _ratios, blame
-from specdec_ref.measurement.diagnostics import CHECKS, diagnose, examine
+from specdec_ref.measurement.checks_speed import _ratios, blame, judge_speed, terms_of
+from specdec_ref.measurement.costs import Costs
+from specdec_ref.measurement.diagnostics import CHECKS, Check, diagnose, examine
 from specdec_ref.measurement.findings import Examination, Finding, Outcome
 from specdec_ref.measurement.intervals import quantile_interval
 from specdec_ref.measurement.issues import common_issues
@@ -464,6 +467,246 @@ def test_the_term_that_costs_most_is_blamed(alpha: float, k: int, c: float, v: f
     assert guilty.speedup > 1
 
 
+# Costs that were recorded, so that no clock is asked
+
+STEP = 0.005
+"""Seconds of a target step."""
+RECORDED = {1: 1.0, 2: 1.05, 3: 1.08, 5: 1.15, 9: 1.4, 65: 4.0}
+"""v of a small pair on a CPU, by tokens."""
+OUTSIDE_ALONE, OUTSIDE = 0.0002, 0.0004
+"""Seconds that a round spends in neither model, without drafts and with them: o is their difference, 0.04 steps."""
+
+
+def seconds_to_score(n: int) -> float:
+    return STEP * Costs(STEP, STEP / 10, {m: STEP * v for m, v in RECORDED.items()}, 200).v(n)
+
+
+def recorded_round(n: int, scored: int, accepted: int, pace: float) -> sd.Round:
+    """A round that drafted n tokens while the machine was `pace` times slower than when the costs were measured."""
+    emitted = tuple(range(accepted + 1))
+    return sd.Round(tuple(range(n)), accepted, emitted, pace * n * STEP / 10, pace * seconds_to_score(scored))
+
+
+def recorded_case(healthy: sd.Pair, k: int, pace: float = 1.0) -> Case:
+    """Rounds of a text of 48 tokens with α = 3/4, as a loop with this k would have made them.
+
+    The number of drafted tokens falls towards the end of the text; the target's steps stay as long. Of every four
+    judged tokens three are accepted.
+    """
+    case = open_case(Models.of(healthy), prompts=[PROMPTS[0]], max_new_tokens=48, k=k)
+    rounds, scored, new = [], [], 0
+    while new < 40:
+        n = min(k, 47 - new)
+        accepted = min(3, n)
+        rounds.append(recorded_round(n, k + 1, accepted, pace))
+        scored.append(k + 1)
+        new += accepted + 1
+    walls = [r.draft_seconds + r.verify_seconds + OUTSIDE for r in rounds[1:]]
+    prompt = case.prompts[0]
+    text = tuple(range(new))
+    generation = sd.Generation(prompt, text, "", tuple(rounds), "length", 1.0)
+    alone = [recorded_round(0, 1, 0, pace)] * 48
+    plain = sd.Generation(prompt, tuple(range(48)), "", tuple(alone), "length", 1.0)
+    waits = [r.verify_seconds + OUTSIDE_ALONE for r in alone[1:]]
+    seconds = {n: seconds_to_score(n) for n in sorted({1, 2, 5, 9, k + 1})}
+    vars(case).update(
+        played=(Played(generation, (k,) * len(rounds), tuple(walls), tuple(scored)),),
+        alone=Played(plain, (0,) * 48, tuple(waits), (1,) * 48),
+        costs=Costs(STEP, STEP / 10, seconds, 200),
+    )
+    return case
+
+
+@pytest.mark.parametrize("pace", [1.0, 3.0], ids=["quiet", "busy"])
+@pytest.mark.parametrize("k", [2, 4, 8, 64])
+def test_the_best_k_does_not_depend_on_the_k_that_was_asked_for(healthy: sd.Pair, k: int, pace: float) -> None:
+    """Though the machine became three times as slow after the costs were measured, and though the padded steps at the
+    end of a text cost more than the tokens that they drafted."""
+    case = recorded_case(healthy, k, pace)
+    terms = terms_of(case)
+    assert terms.o == pytest.approx((OUTSIDE - OUTSIDE_ALONE) / STEP)
+    v = {n + 1: seconds_to_score(n + 1) / STEP for n in range(9)}
+    expected = sd.best_k(case.alpha, 0.1, v.__getitem__, terms.o, max_k=8)
+    best, speedup = terms.best()
+    assert abs(best - expected) <= 1  # v between 2, 5 and 9 tokens is on straight lines
+    assert speedup == pytest.approx(sd.predicted_speedup(case.alpha, expected, 0.1, v[expected + 1], terms.o), rel=0.01)
+    assert speedup > 1.4
+
+
+@pytest.mark.parametrize("pace", [1.0, 3.0], ids=["quiet", "busy"])
+def test_a_k_too_long_is_said_in_one_line_with_the_best_k(healthy: sd.Pair, pace: float) -> None:
+    case = recorded_case(healthy, 64, pace)
+    terms = terms_of(case)
+    best, speedup = terms.best()
+    found = judge_speed(case, terms, [0.5, 0.52, 0.55, 0.5, 0.51, 0.49, 0.5, 0.6])
+    assert all_codes(found) == ["slower-than-without"]
+    assert found[0].title == f"k = 64 is too long here: best k = {best}, predicted {speedup:.2f}×"
+    assert 2 <= best <= 8
+    numbers = found[0].numbers
+    assert (numbers["k"], numbers["blame"]) == (64, "k")
+    # E[tokens] / (n·c + v + o) of what was recorded: the speed that these rounds really had.
+    rounds = case.played[0].generation.rounds[:-1]
+    spent = sum(len(r.drafted) * 0.1 + RECORDED[65] + terms.o for r in rounds)
+    tokens = sum(sd.expected_tokens(case.alpha, len(r.drafted)) for r in rounds)
+    assert numbers["predicted"] == pytest.approx(tokens / spent)
+
+
+def test_what_rounds_scored_is_what_the_target_was_given(healthy: sd.Pair) -> None:
+    """Also in the last rounds, which draft less than k and are padded, and where the context ends."""
+    target = copy.deepcopy(healthy.target)
+    given: list[int] = []
+    target.model.embed_tokens.register_forward_hook(lambda module, inputs, output: given.append(inputs[0].shape[1]))
+    pair = sd.Pair(target, healthy.draft, healthy.tokenizer)
+    for prompt, tokens in (([5, 6, 7], 20), ([(7 * i) % 60 for i in range(106)], 22)):
+        case = open_case(Models.of(pair), prompts=[prompt], max_new_tokens=tokens, k=7)
+        given.clear()
+        played = case.play(prompt)
+        assert min(len(r.drafted) for r in played.generation.rounds) < 7
+        assert given[-len(played.scored) :] == list(played.scored)
+
+
+@pytest.mark.parametrize("context", [12, 128])
+def test_a_k_as_long_as_the_models_allow_is_examined(
+    healthy: sd.Pair, tiny_model: Callable[..., PreTrainedModel], context: int
+) -> None:
+    """The steps are timed as far as they fit into the models, from a k of half the context on."""
+    target, draft = (
+        tiny_model("llama", seed=seed, num_hidden_layers=1, max_position_embeddings=context) for seed in (0, 0)
+    )
+    pair = sd.Pair(target, draft, healthy.tokenizer)
+    k = context - 10  # leaves two tokens of prompt and eight new ones
+    case = open_case(Models.of(pair), max_new_tokens=8, k=k)
+    assert case.costs.v(k + 1) > 0
+    assert case.costs.v(2) > 0
+
+
+# Little time
+
+
+class Ticking:
+    """A clock that goes on by a second whenever it is looked at, so that a budget is a number of looks."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def test_without_time_only_what_needs_no_weights_is_checked(healthy: sd.Pair) -> None:
+    case = open_case(Models.of(healthy, healthy.tokenizer), seconds=0, **QUICK)
+    examination = examine(case)
+    states = {outcome.check: outcome.state for outcome in examination.outcomes}
+    assert {check for check, state in states.items() if state == "healthy"} == {"vocabulary", "memory"}
+    measured = [check.name for check in CHECKS if check.weight and check.name != "load"]
+    assert examination.left_out == measured  # load does not apply to a batch of one
+    assert "pair" not in vars(case)  # never loaded
+    assert examination.healthy
+    for text in shown(examination):
+        flat = " ".join(text.split())
+        assert f"left out: {'; '.join(measured)}; run with --seconds 120" in flat
+    assert examination.to_dict()["left_out"] == measured
+
+
+def test_with_time_enough_nothing_is_left_out(healthy: sd.Pair) -> None:
+    examination = examine(open_case(Models.of(healthy), seconds=3600, batch=2, **QUICK))
+    assert examination.left_out == []
+    assert examination.omissions == ""
+    assert all("left out" not in text for text in shown(examination))
+
+
+def test_models_too_slow_for_the_time_are_checked_in_part(healthy: sd.Pair) -> None:
+    """Each step of the target sleeps 20 ms, so all checks would take 30 s at least. In three seconds the first of the
+    prompts are compared, and the report names the rest."""
+    slow = sd.Pair(taking(healthy.target, 0.02), healthy.draft, healthy.tokenizer)
+    examination = examine(open_case(Models.of(slow), seconds=3, **QUICK))
+    assert examination.left_out
+    assert "run with --seconds 120" in examination.omissions
+    told = {outcome.check: outcome for outcome in examination.outcomes}
+    assert told["speed"].why or told["speed"].left_out
+    assert sum(outcome.seconds for outcome in examination.outcomes) < 30
+
+
+@pytest.mark.timed
+@pytest.mark.parametrize("slower", [1, 2])
+def test_the_time_is_kept_whatever_the_models_take(healthy: sd.Pair, slower: int) -> None:
+    slow = sd.Pair(taking(healthy.target, 0.02 * slower), healthy.draft, healthy.tokenizer)
+    began = time.perf_counter()
+    examine(open_case(Models.of(slow), seconds=4, **QUICK))
+    assert time.perf_counter() - began < 6
+
+
+def test_a_prompt_is_compared_whole_or_left_out(healthy: sd.Pair) -> None:
+    """The time ends inside one of the four prompts, whose two generations are then not compared."""
+    for seconds in range(8, 80, 7):
+        case = open_case(Models.of(healthy), **QUICK)
+        case = replace(case, budget=Budget(seconds, Ticking()))
+        case.budget.start()
+        greedy = next(check for check in CHECKS if check.name == "greedy")
+        try:
+            assert greedy.run(case) == []
+        except OutOfTime:
+            assert "greedy" not in case.seen
+            continue
+        compared = case.seen["greedy"].numbers["prompts"]
+        assert case.seen["greedy"].numbers["tokens"] == compared * 24
+        assert case.left_out == ([f"{4 - compared} of 4 prompts"] if compared < 4 else [])
+    assert compared > 0
+
+
+def test_a_new_check_takes_one_line(healthy: sd.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line in CHECKS: it gets a share of the time, is left out without any, and an error that it raises is a finding
+    which ends the examination."""
+
+    def refuse(case: Case) -> list[Finding]:
+        raise sd.SpecdecError(f"target: does not agree with itself after {len(case.pair.tokenizer)} tokens")
+
+    checks = (*CHECKS[:2], Check("itself", "each model agrees with itself?", refuse), *CHECKS[2:])
+    monkeypatch.setattr("specdec_ref.measurement.diagnostics.CHECKS", checks)
+    examination = examine(open_case(Models.of(healthy), seconds=3600, **QUICK))
+    assert codes(examination.findings) == ["generation-fails"]
+    assert "does not agree with itself after 64 tokens" in examination.findings[0].evidence
+    assert [outcome.state for outcome in examination.outcomes[3:]] == ["skipped"] * len(CHECKS[2:])
+    assert "itself" in examine(open_case(Models.of(healthy), seconds=0, **QUICK)).left_out
+
+
+def test_what_a_check_does_not_need_is_left_to_the_next_ones() -> None:
+    clock = Ticking()
+    budget = Budget(100, clock)
+    budget.start()
+    with budget.part(0.5):
+        first = budget.left
+    with budget.part(0.5):
+        assert budget.left < first
+        clock.now += 60
+        with pytest.raises(OutOfTime):
+            budget.check()
+    assert 0 < budget.left < 40
+    budget.check()
+
+
+def test_loading_does_not_count() -> None:
+    clock = Ticking()
+    budget = Budget(10, clock)
+    budget.start()
+    with budget.part(0.5):
+        with budget.paused():
+            clock.now += 1000
+        budget.check()
+    budget.check()
+
+
+def test_without_a_limit_time_never_runs_out() -> None:
+    clock = Ticking()
+    budget = Budget(None, clock)
+    budget.start()
+    with budget.part(0.01):
+        clock.now += 1e9
+        budget.check()
+    assert budget.left == math.inf
+
+
 # Look-up
 
 
@@ -536,7 +779,8 @@ def test_a_problem_ends_the_examination(healthy: sd.Pair) -> None:
     case = open_case(Models.of(healthy), available=0, **QUICK)
     heard: list[str] = []
     examination = examine(case, heard.append)
-    assert [outcome.state for outcome in examination.outcomes] == ["skipped", "problem"] + ["skipped"] * 8
+    after = ["skipped"] * (len(CHECKS) - 2)
+    assert [outcome.state for outcome in examination.outcomes] == ["skipped", "problem", *after]
     assert len(heard) == 2
     assert not examination.healthy
     assert "pair" not in vars(case)  # never loaded
@@ -667,6 +911,7 @@ def test_figures_in_the_corrections_are_the_formulas() -> None:
         ({"k": 0}, "k=0"),
         ({"max_new_tokens": 7}, "max_new_tokens=7"),
         ({"max_new_tokens": 200}, "max_new_tokens=200"),
+        ({"k": 100}, "k=100, max_new_tokens=48: leave no room"),
         ({"batch": 0}, "batch=0"),
         ({"available": -1}, "available=-1"),
         ({"context": 0}, "context=0"),
@@ -773,7 +1018,7 @@ def test_doctor_hands_on_what_it_is_asked(folders: dict[str, str], monkeypatch: 
 
     monkeypatch.setattr("specdec_ref.measurement.diagnostics.examine", looked_at)
     pair = "--target", folders["target"], "--draft", folders["draft"]
-    settings = "--temperature 0.7 --top-k 20 --top-p 0.9 --context 100 --batch 3 --k 2".split()
+    settings = "--temperature 0.7 --top-k 20 --top-p 0.9 --context 100 --batch 3 --k 2 --seconds 7".split()
     done = run(*pair, *settings, "--prompt", PROMPTS[0], "--prompt", PROMPTS[1], "--json")
     assert done.exit_code == 0, done.output
     run(*pair)
@@ -781,7 +1026,7 @@ def test_doctor_hands_on_what_it_is_asked(folders: dict[str, str], monkeypatch: 
     ids = [tuple(usual.models.target_tokenizer(text)["input_ids"]) for text in PROMPTS[:2]]
     assert asked.prompts == tuple(ids)
     assert asked.sampling == sd.Sampling(0.7, 20, 0.9)
-    assert (asked.context, asked.batch, asked.k) == (100, 3, 2)
+    assert (asked.context, asked.batch, asked.k, asked.budget.seconds) == (100, 3, 2, 7)
     assert (len(usual.prompts), usual.sampling, usual.context) == (4, sd.Sampling(), None)
 
 
@@ -804,6 +1049,8 @@ def test_doctor_ends_with_1_for_a_pair_that_load_pair_refuses(folders: dict[str,
         (("--context", "0"), "context=0"),
         (("--top-k", "0"), "top_k=0"),
         (("--top-p", "2"), "top_p=2"),
+        (("--seconds", "-1"), "seconds=-1"),
+        (("--seconds", "nan"), "seconds=nan"),
     ],
 )
 def test_doctor_refuses_bad_usage(folders: dict[str, str], arguments: tuple[str, ...], words: str) -> None:
@@ -811,6 +1058,20 @@ def test_doctor_refuses_bad_usage(folders: dict[str, str], arguments: tuple[str,
     done = run("--target", folders["target"], "--draft", folders["draft"], *arguments)
     assert isinstance(done.exception, sd.SpecdecError)
     assert words in str(done.exception)
+
+
+def test_doctor_tells_what_it_left_out_and_ends_with_0(folders: dict[str, str]) -> None:
+    arguments = "--target", folders["target"], "--draft", folders["draft"], "--seconds", "0"
+    done = run(*arguments)
+    assert done.exit_code == 0, done.output
+    words = " ".join(done.stdout.split())
+    assert "left out: caches; greedy;" in words
+    assert "run with --seconds 120" in words
+    assert "no problem in what was checked" in words
+    assert done.stderr == ""  # no terminal, no progress
+    done = run(*arguments, "--json")
+    assert done.exit_code == 0
+    assert "speed" in json.loads(done.stdout)["left_out"]
 
 
 def test_a_case_asks_for_nothing_until_it_is_needed(healthy: sd.Pair) -> None:

@@ -1,5 +1,6 @@
 """The promises of the measurements: contenders take turns, ratios are taken where both ran, the script runs."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -83,6 +84,27 @@ def test_costs_need_room_and_a_draft() -> None:
         measure_costs(sd.Pair(pair.target, None, pair.tokenizer))
     with pytest.raises(sd.SpecdecError, match="takes 1, 9 and"):
         measure_costs(pair, scored=(1, 3))
+
+
+@pytest.mark.parametrize(("drafted", "each"), [(None, 6), (2, 2)])
+def test_a_draft_is_timed_for_as_many_tokens_as_asked(pair: sd.Pair, drafted: int | None, each: int) -> None:
+    """c of short drafts is not taken from a long one: the draft model makes one step for each token."""
+    draft = copy.deepcopy(pair.draft)
+    assert draft is not None
+    steps: list[int] = []
+    draft.register_forward_pre_hook(lambda module, arguments: steps.append(1))
+    costs = measure_costs(
+        sd.Pair(pair.target, draft, pair.tokenizer), max_k=6, context=20, repeats=3, warm_up=2, drafted=drafted
+    )
+    prefill = 1
+    assert len(steps) == prefill + (2 + 3) * each
+    assert sorted(costs.scoring) == list(range(1, 8))
+
+
+def test_more_tokens_than_max_k_are_not_drafted(pair: sd.Pair) -> None:
+    for drafted in (0, 7):
+        with pytest.raises(sd.SpecdecError, match=f"drafted={drafted}"):
+            measure_costs(pair, max_k=6, context=20, drafted=drafted)
 
 
 def test_compare_peers_measures_us_and_transformers(tmp_path: Path) -> None:

@@ -571,6 +571,61 @@ def specdec_bench(*arguments: str) -> Any:
     return CliRunner().invoke(app, [*arguments, "--device", "cpu"])
 
 
+@pytest.fixture(scope="module")
+def small_context(pair: sd.Pair, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Arguments for a pair that holds 128 tokens."""
+    assert pair.draft is not None
+    arguments = []
+    for role, model in (("target", pair.target), ("draft", pair.draft)):
+        path = tmp_path_factory.mktemp(role)
+        model.save_pretrained(path)
+        pair.tokenizer.save_pretrained(path)
+        arguments += [f"--{role}", str(path)]
+    return arguments
+
+
+def test_bench_measures_models_with_a_short_context_and_a_long_k(small_context: list[str]) -> None:
+    """Beyond k = 8 not every v is measured, but both ends of what is predicted are."""
+    few = ["--tokens", "12", "--prompts", "1", "--repeats", "1", "--max-k", "20"]
+    done = specdec_bench(*small_context, *few, "--json")
+    assert done.exit_code == 0, done.output
+    data = json.loads(done.stdout)
+    assert [line["k"] for line in data["results"]] == list(range(21))
+    assert [int(n) for n in data["costs"]["v"]] == [*range(1, 10), 17, 21]
+    assert all(line["formula"] > 0 for line in data["results"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(("--tokens", "128"), "--tokens 128"), (("--max-k", "128", "--tokens", "8"), "--max-k 128")],
+)
+def test_bench_names_what_does_not_fit_into_the_models(
+    small_context: list[str], arguments: tuple[str, ...], words: str
+) -> None:
+    done = specdec_bench(*small_context, *arguments)
+    assert isinstance(done.exception, sd.SpecdecError)
+    assert words in str(done.exception)
+    assert "128 tokens" in str(done.exception)
+
+
+def test_bench_explains_its_columns_in_80_characters(small_context: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = specdec_bench(*small_context, "--tokens", "12", "--prompts", "1", "--repeats", "1", "--max-k", "2")
+    assert done.exit_code == 0, done.output
+    assert done.stderr == ""  # no terminal, no progress
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split("  ")[0] for line in lines if line.startswith(("no drafts", "k ="))] == [
+        "no drafts",
+        "k = 1",
+        "k = 2",
+    ]
+    header = next(line for line in lines if "tokens/s" in line)
+    for column in ("speedup", "formula", "accepted"):
+        assert column in header
+        assert f"{column}: " in " ".join(done.stdout.split())
+
+
 def test_bench_suite_writes_a_report_and_goes_on(tmp_path: Path) -> None:
     small = ["--suite", str(tmp_path), "--tokens", "4", "--prompts", "1", "--repeats", "1", "--max-k", "2"]
     done = specdec_bench(*small, "--json", "--draft", "draft-small")

@@ -5,10 +5,11 @@ told from configurations and tokenizers alone.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from statistics import median
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,10 +17,11 @@ from torch import Tensor
 from specdec_ref.control import Controller, FixedK, Round
 from specdec_ref.decoding import Generation, Prompt, generate_speculative
 from specdec_ref.drafting import Drafter, ModelDrafter, PromptLookupDrafter
-from specdec_ref.errors import SpecdecError, is_whole
-from specdec_ref.measurement.costs import Costs
+from specdec_ref.errors import SpecdecError, is_number, is_whole
+from specdec_ref.measurement.budget import Budget, OutOfTime
+from specdec_ref.measurement.costs import WARM_UP, Costs
 from specdec_ref.measurement.parts import Models
-from specdec_ref.measurement.rounds import Bench, room
+from specdec_ref.measurement.rounds import LEAST_TOKENS, Bench
 from specdec_ref.models import Pair, TransformersModel, held_out_prompts, score_rows
 from specdec_ref.monitoring import Watcher
 from specdec_ref.sampling import Sampling
@@ -34,21 +36,42 @@ MIN_TOKENS = 8
 """Fewer new tokens than two rounds say nothing."""
 
 COST_REPEATS = 11
+SLOW_STEP, WARM_UP_SLOW = 0.05, 2
+"""Seconds of a target step from which on it hardly matters that steps are recorded (see `capture`), and how often the
+steps of so slow a model are made before they are timed."""
+
 MOST_K = 8
-"""The largest k that is recommended; v is measured that far."""
+"""The largest k that is recommended. c and v are measured up to here, and v also at the k asked for."""
 
 LEVEL = 0.99
 """Confidence of the intervals that a finding must be clear of."""
 
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
 
 @dataclass(frozen=True)
 class Played:
-    """A generation, what its controller asked for in each round, and the seconds from the end of one round to that of
-    the next: a figure fewer than rounds."""
+    """A generation and what the doctor recorded of its rounds.
+
+    Attributes:
+        generation: as `generate_speculative` returned it.
+        asked: k of each round, as the controller chose it.
+        walls: seconds from the end of a round to the end of the next, so one fewer than rounds.
+        scored: tokens that the target scored in each round. The last rounds draft fewer tokens than k, but their step
+            is padded to the same length (see `speculate`), so it costs as much as the others.
+    """
 
     generation: Generation
     asked: tuple[int, ...]
     walls: tuple[float, ...]
+    scored: tuple[int, ...]
+
+    @property
+    def outside(self) -> list[float]:
+        """Seconds that each round but the first spent neither drafting nor scoring: the loop, the controller."""
+        rounds = self.generation.rounds[1:]
+        return [wall - r.draft_seconds - r.verify_seconds for r, wall in zip(rounds, self.walls, strict=True)]
 
     @property
     def accepted(self) -> int:
@@ -70,15 +93,17 @@ class Seen:
 
 
 class _Listener:
-    """Stands before a controller: notes what it asks for, and when a round ended."""
+    """Stands before a controller: records what it asks for and when each round ended, and stops when time is up."""
 
-    def __init__(self, controller: Controller):
+    def __init__(self, controller: Controller, budget: Budget):
         self.controller = controller
+        self.budget = budget
         self.max_k = controller.max_k
         self.asked: list[int] = []
         self.ends: list[float] = []
 
     def next_k(self) -> int:
+        self.budget.check()
         self.asked.append(self.controller.next_k())
         return self.asked[-1]
 
@@ -93,7 +118,8 @@ class Case:
 
     k: tokens per round; controller chooses them instead where there is one. drafter: None for the draft model.
     batch: sequences at once that it is meant for; context: tokens of each, None for no more than what is played.
-    available: bytes for everything; None asks the device. seen: by check, filled in by those that measure.
+    available: bytes for everything; None asks the device. seen: by check, filled in by those that measure. budget: the
+    time for measuring. left_out: filled in by the present check with what there was no time for.
     """
 
     models: Models
@@ -108,11 +134,51 @@ class Case:
     available: int | None = None
     context: int | None = None
     seen: dict[str, Seen] = field(default_factory=dict, compare=False, repr=False)
+    budget: Budget = field(default_factory=Budget, compare=False, repr=False)
+    left_out: list[str] = field(default_factory=list, compare=False, repr=False)
 
     @cached_property
     def pair(self) -> Pair:
-        """Both models, loaded now if they were not."""
-        return self.models.load()
+        """Both models, loaded now if they were not. Loading does not count as measuring."""
+        self.budget.check()
+        with self.budget.paused():
+            return self.models.load()
+
+    def as_many_as_fit(
+        self, what: str, items: Sequence[Item], work: Callable[[Item], Value], least: int = 1
+    ) -> list[Value]:
+        """Do the work for all items, or for the first ones when time runs out.
+
+        Args:
+            what: name of the items, in the plural, for the report of what was left out.
+            items: what to work on, in this order.
+            work: the work on one of them. It may raise OutOfTime; then its item counts as left out.
+            least: with fewer results than this, nothing can be said.
+
+        An item is not begun where the one before took longer than what is left.
+
+        Returns:
+            The results, in the order of the items.
+
+        Raises:
+            OutOfTime: there are fewer results than `least`.
+        """
+        results: list[Value] = []
+        took = 0.0
+        for item in items:
+            began = self.budget.now
+            try:
+                self.budget.check()
+                if len(results) >= least and self.budget.left < took:
+                    raise OutOfTime
+                results.append(work(item))
+            except OutOfTime:
+                if len(results) < least:
+                    raise
+                self.left_out.append(f"{len(items) - len(results)} of {len(items)} {what}")
+                break
+            took = self.budget.now - began
+        return results
 
     @property
     def draft_model(self) -> "PreTrainedModel | None":
@@ -143,7 +209,7 @@ class Case:
         """One generation. k: that many in each round, without the controller. pair: another one, with its own draft
         model unless there is a drafter."""
         chosen = self.controller if k is None else None
-        listener = _Listener(chosen or FixedK(self.k if k is None else k))
+        listener = _Listener(chosen or FixedK(self.k if k is None else k), self.budget)
         generation = generate_speculative(
             pair or self.pair,
             prompt,
@@ -155,23 +221,40 @@ class Case:
             monitor=self.monitor if k is None and pair is None else None,
         )
         walls = [after - before for before, after in zip(listener.ends, listener.ends[1:], strict=False)]
-        return Played(generation, tuple(listener.asked), tuple(walls))
+        scored = _scored(generation, listener.asked, self.max_new_tokens, self.models.context)
+        return Played(generation, tuple(listener.asked), tuple(walls), scored)
 
     @cached_property
     def played(self) -> tuple[Played, ...]:
-        """Every prompt once, as the case is set up."""
-        return tuple(self.play(prompt, seed=i) for i, prompt in enumerate(self.prompts))
+        """Every prompt once, as the case is set up; fewer prompts where time runs out."""
+        seeds = range(len(self.prompts))
+        return tuple(self.as_many_as_fit("prompts", seeds, lambda i: self.play(self.prompts[i], seed=i)))
+
+    @cached_property
+    def alone(self) -> Played:
+        """The first prompt without drafts."""
+        return self.play(self.prompts[0], k=0)
 
     @cached_property
     def costs(self) -> Costs:
-        """c and v on this machine, for up to 8 drafted tokens or as many as are asked for, behind a text that was
-        played. Without a draft model the target stands in; the draft's cost is then what the rounds had."""
+        """c and v on this machine, after a text that was played.
+
+        v is measured at both ends and in the middle of the k that may be recommended, and at the k asked for, so that
+        nothing is extrapolated from a long draft to a short one or the other way round. c is the cost per token of
+        drafting no more than `MOST_K` tokens. Without a draft model the target stands in for it; the draft's cost is
+        then taken from the rounds.
+        """
         pair = Pair(self.pair.target, self.draft_model or self.pair.target, self.pair.tokenizer)
-        most = max(self.max_k, MOST_K)
+        most = max(self.max_k, min(MOST_K, pair.context - LEAST_TOKENS - 1))
+        short = min(MOST_K, most)
         played = self.played[0].generation
-        text = [*played.prompt_tokens, *played.tokens][: pair.context - room(0, most)]
-        bench = Bench(pair, [text], rounds=0, max_k=most, sampling=self.sampling)
-        return bench.costs(sorted({1, self.max_k, most}), COST_REPEATS)
+        text = [*played.prompt_tokens, *played.tokens][: pair.context - most - 1]
+        bench = Bench(pair, [text], rounds=0, max_k=most, sampling=self.sampling, budget=self.budget)
+        alone = self.alone.walls
+        slow = bool(alone) and median(alone) > SLOW_STEP
+        warm_up = WARM_UP_SLOW if slow else WARM_UP
+        ks = sorted({1, short // 2, short, self.max_k, most})
+        return bench.costs(ks, COST_REPEATS, drafted=short, warm_up=warm_up)
 
     @property
     def max_k(self) -> int:
@@ -203,8 +286,11 @@ def open_case(
     batch: int = 1,
     available: int | None = None,
     context: int | None = None,
+    seconds: float | None = None,
 ) -> Case:
     """Check the arguments, as `diagnose` explains them, and put them together. Raises SpecdecError."""
+    if seconds is not None and (not is_number(seconds) or not seconds >= 0):
+        raise SpecdecError(f"seconds={seconds!r:.80}: takes a number of seconds ≥ 0, or None for no limit")
     for name, value, least in (("k", k, 1), ("max_new_tokens", max_new_tokens, MIN_TOKENS), ("batch", batch, 1)):
         if not is_whole(value) or value < least:
             raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ {least}")
@@ -217,7 +303,10 @@ def open_case(
     most = max(k, controller.max_k if controller is not None else 0)
     room = models.context - max_new_tokens - most
     if room < 2:
-        raise SpecdecError(f"max_new_tokens={max_new_tokens}: leaves no room for a prompt in {models.context} tokens")
+        raise SpecdecError(
+            f"k={most}, max_new_tokens={max_new_tokens}: leave no room for a prompt; the models hold {models.context} "
+            "tokens"
+        )
     if prompts is None:
         ids = [_ids(text, models)[-room:] for text in list(held_out_prompts().values())[:PROMPTS]]
     elif isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
@@ -232,8 +321,20 @@ def open_case(
         "monitor": monitor,
         "available": available,
         "context": context,
+        "budget": Budget(seconds),
     }
     return Case(models, tuple(map(tuple, ids)), k, sampling or Sampling(), max_new_tokens, batch=batch, **settings)
+
+
+def _scored(generation: Generation, asked: Sequence[int], max_new_tokens: int, context: int) -> tuple[int, ...]:
+    """Tokens of the target's step in each round of one sequence, with the padding of the last rounds."""
+    scored, new = [], 0
+    for r, k in zip(generation.rounds, asked, strict=True):
+        fits = min(k, context - len(generation.prompt_tokens) - new)
+        useful = min(fits, max_new_tokens - new - 1)
+        scored.append(len(r.drafted) + 1 + fits - useful)
+        new += len(r.emitted)
+    return tuple(scored)
 
 
 def _ids(prompt: Prompt, models: Models) -> list[int]:

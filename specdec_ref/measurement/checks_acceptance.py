@@ -31,23 +31,33 @@ SAME = 0.995
 CHEAP = 0.5
 """Share of the target's parameters up to which a draft can be called smaller."""
 
+PLAYED_PART = 0.6
+"""Of the time for the check of acceptance, what generating may take. The checks after it use the same generations."""
+
 FEW_JUDGED = 30
 """With fewer judged tokens nothing is said about α."""
 
 
 def check_acceptance(case: Case) -> list[Finding] | None:
     """Is as much accepted as the two models' distributions allow?"""
+    with case.budget.part(PLAYED_PART):
+        everything = case.played
     draft = case.draft_model
     if draft is None:
         return None
-    rates = [rate for played in case.played for rate in _judged(case, draft, played)]
+    rates = [rate for played in everything for rate in _judged(case, draft, played)]
     accepted, judged = sum(a for _, a in rates), len(rates)
     expected = sum(b for b, _ in rates)
     slack = SIGMAS * math.sqrt(sum(b * (1 - b) for b, _ in rates)) + 1
     if case.pair.target.dtype.itemsize < 4:
         slack += 0.02 * judged  # q as drawn and q as computed here differ by rounding
     itself = Pair(case.pair.target, case.pair.target, case.pair.tokenizer)
-    kept = [case.play(prompt, k=case.max_k, pair=itself, seed=i) for i, prompt in enumerate(case.prompts[:2])]
+    kept = case.as_many_as_fit(
+        "prompts with the target as its own draft",
+        range(len(case.prompts[:2])),
+        lambda i: case.play(case.prompts[i], k=case.max_k, pair=itself, seed=i),
+        least=0,
+    )
     own, own_judged = sum(p.accepted for p in kept), sum(p.judged for p in kept)
     least = CONTROL_LEAST[min(4, case.pair.target.dtype.itemsize)]
     numbers = {"accepted": accepted, "judged": judged, "expected": expected, "slack": slack}
@@ -56,17 +66,18 @@ def check_acceptance(case: Case) -> list[Finding] | None:
     case.seen["acceptance"] = Seen(words, numbers)
     seen = (
         f"{accepted} of {judged} judged tokens accepted, {expected:.1f} ± {slack:.1f} computed from both models' "
-        f"distributions; of the target's own drafts {own} of {own_judged}"
+        f"distributions; with the target as its own draft {own} of {own_judged}"
     )
     if accepted > expected + slack:
         return [
             Finding(
                 "acceptance-too-high",
                 "problem",
-                "More is accepted than the rule allows",
+                "More tokens are accepted than the rule allows",
                 seen,
-                "The rule keeps tokens that it should reject: the output is not the target's any more. Known ways: u "
-                "fixed at 0, p and q of different rows, q not what the token was drawn from.",
+                "The rule accepts tokens that it should reject, so the output no longer follows the target's "
+                "distribution. Known causes: u fixed at 0, p and q of different rows, q not the distribution that the "
+                "token was sampled from.",
                 "Run `specdec equivalence`. If the engine is unchanged, report it as a bug.",
                 numbers,
             )
@@ -78,9 +89,10 @@ def check_acceptance(case: Case) -> list[Finding] | None:
                 "problem",
                 "The loop loses acceptance that the models have",
                 seen,
-                "A target that drafts for itself must accept everything. What is lost is lost between drafting and "
-                "judging: another temperature for the draft than for q, a cache that is not rewound, a wrong row.",
-                "Look at the drafter first: it must draw from exactly the distribution that it hands over. A better "
+                "A target that drafts for itself must accept everything. Acceptance is lost between drafting and "
+                "verification: the draft sampled at another temperature than q's, a cache that is not rewound, a wrong "
+                "row.",
+                "Look at the drafter first: it must sample from exactly the distribution that it returns. A better "
                 "draft model will not help.",
                 numbers,
             )
@@ -111,6 +123,7 @@ def check_stuck(case: Case) -> list[Finding]:
     low, high = share_interval(accepted, judged)
     numbers = {"accepted": accepted, "judged": judged, "alpha": accepted / judged, "interval": (low, high)}
     seen = f"{accepted} of {judged} judged tokens accepted, α between {low:.2f} and {high:.2f}"
+    case.seen["stuck"] = Seen(f"α between {low:.2f} and {high:.2f}", numbers)
     draft = case.draft_model
     if high < NEAR_ZERO and draft is not None:
         return [
@@ -119,9 +132,10 @@ def check_stuck(case: Case) -> list[Finding]:
                 "problem",
                 "Almost nothing of the draft is accepted",
                 seen + "; the loop itself accepts what it should",
-                "The draft knows nothing of what the target says: not trained, trained on something else, the wrong "
-                "checkpoint, or another prompt format.",
-                "Let the draft generate by itself: is it text? Then take one of the target's family, or distil it.",
+                "The draft does not predict the target's text: it is not trained, trained on something else, the wrong "
+                "checkpoint, or made for another prompt format.",
+                "Let the draft generate by itself. If the output is not text, the checkpoint is wrong. Otherwise take "
+                "a draft of the target's family, or distill one.",
                 numbers,
             )
         ]
@@ -135,10 +149,10 @@ def check_stuck(case: Case) -> list[Finding]:
         Finding(
             "acceptance-always-one",
             "problem",
-            "The draft is the target itself, or as good as",
-            f"{seen}; average Σ min(p, q) at temperature 1 {overlap:.4f}; parameters: target {sizes[0]:,}, draft "
+            "The draft is the target itself, or nearly so",
+            f"{seen}; average Σ min(p, q) at temperature 1: {overlap:.4f}; parameters: target {sizes[0]:,}, draft "
             f"{sizes[1]:,}",
-            "Everything is accepted since both say the same, but each drafted token costs a step of the target.",
+            "Everything is accepted because both predict the same, but each drafted token costs a step of the target.",
             "Name a smaller draft; check that target and draft are not the same path.",
             numbers | {"agreement": overlap, "target_parameters": sizes[0], "draft_parameters": sizes[1]},
         )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specdec_ref.drafting import ModelDrafter, PromptLookupDrafter
-from specdec_ref.measurement.case import Case, share_interval
+from specdec_ref.measurement.case import Case, Seen, share_interval
 from specdec_ref.measurement.findings import Finding
 from specdec_ref.sampling import GREEDY, SeededRandomness
 
@@ -59,6 +59,7 @@ def check_k(case: Case) -> list[Finding]:
             cut += room < due
             new += len(r.emitted)
     numbers = {"rounds": rounds, "short": short, "cut": cut, "asked": asked, "drafted": drafted}
+    case.seen["k"] = Seen(f"{drafted} tokens drafted in {rounds} rounds", numbers)
     findings = []
     confident = isinstance(case.drafter, ModelDrafter) and case.drafter.min_confidence > 0
     by_design = confident or isinstance(case.new_drafter(), PromptLookupDrafter)
@@ -74,7 +75,7 @@ def check_k(case: Case) -> list[Finding]:
                 else "The drafter does not use the k that it is given, or has a limit of its own.",
                 "Lower min_confidence, or ask for a smaller k."
                 if by_design
-                else "Look at the drafter's propose: it is handed k. In transformers, num_assistant_tokens belongs to "
+                else "Look at the drafter's propose: it receives k. In transformers, num_assistant_tokens belongs to "
                 "the assistant's configuration and is ignored elsewhere.",
                 numbers,
             )
@@ -104,7 +105,8 @@ def check_lookup(case: Case) -> list[Finding]:
     low, high = share_interval(right, positions)
     share = right / max(1, positions)
     numbers = {"positions": positions, "right": right, "share": share, "interval": (low, high)}
-    seen = f"at {right} of {positions} positions ({share:.0%}) what followed the last time follows again"
+    seen = f"at {right} of {positions} positions ({share:.0%}) the text continues as it did the last time"
+    case.seen["lookup"] = Seen(f"a look-up would get {share:.0%} of the tokens right", numbers)
     if isinstance(case.new_drafter(), PromptLookupDrafter):
         if high >= LOOKUP_USELESS:
             return []
@@ -112,10 +114,10 @@ def check_lookup(case: Case) -> list[Finding]:
             Finding(
                 "lookup-finds-nothing",
                 "warning",
-                "These prompts hold little that a look-up could use",
+                "These texts repeat too little for prompt lookup",
                 seen,
-                "Prompt lookup copies from the text so far; this text does not repeat itself.",
-                "Use a draft model here, or k = 0; keep look-up for summaries, edits and code with context.",
+                "Prompt lookup copies from the text so far, and this text does not repeat itself.",
+                "Use a draft model here, or k = 0. Prompt lookup is for summaries, edits and code with context.",
                 numbers,
             )
         ]
@@ -126,8 +128,8 @@ def check_lookup(case: Case) -> list[Finding]:
             "lookup-would-do",
             "note",
             "Prompt lookup would do here, without a draft model",
-            f"{seen}; of the draft's tokens {case.alpha:.0%} are accepted, for a step of the draft each",
-            "The text repeats what it holds already, and a look-up costs next to nothing.",
+            f"{seen}; of the draft's tokens {case.alpha:.0%} are accepted, and each costs a step of the draft",
+            "The text repeats itself, and a look-up costs next to nothing.",
             "Try drafter=PromptLookupDrafter() (vLLM: method 'ngram').",
             numbers | {"alpha": case.alpha},
         )

@@ -23,6 +23,8 @@ def check_vocabulary(case: Case) -> list[Finding] | None:
     if models.draft is None or models.draft_tokenizer is None:
         return None
     rows = [config.get_text_config(decoder=True).vocab_size for config in (models.target, models.draft)]
+    tokens = len(models.target_tokenizer.get_vocab())
+    case.seen["vocabulary"] = Seen(f"{tokens:,} tokens", {"tokens": tokens})
     return compare_vocabularies(models.target_tokenizer, models.draft_tokenizer, rows[0], rows[1])
 
 
@@ -57,9 +59,9 @@ def compare_vocabularies(
                 f"{len(different)} of {len(ours.keys() | theirs.keys())} ids differ (target {len(ours)} tokens, draft "
                 f"{len(theirs)}, {shared} strings in common): id {shown}",
                 "The draft proposes ids that mean something else to the target, which rejects them. The output stays "
-                "right, and slower than without. Equal sizes prove nothing.",
-                "Take a draft whose map from string to id is the target's: of its family, or distilled from it. In "
-                "vLLM use_heterogeneous_vocab is for this case.",
+                "correct but becomes slower. Vocabularies of equal size can still differ.",
+                "Take a draft whose map from string to id is the target's: of its family, or distilled from it. vLLM "
+                "has use_heterogeneous_vocab for this case.",
                 {"different": len(different), "target_tokens": len(ours), "draft_tokens": len(theirs)},
             )
         ]
@@ -104,7 +106,7 @@ def judge_memory(profile: MemoryProfile, available: int) -> list[Finding]:
         f"tokens, activations about {mib(profile.activations)}: {mib(profile.total)} of {mib(available)} available "
         f"(without speculation {mib(profile.total_alone)})"
     )
-    fewer = "fewer sequences at once, a shorter context, a smaller or quantised draft, or prompt lookup, which has none"
+    fewer = "fewer sequences at once, a shorter context, a smaller or quantized draft, or prompt lookup, which has none"
     if profile.total > available:
         alone = "even the target alone does not" if profile.total_alone > available else "the target alone would"
         return [
@@ -125,7 +127,7 @@ def judge_memory(profile: MemoryProfile, available: int) -> list[Finding]:
                 "warning",
                 "The pair barely fits into memory",
                 needs,
-                "Kernels and other programs need some room of their own.",
+                "Kernels and other programs need memory too.",
                 f"Leave a tenth free: {fewer}.",
                 numbers,
             )

@@ -1,10 +1,11 @@
-"""Checks of what comes out: do the caches hold what they should after a rejection, and is greedy decoding the same?
+"""Checks of the output: do the caches hold the right text after a rejection, and is greedy decoding the same?
 
-Both compare with transformers' own forward pass over the whole text, which knows nothing of our caches and masks.
+Both compare with transformers' own forward pass over the whole text, which does not use our caches and masks.
 """
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from specdec_ref.control import FixedK
 from specdec_ref.decoding import Row, speculate
 from specdec_ref.drafting import ModelDrafter
-from specdec_ref.measurement.case import Case, plain_logits
+from specdec_ref.measurement.case import Case, Seen, plain_logits
 from specdec_ref.measurement.findings import Finding
 from specdec_ref.measurement.memory import available_memory
 from specdec_ref.models import Pair, TransformersModel
@@ -38,11 +39,17 @@ DOUBLE_EXACT = 1e-9
 
 
 def check_caches(case: Case) -> list[Finding]:
-    """Do the caches tell the same after some rounds as a fresh reading of the text?"""
-    distances: dict[str, list[float]] = {"target": [], "draft": []}
-    noise = {"target": 0.0, "draft": 0.0}
-    for prompt in case.prompts[:CACHE_PROMPTS]:
-        _after_rounds(case, prompt, distances, noise)
+    """Do the models continue the text after some rounds as they do after a fresh reading of it?"""
+    prompts = case.prompts[:CACHE_PROMPTS]
+    measured = case.as_many_as_fit("prompts", prompts, lambda prompt: _after_rounds(case, prompt))
+    distances = {role: [d for one in measured for d in one[role].distances] for role in ("target", "draft")}
+    noise = {role: max(one[role].noise for one in measured) for role in distances}
+    compared = sum(map(len, distances.values()))
+    furthest = max((max(seen) for seen in distances.values() if seen), default=0.0)
+    case.seen["caches"] = Seen(
+        f"{compared} comparisons with a fresh reading, largest distance {furthest:.1g}",
+        {"compared": compared, "largest_distance": furthest},
+    )
     findings = []
     for role, seen in distances.items():
         limit = min(NOISE_FACTOR * noise[role] + LEAST_DISTANCE, MOST_DISTANCE)
@@ -54,25 +61,33 @@ def check_caches(case: Case) -> list[Finding]:
                     "problem",
                     f"The {role}'s cache does not hold the text",
                     f"after {wrong} of {len(seen)} rounds its next-token distribution is up to {max(seen):.3f} (total "
-                    f"variation) from that of a fresh reading; rounding explains {noise[role]:.1g}",
-                    "Rejected tokens were not taken back, or a drafted token was never fed: the model continues "
+                    f"variation) from that of a fresh reading of the text; rounding explains {noise[role]:.1g}",
+                    "Rejected tokens were not removed, or a drafted token was never fed: the model continues "
                     "another text. "
                     + (
                         "The output is wrong."
                         if role == "target"
-                        else "The output stays right, but fewer drafts are accepted."
+                        else "The output stays correct, but fewer tokens are accepted."
                     ),
-                    "Rewind to what is still true before each step; feed the last drafted token when all were "
-                    "accepted. If the engine is unchanged, report it as a bug.",
+                    "Rewind each cache to the accepted text before each step, and feed the last drafted token when all "
+                    "were accepted. If the engine is unchanged, report it as a bug.",
                     {"largest_distance": max(seen), "noise": noise[role], "rounds": len(seen), "wrong": wrong},
                 )
             )
     return findings
 
 
-def _after_rounds(
-    case: Case, prompt: tuple[int, ...], distances: dict[str, list[float]], noise: dict[str, float]
-) -> None:
+@dataclass
+class _Compared:
+    """One model after some rounds. distances: from a fresh reading, by round; noise: what rounding explains, computed
+    only where a distance needs to be explained."""
+
+    distances: list[float] = field(default_factory=list)
+    noise: float = 0.0
+
+
+def _after_rounds(case: Case, prompt: tuple[int, ...]) -> dict[str, _Compared]:
+    """Both models after each of some rounds; after fewer rounds, but at least one, where time runs out."""
     pair, k, everything = case.pair, case.max_k, Sampling()
     target, drafter = TransformersModel(pair.target), case.new_drafter()
     draft_model = case.draft_model
@@ -80,21 +95,26 @@ def _after_rounds(
     room = pair.context - len(prompt)
     row = Row(prompt, min(room, (CACHE_ROUNDS + 1) * (k + 2)))  # never full: the rounds below are fewer
     rounds = speculate(target, drafter, [row], FixedK(k), case.sampling, randomness, pair.eos, pair.context)
-    for _ in islice(rounds, CACHE_ROUNDS):
+    found = {"target": _Compared(), "draft": _Compared()}
+    for n, _ in enumerate(islice(rounds, CACHE_ROUNDS)):
+        if n and not case.budget.left:
+            case.left_out.append(f"{CACHE_ROUNDS - n} of {CACHE_ROUNDS} rounds")
+            break
         text = row.sequence
         if row.finish or len(text) + 2 > pair.context:
             break
         target.rewind([len(text) - 1])
         mine = target.extend(torch.tensor([text[-1:]], device=target.device))[0, -1]
-        distances["target"].append(_distance(mine, plain_logits(pair.target, text)[-1]))
+        found["target"].distances.append(_distance(mine, plain_logits(pair.target, text)[-1]))
         if draft_model is not None and isinstance(drafter, ModelDrafter):
             q = drafter.propose([text], 1, everything, randomness).probabilities
             plain = plain_logits(draft_model, text)[-1, : drafter.model.vocab_size]
-            assert q is not None  # a model always tells what it drew from
-            distances["draft"].append(_distance(q[0, 0].log(), plain))
+            assert q is not None  # a model always returns what it sampled from
+            found["draft"].distances.append(_distance(q[0, 0].log(), plain))
     for role, model in (("target", pair.target), ("draft", draft_model)):
-        if model is not None:
-            noise[role] = max(noise[role], _rounding(model, row.sequence, k))
+        if model is not None and max(found[role].distances, default=0.0) > LEAST_DISTANCE:
+            found[role].noise = _rounding(model, row.sequence, k)
+    return found
 
 
 def _distance(ours: Tensor, plain: Tensor) -> float:
@@ -116,10 +136,14 @@ def _rounding(model: "torch.nn.Module", text: Sequence[int], k: int) -> float:
 
 def check_greedy(case: Case) -> list[Finding]:
     """Does greedy decoding give the same tokens with and without drafts?"""
+    compared = case.as_many_as_fit("prompts", case.prompts, lambda prompt: _both_ways(case, prompt))
+    tokens = sum(min(map(len, both)) for both in compared)
+    case.seen["greedy"] = Seen(
+        f"{tokens} tokens compared, prompts: {len(compared)}", {"tokens": tokens, "prompts": len(compared)}
+    )
     ties: list[str] = []
-    for i, prompt in enumerate(case.prompts):
-        plain = case.play(prompt, k=0, sampling=GREEDY).generation.tokens
-        drafted = case.play(prompt, k=case.max_k, sampling=GREEDY).generation.tokens
+    for i, (plain, drafted) in enumerate(compared):
+        prompt = case.prompts[i]
         if plain == drafted:
             continue
         at = _first_difference(plain, drafted)
@@ -128,8 +152,9 @@ def check_greedy(case: Case) -> list[Finding]:
         text = [*prompt, *plain[:at]]
         margin, rounding = _margin(case, text, plain[at], drafted[at])
         seen = (
-            f"prompt {i} differs at new token {at}: {_show(case, plain[at])} without drafts, with them "
-            f"{_show(case, drafted[at])}; their logits differ by {margin:.2g}, rounding by up to {rounding:.1g}"
+            f"prompt {i} differs at new token {at}: {_show(case, plain[at])} without drafts, "
+            f"{_show(case, drafted[at])} with them; their logits differ by {margin:.2g}, rounding by up to "
+            f"{rounding:.1g}"
         )
         numbers: dict[str, object] = {"prompt": i, "token": at, "margin": margin, "rounding": rounding}
         bug = margin > TIE_FACTOR * rounding
@@ -147,14 +172,20 @@ def check_greedy(case: Case) -> list[Finding]:
         Finding(
             "greedy-tie",
             "note",
-            "Greedy outputs differ by a numerical tie: no fault",
-            ties[0] + (f" ({len(ties)} of {len(case.prompts)} prompts)" if len(ties) > 1 else ""),
-            "Scoring several tokens at once sums in another order than one by one. Where two tokens are as likely as "
-            "each other to within rounding, either may come out.",
+            "Greedy outputs differ by a numerical tie: not a bug",
+            ties[0] + (f" ({len(ties)} of {len(compared)} prompts)" if len(ties) > 1 else ""),
+            "Scoring several tokens in one step sums in another order than one token at a time. Where two tokens are "
+            "equally likely to within rounding, either may be the largest.",
             "Nothing; compare in float32 or float64 where equal tokens matter.",
             {"prompts": len(ties)},
         )
     ]
+
+
+def _both_ways(case: Case, prompt: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Greedy tokens without drafts and with them."""
+    plain = case.play(prompt, k=0, sampling=GREEDY).generation.tokens
+    return plain, case.play(prompt, k=case.max_k, sampling=GREEDY).generation.tokens
 
 
 def _greedy_bug(seen: str, numbers: dict[str, object]) -> Finding:
@@ -163,7 +194,8 @@ def _greedy_bug(seen: str, numbers: dict[str, object]) -> Finding:
         "problem",
         "Greedy outputs differ, and not by rounding",
         seen,
-        "The rule accepts a token that is not the target's largest, or compares the wrong row, or a cache is wrong.",
+        "The rule accepts a token that is not the target's most likely one, or compares the wrong row, or a cache is "
+        "wrong.",
         "Run `specdec equivalence`: it names the position and the distribution. If the engine is unchanged, report it "
         "as a bug.",
         numbers,

@@ -1,18 +1,20 @@
 """Checks of speed: is it slower than without drafts, alone or under load, and which of α, c, v, o and k is to blame?
 
-Nothing is said of a speed unless its whole interval lies on one side of break-even: machines are noisy. Or unless what
-was measured is below it and the formula leaves no hope: it counts tokens and steps, which noise does not reach.
+A finding needs the whole interval of the measured speed on one side of break-even, because machines are noisy. The
+exception: the measured speed is below break-even and so is the predicted one, even with the largest α that what was
+accepted allows. The prediction counts tokens and steps, which noise does not reach.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil
+from itertools import takewhile
+from math import ceil, inf
 from statistics import median
 
-from specdec_ref.measurement.benchmark import Contender, Sample, race
-from specdec_ref.measurement.case import LEVEL, MOST_K, Case, Seen, share_interval
+from specdec_ref.measurement.budget import OutOfTime
+from specdec_ref.measurement.case import LEVEL, MOST_K, Case, Played, Seen, share_interval
 from specdec_ref.measurement.findings import Finding
-from specdec_ref.measurement.intervals import quantile_interval
+from specdec_ref.measurement.intervals import Interval, quantile_interval
 from specdec_ref.measurement.rounds import LEAST_TOKENS, Bench, room
 from specdec_ref.theory import Cost, best_k, break_even_alpha, expected_tokens, predicted_speedup
 
@@ -21,6 +23,9 @@ LOAD_REPEATS, LOAD_ROUNDS = 8, 6
 """Pairs of runs: the median lies between the smallest and the largest of 8 ratios in 99.2 % of cases. Few prompts are
 repeated until there are as many."""
 
+COSTS_PART = 0.4
+"""Of the time for the check of speed, what measuring c and v may take."""
+
 WORTH = 1.25
 """A better k must promise so much more before it is tried: costs are measured to some 10 %."""
 
@@ -28,25 +33,28 @@ HOPELESS = 0.9
 """Predicted from the most that α can be, after what was accepted: less leaves no doubt that drafts do not pay."""
 
 GOOD_ALPHA, GOOD_C, GOOD_V, GOOD_O = 0.8, 0.1, 1.1, 0.0
-"""What a good set-up reaches: a draft of the same family at a tenth of the target's time (the source text's 3.3), on
-hardware that waits for memory. A term is to blame as far as bringing it there would help."""
+"""What a good set-up reaches: a draft of the same family at a tenth of the target's time, on hardware that waits for
+memory. A term is to blame as far as bringing it there would help."""
 
 
 @dataclass(frozen=True)
 class Blame:
-    """The term that costs most: 'k', 'acceptance', 'draft', 'scoring' or 'overhead'. speedup: predicted with that one
-    mended, and the best k for it."""
+    """The term that costs most: 'k', 'acceptance', 'draft', 'scoring' or 'overhead'. speedup, k: predicted with a good
+    value of that term, and the best k for it."""
 
     term: str
     speedup: float
     k: int
 
 
-def blame(alpha: float, k: int, c: float, v: Cost, overhead: float) -> Blame:
-    """Which term of S = E[tokens]/(k·c + v(k + 1) + o) to mend first: k where another one would do, else the one whose
-    good value lifts the best S most. v: a number or a function for up to 9 tokens."""
+def blame(alpha: float, k: int, c: float, v: Cost, overhead: float, most: int = MOST_K) -> Blame:
+    """Which term of S = E[tokens]/(k·c + v(k + 1) + o) to improve first.
+
+    It is k where another one would do, else the term whose good value lifts the best S most. v: a number, or a function
+    for up to `most` + 1 tokens.
+    """
     of = v if callable(v) else (lambda n: v)
-    other = best_k(alpha, c, of, overhead, MOST_K)
+    other = best_k(alpha, c, of, overhead, most)
     if other != k and other > 0 and (mended := predicted_speedup(alpha, other, c, of, overhead)) >= 1.05:
         return Blame("k", mended, other)
     mends: dict[str, tuple[float, float, Callable[[int], float], float]] = {
@@ -57,41 +65,111 @@ def blame(alpha: float, k: int, c: float, v: Cost, overhead: float) -> Blame:
     }
     found = []
     for term, (a, cost, score, o) in mends.items():
-        n = best_k(a, cost, score, o, MOST_K) or 1
+        n = best_k(a, cost, score, o, most) or 1
         found.append(Blame(term, predicted_speedup(a, n, cost, score, o), n))
     return max(found, key=lambda b: b.speedup)
 
 
+CULPRITS = {
+    "acceptance": "too few tokens are accepted",
+    "draft": "the draft is too slow",
+    "scoring": "scoring several tokens is too slow",
+    "overhead": "time is lost outside both models",
+}
 REMEDIES = {
     "k": "Set k = {k}: predicted {speedup:.2f}×. A controller finds it by itself (CostModelSpeculation).",
-    "acceptance": "A better aligned draft: same family, or distilled from the target. With α = 0.8 these costs would "
-    "give {speedup:.2f}× at k = {k}.",
-    "draft": "A cheaper draft: fewer layers first, since each is kernels to start; or prompt lookup. With c = 0.1 "
-    "this α would give {speedup:.2f}× at k = {k}.",
-    "scoring": "Scoring k + 1 tokens is dear here: a smaller k, a smaller batch, hardware that waits for memory rather "
-    "than computes. With v = 1.1 it would be {speedup:.2f}× at k = {k}.",
-    "overhead": "Time goes into neither model: the drafter or controller, the host's own code, logging. Without it the "
-    "speedup would be {speedup:.2f} at k = {k}.",
+    "acceptance": "A better aligned draft: of the same family, or distilled from the target. With α = 0.8 these costs "
+    "would give {speedup:.2f}× at k = {k}.",
+    "draft": "A cheaper draft: fewer layers first, since each layer is several kernels to launch; or prompt lookup. "
+    "With c = 0.1 this α would give {speedup:.2f}× at k = {k}.",
+    "scoring": "Scoring k + 1 tokens is expensive here. A smaller k or batch helps, or hardware that waits for memory "
+    "rather than computes. With v = 1.1 it would be {speedup:.2f}× at k = {k}.",
+    "overhead": "Look at the drafter or controller, at logging and at other host code: the time goes into neither "
+    "model. Without it the speedup would be {speedup:.2f}× at k = {k}.",
 }
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the formula needs: α, c, v as a function of the number of tokens, and o."""
+
+    alpha: float
+    c: float
+    v: Callable[[int], float]
+    o: float
+    most: int
+
+    def predict(self, rounds: Sequence[tuple[int, int]], alpha: float | None = None) -> float:
+        """Speedup of rounds that drafted and scored (n, m) tokens: Σ E[tokens] / Σ (n·c + v(m) + o).
+
+        alpha: instead of the measured one.
+        """
+        alpha = self.alpha if alpha is None else alpha
+        tokens = sum(expected_tokens(alpha, n) for n, _ in rounds)
+        return tokens / sum(n * self.c + self.v(m) + self.o for n, m in rounds)
+
+    def best(self) -> tuple[int, float]:
+        """The best k and its predicted speedup. No k above `most` is recommended."""
+        k = best_k(self.alpha, self.c, self.v, self.o, self.most)
+        return k, predicted_speedup(self.alpha, k, self.c, self.v, self.o)
+
+
+def terms_of(case: Case) -> Terms:
+    """α, c, v and o of a case.
+
+    o is measured by itself: the time of a round that was spent in neither model, beyond the same time of a round
+    without drafts. As a difference between a round and its computed costs it would hold whatever the machine's pace
+    changed by meanwhile, which at a large k is more than o.
+    """
+    costs = case.costs
+    draft = costs.draft_step
+    later = [r for played in case.played for r in played.generation.rounds[1:] if r.drafted]
+    if case.drafter is not None or case.pair.draft is None:
+        draft = median([r.draft_seconds / len(r.drafted) for r in later] or [0.0])
+    o = overhead(case.played, case.alone, costs.target_step)
+    return Terms(case.alpha, draft / costs.target_step, costs.v, o, min(MOST_K, max(costs.scoring) - 1))
+
+
+def overhead(played: Sequence[Played], alone: Played, target_step: float) -> float:
+    """o in target steps, never below 0. played: with drafts; alone: without; target_step: seconds."""
+    drafted = []
+    for one in played:
+        rounds = one.generation.rounds[1:]
+        drafted += [seconds for r, seconds in zip(rounds, one.outside, strict=True) if r.drafted]
+    if not drafted or not alone.outside:
+        return 0.0
+    return max(0.0, median(drafted) - median(alone.outside)) / target_step
 
 
 def check_speed(case: Case) -> list[Finding]:
     """Is it faster than without drafts, and is k well chosen?"""
-    ratios = _ratios(case, 0, None)
+    with case.budget.part(COSTS_PART):
+        terms = terms_of(case)
+    return judge_speed(case, terms, _ratios(case, 0, None))
+
+
+def judge_speed(case: Case, terms: Terms, ratios: Sequence[float]) -> list[Finding]:
+    """What the terms and the measured speedups say of a case. ratios: speed with drafts / without, of single runs."""
     actual, interval = median(ratios), quantile_interval(ratios, 0.5, LEVEL)
-    alpha, c, v, o = _terms(case)
-    ks = [len(r.drafted) for p in case.played for r in p.generation.rounds[:-1]] or [case.k]
-    k = round(sum(ks) / len(ks)) or 1
-    predicted = sum(expected_tokens(alpha, n) for n in ks) / sum(n * c + v(n + 1) + o for n in ks)
-    luckiest = share_interval(*case.accepted)[1]
-    hoped = sum(expected_tokens(luckiest, n) for n in ks) / sum(n * c + v(n + 1) + o for n in ks)
-    best = best_k(alpha, c, v, o, MOST_K)
-    most, needed = predicted_speedup(alpha, best, c, v, o), break_even_alpha(k, c, v, o)
-    shown = f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "too few runs for an interval"
-    pays = "not even at 1" if needed > 1 else f"{needed:.2f}"
+    rounds = [
+        (len(r.drafted), scored)
+        for played in case.played
+        for r, scored in zip(played.generation.rounds[:-1], played.scored, strict=False)
+    ] or [(case.max_k, case.max_k + 1)]
+    k = case.k
+    if case.controller is not None:
+        k = round(sum(n for n, _ in rounds) / len(rounds)) or 1
+    alpha, c, v, o = terms.alpha, terms.c, terms.v, terms.o
+    predicted = terms.predict(rounds)
+    hoped = terms.predict(rounds, share_interval(*case.accepted)[1])
+    best, most = terms.best()
+    needed = break_even_alpha(k, c, v, o)
+    shown = f"99 %: {interval[0]:.2f} to {interval[1]:.2f}" if interval else f"{len(ratios)} runs, too few to be sure"
+    pays = "at no α" if needed > 1 else f"from α = {needed:.2f}"
+    advice = f"best k = {best}, predicted {most:.2f}×" if best else "no k is predicted to pay"
     seen = (
-        f"measured {actual:.2f}× ({shown}) at k = {k}; α = {alpha:.2f} (break-even {pays}), c = {c:.2f}, "
-        f"v({k + 1}) = {v(k + 1):.2f}, o = {o:.2f}: predicted {predicted:.2f}; best k = {best}, predicted {most:.2f}"
+        f"measured {actual:.2f}× ({shown}) at k = {k}, predicted {predicted:.2f}× from α = {alpha:.2f}, c = {c:.2f}, "
+        f"v({k + 1}) = {v(k + 1):.2f}, o = {o:.2f}; this k pays {pays}; {advice}"
     )
     numbers = {"alpha": alpha, "c": c, "v": v(k + 1), "o": o, "k": k, "actual": actual, "interval": interval}
     numbers |= {
@@ -101,37 +179,38 @@ def check_speed(case: Case) -> list[Finding]:
         "best_speedup": most,
         "break_even_alpha": needed,
     }
-    case.seen["speed"] = Seen(
-        f"{actual:.2f}× ({shown}), predicted {predicted:.2f}; best k = {best}, predicted {most:.2f}; α = {alpha:.2f}, "
-        f"break-even {pays}",
-        numbers,
-    )
+    words = f"{actual:.2f}× ({shown}), predicted {predicted:.2f}×; {advice}; α = {alpha:.2f}, pays {pays}"
+    case.seen["speed"] = Seen(words, numbers)
     if interval and (interval[1] < 1 or (actual < 1 and hoped < HOPELESS)):
-        guilty = blame(alpha, k, c, v, o)
+        guilty = blame(alpha, k, c, v, o, terms.most)
+        title = f"Slower than without drafts: {CULPRITS.get(guilty.term, '')}"
+        if guilty.term == "k":
+            title = wrong_k(k, guilty.k, guilty.speedup)
         return [
             Finding(
                 "slower-than-without",
                 "problem",
-                f"Slower than without drafts; to blame: {guilty.term}",
+                title,
                 seen,
-                f"A round emits {expected_tokens(alpha, k):.2f} tokens and takes k·c + v(k + 1) + o = "
-                f"{k * c + v(k + 1) + o:.2f} steps of the target.",
+                f"With α = {alpha:.2f} a round of k = {k} emits {expected_tokens(alpha, k):.2f} tokens and takes "
+                f"k·c + v(k + 1) + o = {k * c + v(k + 1) + o:.2f} steps of the target.",
                 REMEDIES[guilty.term].format(k=guilty.k, speedup=guilty.speedup),
                 numbers | {"blame": guilty.term, "mended": guilty.speedup},
             )
         ]
     if not best or case.controller is not None or most < WORTH * predicted:
         return []
-    better = quantile_interval(_ratios(case, None, best), 0.5, LEVEL)
-    if better is None or better[0] <= 1:  # promised, and not kept
+    better = _gain(case, best)
+    if better is None or better[0] <= 1:  # predicted, but not confirmed
         return []
     return [
         Finding(
             "k-not-best",
             "note",
-            f"Another k does better: {best}",
+            wrong_k(k, best, most),
             f"k = {best} is {better[0]:.2f} to {better[1]:.2f} times as fast as k = {k}; {seen}",
-            "The last of many drafted tokens are rarely reached, and cost a draft step and a place in the scoring each."
+            "The last of many drafted tokens are rarely reached, and each costs a draft step and a place in the "
+            "scoring."
             if best < k
             else "More tokens would be accepted than are drafted.",
             f"Set k = {best}, or let a controller find it (CostModelSpeculation).",
@@ -140,80 +219,99 @@ def check_speed(case: Case) -> list[Finding]:
     ]
 
 
+def wrong_k(k: int, best: int, speedup: float) -> str:
+    """One line on a k that is not the best."""
+    return f"k = {k} is too {'long' if k > best else 'short'} here: best k = {best}, predicted {speedup:.2f}×"
+
+
+def _gain(case: Case, k: int) -> Interval | None:
+    """How many times as fast this k is as the case's own; None where there was too little time to be sure."""
+    try:
+        return quantile_interval(_ratios(case, None, k), 0.5, LEVEL)
+    except OutOfTime:
+        case.left_out.append(f"trying k = {k}")
+        return None
+
+
 def _ratios(case: Case, one: int | None, other: int | None) -> list[float]:
-    """How many times as fast `other` is as `one`, on every prompt in turn. None: as the case is set up; else that k."""
+    """How many times as fast `other` is as `one`, on every prompt in turn. None: as the case is set up; else that k.
 
-    def contender(k: int | None) -> Contender:
-        return lambda prompt, seed: Sample.of(case.play(prompt, k=k, seed=seed).generation)
-
+    Fewer runs where time is short. Each is made once before the first that counts.
+    """
     prompts = [list(prompt) for prompt in case.prompts]
     repeats = max(REPEATS, ceil(LEAST_RATIOS / len(prompts)))
-    results = race({"one": contender(one), "other": contender(other)}, prompts, baseline="one", repeats=repeats)
-    pace = {name: [len(s.tokens) / s.seconds for s in result.samples] for name, result in results.items()}
-    return [b / a for a, b in zip(pace["one"], pace["other"], strict=True)]
 
+    def pace(k: int | None, prompt: list[int], seed: int) -> float:
+        generation = case.play(prompt, k=k, seed=seed).generation
+        return len(generation.tokens) / generation.seconds
 
-def _terms(case: Case) -> tuple[float, float, Callable[[int], float], float]:
-    """α, c, v and o. o: what a round takes beyond draft and scoring, and beyond what a step without drafts takes."""
-    costs = case.costs
-    draft = costs.draft_step
-    rounds = [(r, wall) for p in case.played for r, wall in zip(p.generation.rounds[1:], p.walls, strict=True)]
-    if case.drafter is not None or case.pair.draft is None:
-        told = [r.draft_seconds / len(r.drafted) for r, _ in rounds if r.drafted]
-        draft = median(told) if told else 0.0
-    alone = case.play(case.prompts[0], k=0).walls
-    rest = [
-        wall - len(r.drafted) * draft - costs.target_step * costs.v(len(r.drafted) + 1)
-        for r, wall in rounds
-        if r.drafted
-    ]
-    usual = median(alone) - costs.target_step if alone else 0.0
-    o = max(0.0, (median(rest) - usual) / costs.target_step) if rest else 0.0
-    return case.alpha, draft / costs.target_step, costs.v, o
+    def ratio(run: tuple[int, list[int]]) -> float:
+        seed, prompt = run
+        before = pace(one, prompt, seed)
+        return pace(other, prompt, seed) / before
+
+    for k in (one, other):
+        if k not in (None, 0):  # the other two were played for α and o
+            case.play(prompts[0], k=k)
+    runs = [(repeat, prompt) for repeat in range(repeats) for prompt in prompts]
+    return case.as_many_as_fit("timed runs", runs, ratio)
 
 
 @dataclass(frozen=True)
 class Load:
-    """One batch size. v: time to score k + 1 tokens of each row / one of each; speedup: median of real rounds over
-    rounds without drafts; interval: of that median."""
+    """One batch size.
+
+    Attributes:
+        batch: rows.
+        v: time to score k + 1 tokens of each row / one of each.
+        speedup: median of real rounds over rounds without drafts.
+        interval: of that median, with 99 % confidence; None where there was no time for enough runs.
+    """
 
     batch: int
     v: float
     speedup: float
-    interval: tuple[float, float]
+    interval: Interval | None
+
+
+def has_load(case: Case) -> bool:
+    """Whether there is a batch, and a pair that can be measured with it."""
+    return case.batch > 1 and case.drafter is None and case.models.draft is not None
 
 
 def check_load(case: Case) -> list[Finding] | None:
     """Does it still pay at the batch size that it is meant for? Not asked of prompts of one or two tokens."""
-    if case.batch == 1 or case.drafter is not None or case.pair.draft is None or _load_length(case) < LEAST_TOKENS:
+    if not has_load(case) or _load_length(case) < LEAST_TOKENS:
         return None
     last = measure_load(case, case.batch)
-    low, high = last.interval
-    words = f"{last.speedup:.2f}× ({low:.2f} to {high:.2f}), v({case.max_k + 1}) = {last.v:.2f}"
+    shown = f"99 %: {last.interval[0]:.2f} to {last.interval[1]:.2f}" if last.interval else "too few runs to be sure"
+    words = f"{last.speedup:.2f}× ({shown}), v({case.max_k + 1}) = {last.v:.2f}"
     case.seen["load"] = Seen(words, vars(last))
-    if last.interval[1] >= 1:
+    if last.interval is None or last.interval[1] >= 1:
         return []
-    loads, size = [last], 1
-    while size < case.batch:
-        loads.insert(-1, measure_load(case, size))
-        size *= 4
-    until = max((load.batch for load in loads if load.speedup >= 1), default=0)
-    table = ", ".join(f"{load.batch}: v = {load.v:.2f}, {load.speedup:.2f}×" for load in loads)
+    sizes = list(takewhile(lambda size: size < case.batch, (4**i for i in range(case.batch))))
+    loads = [*_smaller(case, sizes), last]
+    until = max((load.batch for load in takewhile(lambda load: load.speedup >= 1, loads)), default=0)
+    table = ", ".join(f"batch {load.batch}: v = {load.v:.2f}, {load.speedup:.2f}×" for load in loads)
     schedule = f"[[1, {until}, {case.max_k}], [{until + 1}, {case.batch}, 0]]" if until else f"[[1, {case.batch}, 0]]"
     return [
         Finding(
             "slower-under-load",
             "problem",
             f"At batch {case.batch} drafts cost more than they save",
-            f"{last.interval[0]:.2f} to {last.interval[1]:.2f} times as fast as without; by batch size, "
-            f"v({case.max_k + 1}) and speedup: {table}",
+            f"{last.speedup:.2f}× ({shown}); v({case.max_k + 1}) and speedup by batch size: {table}",
             "With few rows a step takes as long as reading the weights, however many tokens it scores. A large batch "
             "keeps the arithmetic units busy already, and each rejected token takes some of them from other rows.",
-            (f"Draft up to batch {until} only" if until else "Do not draft at these sizes")
-            + f": `specdec bench --batch` measures it. In vLLM num_speculative_tokens_per_batch_size = {schedule}.",
+            (f"Draft up to batch {until} only" if until else "Do not draft at these batch sizes")
+            + f"; `specdec bench --batch` measures it. In vLLM: num_speculative_tokens_per_batch_size = {schedule}.",
             {"loads": [vars(load) for load in loads], "pays_up_to": until},
         )
     ]
+
+
+def _smaller(case: Case, sizes: Sequence[int]) -> list[Load]:
+    """The same at smaller batch sizes, as far as there is time."""
+    return case.as_many_as_fit("smaller batch sizes", sizes, lambda size: measure_load(case, size), least=0)
 
 
 def _load_length(case: Case) -> int:
@@ -221,14 +319,29 @@ def _load_length(case: Case) -> int:
     return min(case.models.context - room(LOAD_ROUNDS, case.max_k), *map(len, case.prompts))
 
 
+def _reading_seconds(case: Case, tokens: int) -> float:
+    """About how long the target takes to read so many tokens of prompts."""
+    most = max(case.costs.scoring)
+    return tokens * case.costs.scoring[most] / most
+
+
 def measure_load(case: Case, batch: int) -> Load:
-    """Real rounds of a whole batch, with and without drafts in turn. The prompts are cut to one length."""
+    """Real rounds of a whole batch, with and without drafts in turn. The prompts are cut to one length.
+
+    Raises OutOfTime where reading the prompts alone would take longer than is left.
+    """
     k, length = case.max_k, _load_length(case)
+    if case.budget.left < inf and _reading_seconds(case, batch * length) > case.budget.left:
+        raise OutOfTime
     prompts = [case.prompts[i % len(case.prompts)][-length:] for i in range(batch)]
-    bench = Bench(case.pair, prompts, rounds=LOAD_ROUNDS, max_k=k, sampling=case.sampling)
-    ratios = []
-    for i in range(LOAD_REPEATS + 1):
-        without, drafted = (bench.play(n, seed=i).tokens_per_second for n in (0, k))
-        ratios.append(drafted / without)
-    ratios = ratios[1:]  # the first time round is the warm-up
-    return Load(batch, bench.costs([k]).v(k + 1), median(ratios), (min(ratios), max(ratios)))
+    bench = Bench(case.pair, prompts, rounds=LOAD_ROUNDS, max_k=k, sampling=case.sampling, budget=case.budget)
+
+    def ratio(seed: int) -> float:
+        without, drafted = (bench.play(n, seed=seed).tokens_per_second for n in (0, k))
+        return drafted / without
+
+    ratio(0)  # the warm-up
+    with case.budget.part(1 - COSTS_PART):
+        ratios = case.as_many_as_fit("timed runs", range(1, LOAD_REPEATS + 1), ratio)
+    v = bench.costs([k]).v(k + 1)
+    return Load(batch, v, median(ratios), quantile_interval(ratios, 0.5, LEVEL))

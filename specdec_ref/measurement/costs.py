@@ -11,7 +11,7 @@ import torch
 from specdec_ref.acceptance import verify
 from specdec_ref.capture import USES_BEFORE_RECORDING
 from specdec_ref.drafting import ModelDrafter
-from specdec_ref.errors import SpecdecError
+from specdec_ref.errors import SpecdecError, is_whole
 from specdec_ref.measurement.showing import html_table, rich_table
 from specdec_ref.models import Pair, TransformersModel
 from specdec_ref.sampling import Sampling, SeededRandomness
@@ -79,19 +79,24 @@ def measure_costs(
     repeats: int = 15,
     warm_up: int = WARM_UP,
     scored: Collection[int] | None = None,
+    drafted: int | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> Costs:
     """Time the steps of `pair` as the decoding loop makes them, in turn, `repeats` times, after a warm-up.
 
     max_k: v is measured for 1 … max_k + 1 tokens. context: tokens in the cache, random ones. warm_up: fewer will do
     where these steps were made before. scored: of these numbers, those to time, both ends among them; recording
-    one takes a second. on_step is called after each of the `warm_up` + `repeats` rounds. Raises SpecdecError where the
-    pair has no draft model or cannot hold that many tokens.
+    one takes a second. drafted: how many tokens are drafted to time one of them, default max_k; a long draft has less
+    of the fixed cost of a draft for each token. on_step is called after each of the `warm_up` + `repeats` rounds.
+    Raises SpecdecError where the pair has no draft model or cannot hold that many tokens.
     """
     if pair.draft is None:
         raise SpecdecError("pair: has no draft model, so there is no draft step to time")
     if scored is not None and not {1, max_k + 1} <= set(scored):
         raise SpecdecError(f"scored={scored!r:.80}: takes 1, {max_k + 1} and what you like between them")
+    drafted = max_k if drafted is None else drafted
+    if not is_whole(drafted) or not 1 <= drafted <= max_k:
+        raise SpecdecError(f"drafted={drafted!r:.80}: takes a whole number from 1 to max_k = {max_k}")
     if context + max_k + 1 > pair.context:
         raise SpecdecError(f"context={context}: with k = {max_k} that is more than the models hold, {pair.context}")
     sampling = sampling or Sampling()
@@ -104,7 +109,7 @@ def measure_costs(
     target.prefill([sequence[:-1]])
 
     def draft() -> None:
-        drafter.propose([sequence], max_k, sampling, randomness)
+        drafter.propose([sequence], drafted, sampling, randomness)
 
     def score(n: int) -> Callable[[], None]:
         def step() -> None:
@@ -126,7 +131,7 @@ def measure_costs(
                     times[n].append(seconds)
             on_step()
     medians = {n: median(t) for n, t in times.items()}
-    return Costs(medians[1], medians[0] / max_k, {n: medians[n] for n in numbers}, context)
+    return Costs(medians[1], medians[0] / drafted, {n: medians[n] for n in numbers}, context)
 
 
 def _timed(step: Callable[[], None], device: torch.device) -> float:

@@ -1,7 +1,8 @@
-"""What is wrong with this set-up? Checks in turn, from what needs no weights to what takes a stop-watch.
+"""What is wrong with this set-up? Checks in turn, from those that need no weights to those that need a clock.
 
-A problem ends the examination: what follows would only show it again (a stale cache lowers acceptance, low acceptance
-makes slow, …). Notes and warnings do not.
+The order is also that of their value. A wrong output matters more than a slow one, and a cause is found before what it
+causes: a stale cache lowers acceptance, and low acceptance makes slow. So a problem ends the examination. Notes and
+warnings do not. Where time is limited, what there was none for is reported.
 """
 
 import time
@@ -13,13 +14,14 @@ from specdec_ref.control import Controller
 from specdec_ref.decoding import Prompt
 from specdec_ref.drafting import Drafter
 from specdec_ref.errors import SpecdecError
+from specdec_ref.measurement.budget import OutOfTime
 from specdec_ref.measurement.case import Case, Seen, open_case
 from specdec_ref.measurement.checks_acceptance import check_acceptance, check_stuck
 from specdec_ref.measurement.checks_drafting import check_k, check_lookup
 from specdec_ref.measurement.checks_models import check_memory, check_vocabulary
 from specdec_ref.measurement.checks_output import check_caches, check_greedy
-from specdec_ref.measurement.checks_speed import check_load, check_speed
-from specdec_ref.measurement.findings import NOT_CHECKED, Examination, Finding, Outcome
+from specdec_ref.measurement.checks_speed import check_load, check_speed, has_load
+from specdec_ref.measurement.findings import DOES_NOT_APPLY, LEFT_OUT, NOT_CHECKED, Examination, Finding, Outcome
 from specdec_ref.measurement.parts import Models
 from specdec_ref.models import Pair
 from specdec_ref.monitoring import Watcher
@@ -29,53 +31,101 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+def _always(case: Case) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Check:
-    """A name, the question that it answers, and the function that does: findings, or None where it does not apply."""
+    """One check of a pair. To add one, add a line to `CHECKS`, where its cause comes before its effects.
+
+    Attributes:
+        name: stable, one word.
+        question: what it answers, in a few words. A healthy pair gets 'yes'.
+        run: the check. It returns findings, or None where it does not apply. A SpecdecError that it raises becomes a
+            finding. What may take long looks at the budget of its case.
+        weight: its share of the time, compared with the checks after it. 0: it takes next to no time and is always
+            made.
+        applies: whether time has to be kept for it.
+        after: the name of a check whose generations it uses. Where that one was left out, so is this one.
+    """
 
     name: str
     question: str
     run: Callable[[Case], list[Finding] | None]
+    weight: float = 1
+    applies: Callable[[Case], bool] = _always
+    after: str = ""
 
 
 CHECKS = (
-    Check("vocabulary", "same ids for the same strings?", check_vocabulary),
-    Check("memory", "room for both models?", check_memory),
-    Check("caches", "caches right after rejections?", check_caches),
-    Check("greedy", "same greedy output as without?", check_greedy),
-    Check("acceptance", "as much accepted as can be?", check_acceptance),
-    Check("stuck", "acceptance neither 0 nor 100 %?", check_stuck),
-    Check("k", "as many drafted as asked for?", check_k),
-    Check("lookup", "is a draft model better than a look-up?", check_lookup),
-    Check("speed", "faster than without?", check_speed),
-    Check("load", "still so at this batch size?", check_load),
+    Check("vocabulary", "same ids for the same strings?", check_vocabulary, weight=0),
+    Check("memory", "enough memory for both models?", check_memory, weight=0),
+    Check("caches", "caches correct after rejections?", check_caches, weight=2),
+    Check("greedy", "same greedy output as without drafts?", check_greedy, weight=4),
+    Check("acceptance", "as many tokens accepted as computed?", check_acceptance, weight=5),
+    Check("stuck", "acceptance neither 0 nor 100 %?", check_stuck, after="acceptance"),
+    Check("k", "as many tokens drafted as asked for?", check_k, after="acceptance"),
+    Check("lookup", "better than prompt lookup?", check_lookup, after="acceptance"),
+    Check("speed", "faster than without drafts?", check_speed, weight=10),
+    Check("load", "also faster at this batch size?", check_load, weight=6, applies=has_load),
 )
 
 FAILED = "generation-fails"
 
 
 def examine(case: Case, on_check: Callable[[str], None] = lambda question: None) -> Examination:
-    """Make the checks of `CHECKS` in turn. on_check hears each question before it is answered."""
+    """Make the checks of `CHECKS` in turn, within the time of the case. on_check gets each question before it is
+    answered."""
     outcomes: list[Outcome] = []
     ended_by = ""
-    for check in CHECKS:
+    case.budget.start()
+    for i, check in enumerate(CHECKS):
         if ended_by:
             outcomes.append(Outcome(check.name, check.question, why=f"{NOT_CHECKED}, because of: {ended_by}"))
             continue
+        if check.weight and not check.applies(case):
+            outcomes.append(Outcome(check.name, check.question, why=DOES_NOT_APPLY))
+            continue
+        if any(outcome.check == check.after and outcome.why == LEFT_OUT for outcome in outcomes):
+            outcomes.append(Outcome(check.name, check.question, why=LEFT_OUT))
+            continue
         on_check(check.question)
-        case.seen.pop(check.name, None)
-        began = time.perf_counter()
-        try:
-            findings = check.run(case)
-        except (SpecdecError, AssertionError, RuntimeError) as error:  # RuntimeError: PyTorch's own, out of memory too
-            findings = [_failed(check, error)]
-        seconds = time.perf_counter() - began
-        why = "" if findings is not None else "does not apply"
-        seen = case.seen.get(check.name, Seen("", {}))
-        outcome = Outcome(check.name, check.question, tuple(findings or ()), why, seconds, seen.words, seen.numbers)
+        outcome = _make(check, case, _share(i, case))
         outcomes.append(outcome)
-        ended_by = next((finding.title for finding in findings or () if finding.severity == "problem"), "")
-    return Examination(tuple(outcomes))
+        ended_by = next((finding.title for finding in outcome.findings if finding.severity == "problem"), "")
+    return Examination(tuple(outcomes), case.budget.seconds)
+
+
+def _share(i: int, case: Case) -> float:
+    """Part of the time left that check i may use. The rest is kept for those after it."""
+    if not CHECKS[i].weight:
+        return 1
+    return CHECKS[i].weight / sum(check.weight for check in CHECKS[i:] if check.applies(case))
+
+
+def _make(check: Check, case: Case, share: float) -> Outcome:
+    """Make one check and record what came of it."""
+    case.seen.pop(check.name, None)
+    case.left_out.clear()
+    began = time.perf_counter()
+    findings: list[Finding] | None = None
+    why = ""
+    try:
+        with case.budget.part(share):
+            if check.weight:
+                case.budget.check()
+            findings = check.run(case)
+        if findings is None:
+            why = DOES_NOT_APPLY
+    except OutOfTime:
+        why = LEFT_OUT
+    except (SpecdecError, AssertionError, RuntimeError) as error:  # RuntimeError: PyTorch's own, out of memory too
+        findings = [_failed(check, error)]
+    seconds = time.perf_counter() - began
+    seen = case.seen.get(check.name, Seen("", {}))
+    left_out = () if why else tuple(case.left_out)
+    return Outcome(check.name, check.question, tuple(findings or ()), why, seconds, seen.words, seen.numbers, left_out)
 
 
 def diagnose(
@@ -93,14 +143,27 @@ def diagnose(
     context: int | None = None,
     draft_tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> list[Finding]:
-    """What is wrong with decoding like this, gravest cause first; nothing for a healthy pair.
+    """Examine decoding like this, and return what is wrong: the first cause first, nothing for a healthy pair.
 
-    prompts: default four held-out ones. k: tokens drafted per round; controller: chooses instead, and hears of all that
-    is played. sampling: default temperature 1. max_new_tokens: of each generation, ≥ 8. drafter: default the pair's
-    draft model. monitor: is shown what is played. batch: sequences at once that this is meant for. available: bytes for
-    everything; default what the device has. context: tokens of each sequence, prompt and new ones, that this is meant
-    for; default no more than what is played. draft_tokenizer: default the one where the draft came from. Under a minute
-    for the pair that ships. Raises SpecdecError for arguments that it cannot use.
+    There is no limit of time here, because findings cannot tell what was left out; `specdec doctor` has one. The pair
+    that ships takes under a minute.
+
+    Args:
+        pair: what `load_pair` returned.
+        prompts: texts or token ids; default four held-out texts.
+        k: tokens drafted per round.
+        sampling: default temperature 1.
+        max_new_tokens: of each generation, ≥ 8.
+        controller: chooses k instead, and observes everything that is played.
+        drafter: default the pair's draft model.
+        monitor: observes everything that is played.
+        batch: sequences at once that the pair is meant for.
+        available: bytes for everything; default what the device has.
+        context: tokens of each sequence, prompt and new ones, that the pair is meant for; default what is played.
+        draft_tokenizer: default the one where the draft came from.
+
+    Raises:
+        SpecdecError: for arguments that it cannot use.
     """
     case = open_case(
         Models.of(pair, draft_tokenizer),
@@ -124,7 +187,7 @@ def _failed(check: Check, error: Exception) -> Finding:
         "problem",
         "Decoding fails",
         f"{type(error).__name__} at '{check.question}': {' '.join(str(error).split())[:300]}",
-        "A model gives no numbers that a token can be drawn from, or the set-up breaks a rule of the loop.",
-        "Mend what the message names; the checks before this one passed.",
+        "A model returns no probabilities that a token can be sampled from, or the set-up breaks a rule of the loop.",
+        "Fix what the message names; the checks before this one passed.",
         {"check": check.name},
     )

@@ -15,7 +15,14 @@ MARKS: dict[str, str] = {"problem": "✗", "warning": "!", "note": "i", "healthy
 COLOURS: dict[str, str] = {"problem": "#D55E00", "warning": "#E69F00", "note": "#0072B2", "healthy": "#009E73"}
 
 NOT_CHECKED = "not checked"
-"""How the reason begins of a check that was left out after a problem; a table says no more, the problem is in it."""
+"""How the reason begins for a check after a problem. A table shows no more, because the problem is in it."""
+
+DOES_NOT_APPLY = "does not apply"
+LEFT_OUT = "left out, no time"
+"""The reasons for a check that is not about this set-up, and for one that the time did not suffice for."""
+
+LEAST_SECONDS, MORE_TIME = 120, 5
+"""What the report proposes where time ran out: so many times as long, but no shorter than this."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +73,18 @@ class Finding:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one check. why: what kept it from being made, '' where it was. seconds: it took. evidence: what it
-    measured, '' for those that have no figures; numbers: the same by name."""
+    """What came of one check.
+
+    Attributes:
+        check: its name.
+        question: what it answers.
+        findings: what it found.
+        why: the reason why it was not made, '' where it was.
+        seconds: how long it took.
+        evidence: what it measured, '' for a check that has no figures.
+        numbers: the same by name.
+        left_out: the parts of it that there was no time for.
+    """
 
     check: str
     question: str
@@ -76,6 +93,7 @@ class Outcome:
     seconds: float = 0.0
     evidence: str = ""
     numbers: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     @property
     def state(self) -> str:
@@ -89,9 +107,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Examination:
-    """All checks, in turn. It shows itself as a table with the findings below; what is healthy shows its figures."""
+    """All checks, in turn. It shows itself as a table with the findings below; what is healthy shows its figures.
+
+    Attributes:
+        outcomes: one for each check.
+        seconds: the time that measuring was limited to, None for no limit.
+    """
 
     outcomes: tuple[Outcome, ...]
+    seconds: float | None = None
 
     @property
     def findings(self) -> list[Finding]:
@@ -103,10 +127,29 @@ class Examination:
         """Whether no problem was found; warnings and notes are none."""
         return all(finding.severity != "problem" for finding in self.findings)
 
+    @property
+    def left_out(self) -> list[str]:
+        """What there was no time for: names of checks, and of parts of checks."""
+        found = []
+        for outcome in self.outcomes:
+            if outcome.why == LEFT_OUT:
+                found.append(outcome.check)
+            elif outcome.left_out:
+                found.append(f"{outcome.check} ({', '.join(outcome.left_out)})")
+        return found
+
+    @property
+    def omissions(self) -> str:
+        """One line on what there was no time for and how to run it; '' where nothing was left out."""
+        if not self.left_out or self.seconds is None:
+            return ""
+        more = max(LEAST_SECONDS, round(MORE_TIME * self.seconds))
+        return f"left out: {'; '.join(self.left_out)}; run with --seconds {more}"
+
     def to_dict(self) -> dict[str, Any]:
         """Everything by name; None for numbers that are not finite, such as the α of a pair that can never pay."""
         checks = [{**asdict(outcome), "state": outcome.state} for outcome in self.outcomes]
-        return {"healthy": self.healthy, "checks": _finite(checks)}
+        return {"healthy": self.healthy, "left_out": self.left_out, "checks": _finite(checks)}
 
     def _answers(self) -> Iterator[tuple[str, str, str]]:
         for outcome in self.outcomes:
@@ -126,6 +169,8 @@ class Examination:
         parts: list[Any] = [table]
         for finding in self.findings:
             parts += ["", finding]
+        if self.omissions:
+            parts += ["", Text(self.omissions)]
         return Group(*parts)
 
     def _repr_html_(self) -> str:
@@ -134,7 +179,9 @@ class Examination:
             f'<td style="text-align:left">{escape(question)}</td><td style="text-align:left">{escape(answer)}</td></tr>'
             for state, question, answer in self._answers()
         )
-        return f"<table><tbody>{rows}</tbody></table>" + "".join(f._repr_html_() for f in self.findings)
+        findings = "".join(f._repr_html_() for f in self.findings)
+        omissions = f"<p>{escape(self.omissions)}</p>" if self.omissions else ""
+        return f"<table><tbody>{rows}</tbody></table>{findings}{omissions}"
 
 
 def _edge(state: str) -> str:

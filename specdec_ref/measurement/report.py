@@ -54,9 +54,13 @@ NOTES = (
     "/ one search); their speedups are those after the first round."
 )
 SHORT_NOTES = (
-    "speedup: whole requests, median of ratios · decoding: after the first round, which the formula is about · "
-    "α: accepted / judged · round: tokens per round · 1/c: target step / draft step · "
-    "k: the best measured, its k: the formula's · needs n: so many requests"
+    "speedup: of whole requests, median of ratios · decoding: speedup after the first round, which the formula "
+    "predicts · α: accepted / judged · round: tokens per round · 1/c: target step / draft step · k: the best one "
+    "measured · its k: the best one by the formula · needs n: an interval takes n requests"
+)
+DRAFT_NOTES = (
+    "1/c: target step / draft step · α: accepted / judged · k: the best one measured · formula: predicted speedup · "
+    "its k: the best one by the formula"
 )
 
 STYLE = """

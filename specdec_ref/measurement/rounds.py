@@ -17,12 +17,16 @@ from specdec_ref.control import Controller, as_controller
 from specdec_ref.decoding import Row, speculate
 from specdec_ref.drafting import ModelDrafter
 from specdec_ref.errors import SpecdecError
+from specdec_ref.measurement.budget import Budget
 from specdec_ref.measurement.costs import WARM_UP, Costs
 from specdec_ref.models import Pair, TransformersModel
 from specdec_ref.sampling import Sampling, SeededRandomness
 
 LEAST_TOKENS = 3
 """Of a prompt whose last tokens are read anew in every round."""
+
+LEAST_REPEATS = 3
+"""A median of fewer times is not used."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,20 @@ class Bench:
     """A pair whose rows have read `prompts`, ready to play rounds from there as often as asked.
 
     prompts: one list of token ids for each row, of one length, at least 3 tokens. rounds: how many `play` times; room
-    for them is made at once, for up to max_k drafted tokens. Raises SpecdecError where the models cannot hold that.
+    for them is made at once, for up to max_k drafted tokens. budget: looked at before every round and every turn of
+    the steps, which raises OutOfTime. Raises SpecdecError where the models cannot hold that.
     """
 
-    def __init__(self, pair: Pair, prompts: Sequence[Sequence[int]], *, rounds: int, max_k: int, sampling: Sampling):
+    def __init__(
+        self,
+        pair: Pair,
+        prompts: Sequence[Sequence[int]],
+        *,
+        rounds: int,
+        max_k: int,
+        sampling: Sampling,
+        budget: Budget | None = None,
+    ):
         if pair.draft is None:
             raise SpecdecError("pair: has no draft model, so there is nothing to speculate with")
         lengths = {len(prompt) for prompt in prompts}
@@ -58,6 +72,7 @@ class Bench:
         self.prompts = [list(prompt) for prompt in prompts]
         self.context = lengths.pop()
         self.rounds, self.max_k, self.sampling = rounds, max_k, sampling
+        self.budget = budget or Budget()
         capacity = self.context + room(rounds, max_k)
         if capacity > pair.context:
             raise SpecdecError(f"prompts: of {self.context} tokens; with the rounds that is more than {pair.context}")
@@ -77,6 +92,7 @@ class Bench:
         self._settle()
         began = time.perf_counter()
         for _ in range(self.rounds):
+            self.budget.check()
             next(loop)
         self._settle()
         seconds = time.perf_counter() - began
@@ -89,12 +105,13 @@ class Bench:
             rows_times_rounds=len(timed),
         )
 
-    def costs(self, ks: Sequence[int], repeats: int = 9) -> Costs:
+    def costs(self, ks: Sequence[int], repeats: int = 9, drafted: int | None = None, warm_up: int = WARM_UP) -> Costs:
         """Medians of the steps at this batch size, in turn, after a warm-up: a draft step, and scoring k + 1 tokens.
 
-        The same steps as `measure_costs` times for one sequence.
+        The same steps as `measure_costs` times for one sequence. drafted: tokens of the draft whose time is divided by
+        their number; default max_k. Where the budget runs out, fewer repeats, but at least `LEAST_REPEATS`.
         """
-        drafter, most = ModelDrafter(self.draft), max(self.max_k, 1)
+        drafter, most = ModelDrafter(self.draft), drafted or max(self.max_k, 1)
         randomness = SeededRandomness(0, self.target.device)
         self.target.rewind([self.context - 1] * len(self.prompts))
         drafter.start(len(self.prompts), 0)
@@ -115,13 +132,17 @@ class Bench:
         steps = {0: draft} | {n: score(n) for n in sorted({1, *(k + 1 for k in ks)})}
         times: dict[int, list[float]] = {n: [] for n in steps}
         with torch.inference_mode():
-            for i in range(WARM_UP + repeats):
+            for i in range(warm_up + repeats):
+                if i < warm_up + LEAST_REPEATS:
+                    self.budget.check()
+                elif not self.budget.left:
+                    break
                 for n, step in steps.items():
                     self._settle()
                     began = time.perf_counter()
                     step()
                     self._settle()
-                    if i >= WARM_UP:
+                    if i >= warm_up:
                         times[n].append(time.perf_counter() - began)
         medians = {n: median(t) for n, t in times.items()}
         return Costs(medians[1], medians[0] / most, {n: medians[n] for n in steps if n}, self.context)
@@ -132,8 +153,11 @@ class Bench:
 
 
 def room(rounds: int, max_k: int) -> int:
-    """Tokens behind the prompt that `Bench` needs: its rounds, one more that is not timed, and a draft."""
-    return (rounds + 2) * (max_k + 1)
+    """Tokens after the prompt that `Bench` needs: its rounds, one more that is not timed, and a draft.
+
+    Without rounds only steps are timed, and there is one draft at a time.
+    """
+    return (rounds + 2) * (max_k + 1) if rounds else max_k + 1
 
 
 class _Read:
