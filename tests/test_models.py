@@ -450,3 +450,19 @@ def test_two_names_for_one_id_are_told(saved: Saved, tiny_model: Tiny) -> None:
     words: Any = Words({"a": 0, "b": 1, "c": 1}), Words({"a": 0, "c": 1})
     with pytest.raises(SpecdecError, match=r"draft: its vocabulary is not the target's: id 1"):
         check_compatible(tiny_model(), words[0], tiny_model(), words[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="reads which files Linux has mapped")
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_loaded_model_holds_no_pages_of_its_file(
+    tied: bool,
+    tmp_path: Path,
+    tiny_model: Callable[..., PreTrainedModel],
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """They would be in memory beside the weights, which are copied into another order."""
+    tiny_model("llama", tie_word_embeddings=tied).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_pair(tmp_path, device="cpu")
+    assert loaded.target.get_output_embeddings().weight.abs().max() > 0
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text(encoding="utf-8")
