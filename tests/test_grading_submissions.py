@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from specdec_ref.cli import app
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.checks import grading
+from specdec_ref.teaching.checks import grading, trusted
 from specdec_ref.teaching.checks.catalogue import EXERCISES
 from specdec_ref.teaching.checks.grading import Graded, grade_folder, grade_submission
 from specdec_ref.teaching.checks.handed_in import COURSE_NOTEBOOKS
@@ -96,6 +96,18 @@ def test_a_link_is_not_graded_where_it_is_named_on_the_command_line(tmp_path: Pa
     for name in ("thief", "thief.ipynb"):
         with pytest.raises(SpecdecError, match="is a symbolic link, which is not followed"):
             grade_folder(tmp_path / name)
+
+
+def test_a_link_to_a_file_is_no_student(tmp_path: Path) -> None:
+    path = notebook(tmp_path / "solutions", RIGHT)
+    for name in ("only", "class"):
+        (tmp_path / name).mkdir()
+        os.symlink(path, tmp_path / name / "mine.ipynb")
+    notebook(tmp_path / "class" / "honest", RIGHT)
+    assert scores(tmp_path / "class") == {"honest": 10}
+    out = tmp_path / "out"
+    assert scores(tmp_path / "only", out) == {"only": 0}
+    assert "mine.ipynb is a symbolic link, which is not followed" in report(out / "results.json")
 
 
 # Depth
@@ -319,6 +331,29 @@ def test_a_notebook_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     path = notebook(tmp_path, RIGHT)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert scores(tmp_path) == {tmp_path.name: 10}
+
+
+def test_code_without_end_is_not_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grading, "MOST_CODE", 2_000_000)
+    paths = [notebook(tmp_path, "#" * 900_000, name=f"{i}.ipynb") for i in range(4)]
+    paths.append(notebook(tmp_path, RIGHT, name="last.ipynb"))
+    run = grading.Run(paths, Trusted(), [0])
+    assert sum(one.code() for one in run.notebooks.values()) < 2_000_000
+    assert run.unreadable() == [f"{i}.ipynb: not read; the submission has more than 2 MB of code" for i in (2, 3)]
+    assert run.verdict(EXERCISES["residual"]).passed
+
+
+def test_cells_that_never_end_are_no_answer_to_what_they_only_mention(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trusted, "SECONDS", 0.5)
+    stub = notebook(tmp_path, STUB, name="02_residual.ipynb")
+    loop = notebook(tmp_path, "residual\nwhile True:\n    pass", name="loop.ipynb")
+    found = grade_submission("me", [stub, loop], Trusted(), exercises=[EXERCISES["residual"]])
+    assert found.verdicts[0].outcome == "not attempted"
+    answer = notebook(tmp_path, f"while True:\n    pass\n{RIGHT}", name="loop.ipynb")
+    found = grade_submission("me", [stub, answer], Trusted(), exercises=[EXERCISES["residual"]])
+    assert (found.verdicts[0].diagnosis, found.verdicts[0].note) == ("endless", "in loop.ipynb")
 
 
 # Class folders

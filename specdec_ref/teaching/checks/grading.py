@@ -52,6 +52,8 @@ __all__ = [
     "submissions_in",
     "write_reports",
 ]
+MOST_CODE = 5_000_000
+"""Characters in the code cells of one submission: so much of every submission that is being graded is in memory."""
 SECONDS_EACH, SECONDS_TO_STOP = 900.0, 1.0
 """Of one submission, after which no more of it is run; and what is waited for after Ctrl-C."""
 ENDED = "the process ended"
@@ -72,7 +74,7 @@ class Opens(Protocol):
 class Notebook:
     """One notebook of a submission, and what is known of it so far."""
 
-    def __init__(self, path: Path, shown: str):
+    def __init__(self, path: Path, shown: str, most_code: int):
         self.path, self.shown = path, shown
         self.sources: list[str] = []
         self.unreadable = ""
@@ -80,9 +82,16 @@ class Notebook:
             self.sources = sources_of(path)
         except SpecdecError as error:
             self.unreadable = clean(error)
+        if self.code() > most_code:
+            self.sources = []
+            self.unreadable = f"{shown}: not read; the submission has more than {MOST_CODE // 1_000_000} MB of code"
         self.names: set[str] | None = None  # what its cells define, once they have run
         self.broken: list[str] = []  # what failed in them then
         self.never_ends: Verdict | None = None  # its cells did not come to an end, and would not the next time
+
+    def code(self) -> int:
+        """Characters in its code cells."""
+        return sum(map(len, self.sources))
 
     def seems_to_define(self, name: str) -> bool:
         """Whether its text looks as if it did."""
@@ -93,8 +102,11 @@ class Run:
     """One submission being graded: its notebooks, the sandbox, the seeds, and the time that is left."""
 
     def __init__(self, notebooks: Sequence[Path], sandbox: Opens, seeds: Sequence[int]):
-        shown = _relative(notebooks)
-        self.notebooks = {path: Notebook(path, clean(shown[path], 80)) for path in notebooks}
+        self.notebooks: dict[Path, Notebook] = {}
+        left = MOST_CODE
+        for path, shown in _relative(notebooks).items():
+            self.notebooks[path] = Notebook(path, clean(shown, 80), left)
+            left -= self.notebooks[path].code()
         self.sandbox, self.seeds = sandbox, tuple(seeds)
         self.isolation = ""
         self.deadline = time.monotonic() + SECONDS_EACH
@@ -109,17 +121,21 @@ class Run:
         candidates = [notebook for notebook in ordered if mentions(notebook.sources, exercise.function)]
         stub: Verdict | None = None
         failed: Verdict | None = None
+        unknown: Verdict | None = None
         for i, notebook in enumerate(candidates):
             found, was_judged = self._in_notebook(exercise, notebook)
             if found is None:
                 continue
             if was_judged and found.outcome != "not attempted":
-                return _noted(found, _which_counts(exercise, notebook, candidates[i + 1 :], len(ordered)))
+                return _noted(found, _which_counts(exercise, notebook, candidates[i + 1 :]))
+            where = _noted(found, f"in {notebook.shown}" if len(ordered) > 1 else "")
             if was_judged:
                 stub = stub or found
-            elif failed is None:
-                failed = _noted(found, f"in {notebook.shown}" if len(ordered) > 1 else "")
-        return failed or stub or self._missing(exercise)
+            elif notebook.seems_to_define(exercise.function):
+                failed = failed or where
+            else:
+                unknown = unknown or where
+        return failed or stub or unknown or self._missing(exercise)
 
     def _missing(self, exercise: Exercise) -> Verdict:
         """No notebook answers this exercise: its own notebook cannot be read, or which one it is cannot be known."""
@@ -240,7 +256,7 @@ def _undefined(exercise: Exercise, notebook: Notebook) -> Verdict | None:
     """Cells ran and did not define the function: what failed in them, where one was to define it, or None."""
     if not notebook.broken or not notebook.seems_to_define(exercise.function):
         return None
-    why = notebook.broken[0]
+    why = _broken_definition(notebook.broken, notebook.sources, exercise.function) or notebook.broken[0]
     return _crashed(exercise, why, "syntax-error" if why.startswith("SyntaxError") else "crashed")
 
 
@@ -248,7 +264,7 @@ def _noted(verdict: Verdict, note: str) -> Verdict:
     return replace(verdict, note="; ".join(part for part in (verdict.note, note) if part))
 
 
-def _which_counts(exercise: Exercise, notebook: Notebook, later: Sequence[Notebook], notebooks: int) -> str:
+def _which_counts(exercise: Exercise, notebook: Notebook, later: Sequence[Notebook]) -> str:
     """Which notebook was judged and which were not looked at, where there is more than one that defines it."""
     ignored = [clean(other.shown, 40) for other in later if other.seems_to_define(exercise.function)]
     if not ignored:

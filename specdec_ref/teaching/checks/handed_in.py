@@ -84,10 +84,13 @@ def submissions_in(folder: Path, out: Path | None = None, *, single: bool = Fals
     loose, subfolders, linked = _top_level(folder)
     students = [_submission(sub, sub.name, reports) for sub in subfolders if sub.resolve() != reports]
     students = [one for one in students if one.notebooks or not _holds_reports(folder / one.name, reports)]
+    links = _shortened([f"{clean(name, 80)} {A_LINK}" for name in linked])
     if loose and not any(one.notebooks for one in students):
-        notes = [f"{clean(name, 80)} {A_LINK}" for name in linked]
-        return HandedIn((Submission(folder.resolve().name, _in_order(loose), _shortened(notes)),))
-    students += [Submission(name, notes=(f"the submission {A_LINK}",)) for name in linked]
+        return HandedIn((Submission(folder.resolve().name, _in_order(loose), links),))
+    folders = [name for name in linked if not os.path.isfile(folder / name)]
+    students += [Submission(name, notes=(f"the submission {A_LINK}",)) for name in folders]
+    if not students and linked:
+        students = [Submission(folder.resolve().name, notes=links)]
     if not students:
         raise SpecdecError(f"{shown}: has no notebooks and no folders in it")
     return HandedIn(tuple(sorted(students, key=lambda one: one.name)), _loose_line(loose, folder))
