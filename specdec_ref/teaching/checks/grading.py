@@ -427,6 +427,8 @@ def _in_threads(
     failures: list[BaseException] = []
 
     def work(box: _Box) -> None:
+        if hasattr(signal, "pthread_sigmask"):  # the processes of sandboxes inherit this: a terminal sends Ctrl-C to
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # them as well, and they are ended in order
         try:
             while waiting and not stop.is_set():
                 grade(waiting.popleft(), box)
