@@ -28,6 +28,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="names and links
 
 ROOT = Path(__file__).parents[1]
 ACCEPTS = "def accepts(p, q, u):\n    return u < p / q"
+WITHOUT = "mine.ipynb counts for this exercise; without an answer: 02_residual.ipynb"
 STUB = "def residual(p, q):\n    raise NotImplementedError('your code here')"
 
 
@@ -240,8 +241,9 @@ def test_all_permutations_in_a_notebook_each_do_not_pass(tmp_path: Path) -> None
             10,
             "old/02_residual.ipynb counts for this exercise; ignored: z.ipynb",
         ),
-        ({"02_residual": STUB, "mine": RIGHT}, 10, ""),  # what is still to be written does not count
-        ({"02_residual": STUB + "(", "mine": RIGHT}, 10, ""),  # nor what fails before it is defined
+        ({"02_residual": STUB, "mine": RIGHT}, 10, WITHOUT),  # what is still to be written does not count
+        ({"02_residual": STUB + "(", "mine": RIGHT}, 10, WITHOUT),  # nor what fails before it is defined
+        ({"02_residual": STUB, "mine": RIGHT, "z": TARGET}, 10, f"{WITHOUT}; ignored: z.ipynb"),
         ({"02_residual": "check('residual', residual)", "mine": RIGHT}, 10, ""),
     ],
 )

@@ -127,7 +127,7 @@ class Run:
             if found is None:
                 continue
             if was_judged and found.outcome != "not attempted":
-                return _noted(found, _which_counts(exercise, notebook, candidates[i + 1 :]))
+                return _noted(found, _which_counts(exercise, candidates, i))
             where = _noted(found, f"in {notebook.shown}" if len(ordered) > 1 else "")
             if was_judged:
                 stub = stub or found
@@ -264,13 +264,23 @@ def _noted(verdict: Verdict, note: str) -> Verdict:
     return replace(verdict, note="; ".join(part for part in (verdict.note, note) if part))
 
 
-def _which_counts(exercise: Exercise, notebook: Notebook, later: Sequence[Notebook]) -> str:
-    """Which notebook was judged and which were not looked at, where there is more than one that defines it."""
-    ignored = [clean(other.shown, 40) for other in later if other.seems_to_define(exercise.function)]
-    if not ignored:
-        return ""
-    more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
-    return f"{clean(notebook.shown, 40)} counts for this exercise; ignored: {', '.join(ignored[:3])}{more}"
+def _which_counts(exercise: Exercise, candidates: Sequence[Notebook], at: int) -> str:
+    """Which notebook was judged, which before it has no answer, and which after it were not looked at.
+
+    Nothing where no other notebook seems to define the function.
+    """
+
+    def named(notebooks: Sequence[Notebook]) -> str:
+        names = [clean(one.shown, 40) for one in notebooks if one.seems_to_define(exercise.function)]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return ", ".join(names[:3]) + more
+
+    parts = [f"{clean(candidates[at].shown, 40)} counts for this exercise"]
+    if without := named(candidates[:at]):
+        parts.append(f"without an answer: {without}")
+    if ignored := named(candidates[at + 1 :]):
+        parts.append(f"ignored: {ignored}")
+    return "; ".join(parts) if len(parts) > 1 else ""
 
 
 def _watched(answer: Any, ended: list[str]) -> Any:
