@@ -111,17 +111,24 @@ def test_a_module_beside_the_notebook_is_not_handed_in(source: str, what: str) -
     )
 
 
-def test_a_list_of_the_package_is_not_there_when_graded(tmp_path: Path) -> None:
-    """As where the cell with one's own list was deleted, and the import above it kept the answer working."""
-    imported = "from specdec_ref.teaching.checks.judgement import BUGS\n"
-    answer = "def findings():\n    return {'A': BUGS[2], 'B': BUGS[0], 'C': BUGS[1]}"
-    said = note("find_bug", in_notebook(imported + answer)["findings"])
+IMPORTED = "from specdec_ref.teaching.checks.judgement import BUGS\n"
+OWN = f"{IMPORTED}BUGS = {BUGS!r}\n"
+"""The list as the exercise's notebook has it. Where that cell was deleted, the import above it keeps it working."""
+FINDINGS = "def findings():\n    return {'A': BUGS[2], 'B': BUGS[0], 'C': BUGS[1]}"
+
+
+def test_a_list_of_the_package_is_reported() -> None:
+    said = note("find_bug", in_notebook(IMPORTED + FINDINGS)["findings"])
     assert said.startswith("this will not be graded, because BUGS comes from specdec_ref")
-    for source, score in ((imported + answer, 0), (f"{imported}\nBUGS = {BUGS!r}\n{answer}", 10)):
-        with Sandbox() if sys.platform == "linux" else Trusted() as made:
-            graded = grade_submission("me", [notebook(tmp_path, source)], made, exercises=[EXERCISES["find_bug"]])
-        assert graded.score == score or sys.platform != "linux"
-    assert note("find_bug", in_notebook(f"{imported}\nBUGS = {BUGS!r}\n{answer}")["findings"]) == ""
+    assert note("find_bug", in_notebook(OWN + FINDINGS)["findings"]) == ""
+
+
+@SANDBOXED
+@pytest.mark.parametrize(("before", "score"), [(IMPORTED, 0), (OWN, 10)])
+def test_a_list_of_the_package_is_not_there_when_graded(before: str, score: int, tmp_path: Path) -> None:
+    path = notebook(tmp_path, before + FINDINGS)
+    with Sandbox() as made:
+        assert grade_submission("me", [path], made, exercises=[EXERCISES["find_bug"]]).score == score
 
 
 USES_A_HELPER = "def residual(p, q):\n    return normalized((p - q).clamp(min=0), p)"
@@ -186,12 +193,11 @@ def test_an_object_that_answers_anything_gets_no_warning_and_no_failure() -> Non
 
 @pytest.mark.slow
 def test_a_real_kernel_tells_which_notebook_it_runs(tmp_path: Path) -> None:
-    """A notebook as it is after its helper's cell was deleted, run by Jupyter's own server-side machinery."""
-    path = notebook(tmp_path, f"{HELPER}\n{USES_A_HELPER}", name="mine.ipynb")
-    cells = [f"{HELPER}", USES_A_HELPER, "from specdec_ref.teaching.checks import check\ncheck('residual', residual)"]
+    """Its helper's cell was run, and deleted afterwards."""
+    path = notebook(tmp_path, USES_A_HELPER, name="mine.ipynb")
+    cells = [HELPER, USES_A_HELPER, "from specdec_ref.teaching.checks import check\ncheck('residual', residual)"]
     running = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     nbformat.write(running, tmp_path / "running.ipynb")
-    notebook(tmp_path, USES_A_HELPER, name="mine.ipynb")
     done = subprocess.run(
         [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--stdout", "running.ipynb"],
         cwd=tmp_path,
