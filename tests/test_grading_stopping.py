@@ -114,8 +114,10 @@ def test_ctrl_c_ends_one_s_own_answer(tmp_path: Path) -> None:
 
 
 def test_a_second_ctrl_c_ends_what_catches_the_first(tmp_path: Path) -> None:
-    loop = "while True:\n    try:\n        while True: pass\n    except BaseException: pass"
-    notebook(tmp_path / "own", started(tmp_path), loop, RIGHT)
+    loop = (
+        f"while True:\n    try:\n        {started(tmp_path)}\n        while True: pass\n    except BaseException: pass"
+    )
+    notebook(tmp_path / "own", loop, RIGHT)
     with grading(tmp_path / "own", "--trusted") as process:
         wait_for(tmp_path / "started", "yes")
         process.send_signal(signal.SIGINT)
