@@ -1,6 +1,8 @@
 """specdec grade, specdec progress: exercises from outside."""
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +14,11 @@ FolderArgument = Annotated[Path, typer.Argument(help="A notebook, a folder of no
 def grade(
     folder: FolderArgument = Path("exercises"),
     out: Annotated[
-        Path | None, typer.Option(help="Write scores.csv and Gradescope's results.json here; go on from here.")
+        Path | None,
+        typer.Option(
+            help="Write scores.csv and Gradescope's results.json here, and continue an interrupted run from here. On"
+            " Gradescope: /autograder/results."
+        ),
     ] = None,
     hide: Annotated[
         list[Path] | None, typer.Option(help="Folders that no submission may see, such as solutions.")
@@ -25,19 +31,24 @@ def grade(
     trusted: Annotated[
         bool, typer.Option("--trusted", help="Your own work: run it in this process, on any system.")
     ] = False,
+    single: Annotated[
+        bool, typer.Option("--single", help="The folder is one submission, with all the folders in it.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Grade exercises: each submission in a process of its own, judged by the values that its functions give.
 
-    Exit status 0 when all of them pass, 1 when any does not.
+    Each folder in FOLDER is one submission; a FOLDER that holds notebooks and no such folders is a single one. For
+    each exercise one notebook counts: the one with the course's own file name, else the nearest to the top, else the
+    first by name. Symbolic links are not followed. Exit status 0 when all of them pass, 1 when any does not.
     """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from specdec_ref.cli import _progress
-    from specdec_ref.teaching.checks.exercise import clean
-    from specdec_ref.teaching.checks.grading import POINTS, grade_folder, submissions_in
+    from specdec_ref.teaching.checks.grading import POINTS, grade_folder
+    from specdec_ref.teaching.checks.handed_in import submissions_in
     from specdec_ref.teaching.checks.judging import HIDDEN_SEEDS, PUBLIC_SEED
     from specdec_ref.teaching.checks.showing import COLOURS, MARKS, plain
 
@@ -45,7 +56,10 @@ def grade(
     secret = [*(hide or []), *([Path("solutions")] if Path("solutions").is_dir() else [])]
     unseen = HIDDEN_SEEDS if seed is None else (seed, seed + 1)
     seeds = (PUBLIC_SEED,) if public else (PUBLIC_SEED, *unseen)
-    with _progress(console, len(submissions_in(folder))) as step:
+    handed_in = submissions_in(folder, out, single=single)
+    for line in handed_in.left_out:
+        print(line, file=sys.stderr)
+    with _progress(console, len(handed_in.submissions)) as step:
         graded = grade_folder(
             folder,
             out,
@@ -53,6 +67,8 @@ def grade(
             seeds=seeds,
             jobs=jobs,
             trusted=trusted,
+            single=single,
+            on_stopping=lambda: _say_stopping(out),
             on_graded=lambda done, of: step(f"{done} of {of}"),
         )
     if as_json:
@@ -66,12 +82,31 @@ def grade(
         for column in ("submission", "points", "exercises"):
             table.add_column(column)
         for one in graded:
-            name = one.submission.encode("utf-8", "backslashreplace").decode("utf-8")  # as a folder may be called
-            table.add_row(Text(clean(name)), str(one.score), " ".join(MARKS[v.outcome] for v in one.verdicts))
+            table.add_row(
+                Text(_shown(one.submission)), str(one.score), " ".join(MARKS[v.outcome] for v in one.verdicts)
+            )
         console.print(table)
+    if not as_json:
+        for one in graded:
+            where = f"{_shown(one.submission)}: " if len(graded) > 1 else ""
+            for note in one.notes:
+                console.print(Text(f"{where}{note}"))
     console.print(*_open_walls([one.isolation for one in graded]))
     if not all(v.passed for one in graded for v in one.verdicts):
         raise typer.Exit(1)
+
+
+def _shown(name: str) -> str:
+    """A folder's name as one line, whatever characters it has."""
+    from specdec_ref.teaching.checks.exercise import clean
+
+    return clean(name.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def _say_stopping(out: Path | None) -> None:
+    """Answer Ctrl-C at once. Written without Python's buffers, which may be in use at this moment."""
+    kept = "" if out is None else "; what is finished is kept, and the same command continues from there"
+    os.write(2, f"\nspecdec: stopping{kept}\n".encode())
 
 
 def _open_walls(isolations: list[str]) -> list[str]:

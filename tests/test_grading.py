@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -303,7 +304,7 @@ def test_a_class_is_graded_in_parallel_written_down_and_gone_on_with(tmp_path: P
     assert heard[-1] == (9, 9)
     with (out / "scores.csv").open(encoding="utf-8") as file:
         assert {row["submission"]: int(row["score"]) for row in csv.DictReader(file)} == scores
-    report = json.loads((out / "student1" / "results.json").read_text())
+    report = json.loads((out / "reports" / "student1" / "results.json").read_text())
     assert report["score"] == 10
     assert {test["status"] for test in report["tests"]} == {"passed", "failed"}
     began = time.monotonic()
@@ -323,6 +324,7 @@ def test_a_run_that_was_broken_off_grades_again_what_may_come_out_otherwise(
         return grading.Graded(name, (Verdict("residual", "crashed" if diagnosis else "passed", "", diagnosis),))
 
     diagnoses = {"done": "", "slow": "endless", "failed": "grader-failed", "cut": "", "crashed": "crashed"}
+    diagnoses["killed"] = "process-ended"
     for name in diagnoses:
         notebook(tmp_path / "class" / name, RIGHT)
     monkeypatch.setattr(grading, "grade_submission", lambda name, *_, **__: graded_as(name, diagnoses[name]))
@@ -337,8 +339,8 @@ def test_a_run_that_was_broken_off_grades_again_what_may_come_out_otherwise(
     lines = record.read_text(encoding="utf-8").splitlines()
     last = next(line for line in lines if '"submission": "cut"' in line)
     record.write_text("\n".join([*(line for line in lines if line != last), last[:-20]]), encoding="utf-8")
-    assert run() == ["cut", "failed", "slow"]
-    assert run() == ["failed", "slow"]  # what was written behind the broken line can be read
+    assert run() == ["cut", "failed", "killed", "slow"]
+    assert run() == ["failed", "killed", "slow"]  # what was written behind the broken line can be read
     monkeypatch.setattr(grading, "__version__", "another")
     assert run() == sorted(diagnoses)
 
@@ -349,6 +351,39 @@ def test_a_link_to_anothers_work_is_not_followed(tmp_path: Path, sandbox: Sandbo
     os.symlink(mine, tmp_path / "class" / "thief" / "answer.ipynb")
     graded = grade_folder(tmp_path / "class", jobs=1)
     assert [one.score for one in graded] == [10, 0]
+
+
+@pytest.mark.parametrize("where", ["in an answer", "in a cell"])
+def test_a_process_that_was_killed_is_graded_again_by_the_next_run(where: str, tmp_path: Path) -> None:
+    """Whoever killed it: the machine had no memory left, or somebody else's submission did it."""
+    waits = "import time\ntime.sleep(60)\n"
+    answer = (
+        RIGHT if where == "in a cell" else RIGHT.replace("    rest", textwrap.indent(waits, "    ") + "    rest", 1)
+    )
+    cell = waits if where == "in a cell" else ""
+    name_it = "import ctypes\nctypes.CDLL(None).prctl(15, b'waits')\n"
+    notebook(tmp_path / "class" / "honest", name_it, cell, answer)
+    out = tmp_path / "out"
+
+    def kill_it() -> None:
+        """As soon as it sleeps: nothing else in this test does."""
+        for _ in range(300):
+            time.sleep(0.1)
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if process.name() == "waits":
+                        process.kill()
+                        return
+
+    killer = threading.Thread(target=kill_it)
+    killer.start()
+    [first] = grade_folder(tmp_path / "class", out, jobs=1)
+    killer.join()
+    assert first.score == 0
+    found = next(v for v in first.verdicts if v.exercise == "residual")
+    assert found.diagnosis == "process-ended", found
+    grade_folder(tmp_path / "class", out, jobs=1)
+    assert len((out / "graded.jsonl").read_text(encoding="utf-8").splitlines()) == 2  # graded again
 
 
 def test_refuses_what_it_cannot_grade(tmp_path: Path) -> None:

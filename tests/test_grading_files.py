@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from specdec_ref.cli import app
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.checks import grading
+from specdec_ref.teaching.checks import grading, handed_in
 from specdec_ref.teaching.checks.catalogue import EXERCISES
+from specdec_ref.teaching.checks.defining import defines, mentions
 from specdec_ref.teaching.checks.grading import LARGEST, Graded, grade_folder, sources_of
 from specdec_ref.teaching.checks.trusted import Trusted
 
@@ -54,7 +55,7 @@ def test_a_file_of_200_gb_is_refused_at_once(tmp_path: Path) -> None:
         pytest.skip("files cannot be so large here")
     verdict = graded_with(tmp_path / "class", tmp_path / "out")["a"].verdicts[0]
     assert (verdict.outcome, verdict.diagnosis) == ("crashed", "no-notebook")
-    assert verdict.headline == "answer.ipynb: is larger than 5 MB"
+    assert verdict.headline.startswith("answer.ipynb: is larger than 5 MB; clear its outputs")
 
 
 def test_a_notebook_may_have_5_mb_and_no_more(tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ def test_a_file_that_cannot_be_read_now_is_graded_once_it_can(tmp_path: Path, mo
     notebook(tmp_path / "class" / "a", RIGHT)
     both = notebook(tmp_path / "class" / "c", RIGHT).parent
     notebook(both, RIGHT, name="broken.ipynb")
-    read = grading._read
+    read = handed_in.read_notebook
 
     def fails(path: Path) -> bytes:
         if path.parent.name == "a" or path.name == "broken.ipynb":
@@ -88,7 +89,8 @@ def test_a_file_that_cannot_be_read_now_is_graded_once_it_can(tmp_path: Path, mo
         return read(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(grading, "_read", fails)
+        for module in (grading, handed_in):
+            patch.setattr(module, "read_notebook", fails)
         graded = graded_with(tmp_path / "class", tmp_path / "out")
     assert graded["a"].verdicts[0].headline == "answer.ipynb: cannot be read (Input/output error)"
     assert graded["a"].verdicts[0].diagnosis == "no-notebook"
@@ -108,7 +110,7 @@ def test_names_that_are_no_utf_8_are_graded_and_reported(tmp_path: Path) -> None
     graded = graded_with(tmp_path / "class", out)
     assert graded[student].score == 10
     assert graded["a"].verdicts[0].headline.endswith("is no notebook (JSONDecodeError)")
-    assert json.loads((out / student / "results.json").read_text(encoding="utf-8"))["score"] == 10
+    assert json.loads((out / "reports" / student / "results.json").read_text(encoding="utf-8"))["score"] == 10
     with (out / "scores.csv").open(encoding="utf-8") as file:
         assert {row["submission"]: row["score"] for row in csv.DictReader(file)} == {
             "a": "0",
@@ -172,10 +174,42 @@ def test_a_run_that_is_broken_off_ends_with_what_has_begun(tmp_path: Path, monke
         ("important = 'residual'", False),
         ("from residual import left", False),
         ("residual(p, q=1)", False),
+        ("mine = residual = lambda p, q: p", True),
+        ("residual = mine = f", True),
+        ("first, residual = f, g", True),
+        ("[first, (second, *residual)] = f, g", True),
+        ("print(residual := f)", True),
+        ("if (residual := f):", True),
+        ("with given() as residual:", True),
+        ("with a() as b, c() as (left, residual):", True),
+        ("for residual in [f]:", True),
+        ("for i, residual in enumerate([f]): pass", True),
+        ("import helpers as residual", True),
+        ("from helpers import f as residual", True),
+        ("except Exception as residual:", True),
+        ("if True: residual = f", True),
+        ("x = 1; residual = f", True),
+        ("    residual = f", True),
+        ("residual: Any", False),
+        ("residual.name = 1", False),
+        ("residual[0] = 1", False),
+        ("a.residual = 1", False),
+        ("check('residual', residual, k=1)", False),
+        ("f = lambda residual=1: 0", False),
+        ("from helpers import residual as f", False),
+        ("# residual = f", False),
+        ("for i in residual:", False),
+        ("if residual == f: x = 1", False),
+        ("def other(p, residual=1):", False),
     ],
 )
 def test_a_cell_is_looked_at_for_the_name_that_it_may_define(line: str, looks: bool) -> None:
-    assert grading._may_define([f"x = 1\n{line}\ny = 2"], "residual") is looks
+    assert defines(f"x = 1\n{line}\ny = 2", "residual") is looks
+
+
+def test_a_name_inside_of_another_function_is_not_the_notebook_s() -> None:
+    assert not defines("def other():\n    def residual(p, q):\n        return p\n    residual = 1\nx = 1", "residual")
+    assert defines("def other():\n    pass\ntry:\n    def residual(p, q):\n        return p\n", "residual")
 
 
 @pytest.mark.parametrize(
@@ -185,6 +219,9 @@ def test_a_cell_is_looked_at_for_the_name_that_it_may_define(line: str, looks: b
         "import " + "residuals, " * 400_000,
         "residual" + " " * 4_000_000 + "residuals",
         "residual:" * 500_000,
+        "residual.=" * 400_000,
+        "as (residuals, " * 280_000,
+        "residual(" * 450_000 + "=",
         "async " * 600_000 + "residuals",
         "\n" * 4_000_000 + "residuals",
     ],
@@ -192,5 +229,6 @@ def test_a_cell_is_looked_at_for_the_name_that_it_may_define(line: str, looks: b
 )
 def test_looking_at_a_cell_takes_no_longer_than_its_text_is_long(source: str) -> None:
     began = time.process_time()
-    assert not grading._may_define([source], "residual")
+    assert not defines(source, "residual")
+    mentions([source], "residual")
     assert time.process_time() - began < 5

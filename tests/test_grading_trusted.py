@@ -10,6 +10,7 @@ from submissions import notebook
 from typer.testing import CliRunner
 
 from specdec_ref.cli import app
+from specdec_ref.teaching.checks import judging, trusted
 from specdec_ref.teaching.checks.catalogue import EXERCISES
 from specdec_ref.teaching.checks.grading import grade_folder, grade_submission
 from specdec_ref.teaching.checks.trusted import Trusted
@@ -57,6 +58,65 @@ def test_what_cells_and_answers_print_does_not_get_into_the_report(tmp_path: Pat
     path = notebook(tmp_path, "print('in a cell')", loud)
     said = CliRunner().invoke(app, ["grade", str(path), "--trusted", "--json"])
     assert json.loads(said.stdout)[0]["score"] == 10
+
+
+CHECKS = "from specdec_ref.teaching.checks import check, hint, picture, progress, solution\n"
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        "picture('decode_speedup', slow)",
+        "check('speedup', slow)",
+        "from specdec_ref.teaching.checks.pictures import picture as draw\ndraw('decode_speedup', slow)",
+        "from specdec_ref.teaching.checks.catalogue import exercise_named\n"
+        "from specdec_ref.teaching.checks.judging import judge\n"
+        "verdict = judge(exercise_named('speedup'), slow)\nassert verdict.passed, verdict.headline",
+        "if not check('speedup', slow):\n    raise AssertionError",
+    ],
+)
+def test_pictures_and_checks_in_cells_take_none_of_the_time(
+    calls: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may take two minutes on a busy machine, which is as long as all cells may take together."""
+    monkeypatch.setattr(trusted, "SECONDS", 1.0)
+    slow = f"{CHECKS}import time\ndef slow(*_):\n    time.sleep(60)\n"
+    path = notebook(tmp_path, slow + calls + "\ncalled = True", f"assert called\n{RIGHT}")
+    graded = grade_submission("me", [path], Trusted(), exercises=[EXERCISES["residual"]])
+    assert graded.score == 10, graded
+
+
+def test_checks_work_again_after_grading(tmp_path: Path) -> None:
+    from specdec_ref.teaching import checks
+
+    grade_submission("me", [notebook(tmp_path, RIGHT)], Trusted(), exercises=[EXERCISES["residual"]])
+    assert checks.check("accept", lambda p, q, u: u < p / q)
+    assert judging.judge(EXERCISES["accept"], lambda p, q, u: u < p / q).passed
+
+
+def test_cells_and_answers_have_variables_and_a_folder_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer reads what its own cells set; neither the next notebook nor the grader's process does."""
+    monkeypatch.setenv("SPECDEC_GIVEN", "given")
+    folder = os.getcwd()
+    sets = "import os\nos.environ['SPECDEC_CELL'] = '0'\nos.environ['SPECDEC_GIVEN'] = 'changed'\nos.chdir('/')"
+    reads = "import os\ndef accepts(p, q, u):\n    os.environ['SPECDEC_ANSWER'] = '1'\n"
+    reads += "    return u < p / q + float(os.environ['SPECDEC_CELL'])"
+    other = RIGHT.replace("import torch\n", "import os, torch\nassert os.environ['SPECDEC_GIVEN'] == 'given'\n")
+    other = other.replace(
+        "    rest", "    assert not {'SPECDEC_CELL', 'SPECDEC_ANSWER'} & os.environ.keys()\n    rest", 1
+    )
+    second = "def speedup(alpha, k, c, v):\n    return float(os.environ['SPECDEC_CELL'])"
+    paths = [notebook(tmp_path, sets, reads, second), notebook(tmp_path, other, name="b.ipynb")]
+    asked = [EXERCISES[name] for name in ("accept", "residual", "speedup")]
+    graded = {v.exercise: v for v in grade_submission("me", paths, Trusted(), exercises=asked).verdicts}
+    assert graded["accept"].passed, graded
+    assert graded["residual"].passed, graded
+    assert graded["speedup"].yours == "0"
+    assert os.environ["SPECDEC_GIVEN"] == "given"
+    assert not {"SPECDEC_CELL", "SPECDEC_ANSWER"} & os.environ.keys()
+    assert os.getcwd() == folder
 
 
 @pytest.mark.slow

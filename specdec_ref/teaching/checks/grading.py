@@ -1,226 +1,316 @@
 """Grade notebooks from outside: one, or a class folder, each submission in its own process, in parallel, resumable."""
 
-import csv
+import functools
 import hashlib
-import json
 import os
 import re
+import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Protocol
 
 from specdec_ref import __version__
 from specdec_ref.errors import SpecdecError
 from specdec_ref.teaching.checks.catalogue import EXERCISES
+from specdec_ref.teaching.checks.defining import defines, mentions
 from specdec_ref.teaching.checks.exercise import Exercise, StrangerFailed, TooSlow, Verdict, clean
+from specdec_ref.teaching.checks.handed_in import (
+    LARGEST,
+    NOTEBOOK_OF,
+    RECORD,
+    Submission,
+    by_precedence,
+    read_notebook,
+    sources_of,
+    submissions_in,
+)
 from specdec_ref.teaching.checks.judging import HIDDEN_SEEDS, PUBLIC_SEED, allowed, judge
+from specdec_ref.teaching.checks.reports import (
+    POINTS,
+    PROCESS_ENDED,
+    Graded,
+    record_line,
+    recorded,
+    write_reports,
+)
 from specdec_ref.teaching.checks.sandbox import Sandbox
-from specdec_ref.teaching.checks.showing import plain
 from specdec_ref.teaching.checks.trusted import Trusted
 
-POINTS = 10
-RECORD = "graded.jsonl"
-PASSING = "grader-failed", "endless"
-"""Diagnoses that may have to do with the machine, or with us: they are recorded, and graded again by the next run."""
-LARGEST, MOST_NOTEBOOKS, SECONDS_EACH = 5_000_000, 100, 900.0
-"""Of one notebook in bytes; of one submission in notebooks, and in seconds after which no more of it is run."""
+__all__ = [
+    "LARGEST",
+    "POINTS",
+    "Graded",
+    "grade_folder",
+    "grade_submission",
+    "sources_of",
+    "submissions_in",
+    "write_reports",
+]
+MOST_CODE = 5_000_000
+"""Characters in the code cells of one submission: so much of every submission that is being graded is in memory."""
+SECONDS_EACH, SECONDS_TO_STOP = 900.0, 1.0
+"""Of one submission, after which no more of it is run; and what is waited for after Ctrl-C."""
+ENDED = "the process ended"
+"""How a `StrangerFailed` begins whose cause may be the machine, or somebody else, as well as the submission."""
 
 
-@dataclass(frozen=True)
-class Graded:
-    """What a submission got. isolation: how far its process was cut off."""
-
-    submission: str
-    verdicts: tuple[Verdict, ...]
-    isolation: str = ""
-
-    @property
-    def score(self) -> int:
-        """Points, `POINTS` for each exercise that passed."""
-        return POINTS * sum(v.passed for v in self.verdicts)
-
-    def gradescope(self) -> dict[str, Any]:
-        """The content of Gradescope's results.json."""
-        tests = [
-            {
-                "name": EXERCISES[v.exercise].title,
-                "score": POINTS * v.passed,
-                "max_score": POINTS,
-                "status": "passed" if v.passed else "failed",
-                "output": plain(v),
-            }
-            for v in self.verdicts
-        ]
-        return {"score": self.score, "tests": tests, "output": f"isolation: {self.isolation}"}
+class Stopped(TooSlow):
+    """Ctrl-C. Whatever lets a `TooSlow` through lets this through as well."""
 
 
-def sources_of(notebook: Path) -> list[str]:
-    """The code cells of a notebook, in order. Raises SpecdecError for a file that is none."""
-    try:
-        content = _read(notebook)
-    except OSError as error:
-        raise SpecdecError(f"{notebook.name}: cannot be read ({error.strerror})") from error
-    if len(content) > LARGEST:
-        raise SpecdecError(f"{notebook.name}: is larger than {LARGEST // 1_000_000} MB")
-    try:
-        cells = json.loads(content.decode("utf-8"))["cells"]
-        return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SpecdecError(f"{notebook.name}: is no notebook ({type(error).__name__})") from error
+class Opens(Protocol):
+    """What runs cells: a `Sandbox`, or `Trusted`."""
+
+    def open(self, sources: Sequence[str]) -> AbstractContextManager[Any]:
+        """What these cells define: names, broken, reached, limited and function(name, seconds)."""
+
+
+class Notebook:
+    """One notebook of a submission, and what is known of it so far."""
+
+    def __init__(self, path: Path, shown: str, most_code: int):
+        self.path, self.shown = path, shown
+        self.sources: list[str] = []
+        self.unreadable = ""
+        try:
+            self.sources = sources_of(path)
+        except SpecdecError as error:
+            self.unreadable = clean(error)
+        if self.code() > most_code:
+            self.sources = []
+            self.unreadable = f"{shown}: not read; the submission has more than {MOST_CODE // 1_000_000} MB of code"
+        self.names: set[str] | None = None  # what its cells define, once they have run
+        self.broken: list[str] = []  # what failed in them then
+        self.never_ends: Verdict | None = None  # its cells did not come to an end, and would not the next time
+
+    def code(self) -> int:
+        """Characters in its code cells."""
+        return sum(map(len, self.sources))
+
+    def seems_to_define(self, name: str) -> bool:
+        """Whether its text looks as if it did."""
+        return any(defines(source, name) for source in self.sources)
+
+
+class Run:
+    """One submission being graded: its notebooks, the sandbox, the seeds, and the time that is left."""
+
+    def __init__(self, notebooks: Sequence[Path], sandbox: Opens, seeds: Sequence[int]):
+        self.notebooks: dict[Path, Notebook] = {}
+        left = MOST_CODE
+        for path, shown in _relative(notebooks).items():
+            self.notebooks[path] = Notebook(path, clean(shown, 80), left)
+            left -= self.notebooks[path].code()
+        self.sandbox, self.seeds = sandbox, tuple(seeds)
+        self.isolation = ""
+        self.deadline = time.monotonic() + SECONDS_EACH
+
+    def unreadable(self) -> list[str]:
+        """What is wrong with the notebooks that cannot be read, a line each."""
+        return [notebook.unreadable for notebook in self.notebooks.values() if notebook.unreadable]
+
+    def verdict(self, exercise: Exercise) -> Verdict:
+        """The verdict of the notebook that counts: the first, by precedence, with an answer that can be judged."""
+        ordered = [self.notebooks[path] for path in by_precedence(list(self.notebooks), exercise.name)]
+        candidates = [notebook for notebook in ordered if mentions(notebook.sources, exercise.function)]
+        stub: Verdict | None = None
+        failed: Verdict | None = None
+        unknown: Verdict | None = None
+        for i, notebook in enumerate(candidates):
+            found, was_judged = self._in_notebook(exercise, notebook)
+            if found is None:
+                continue
+            if was_judged and found.outcome != "not attempted":
+                return _noted(found, _which_counts(exercise, candidates, i))
+            where = _noted(found, f"in {notebook.shown}" if len(ordered) > 1 else "")
+            if was_judged:
+                stub = stub or found
+            elif notebook.seems_to_define(exercise.function):
+                failed = failed or where
+            else:
+                unknown = unknown or where
+        return failed or stub or unknown or self._missing(exercise)
+
+    def _missing(self, exercise: Exercise) -> Verdict:
+        """No notebook answers this exercise: its own notebook cannot be read, or which one it is cannot be known."""
+        own = NOTEBOOK_OF.get(exercise.name)
+        broken = [n for n in self.notebooks.values() if n.unreadable]
+        own_broken = [n for n in broken if n.path.name == own]
+        others_broken = [n for n in broken if n.path.name not in NOTEBOOK_OF.values()]
+        own_is_readable = any(n.path.name == own and not n.unreadable for n in self.notebooks.values())
+        at_fault = own_broken or ([] if own_is_readable else others_broken)
+        if not at_fault:
+            text = f"no notebook defines the function {exercise.function}"
+            return Verdict(exercise.name, "not attempted", text)
+        said = "; ".join(notebook.unreadable for notebook in at_fault[:3])
+        if len(at_fault) > 3:
+            said += f"; and {len(at_fault) - 3} more"
+        return Verdict(exercise.name, "crashed", said, "no-notebook")
+
+    def _in_notebook(self, exercise: Exercise, notebook: Notebook) -> tuple[Verdict | None, bool]:
+        """What becomes of the exercise in this notebook, None where it is not defined; and whether it was judged.
+
+        A stub that was left below the answer hides it: then the cells are run once more, with the stubs first.
+        """
+        if notebook.names is not None and exercise.function not in notebook.names:
+            return _undefined(exercise, notebook), False
+        if time.monotonic() > self.deadline:
+            text = f"the notebooks took more than {SECONDS_EACH:.0f} s"
+            return Verdict(exercise.name, "crashed", text, "endless"), False
+        if notebook.never_ends is not None:
+            return replace(notebook.never_ends, exercise=exercise.name), False
+        verdict, was_judged = self._with_cells(exercise, notebook, notebook.sources)
+        if was_judged and verdict is not None and verdict.outcome == "not attempted":
+            stubs = [source for source in notebook.sources if _is_stub(source, exercise.function)]
+            others = [source for source in notebook.sources if source not in stubs]
+            if stubs and any(defines(source, exercise.function) for source in others):
+                again, judged_again = self._with_cells(exercise, notebook, [*stubs, *others])
+                if again is not None and judged_again and again.outcome != "not attempted":
+                    return again, True
+        return verdict, was_judged
+
+    def _with_cells(
+        self, exercise: Exercise, notebook: Notebook, sources: Sequence[str]
+    ) -> tuple[Verdict | None, bool]:
+        """The same, with these cells as they stand."""
+        name = exercise.function
+        try:
+            with self.sandbox.open(sources) as stranger:
+                self.isolation = stranger.reached or self.isolation
+                notebook.names, notebook.broken = set(stranger.names), list(stranger.broken)
+                if name not in stranger.names:
+                    return _undefined(exercise, notebook), False
+                ended: list[str] = []
+                answer = stranger.function(name, allowed(self.seeds))
+                if not stranger.limited:
+                    answer = _watched(answer, ended)
+                verdict = judge(exercise, answer, self.seeds, limited=stranger.limited)
+                if ended and verdict.outcome == "crashed":
+                    verdict = replace(verdict, diagnosis=PROCESS_ENDED)
+                broken = _broken_definition(stranger.broken, sources, name)
+                if verdict.outcome == "not attempted" and broken:
+                    return _crashed(exercise, broken, "syntax-error"), False
+                return verdict, True
+        except Stopped:
+            raise
+        except TooSlow:
+            text = "the cells did not come to an end in time: look for a loop that never stops, or one that takes long"
+            notebook.never_ends = _crashed(exercise, text, "endless")
+        except StrangerFailed as error:
+            kind = PROCESS_ENDED if str(error).startswith(ENDED) else "crashed"
+            notebook.never_ends = _crashed(exercise, f"while the cells ran, {error}", kind)
+        return notebook.never_ends, False
 
 
 def grade_submission(
     name: str,
     notebooks: Sequence[Path],
-    sandbox: Sandbox | Trusted,
+    sandbox: Opens,
     *,
     exercises: Sequence[Exercise] = tuple(EXERCISES.values()),
     seeds: Sequence[int] = (PUBLIC_SEED, *HIDDEN_SEEDS),
+    notes: Sequence[str] = (),
 ) -> Graded:
-    """All exercises of one submission, looked for by the names that its notebooks define, wherever they stand.
+    """Grade all exercises of one submission. Each is looked for by the name of its function, wherever it is defined.
 
-    Where two notebooks define one name, the one counts that comes further.
+    One notebook counts for each exercise: the first whose answer can be judged. The order is that of `by_precedence`:
+    the notebook with the course's own file name, then the nearest to the top, then by name. A notebook that cannot be
+    read, that fails before it defines the function, or in which it is still to be written does not count.
+
+    Args:
+        name: of the submission.
+        notebooks: in any order.
+        sandbox: where the cells run.
+        exercises: all of the course by default.
+        seeds: of the cases.
+        notes: what of the submission cannot be graded, and why, for the report.
     """
-    best = {e.name: (0, Verdict(e.name, "not attempted", f"no notebook defines {e.function}")) for e in exercises}
-    isolation, deadline, unreadable = "", time.monotonic() + SECONDS_EACH, ""
-    for notebook in notebooks[:MOST_NOTEBOOKS]:
-        try:
-            sources = sources_of(notebook)
-        except SpecdecError as error:
-            unreadable = clean(error)
-            continue
-        hopeless: Verdict | None = None
-        for exercise in exercises:
-            if best[exercise.name][1].passed or not _may_define(sources, exercise.function):
-                continue
-            if time.monotonic() > deadline:
-                hopeless = Verdict("", "crashed", f"the notebooks took more than {SECONDS_EACH:.0f} s", "endless")
-            if hopeless is None:
-                rank, verdict, reached = _one(exercise, sources, sandbox, seeds)
-                isolation = reached or isolation
-                hopeless = verdict if not reached else None  # its cells did not come to an end: nor would they again
-            else:
-                rank, verdict = RANKS["crashed"], replace(hopeless, exercise=exercise.name)
-            if rank > best[exercise.name][0]:
-                best[exercise.name] = rank, verdict
-    if unreadable:
-        missing = {e.name: Verdict(e.name, "crashed", unreadable, "no-notebook") for e in exercises}
-        best = {key: found if found[0] else (0, missing[key]) for key, found in best.items()}
+    run = Run(notebooks, sandbox, seeds)
+    verdicts = [run.verdict(exercise) for exercise in exercises]
+    if not notebooks and notes:
+        verdicts = [Verdict(e.name, "crashed", clean("; ".join(notes)), "no-notebook") for e in exercises]
     public = tuple(seeds) == (PUBLIC_SEED,)
-    return Graded(name, tuple(replace(verdict, public=public) for _, verdict in best.values()), isolation)
+    verdicts = [replace(verdict, public=public) for verdict in verdicts]
+    return Graded(name, tuple(verdicts), run.isolation, (*notes, *run.unreadable()))
 
 
-RANKS = {"passed": 4, "wrong": 3, "crashed": 2, "not attempted": 1}
-"""Of two answers to one exercise, the one with the higher rank counts; one that is not defined after all has 0."""
+def _relative(notebooks: Sequence[Path]) -> dict[Path, Path]:
+    """Each notebook's path from the innermost folder that holds all of them."""
+    if not notebooks:
+        return {}
+    top = os.path.commonpath([path.parent for path in notebooks])
+    return {path: path.relative_to(top) for path in notebooks}
 
 
-def _read(notebook: Path) -> bytes:
-    """What it holds, up to one byte more than is allowed. Raises OSError."""
-    with notebook.open("rb") as file:
-        return file.read(LARGEST + 1)
+def _crashed(exercise: Exercise, headline: str, diagnosis: str) -> Verdict:
+    return Verdict(exercise.name, "crashed", headline, diagnosis)
 
 
-def _may_define(sources: Sequence[str], name: str) -> bool:
-    """Whether a cell looks as if it defined this name. Nothing of a stranger's is parsed in this process, and the time
-    that it takes is in proportion to the text: meanwhile nobody else is graded."""
-    defines = re.compile(rf"\s*(?:(?:(?:async +)?def|class) +{name}\b|{name} *(?::[^=]*)?=(?!=))")
-    imports, word = re.compile(r"import\b"), re.compile(rf"\b{name}\b")
-    for line in (line for source in sources if name in source for line in source.splitlines() if name in line):
-        found = imports.search(line)
-        if defines.match(line) or (found and word.search(line, found.end())):
-            return True
-    return False
+def _undefined(exercise: Exercise, notebook: Notebook) -> Verdict | None:
+    """Cells ran and did not define the function: what failed in them, where one was to define it, or None."""
+    if not notebook.broken or not notebook.seems_to_define(exercise.function):
+        return None
+    why = _broken_definition(notebook.broken, notebook.sources, exercise.function) or notebook.broken[0]
+    return _crashed(exercise, why, "syntax-error" if why.startswith("SyntaxError") else "crashed")
+
+
+def _noted(verdict: Verdict, note: str) -> Verdict:
+    return replace(verdict, note="; ".join(part for part in (verdict.note, note) if part))
+
+
+def _which_counts(exercise: Exercise, candidates: Sequence[Notebook], at: int) -> str:
+    """Which notebook was judged, which before it has no answer, and which after it were not looked at.
+
+    Nothing where no other notebook seems to define the function.
+    """
+
+    def named(notebooks: Sequence[Notebook]) -> str:
+        names = [clean(one.shown, 40) for one in notebooks if one.seems_to_define(exercise.function)]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return ", ".join(names[:3]) + more
+
+    parts = [f"{clean(candidates[at].shown, 40)} counts for this exercise"]
+    if without := named(candidates[:at]):
+        parts.append(f"without an answer: {without}")
+    if ignored := named(candidates[at + 1 :]):
+        parts.append(f"ignored: {ignored}")
+    return "; ".join(parts) if len(parts) > 1 else ""
+
+
+def _watched(answer: Any, ended: list[str]) -> Any:
+    """The same function; `ended` is told when the process ends below it."""
+
+    @functools.wraps(answer)
+    def call(*arguments: Any) -> Any:
+        try:
+            return answer(*arguments)
+        except StrangerFailed as error:
+            if str(error).startswith(ENDED):
+                ended.append(str(error))
+            raise
+
+    return call
 
 
 def _is_stub(source: str, name: str) -> bool:
-    """Whether a cell looks as if it defined this name and gave nothing."""
-    gives = any(line.lstrip().startswith("return") for line in source.splitlines())
-    return "NotImplementedError" in source and not gives and _may_define([source], name)
-
-
-def _one(
-    exercise: Exercise, sources: Sequence[str], sandbox: Sandbox | Trusted, seeds: Sequence[int]
-) -> tuple[int, Verdict, str]:
-    """Its rank, what became of it, and the walls that stood around it; none where the cells did not come to an end.
-
-    A stub that was left below the answer hides it: the cells are graded once more, with the stubs first.
-    """
-    rank, verdict, reached = _as_it_stands(exercise, sources, sandbox, seeds)
-    if verdict.outcome == "not attempted":
-        stubs = [source for source in sources if _is_stub(source, exercise.function)]
-        others = [source for source in sources if source not in stubs]
-        if stubs and _may_define(others, exercise.function):
-            again, other, _ = _as_it_stands(exercise, [*stubs, *others], sandbox, seeds)
-            if again > rank:
-                return again, other, reached
-    return rank, verdict, reached
-
-
-def _as_it_stands(
-    exercise: Exercise, sources: Sequence[str], sandbox: Sandbox | Trusted, seeds: Sequence[int]
-) -> tuple[int, Verdict, str]:
-    """The same, with these cells."""
-
-    def crashed(headline: str, diagnosis: str = "crashed") -> Verdict:
-        return Verdict(exercise.name, "crashed", headline, diagnosis)
-
-    try:
-        with sandbox.open(sources) as stranger:
-            if exercise.function not in stranger.names:
-                why = stranger.broken[0] if stranger.broken else f"{exercise.function} is not defined"
-                kind = "syntax-error" if why.startswith("SyntaxError") else "crashed"
-                return (1 if stranger.broken else 0), crashed(why, kind), stranger.reached
-            answer = stranger.function(exercise.function, allowed(seeds))
-            verdict = judge(exercise, answer, seeds, limited=stranger.limited)
-            broken = _broken_definition(stranger.broken, sources, exercise.function)
-            if verdict.outcome == "not attempted" and broken:
-                verdict = crashed(broken, "syntax-error")
-            return RANKS[verdict.outcome], verdict, stranger.reached
-    except TooSlow:
-        text = "the cells did not come to an end in time: look for a loop that never stops, or for one that takes long"
-        return RANKS["crashed"], crashed(text, "endless"), ""
-    except StrangerFailed as error:
-        return RANKS["crashed"], crashed(f"while the cells ran, {error}"), ""
+    """Whether a cell looks as if it defined this name and returned nothing."""
+    returns = any(line.lstrip().startswith("return") for line in source.splitlines())
+    return "NotImplementedError" in source and not returns and defines(source, name)
 
 
 def _broken_definition(broken: Sequence[str], sources: Sequence[str], name: str) -> str:
     """Of what failed, the broken syntax of a cell that was to define this name; a stub before it hides that."""
     for line in broken:
         found = re.match(r"SyntaxError: .*of cell (\d{1,6})\)$", line)
-        if found and 0 < int(found[1]) <= len(sources) and _may_define([sources[int(found[1]) - 1]], name):
+        if found and 0 < int(found[1]) <= len(sources) and defines(sources[int(found[1]) - 1], name):
             return line
     return ""
-
-
-def submissions_in(folder: Path) -> dict[str, list[Path]]:
-    """Name → notebooks: of the folder itself, or of each folder in it. Raises SpecdecError where there are none."""
-    if folder.is_file():
-        return {folder.stem: [folder]}
-    if not folder.is_dir():
-        raise SpecdecError(f"folder={str(folder)!r:.80}: is not there; takes a notebook or a folder of notebooks")
-    if own := _notebooks(folder, deep=False):
-        return {folder.resolve().name: own}
-    found = {sub.name: _notebooks(sub) for sub in sorted(folder.iterdir()) if sub.is_dir() and sub.name[0] != "."}
-    if not found:
-        raise SpecdecError(f"folder={str(folder)!r:.80}: has no notebooks and no folders in it")
-    return found
-
-
-def _notebooks(folder: Path, deep: bool = True) -> list[Path]:
-    """Plain files only: a link could lead to somebody else's work."""
-    files = sorted(folder.rglob("*.ipynb") if deep else folder.glob("*.ipynb"))
-    return [file for file in files if ".ipynb_checkpoints" not in file.parts and _is_plain(file)]
-
-
-def _is_plain(file: Path) -> bool:
-    try:
-        return not file.is_symlink() and file.is_file()
-    except OSError:  # one may not look: whoever reads it tells that
-        return True
 
 
 def grade_folder(
@@ -231,105 +321,226 @@ def grade_folder(
     seeds: Sequence[int] = (PUBLIC_SEED, *HIDDEN_SEEDS),
     jobs: int | None = None,
     trusted: bool = False,
+    single: bool = False,
     on_graded: Callable[[int, int], None] = lambda done, of: None,
+    on_stopping: Callable[[], None] = lambda: None,
 ) -> list[Graded]:
-    """Grade every submission in a folder. out: where reports go, and where an interrupted run goes on from.
+    """Grade every submission in a folder. Ctrl-C stops at once; what is finished is kept in `out`.
 
-    hidden: folders that no submission may see, besides the package and the submissions. jobs: processes at once,
-    default one for each core. trusted: your own work, run in this process. Raises SpecdecError.
+    Args:
+        folder: as `submissions_in` takes it.
+        out: where reports go, and where an interrupted run continues from.
+        hidden: folders that no submission may see, besides the package and the submissions.
+        seeds: of the cases.
+        jobs: processes at once, default one for each core.
+        trusted: your own work, run in this process.
+        single: the folder is one submission, whatever folders are in it.
+        on_graded: receives how many are graded, and of how many.
+        on_stopping: called as soon as Ctrl-C is noticed.
+
+    Raises:
+        SpecdecError: the folder or the reports cannot be read or written.
+        KeyboardInterrupt: after Ctrl-C.
     """
-    everyone = submissions_in(folder)
-    record = out / RECORD if out is not None else None
-    done = _recorded(record) if record is not None else {}
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-    if record is not None and record.is_file() and not record.read_bytes().endswith(b"\n"):
-        with record.open("a", encoding="utf-8") as file:
-            file.write("\n")  # its last line was broken off
+    submissions = submissions_in(folder, out, single=single).submissions
+    if out is not None and len(submissions) > 1 and out.resolve() == folder.resolve():
+        raise SpecdecError(f"out={str(out)!r:.80}: is the class folder itself; takes another folder")
+    record = _Record(out)
     secret = [folder.resolve() if folder.is_dir() else folder.resolve().parent, *(p.resolve() for p in hidden)]
     secret += [out.resolve()] if out is not None else []
-    lock, local = threading.Lock(), threading.local()
+    stop = threading.Event()
     results: dict[str, Graded] = {}
-    open_boxes: list[Sandbox | Trusted] = []
+    lock = threading.Lock()
 
-    def grade(name: str) -> None:
-        key = _key(name, everyone[name], seeds)
-        if key in done:
-            graded = done[key]
-        else:
-            if not hasattr(local, "box"):
-                local.box = Trusted() if trusted else Sandbox(secret)
-                with lock:
-                    open_boxes.append(local.box)
-            try:
-                graded = grade_submission(name, everyone[name], local.box, seeds=seeds)
-            except Exception as error:  # whatever it did to the grader, the next one is graded
-                said = f"the grader failed, please look at this one: {type(error).__name__}: {clean(error)}"
-                graded = Graded(name, tuple(Verdict(e, "crashed", said, "grader-failed") for e in EXERCISES))
+    def grade(submission: Submission, box: "_Box") -> None:
+        key = _key(submission, seeds)
+        graded = record.done.get(key)
+        if graded is None:
+            graded = _safely(submission, box, seeds)
+            if stop.is_set():
+                return
+            record.add(key, graded)
         with lock:
-            if record is not None and key not in done:
-                with record.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"key": key, **asdict(graded)}) + "\n")
-            results[name] = graded
-            on_graded(len(results), len(everyone))
+            results[submission.name] = graded
+            on_graded(len(results), len(submissions))
 
-    try:
+    with _stopped_by_ctrl_c(stop, on_stopping):
         if trusted:  # in this thread, which is the one that an endless loop can be interrupted in
-            for name in everyone:
-                grade(name)
+            box = _Box(Trusted, stop)
+            for submission in submissions:
+                if not stop.is_set():
+                    grade(submission, box)
         else:
-            with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
-                try:
-                    for future in [pool.submit(grade, name) for name in everyone]:
-                        future.result()
-                except BaseException:  # Ctrl-C: those that have begun come to their end, and are written down
-                    pool.shutdown(cancel_futures=True)
-                    raise
-    finally:
-        for box in open_boxes:
-            box.__exit__()
-    graded = [results[name] for name in everyone]
+            _in_threads(submissions, grade, lambda: _Box(lambda: Sandbox(secret), stop), jobs, stop)
+    graded = [results[submission.name] for submission in submissions]
     if out is not None:
         write_reports(graded, out)
     return graded
 
 
-def write_reports(graded: Sequence[Graded], out: Path) -> None:
-    """scores.csv, and for each submission a results.json as Gradescope reads it; for a single one in `out` itself."""
-    with (out / "scores.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        table = csv.writer(file)
-        table.writerow(["submission", "score", "of", *EXERCISES])
-        for one in graded:
-            table.writerow([one.submission, one.score, POINTS * len(one.verdicts), *(v.outcome for v in one.verdicts)])
-    for one in graded:
-        place = out if len(graded) == 1 else out / one.submission
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "results.json").write_text(json.dumps(one.gradescope(), indent=1), encoding="utf-8")
+class _Box:
+    """A sandbox that starts when it is first needed, and opens no more notebooks once grading is to stop."""
+
+    def __init__(self, make: Callable[[], Sandbox | Trusted], stop: threading.Event):
+        self._make, self._stop = make, stop
+        self._made: Sandbox | Trusted | None = None
+
+    def start(self) -> None:
+        """Raises SpecdecError where the sandbox cannot start."""
+        if self._made is None:
+            self._made = self._make()
+
+    def open(self, sources: Sequence[str]) -> AbstractContextManager[Any]:
+        """As `Sandbox.open`. Raises Stopped."""
+        if self._stop.is_set() or self._made is None:
+            raise Stopped
+        return self._made.open(sources)
+
+    def close(self) -> None:
+        """End it and all that runs in it."""
+        if self._made is not None:
+            self._made.__exit__()
 
 
-def _key(name: str, notebooks: Sequence[Path], seeds: Sequence[int]) -> str:
-    """Of a submission as it is now. One that cannot be read is another once it can be."""
-    digest = hashlib.sha256(__version__.encode() + os.fsencode(name) + str(list(seeds)).encode())
-    for notebook in notebooks[:MOST_NOTEBOOKS]:
-        digest.update(os.fsencode(notebook.name))
+def _safely(submission: Submission, box: _Box, seeds: Sequence[int]) -> Graded:
+    """Grade one submission; whatever it does to the grader is written down, and the next one is graded."""
+    box.start()
+    try:
+        return grade_submission(
+            submission.name,
+            submission.notebooks,
+            box,
+            seeds=seeds,
+            notes=submission.notes,
+        )
+    except Exception as error:
+        said = f"the grader failed, please look at this one: {type(error).__name__}: {clean(error)}"
+    except TooSlow:  # Stopped among them; the caller sees to that
+        said = "the grader was interrupted"
+    verdicts = tuple(Verdict(name, "crashed", said, "grader-failed") for name in EXERCISES)
+    return Graded(submission.name, verdicts, notes=submission.notes)
+
+
+def _in_threads(
+    submissions: Sequence[Submission],
+    grade: Callable[[Submission, _Box], None],
+    new_box: Callable[[], _Box],
+    jobs: int | None,
+    stop: threading.Event,
+) -> None:
+    """Grade submissions in several threads, each with its own box, until all are done or one of them fails.
+
+    The threads are daemons, so that a process that was told to stop does not wait for a long computation in them.
+    """
+    waiting = deque(submissions)
+    boxes = [new_box() for _ in range(min(jobs or os.cpu_count() or 1, len(submissions)))]
+    failures: list[BaseException] = []
+
+    def work(box: _Box) -> None:
+        if hasattr(signal, "pthread_sigmask"):  # the processes of sandboxes inherit this: a terminal sends Ctrl-C to
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # them as well, and they are ended in order
         try:
-            digest.update(_read(notebook))
+            while waiting and not stop.is_set():
+                grade(waiting.popleft(), box)
+        except IndexError:  # another thread took the last one
+            pass
+        except BaseException as error:
+            failures.append(error)
+            stop.set()
+            for other in boxes:
+                other.close()
+        finally:
+            box.close()
+
+    threads = [threading.Thread(target=work, args=(box,), daemon=True) for box in boxes]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        stop.set()
+        for box in boxes:  # what runs in them ends, and so do the threads that wait for it
+            box.close()
+        for thread in threads:
+            thread.join(SECONDS_TO_STOP / len(threads))
+        raise
+    if failures:
+        raise failures[0]
+
+
+@contextmanager
+def _stopped_by_ctrl_c(stop: threading.Event, on_stopping: Callable[[], None]) -> Iterator[None]:
+    """Inside, Ctrl-C calls on_stopping at once, and raises KeyboardInterrupt when that has been noticed everywhere.
+
+    One's own cells can catch KeyboardInterrupt, and would go on: inside it is `Stopped`. A second Ctrl-C ends the
+    process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        stop.set()
+        on_stopping()
+        raise Stopped
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    except Stopped:
+        pass
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if stop.is_set():
+        raise KeyboardInterrupt
+
+
+class _Record:
+    """The file from which an interrupted run continues. done: what it held, by key."""
+
+    def __init__(self, out: Path | None):
+        self._file = out / RECORD if out is not None else None
+        self._lock = threading.Lock()
+        self.done: dict[str, Graded] = {}
+        if self._file is None:
+            return
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self.done = recorded(self._file)
+            if self._file.is_file() and not self._file.read_bytes().endswith(b"\n"):
+                self._write("\n")  # its last line was broken off
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def add(self, key: str, graded: Graded) -> None:
+        """Write one result down. Raises SpecdecError."""
+        if self._file is None:
+            return
+        try:
+            with self._lock:
+                self._write(record_line(key, graded))
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _write(self, text: str) -> None:
+        assert self._file is not None
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(text)
+
+    def _failure(self, error: OSError) -> SpecdecError:
+        return SpecdecError(f"out: {self._file} cannot be read or written ({error.strerror})")
+
+
+def _key(submission: Submission, seeds: Sequence[int]) -> str:
+    """Of a submission as it is now. One that cannot be read is another once it can be."""
+    digest = hashlib.sha256(__version__.encode() + os.fsencode(submission.name) + str(list(seeds)).encode())
+    digest.update("\n".join(submission.notes).encode("utf-8", "backslashreplace"))
+    for notebook, shown in _relative(submission.notebooks).items():
+        digest.update(os.fsencode(shown))
+        try:
+            digest.update(read_notebook(notebook))
         except OSError as error:
             digest.update(type(error).__name__.encode())
     return digest.hexdigest()[:24]
-
-
-def _recorded(record: Path) -> dict[str, Graded]:
-    """What an earlier run wrote: whole lines, and nothing that could come out otherwise another time."""
-    found: dict[str, Graded] = {}
-    if not record.is_file():
-        return found
-    for line in record.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-            verdicts = tuple(Verdict(**verdict) for verdict in entry["verdicts"])
-            if not any(verdict.diagnosis in PASSING for verdict in verdicts):
-                found[entry["key"]] = Graded(entry["submission"], verdicts, entry["isolation"])
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found

@@ -8,6 +8,7 @@ import os
 import tempfile
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -16,6 +17,7 @@ from specdec_ref.errors import SpecdecError
 from specdec_ref.teaching.checks.catalogue import EXERCISES, exercise_named
 from specdec_ref.teaching.checks.exercise import Verdict
 from specdec_ref.teaching.checks.judging import judge
+from specdec_ref.teaching.checks.portable import why_not_graded
 from specdec_ref.teaching.checks.showing import MARKS, Shown
 
 FILE = ".specdec-progress.json"
@@ -30,6 +32,9 @@ def check(name: str, function: Any) -> Any:
     except SpecdecError as error:
         print(error)
         return None
+    if verdict.passed:
+        note = "; ".join(part for part in (verdict.note, why_not_graded(function)) if part)
+        verdict = replace(verdict, note=note)
     if verdict.outcome != "not attempted":
         _note(name, verdict.outcome, what=_honest(function, verdict))
     return Shown(verdict)
