@@ -23,8 +23,8 @@ LIBRARIES = ("torch", "numpy", "scipy", "pandas", "transformers")
 SYSTEM = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives")
 CPU_INFO = "/proc/cpuinfo"
 """PyTorch chooses its vector instructions by this file."""
-SCRATCH_BYTES = 16_000_000
-"""Size of /tmp, the only place that a submission can write to."""
+SCRATCH_FOLDERS, SCRATCH_BYTES = ("/tmp", "/var/tmp", "/scratch"), 16_000_000
+"""The first of them that holds nothing of Python is the only place that a submission can write to; and its size."""
 PROGRAM_FOLDER = "/checks"
 """Where the program for submissions and its helper module are mounted."""
 INSTALL = (
@@ -38,7 +38,7 @@ def command(program: Path, arguments: Sequence[str], hidden: Iterable[Path]) -> 
 
     Args:
         program: A Python file. It is mounted together with `cells.py` from the same folder.
-        arguments: What the program receives, before the folders that it has to add to `sys.path`.
+        arguments: What the program receives.
         hidden: Files and folders that must not be visible, wherever they are.
 
     Raises:
@@ -49,19 +49,19 @@ def command(program: Path, arguments: Sequence[str], hidden: Iterable[Path]) -> 
         raise SpecdecError(f"grading others' work needs bubblewrap, which is not installed: {INSTALL}")
     python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
     packages = _packages()
+    scratch = next(f for f in SCRATCH_FOLDERS if not any(p.is_relative_to(f) for p in (Path(python), *packages)))
     return [
         bwrap,
         *_namespaces(),
         *_mounts(python, packages, {*hidden, *course_folders()}),
         *("--ro-bind", str(program), f"{PROGRAM_FOLDER}/{program.name}"),
         *("--ro-bind", str(program.with_name("cells.py")), f"{PROGRAM_FOLDER}/cells.py"),
-        *("--perms", "1777", "--size", str(SCRATCH_BYTES), "--tmpfs", "/tmp"),
+        *("--perms", "1777", "--size", str(SCRATCH_BYTES), "--tmpfs", scratch),
         *("--remount-ro", "/"),
-        *("--chdir", "/tmp"),
+        *("--chdir", scratch),
+        *("--setenv", "PYTHONPATH", os.pathsep.join(dict.fromkeys(str(place.parent) for place in packages))),
         "--",
-        *(python, "-I", "-B", f"{PROGRAM_FOLDER}/{program.name}"),
-        *arguments,
-        *dict.fromkeys(str(place.parent) for place in packages),
+        *(python, "-s", "-B", f"{PROGRAM_FOLDER}/{program.name}", *arguments),
     ]
 
 
@@ -91,7 +91,7 @@ def _mounts(python: str, packages: dict[Path, Path], hidden: set[Path]) -> list[
     """Read-only mounts. A folder that must not be visible is covered by an empty one."""
     options: list[str] = []
     folders = [Path(name) for name in SYSTEM if os.path.exists(name) and not os.path.islink(name)]
-    folders += [Path(os.path.realpath(folder)) for folder in _python_folders(python)]
+    folders += [Path(folder).resolve() for folder in _python_folders(python)]
     folders = [f for f in dict.fromkeys(folders) if not any(f != g and f.is_relative_to(g) for g in folders)]
     for link in (name for name in SYSTEM if os.path.islink(name)):
         options += ["--symlink", os.readlink(link), link]
@@ -123,7 +123,8 @@ def _python_folders(python: str) -> list[str]:
     """The folders of the standard library, and of the shared libraries that are installed with Python."""
     prefix = os.path.dirname(os.path.dirname(python))
     shared = [os.path.join(prefix, name) for name in ("lib", "lib64")]
-    standard = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")]
+    base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}  # not those of a virtual environment
+    standard = [sysconfig.get_path(name, vars=base) for name in ("stdlib", "platstdlib")]
     return [folder for folder in (*shared, *standard) if os.path.isdir(folder)]
 
 

@@ -1,9 +1,8 @@
-"""Functions of submissions, called in a sandbox made by bubblewrap: a call gives a value, an error, or no answer in time.
+"""Functions of submissions, called in a bubblewrap sandbox: a call gives a value, an error, or no answer in time.
 
-Each submission gets a sandbox of its own, started while the one before it is graded, because importing PyTorch takes
-longer than most notebooks; each of its exercises runs in a fork of the process there, so PyTorch is imported once for
-all of them. A sandbox for each exercise would be simpler still and was ten times slower, and a sandbox shared by
-submissions would let one of them end the process of the next.
+Each submission gets a sandbox of its own, started while the one before it is graded, and each of its exercises runs in
+a fork of the process there: importing PyTorch takes 1.3 s of CPU time, a fork 0.02 s. A sandbox for each exercise would
+import it 16 times per submission, and in a sandbox shared by submissions one of them could end the process of the next.
 """
 
 import itertools
@@ -157,9 +156,10 @@ class _Process:
 
     def _last_words(self) -> str:
         """What bubblewrap, or the program in it, printed before it ended."""
-        self.kill()
+        self.bwrap.kill()
         assert self.bwrap.stderr is not None
         lines = self.bwrap.stderr.read().decode(errors="replace").strip().splitlines()
+        self.kill()
         return clean(lines[-1]) if lines else f"exit status {self.bwrap.returncode}"
 
     def alive(self) -> bool:
@@ -192,6 +192,8 @@ class _Process:
         self.bwrap.kill()
         self.bwrap.wait()
         self._control.close()
+        if self.bwrap.stderr is not None:
+            self.bwrap.stderr.close()
 
     def computing(self) -> tuple[float, bool]:
         seconds, runs = 0.0, False

@@ -23,10 +23,6 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-CONTROL, USER, FOLDERS = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-"""The control socket, the user ID to change to (0: stay as is), and where the packages are mounted."""
-sys.path += [*FOLDERS, os.path.dirname(os.path.abspath(__file__))]
-
 import numpy
 import torch
 
@@ -230,10 +226,11 @@ class Hidden(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
-def restrict(refused: SystemCallFilter, memory: int, cpu_seconds: int) -> None:
+def restrict(user: int, refused: SystemCallFilter, memory: int, cpu_seconds: int) -> None:
     """Give up, for good, what this process may do beyond what an answer needs.
 
     Args:
+        user: The user ID to change to; 0 for none, where the grader does not run as root.
         refused: System calls that fail from now on.
         memory: Address space in bytes, PyTorch's libraries included.
         cpu_seconds: CPU time after which the kernel kills the process.
@@ -241,10 +238,10 @@ def restrict(refused: SystemCallFilter, memory: int, cpu_seconds: int) -> None:
     Raises:
         OSError: The system does not allow one of these steps.
     """
-    if USER:
+    if user:
         os.setgroups([])
-        os.setresgid(USER, USER, USER)
-        os.setresuid(USER, USER, USER)
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
     for what, most in (
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_CPU, cpu_seconds),
@@ -257,10 +254,10 @@ def restrict(refused: SystemCallFilter, memory: int, cpu_seconds: int) -> None:
     refused.load()
 
 
-def run(sock: socket.socket, refused: SystemCallFilter) -> NoReturn:
+def run(sock: socket.socket, user: int, refused: SystemCallFilter) -> NoReturn:
     """Run the cells, then answer calls until the grader closes the socket."""
     begin = receive(sock)
-    restrict(refused, begin["memory"], begin["cpu_seconds"])
+    restrict(user, refused, begin["memory"], begin["cpu_seconds"])
     send(sock, {"restricted": True})
     sys.meta_path.insert(0, Hidden())
     os.environ.clear()
@@ -292,17 +289,20 @@ def failure(error: BaseException) -> dict[str, Any]:
     }
 
 
-def surroundings(refused: SystemCallFilter) -> dict[str, Any]:
+def surroundings(user: int, refused: SystemCallFilter) -> dict[str, Any]:
     """What the grader checks before it trusts this sandbox: each value is what a process in it really finds.
 
-    interfaces: of the network. parent: its process ID here, 1 for bubblewrap's own. writable: folders outside of /tmp
-    that it could write to. restricted: whether `restrict` works, tried in a process of its own.
+    Returns:
+        interfaces: Names of the network interfaces.
+        parent: The process ID of the parent, 1 for bubblewrap's own.
+        writable: Folders that it could write to, besides the working directory.
+        restricted: Whether `restrict` works, tried in a process of its own.
     """
     pid = os.fork()
     if pid == 0:
         works = False
         try:
-            restrict(refused, 1 << 40, 60)
+            restrict(user, refused, 1 << 40, 60)
             try:
                 os.fork()
             except PermissionError:
@@ -312,12 +312,12 @@ def surroundings(refused: SystemCallFilter) -> dict[str, Any]:
     return {
         "interfaces": [name for _, name in socket.if_nameindex()],
         "parent": os.getppid(),
-        "writable": [folder for folder in ("/", "/dev", *FOLDERS, *sys.path) if os.access(folder, os.W_OK)],
+        "writable": [folder for folder in ("/", "/dev", *sys.path) if os.access(folder, os.W_OK)],
         "restricted": os.waitpid(pid, 0)[1] == 0,
     }
 
 
-def serve(control: socket.socket, refused: SystemCallFilter) -> NoReturn:
+def serve(control: socket.socket, user: int, refused: SystemCallFilter) -> NoReturn:
     """Fork for each socket that arrives; on b"end", end the process that was forked last."""
     running = 0
     while True:
@@ -327,7 +327,7 @@ def serve(control: socket.socket, refused: SystemCallFilter) -> NoReturn:
                 os.kill(running, signal.SIGKILL)
                 os.waitpid(running, 0)
             running = 0
-            if os.listdir("/tmp"):  # the next process must not find what this one wrote
+            if os.listdir("."):  # the next process must not find what this one wrote
                 os._exit(0)
             control.send(b"ended")
             continue
@@ -339,23 +339,24 @@ def serve(control: socket.socket, refused: SystemCallFilter) -> NoReturn:
         if running == 0:
             try:
                 control.close()
-                run(socket.socket(fileno=descriptor[0]), refused)
+                run(socket.socket(fileno=descriptor[0]), user, refused)
             finally:
                 os._exit(1)
         os.close(descriptor[0])
 
 
 def main() -> None:
-    control = socket.socket(fileno=CONTROL)
+    descriptor, user = map(int, sys.argv[1:])
+    control = socket.socket(fileno=descriptor)
     refused = SystemCallFilter()
     torch.set_num_threads(1)
     null = os.open(os.devnull, os.O_RDWR)
-    found = surroundings(refused)
+    found = surroundings(user, refused)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
     sys.stdout = sys.stderr = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), write_through=True)
     control.send(json.dumps(found).encode())
-    serve(control, refused)
+    serve(control, user, refused)
 
 
 if __name__ == "__main__":
