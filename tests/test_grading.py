@@ -18,7 +18,7 @@ import pytest
 import torch
 import wrong
 from hostile import HOSTILE, RIGHT, TARGET, aimed
-from submissions import notebook
+from submissions import needs_bubblewrap, notebook
 from typer.testing import CliRunner
 
 from specdec_ref.cli import app
@@ -31,7 +31,7 @@ from specdec_ref.teaching.checks.grading import grade_folder, grade_submission, 
 from specdec_ref.teaching.checks.sandbox import Sandbox
 from specdec_ref.teaching.checks.trusted import Trusted
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="grading strangers' code needs Linux")
+pytestmark = needs_bubblewrap
 
 ROOT = Path(__file__).parents[1]
 RESIDUAL = EXERCISES["residual"]

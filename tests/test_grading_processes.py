@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from hostile import RIGHT
-from submissions import notebook
+from submissions import needs_bubblewrap, notebook
 from typer.testing import CliRunner
 
 from specdec_ref.cli import app
@@ -28,7 +28,7 @@ from specdec_ref.teaching.checks.exercise import StrangerFailed
 from specdec_ref.teaching.checks.grading import grade_folder, grade_submission
 from specdec_ref.teaching.checks.sandbox import Sandbox, decode
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="grading others' work needs Linux")
+pytestmark = needs_bubblewrap
 
 ROOT = Path(__file__).parents[1]
 RESIDUAL = EXERCISES["residual"]
@@ -47,6 +47,14 @@ def test_scipy_can_be_imported_and_used(tmp_path: Path, sandbox: Sandbox) -> Non
     )
     asked = [EXERCISES["equivalence_test"]]
     assert grade_submission("x", [notebook(tmp_path, source)], sandbox, exercises=asked).score == 10
+
+
+def test_what_the_course_uses_can_be_imported(sandbox: Sandbox) -> None:
+    source = "def imports(name):\n    return __import__(name).__name__"
+    with sandbox.open([source]) as running:
+        imports = running.function("imports", 60.0)
+        for name in ("numpy", "scipy.stats", "transformers", "tokenizers", "safetensors", "tqdm", "sqlite3", "decimal"):
+            assert imports(name) == name.split(".")[0]
 
 
 def test_libraries_are_told_to_start_no_threads_however_many_cores_there_are(sandbox: Sandbox) -> None:
@@ -316,6 +324,20 @@ def test_where_system_calls_cannot_be_refused_nothing_is_graded(
     monkeypatch.setattr(box, "CHILD", tmp_path / box.CHILD.name)
     with pytest.raises(SpecdecError, match="bwrap starts here but does not isolate"):
         Sandbox()
+
+
+def test_a_hidden_folder_is_empty_even_where_it_is_inside_a_library() -> None:
+    import scipy
+
+    folder = Path(scipy.__file__).parent
+    source = "import os\ndef seen(folder):\n    return os.listdir(folder)"
+    source += "\ndef written(folder):\n    open(folder + '/x', 'w')"
+    with Sandbox([folder / "stats", folder / "signal"]) as sandbox, sandbox.open([source]) as running:
+        seen = running.function("seen", 10.0)
+        assert "linalg" in seen(str(folder))
+        assert [seen(str(folder / name)) for name in ("stats", "signal")] == [[], []]
+        with pytest.raises(StrangerFailed, match=r"PermissionError|Read-only"):
+            running.function("written", 10.0)(str(folder / "stats"))
 
 
 FINDS = """\

@@ -138,6 +138,9 @@ class _Process:
         self._control.settimeout(START_SECONDS)
         try:
             ready = self._control.recv(10_000)
+        except TimeoutError:
+            self.kill()
+            raise SpecdecError(f"grading: the process for submissions did not start in {START_SECONDS:.0f} s") from None
         except OSError:
             ready = b""
         if not ready:
