@@ -43,10 +43,10 @@ _numbers = itertools.count()
 
 
 class Sandbox:
-    """Runs notebooks of one submission after the other, each submission in a new bubblewrap. Linux only.
+    """Runs submissions one after the other, each in a bubblewrap of its own. Linux only. To be used in a `with`.
 
     Args:
-        hidden: Folders that no submission may see, besides those of the course. Use it in a `with`.
+        hidden: Folders that no submission may see, besides those of the course.
 
     Raises:
         SpecdecError: bubblewrap is missing, does not start, or does not isolate as it should.
