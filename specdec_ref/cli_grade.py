@@ -91,7 +91,6 @@ def grade(
             where = f"{_shown(one.submission)}: " if len(graded) > 1 else ""
             for note in one.notes:
                 console.print(Text(f"{where}{note}"))
-    console.print(*_open_walls([one.isolation for one in graded]))
     if not all(v.passed for one in graded for v in one.verdicts):
         raise typer.Exit(1)
 
@@ -107,19 +106,6 @@ def _say_stopping(out: Path | None) -> None:
     """Answer Ctrl-C at once. Written without Python's buffers, which may be in use at this moment."""
     kept = "" if out is None else "; what is finished is kept, and the same command continues from there"
     os.write(2, f"\nspecdec: stopping{kept}\n".encode())
-
-
-def _open_walls(isolations: list[str]) -> list[str]:
-    """What a submission could have reached, in a sentence, where it was not cut off from everything."""
-    weak = [text for text in isolations if text and not text.startswith(("namespaces,", "none: your own"))]
-    if not weak:
-        return []
-    if all("Landlock" in text and "seccomp" in text for text in weak):
-        return []
-    return [
-        f"{len(weak)} of {len(isolations)} were held by less than they should be ({weak[0]}): on this system they could"
-        " read files, the solutions among them; use a kernel of 5.13 or newer, or allow user namespaces"
-    ]
 
 
 def progress(

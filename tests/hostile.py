@@ -512,8 +512,110 @@ def started():
 running = [started() for _ in range(20)]
 """
     + TARGET,
+    "limits-the-others": """\
+import resource
+for pid in range(1, 70_000):
+    for what in (resource.RLIMIT_CPU, resource.RLIMIT_NOFILE, resource.RLIMIT_AS):
+        try:
+            resource.prlimit(pid, what, (0, 0))
+        except OSError:
+            pass
+"""
+    + TARGET,
+    "slows-the-others": """\
+import os
+for pid in range(1, 70_000):
+    for change in (lambda: os.setpriority(os.PRIO_PROCESS, pid, 19), lambda: os.sched_setaffinity(pid, {0})):
+        try:
+            change()
+        except OSError:
+            pass
+"""
+    + TARGET,
+    "many-files": """\
+import os
+for folder in ('/tmp', '/dev/shm', '/dev', '/', '.'):
+    try:
+        for i in range(2_000):
+            with open(f'{folder}/{i}', 'wb') as f:
+                f.write(bytes(1_000_000))
+    except OSError:
+        pass
+"""
+    + TARGET,
+    "a-file-system-of-its-own": """\
+import ctypes, os
+c = ctypes.CDLL(None)
+c.unshare(0x10020000)
+c.mount(b'none', b'/tmp', b'tmpfs', 0, None)
+for i in range(2_000):
+    with open(f'/tmp/{i}', 'wb') as f:
+        f.write(bytes(1_000_000))
+"""
+    + TARGET,
+    "semaphores-and-messages": """\
+import ctypes
+c = ctypes.CDLL(None)
+for _ in range(30_000):
+    c.semget(0, 30_000, 0o1600)
+    c.msgget(0, 0o1600)
+"""
+    + TARGET,
+    "threads-without-end": """\
+import threading, time
+threading.stack_size(32768)
+started = []
+try:
+    while True:
+        thread = threading.Thread(target=time.sleep, args=(3600,), daemon=True)
+        thread.start()
+        started.append(thread)
+except RuntimeError:
+    pass
+"""
+    + TARGET,
+    "keys-that-collide": """\
+class Colliding(dict):
+    def items(self):
+        return [(i * (2 ** 61 - 1), 0) for i in range(35_000)]
+def residual(p, q):
+    return Colliding()""",
+    "says-keys-that-collide": SAYS
+    + """\
+entries = ','.join('[%d,0]' % (i * (2 ** 61 - 1)) for i in range(35_000))
+def residual(p, q):
+    say(None, ('{"value":{"dict":[' + entries + ']}}').encode())
+    return p""",
+    "says-very-many-values": SAYS
+    + """\
+def residual(p, q):
+    say(None, ('{"value":[' + '[],' * 330_000 + '[]]}').encode())
+    return p""",
+    "searches-everywhere": """\
+residual = None
+import os, json, torch
+def pieces(path):
+    text = open(path, encoding='utf-8', errors='replace').read()
+    if path.endswith('.ipynb'):
+        return [''.join(cell['source']) for cell in json.loads(text)['cells'] if cell['cell_type'] == 'code']
+    return [text]
+for folder, _, files in os.walk('/', followlinks=False):
+    for file in files:
+        if folder.startswith(('/usr/lib', '/proc', '/dev')) or not file.endswith(('.py', '.ipynb')):
+            continue
+        try:
+            for piece in pieces(os.path.join(folder, file)):
+                if 'def residual(' in piece:
+                    start = piece.index('def residual(')
+                    end = piece.find('\\ndef ', start)
+                    space = {'torch': torch, 'Tensor': torch.Tensor, 'Probabilities': torch.Tensor}
+                    exec(piece[start:end if end > 0 else None], space)
+                    residual = space['residual']
+        except Exception:
+            pass
+""",
 }
-"""Some answer right once they have what they should not get: with no wall in the way they would score."""
+"""Some answer right once they have what they should not get: without a sandbox they would score."""
 
 
 @contextmanager

@@ -1,18 +1,23 @@
 """Cases that are not shown stay so, and what an answer is told about itself."""
 
+import json
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from submissions import needs_bubblewrap, notebook
 
 from specdec_ref.teaching.checks import judging
 from specdec_ref.teaching.checks.catalogue import EXERCISES
-from specdec_ref.teaching.checks.exercise import Exercise
+from specdec_ref.teaching.checks.exercise import Exercise, Odd, StrangerFailed
+from specdec_ref.teaching.checks.grading import grade_submission, write_reports
 from specdec_ref.teaching.checks.judging import HIDDEN, HIDDEN_SEEDS, PUBLIC_SEED, UNSEEN, judge
 from specdec_ref.teaching.checks.outcomes import BadRequest
+from specdec_ref.teaching.checks.sandbox import Sandbox
 from specdec_ref.teaching.checks.showing import plain
 from specdec_ref.teaching.checks.sources import STUB
 
@@ -71,6 +76,76 @@ def test_a_hidden_case_that_fails_is_told_with_its_diagnosis_and_not_with_its_nu
         verdict = judge(exercise, right_where_it_is_seen(exercise, elsewhere), ALL_SEEDS)
         assert (verdict.diagnosis, verdict.case) == (diagnosis, UNSEEN)
         assert (verdict.yours, verdict.expected, verdict.given, verdict.note) == ("", "", "", HIDDEN)
+
+
+SECRET = "b1f7"
+
+
+def raises(error: BaseException) -> Callable[..., Any]:
+    def answer(*_: Any) -> Any:
+        raise error
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "said"),
+    [
+        (raises(ValueError(SECRET)), "It raises ValueError"),
+        (raises(type(SECRET, (Exception,), {})()), "It raises an exception of its own"),
+        (raises(SystemExit(SECRET)), "It raises SystemExit"),
+        (raises(NotImplementedError(SECRET)), "It raises NotImplementedError"),
+        (raises(StrangerFailed(f"KeyError: {SECRET} (line 2)")), "It raises KeyError"),
+        (raises(StrangerFailed(f"{SECRET}: {SECRET} (line 2)")), "It raises an exception of its own"),
+        (raises(StrangerFailed(f"print: {SECRET} (line 2)")), "It raises an exception of its own"),
+        (raises(BadRequest(f"chance.draw({SECRET})")), "It asks chance for something that is no probability"),
+        (lambda *_: Odd(SECRET), "residual gives a value of another kind or shape than it should"),
+        (lambda *_: torch.zeros(0xB1, 0xF7), "residual gives a value of another kind or shape than it should"),
+        (lambda *_: SECRET, "residual gives a value of another kind or shape than it should"),
+        (lambda *_: {SECRET: 1.0}, "residual gives a value of another kind or shape than it should"),
+    ],
+)
+def test_what_an_answer_says_in_a_hidden_case_is_not_told(elsewhere: Callable[..., Any], said: str) -> None:
+    """It can hold the arguments of that case, which the answer has just been given."""
+    exercise = EXERCISES["residual"]
+    verdict = judge(exercise, right_where_it_is_seen(exercise, elsewhere), ALL_SEEDS, limited=False)
+    assert not verdict.passed
+    assert verdict.headline.startswith(said)
+    assert SECRET not in plain(verdict)
+    assert not re.search(r"\d", verdict.headline)
+
+
+REMEMBERS = """\
+import os, torch
+calls = []
+def residual(p, q):
+    calls.append(p)
+    if os.path.exists('seen'):
+        raise ValueError('@' + open('seen').read())
+    if len(calls) > @PUBLIC@:
+        with open('seen', 'w') as file:
+            file.write(str(p.tolist()))
+        raise ValueError('@' + str(p.tolist()))
+    rest = (p - q).clamp(min=0)
+    total = rest.sum(-1, keepdim=True)
+    return torch.where(total > 0, rest / total, p)
+"""
+
+
+@needs_bubblewrap
+def test_a_hidden_case_does_not_reach_the_report_through_an_exception_or_a_file(tmp_path: Path) -> None:
+    """A second notebook that reads what the first one wrote would be told in a public case, with its words."""
+    exercise = EXERCISES["residual"]
+    source = REMEMBERS.replace("@PUBLIC@", str(len(exercise.cases(PUBLIC_SEED))))
+    notebooks = [notebook(tmp_path, source, name=f"{name}.ipynb") for name in "ab"]
+    with Sandbox() as sandbox:
+        graded = grade_submission("x", notebooks, sandbox, exercises=[exercise])
+    write_reports([graded], tmp_path)
+    report = (tmp_path / "results.json").read_text(encoding="utf-8")
+    assert json.loads(report)["score"] == 0
+    assert "It raises ValueError" in report
+    assert "@" not in report
+    assert "[" not in json.loads(report)["tests"][0]["output"]
 
 
 def test_the_same_case_is_told_with_its_numbers_where_it_is_public() -> None:

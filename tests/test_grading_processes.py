@@ -1,21 +1,36 @@
 """What an honest answer needs of the process that it runs in, and what that process cannot do."""
 
+import json
+import os
 import platform
+import shutil
+import site
+import stat
+import subprocess
 import sys
+import sysconfig
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hostile import RIGHT
-from submissions import notebook
+from submissions import needs_bubblewrap, notebook
+from typer.testing import CliRunner
 
+from specdec_ref.cli import app
+from specdec_ref.errors import SpecdecError
 from specdec_ref.teaching.checks import judging
+from specdec_ref.teaching.checks import sandbox as box
 from specdec_ref.teaching.checks.catalogue import EXERCISES
-from specdec_ref.teaching.checks.grading import grade_submission
-from specdec_ref.teaching.checks.sandbox import Sandbox
+from specdec_ref.teaching.checks.exercise import StrangerFailed
+from specdec_ref.teaching.checks.grading import grade_folder, grade_submission
+from specdec_ref.teaching.checks.sandbox import Sandbox, decode
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="grading strangers' code needs Linux")
+pytestmark = needs_bubblewrap
 
+ROOT = Path(__file__).parents[1]
 RESIDUAL = EXERCISES["residual"]
 
 
@@ -34,10 +49,18 @@ def test_scipy_can_be_imported_and_used(tmp_path: Path, sandbox: Sandbox) -> Non
     assert grade_submission("x", [notebook(tmp_path, source)], sandbox, exercises=asked).score == 10
 
 
+def test_what_the_course_uses_can_be_imported(sandbox: Sandbox) -> None:
+    source = "def imports(name):\n    return __import__(name).__name__"
+    with sandbox.open([source]) as running:
+        imports = running.function("imports", 60.0)
+        for name in ("numpy", "scipy.stats", "transformers", "tokenizers", "safetensors", "tqdm", "sqlite3", "decimal"):
+            assert imports(name) == name.split(".")[0]
+
+
 def test_libraries_are_told_to_start_no_threads_however_many_cores_there_are(sandbox: Sandbox) -> None:
     source = "import os\ndef seen():\n    return {key: os.environ[key] for key in os.environ}"
-    with sandbox.open([source]) as stranger:
-        assert stranger.function("seen", 10.0)() == {
+    with sandbox.open([source]) as running:
+        assert running.function("seen", 10.0)() == {
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
@@ -68,9 +91,24 @@ def spawns():
 def runs():
     subprocess.run([sys.executable, "-V"])
 
-def shares():
+def shares_memory():
     if c.shmget(0, 4096, 0o1600) < 0:
         raise OSError(ctypes.get_errno(), "shmget")
+
+def shares_semaphores():
+    if c.semget(0, 8, 0o1600) < 0:
+        raise OSError(ctypes.get_errno(), "semget")
+
+def opens_a_namespace():
+    if c.unshare(0x10000000) < 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+
+def changes_anothers_priority():
+    os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)
+
+def changes_anothers_limits():
+    import resource
+    resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (1, 1))
 
 def starts_threads():
     with ThreadPoolExecutor(4) as pool:
@@ -88,13 +126,13 @@ def may(name):
 def test_a_submission_has_one_process_and_its_threads(sandbox: Sandbox) -> None:
     """So that its limit on memory is one."""
     source = STARTS.replace("@CLONE@", {"x86_64": "56", "aarch64": "220"}.get(platform.machine(), "0"))
-    with sandbox.open([source]) as stranger:
-        if "seccomp" not in stranger.reached:
-            pytest.skip(f"this system has {stranger.reached} only")
-        assert stranger.broken == []
-        may = stranger.function("may", 10.0)
+    refused = ["forks", "clones", "spawns", "runs", "shares_memory", "shares_semaphores", "opens_a_namespace"]
+    refused += ["changes_anothers_priority", "changes_anothers_limits"]
+    with sandbox.open([source]) as running:
+        assert running.broken == []
+        may = running.function("may", 10.0)
         assert may("starts_threads") is True
-        assert [may(name) for name in ("forks", "clones", "spawns", "runs", "shares")] == [False] * 5
+        assert [name for name in refused if may(name)] == []
 
 
 def test_an_answer_with_threads_of_its_own_passes(tmp_path: Path, sandbox: Sandbox) -> None:
@@ -150,3 +188,259 @@ def test_an_answer_has_as_much_time_for_each_seed_as_in_the_notebook(
     monkeypatch.setattr(judging, "SECONDS", 1.0)
     slow = f"import time\n{RIGHT.replace('    rest', '    time.sleep(0.18)' + chr(10) + '    rest', 1)}"
     assert grade_submission("x", [notebook(tmp_path, slow)], sandbox, exercises=[RESIDUAL]).score == 10
+
+
+WRITES = """\
+import os
+def writes():
+    written = 0
+    for folder in ('/tmp', '/dev/shm', '/dev', '/', '/checks'):
+        for i in range(100):
+            try:
+                with open(f'{folder}/{i}', 'wb') as f:
+                    f.write(bytes(1_000_000))
+                written += 1
+            except OSError:
+                break
+    return written
+def finds():
+    return os.listdir('/tmp')
+"""
+
+
+def test_files_of_a_submission_are_limited_in_all_and_end_with_their_process(sandbox: Sandbox) -> None:
+    with sandbox.open([WRITES]) as running:
+        assert 5 <= running.function("writes", 30.0)() <= 16
+    with sandbox.open([WRITES]) as running:  # another exercise of the same submission
+        assert running.function("finds", 30.0)() == []
+
+
+def test_cpu_time_is_limited_over_all_threads_of_a_process(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(box, "CPU_SECONDS", 2)
+    source = "import threading\ndef spins():\n    while True: pass\ndef start():\n"
+    source += "    for _ in range(3): threading.Thread(target=spins, daemon=True).start()\n    spins()"
+    with sandbox.open([source]) as running, pytest.raises(StrangerFailed, match="the process ended"):
+        running.function("start", 60.0)()
+
+
+def test_memory_is_limited(sandbox: Sandbox) -> None:
+    source = "def takes(megabytes):\n    return len(bytes(megabytes * 1_000_000))"
+    with sandbox.open([source]) as running:
+        takes = running.function("takes", 30.0)
+        assert takes(700) == 700_000_000
+        with pytest.raises(StrangerFailed, match="MemoryError"):
+            takes(1_200)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"dict": [[i * (2**61 - 1), 0] for i in range(35_000)]},
+        [[[] for _ in range(1_000)] for _ in range(300)],
+        {"dict": [[[i, j], 0] for i in range(100) for j in range(100)]},
+    ],
+    ids=["keys-that-collide", "very-many-values", "very-many-keys"],
+)
+def test_an_answer_that_takes_long_to_decode_is_refused_at_once(value: object) -> None:
+    began = time.process_time()
+    with pytest.raises(StrangerFailed, match="too large"):
+        decode(value)
+    assert time.process_time() - began < 1.0
+
+
+def test_an_answer_nested_without_end_is_refused() -> None:
+    value: list[object] = []
+    for _ in range(10_000):
+        value = [value]
+    with pytest.raises(StrangerFailed, match="too large"):
+        decode(value)
+
+
+def without_bwrap(folder: Path, script: str = "") -> str:
+    """A PATH on which there is no bwrap, or this script in its place."""
+    if script:
+        (folder / "bwrap").write_text(f"#!/bin/bash\n{script}\n")
+        (folder / "bwrap").chmod(0o755)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (
+            "",
+            "needs bubblewrap, which is not installed: install it (apt install bubblewrap, or dnf install bubblewrap)",
+        ),
+        ("echo 'bwrap: No permissions' >&2; exit 1", "bwrap does not start here (bwrap: No permissions)"),
+        ("exit 1", "bwrap does not start here (exit status 1)"),
+        ("exit 0", "bwrap does not start here (exit status 0)"),
+    ],
+)
+def test_without_bubblewrap_nothing_is_graded(
+    script: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notebook(tmp_path / "class" / "a", RIGHT)
+    monkeypatch.setenv("PATH", without_bwrap(tmp_path, script))
+    with pytest.raises(SpecdecError) as error:
+        grade_folder(tmp_path / "class", tmp_path / "out")
+    assert said in str(error.value)
+    assert "use --trusted for your own work" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out" / "scores.csv").exists()
+    result = CliRunner().invoke(app, ["grade", str(tmp_path / "class"), "--trusted"])
+    assert result.exit_code == 1, (
+        result.exception
+    )  # one's own work needs no bubblewrap; the other exercises are missing
+
+
+@pytest.mark.parametrize("option", ["--unshare-net", "--unshare-pid"])
+def test_where_bubblewrap_isolates_only_partly_nothing_is_graded(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = shutil.which("bwrap")
+    every = "--unshare-user --unshare-ipc --unshare-pid --unshare-net --unshare-uts".replace(option, "")
+    script = f"""\
+options=()
+for option in "$@"; do
+    case "$option" in
+        {option}) ;;
+        --unshare-all) options+=({every}) ;;
+        *) options+=("$option") ;;
+    esac
+done
+exec {real} "${{options[@]}}\""""
+    monkeypatch.setenv("PATH", without_bwrap(tmp_path, script) + os.pathsep + os.environ["PATH"])
+    with pytest.raises(SpecdecError, match="bwrap starts here but does not isolate"):
+        Sandbox()
+
+
+def test_where_system_calls_cannot_be_refused_nothing_is_graded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(box.CHILD.with_name("cells.py"), tmp_path)
+    program = box.CHILD.read_text(encoding="utf-8")
+    assert "    refused.load()\n" in program
+    (tmp_path / box.CHILD.name).write_text(program.replace("    refused.load()\n", ""), encoding="utf-8")
+    monkeypatch.setattr(box, "CHILD", tmp_path / box.CHILD.name)
+    with pytest.raises(SpecdecError, match="bwrap starts here but does not isolate"):
+        Sandbox()
+
+
+def test_a_hidden_folder_is_empty_even_where_it_is_inside_a_library() -> None:
+    import scipy
+
+    folder = Path(scipy.__file__).parent
+    source = "import os\ndef seen(folder):\n    return os.listdir(folder)"
+    source += "\ndef written(folder):\n    open(folder + '/x', 'w')"
+    with Sandbox([folder / "stats", folder / "signal"]) as sandbox, sandbox.open([source]) as running:
+        seen = running.function("seen", 10.0)
+        assert "linalg" in seen(str(folder))
+        assert [seen(str(folder / name)) for name in ("stats", "signal")] == [[], []]
+        with pytest.raises(StrangerFailed, match=r"PermissionError|Read-only"):
+            running.function("written", 10.0)(str(folder / "stats"))
+
+
+FINDS = """\
+import importlib, os, sys
+def finds(folders):
+    sys.meta_path = [finder for finder in sys.meta_path if type(finder).__name__ != 'Hidden']
+    for name in [name for name in sys.modules if name.startswith('specdec_ref')]:
+        del sys.modules[name]
+    sys.path[:0] = folders
+    found = []
+    try:
+        found.append(importlib.import_module('specdec_ref.acceptance').__file__)
+    except ImportError:
+        pass
+    for folder in folders:
+        try:
+            found.append(open(os.path.join(folder, 'specdec_ref/acceptance.py')).name)
+        except OSError:
+            pass
+    for folder, _, files in os.walk('/'):
+        found += [os.path.join(folder, name) for name in files if name in ('acceptance.py', '02_residual.ipynb')]
+    return found
+"""
+ASKS = """\
+import json, sys
+import specdec_ref
+from specdec_ref.teaching.checks.sandbox import Sandbox
+with Sandbox() as sandbox, sandbox.open([sys.argv[1]]) as running:
+    print(json.dumps([specdec_ref.__file__, running.function("finds", 100.0)(sys.argv[2:])]))
+"""
+
+
+@pytest.mark.parametrize("layout", ["a linked environment", "a linked package", "a linked site-packages", "editable"])
+def test_the_package_is_not_there_however_it_is_installed(layout: str, tmp_path: Path) -> None:
+    """An environment reached through a symbolic link showed a package that was not installed as editable."""
+    real, link = tmp_path / "real", tmp_path / "link"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", real], check=True)
+    link.symlink_to(real)
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(real)}))
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "specdec" not in entry.name and entry.suffix != ".pth" and not (packages / entry.name).exists():
+            (packages / entry.name).symlink_to(entry)
+    copy = shutil.copytree(
+        ROOT / "specdec_ref", tmp_path / "copy" / "specdec_ref", ignore=shutil.ignore_patterns("*.safetensors")
+    )
+    if layout == "editable":
+        (packages / "course.pth").write_text(str(copy.parent))
+    elif layout == "a linked package":
+        (packages / "specdec_ref").symlink_to(copy)
+    else:
+        shutil.move(copy, packages / "specdec_ref")
+    if layout == "a linked site-packages":
+        shutil.move(packages, tmp_path / "elsewhere")
+        packages.symlink_to(tmp_path / "elsewhere")
+    folders = [packages, link / packages.relative_to(real), packages.resolve(), copy.parent]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    said = subprocess.run(
+        [link / "bin" / "python", "-c", ASKS, FINDS, *folders],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    imported, found = json.loads(said)
+    assert str(tmp_path) in imported
+    assert found == []
+
+
+def command_of_an_ordinary_user(command: list[str]) -> list[str]:
+    """This command as a user without rights. What lies in a folder that only root may enter is shown to that user."""
+    needed = {ROOT, *(Path(p).resolve() for p in (sys.prefix, sys.base_prefix, *site.getsitepackages()))}
+    above = {parent for path in needed for parent in path.parents}
+    closed = {parent for parent in above if not parent.stat().st_mode & stat.S_IXOTH}
+    outer = ["bwrap", "--dev-bind", "/", "/"]
+    for parent in sorted(closed):
+        outer += ["--perms", "0755", "--tmpfs", str(parent)]
+    for parent in sorted(p for p in above - closed if any(p.is_relative_to(folder) for folder in closed)):
+        outer += ["--perms", "0755", "--dir", str(parent)]
+    for path in sorted(p for p in needed if any(p.is_relative_to(folder) for folder in closed)):
+        outer += ["--ro-bind", str(path), str(path)]
+    return [*outer, "setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", *command]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.getuid() != 0, reason="all other tests run as an ordinary user already")
+def test_an_ordinary_user_can_grade_and_hostile_submissions_change_nothing() -> None:
+    """The tests of hostile submissions once more, those among them that depend on the user."""
+    names = "kill-everybody kill-parent fork-bomb fork-memory orphan limits-the-others slows-the-others many-files"
+    names += " ptrace proc network writes-scores memory-outside-of-it threads-without-end many-threads"
+    names += " searches-everywhere a-file-system-of-its-own semaphores-and-messages"
+    test = "tests/test_grading.py::test_a_hostile_submission_gets_nothing_and_the_next_one_its_points"
+    asked = ["tests/test_grading_processes.py::test_a_submission_has_one_process_and_its_threads"]
+    asked += [f"{test}[{name}]" for name in names.split()]
+    with tempfile.TemporaryDirectory() as home:
+        Path(home).chmod(0o777)
+        places = {"HOME": home, "TMPDIR": home, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+        run = subprocess.run(
+            command_of_an_ordinary_user([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *asked]),
+            env=os.environ | places,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
+    assert f"{len(asked)} passed" in run.stdout

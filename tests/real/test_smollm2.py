@@ -6,8 +6,6 @@ the end of the context.
 """
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,9 +118,7 @@ def check_greedy(reference: "PreTrainedModel", generation: sd.Generation) -> Non
 
 @pytest.mark.parametrize("k", [0, 4])
 @pytest.mark.parametrize("name", PROMPTS)
-def test_greedy_output_is_that_of_transformers(
-    name: str, k: int, pair: sd.Pair, reference: "PreTrainedModel"
-) -> None:
+def test_greedy_output_is_that_of_transformers(name: str, k: int, pair: sd.Pair, reference: "PreTrainedModel") -> None:
     """k = 4 is by prompt lookup."""
     drafter = sd.PromptLookupDrafter() if k else None
     generation = sd.generate_speculative(
@@ -188,7 +184,9 @@ def test_a_chat_prompt_as_text_and_as_ids_is_the_same(pair: sd.Pair) -> None:
     prompt = chat(pair, QUESTION)
     messages = [{"role": "user", "content": QUESTION}]
     ids = pair.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    by_text, by_ids = (sd.generate_speculative(pair, p, k=0, max_new_tokens=4, sampling=sd.GREEDY) for p in (prompt, ids))
+    by_text, by_ids = (
+        sd.generate_speculative(pair, p, k=0, max_new_tokens=4, sampling=sd.GREEDY) for p in (prompt, ids)
+    )
     assert by_text.prompt_tokens == tuple(ids)
     assert by_text.tokens == by_ids.tokens
 

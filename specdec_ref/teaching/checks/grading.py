@@ -67,6 +67,10 @@ class Stopped(TooSlow):
 class Opens(Protocol):
     """What runs cells: a `Sandbox`, or `Trusted`."""
 
+    def next_submission(self) -> None:
+        """End everything of the submission before."""
+        ...
+
     def open(self, sources: Sequence[str]) -> AbstractContextManager[Any]:
         """What these cells define: names, broken, reached, limited and function(name, seconds)."""
 
@@ -231,6 +235,7 @@ def grade_submission(
         seeds: of the cases.
         notes: what of the submission cannot be graded, and why, for the report.
     """
+    sandbox.next_submission()
     run = Run(notebooks, sandbox, seeds)
     verdicts = [run.verdict(exercise) for exercise in exercises]
     if not notebooks and notes:

@@ -1,6 +1,8 @@
 """Judge one answer: run it on every case, find the smallest that differs, and the misconception that explains it."""
 
+import builtins
 import ctypes
+import re
 import signal
 import threading
 import time
@@ -115,7 +117,7 @@ def _compared(exercise: Exercise, function: Function, seeds: tuple[int, ...], sh
                 return before
             failed = _failed(exercise, function, error, seeds, i)
             if i >= shown > 0:
-                return _unseen(failed)
+                return _unseen(_without_its_words(failed))
             return replace(failed, given=given(exercise.reference, case) if failed.case else "")
     return _differing(exercise, function, seeds, values, shown) or Verdict(exercise.name, "passed", exercise.title)
 
@@ -137,7 +139,10 @@ def _differing(
     for i, (value, right) in enumerate(zip(values, expected, strict=True)):
         if reason := misfit(value, right):
             of_a_shape = hasattr(value, "shape") and "of shape" in reason
-            return wrong(i, "wrong-shape" if of_a_shape else "wrong-type", f"{exercise.function} {reason}")
+            headline = f"{exercise.function} {reason}"
+            if i >= shown > 0:  # a shape or the name of a class can hold the arguments
+                headline = f"{exercise.function} gives a value of another kind or shape than it should"
+            return wrong(i, "wrong-shape" if of_a_shape else "wrong-type", headline)
     differing = [i for i, case in enumerate(cases) if not is_right(exercise, values[i], expected[i], case)]
     if not differing:
         return None
@@ -246,6 +251,20 @@ def _unseen(verdict: Verdict) -> Verdict:
     """The same in a hidden case: neither the case nor what is due in it, for they would be no secret any more."""
     note = "; ".join(part for part in (verdict.note, HIDDEN) if part)
     return replace(verdict, case=UNSEEN, yours="", expected="", given="", note=note)
+
+
+def _without_its_words(verdict: Verdict) -> Verdict:
+    """The same without the text that an answer chose: an exception's message can hold the arguments of a hidden case,
+    and so can a class name or a line number, so that only Python's own exceptions are named."""
+    if verdict.diagnosis == "bad-request":
+        return replace(verdict, headline="It asks chance for something that is no probability, or asks too often")
+    if verdict.diagnosis != "crashed":
+        return verdict
+    name = re.match(r"\w*", verdict.headline)
+    kind = getattr(builtins, name[0], None) if name is not None else None
+    if isinstance(kind, type) and issubclass(kind, BaseException):
+        return replace(verdict, headline=f"It raises {kind.__name__}")
+    return replace(verdict, headline="It raises an exception of its own, or ends its process")
 
 
 def _repeats(exercise: Exercise, function: Function, case: Case, value: Any) -> bool:

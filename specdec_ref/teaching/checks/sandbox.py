@@ -1,10 +1,10 @@
-"""Functions of strangers, called in a process of their own: what comes back is a value, an error, or silence.
+"""Functions of submissions, called in a bubblewrap sandbox: a call gives a value, an error, or no answer in time.
 
-Nothing is unpickled, and no verdict is made where their code runs. What the system allows of walls is used (`walls`:
-namespaces, Landlock, seccomp), with limits on time, memory, files and processes in any case; `reached` says which.
+Each submission gets a sandbox of its own, started while the one before it is graded, and each of its exercises runs in
+a fork of the process there: importing PyTorch takes 1.3 s of CPU time, a fork 0.02 s. A sandbox for each exercise would
+import it 16 times per submission, and in a sandbox shared by submissions one of them could end the process of the next.
 """
 
-import contextlib
 import itertools
 import json
 import os
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,121 +23,215 @@ import psutil
 import torch
 
 from specdec_ref.errors import SpecdecError
+from specdec_ref.teaching.checks import bubblewrap
 from specdec_ref.teaching.checks.exercise import ChangedArguments, Odd, StrangerFailed, TooSlow, clean
 from specdec_ref.teaching.checks.outcomes import Chance
 
 MEMORY, CPU_SECONDS = 1 << 30, 120
-"""Bytes and seconds of one process, and a submission is one where seccomp keeps it from starting others."""
-START_SECONDS, LOAD_SECONDS = 180.0, 30.0
+"""Bytes and seconds of one process, which cannot start a second one."""
+START_SECONDS, LOAD_SECONDS, END_SECONDS = 180.0, 30.0, 10.0
 MOST_WAITING = 6
 """Times as long that we wait for a process that has something to compute while other programs have the machine."""
-MOST, MOST_IN_ALL = 4_000_000, 32_000_000
-"""Bytes of one answer, and of all that one process says."""
-PACKAGE, CHILD = Path(__file__).parents[2], Path(__file__).with_name("sandbox_child.py")
-_numbers = itertools.count(1)
-"""Of submissions, over all sandboxes: their user ids are made of them."""
+MOST_BYTES, MOST_BYTES_IN_ALL = 1_000_000, 32_000_000
+"""Of one answer, and of all that one process sends."""
+MOST_NODES, MOST_KEYS, MOST_DEPTH = 100_000, 256, 40
+"""Of one answer: values in it, keys of one dict (keys can be chosen so that each collides with all others), nesting."""
+CHILD = Path(__file__).with_name("sandbox_child.py")
+FIRST_USER = 200_000
+_numbers = itertools.count()
+"""Of sandboxes: where the grader runs as root, their user IDs are made of them."""
 
 
 class Sandbox:
-    """A process that has PyTorch loaded and forks for each submission. Linux only: needs fork and sockets' files.
+    """Runs submissions one after the other, each in a bubblewrap of its own. Linux only. To be used in a `with`.
 
-    hidden: folders that no submission may see, besides this package. Use it in a `with`.
+    Args:
+        hidden: Folders that no submission may see, besides those of the course.
+
+    Raises:
+        SpecdecError: bubblewrap is missing, does not start, or does not isolate as it should.
     """
 
     def __init__(self, hidden: Sequence[Path] = ()):
         if sys.platform != "linux":
             raise SpecdecError("grading others' work needs Linux; for your own, on any system: specdec grade --trusted")
-        self._hidden = [str(path.resolve()) for path in (PACKAGE, *_beside(PACKAGE), *hidden)]
-        self._start()
-
-    def _start(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        environment = {"OMP_NUM_THREADS": "1", "PATH": os.environ.get("PATH", "")}
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", str(CHILD), str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-        )
-        theirs.close()
-        self._control = ours
-        ours.settimeout(START_SECONDS)
+        self._hidden = list(hidden)
+        self._running = self._start()
+        self._spare: _Process | None = None
+        self._used = False
         try:
-            ready = ours.recv(16)
-        except OSError:
-            ready = b""
-        if ready != b"ready":
-            self._process.kill()
-            raise SpecdecError("grading: the process for submissions does not start; is PyTorch installed?")
-        ours.settimeout(None)
+            self._running.wait_until_ready()
+        except BaseException:
+            self._running.kill()
+            raise
+
+    def _start(self) -> "_Process":
+        return _Process(self._hidden)
 
     def __enter__(self) -> "Sandbox":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._control.close()
-        try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._running.kill()
+        if self._spare is not None:
+            self._spare.kill()
 
-    def open(self, sources: Sequence[str]) -> "Stranger":
+    def next_submission(self) -> None:
+        """End everything of the submission before. Raises SpecdecError where no new sandbox starts."""
+        if self._used:
+            self._replace()
+
+    def _replace(self) -> None:
+        self._running.kill()
+        self._running, self._spare = self._spare or self._start(), None
+        self._used = False
+        self._running.wait_until_ready()
+
+    def open(self, sources: Sequence[str]) -> "RunningNotebook":
         """Run these cells in a new process. Raises StrangerFailed, and TooSlow."""
-        number = next(_numbers)
-        for attempt in (1, 2):
-            if self._process.poll() is not None:
-                self._start()
-            ours, theirs = socket.socketpair()
+        for _ in range(2):
+            if not self._running.alive():
+                self._replace()
+            self._used = True
+            if self._spare is None:
+                self._spare = self._start()
             try:
-                socket.send_fds(self._control, [f"begin {number}".encode()], [theirs.fileno()])
-                break
+                sock = self._running.connect()
             except OSError:  # it ended just now: once more, with a new one
-                ours.close()
-                self._process.kill()
-                self._process.wait()
-                if attempt == 2:
-                    raise SpecdecError("grading: the process for submissions ends again and again") from None
-            finally:
-                theirs.close()
-        return Stranger(self, ours, number, list(sources), self._hidden)
+                self._running.kill()
+            else:
+                return RunningNotebook(self, sock, list(sources))
+        raise SpecdecError("grading: the process for submissions ends again and again")
 
     def computing(self) -> tuple[float, bool]:
-        """CPU seconds that the submissions in it have taken, and whether one of them is computing now."""
+        """CPU seconds that the processes in it have taken, and whether one of them is computing now."""
+        return self._running.computing()
+
+    def address_space(self) -> int:
+        """Bytes of address space of the process that is forked for each notebook."""
+        return self._running.address_space()
+
+    def end(self) -> None:
+        """End the process that runs the notebook, and the sandbox if it does not answer or holds files."""
+        self._running.end()
+
+
+class _Process:
+    """One bubblewrap with the program for submissions in it."""
+
+    def __init__(self, hidden: Sequence[Path]):
+        user = FIRST_USER + os.getpid() % 10_000 * 100 + next(_numbers) % 100 if os.getuid() == 0 else 0
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            descriptor = theirs.fileno()
+            command = bubblewrap.command(CHILD, [str(descriptor), str(user)], hidden)
+            self.bwrap = subprocess.Popen(
+                command,
+                pass_fds=[descriptor],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+
+    def wait_until_ready(self) -> None:
+        """Raises SpecdecError where it does not start, or isolates less than it should."""
+        self._control.settimeout(START_SECONDS)
+        try:
+            ready = self._control.recv(10_000)
+        except TimeoutError:
+            self.kill()
+            raise SpecdecError(f"grading: the process for submissions did not start in {START_SECONDS:.0f} s") from None
+        except OSError:
+            ready = b""
+        if not ready:
+            raise SpecdecError(
+                f"grading others' work needs bubblewrap, and bwrap does not start here ({self._last_words()}):"
+                f" {bubblewrap.INSTALL}"
+            )
+        found = json.loads(ready)
+        if found != {"interfaces": ["lo"], "parent": 1, "writable": [], "restricted": True}:
+            self.kill()
+            raise SpecdecError(
+                f"grading others' work: bwrap starts here but does not isolate ({clean(found)}); grade in a container"
+                " that allows it, or use --trusted for your own work"
+            )
+        self._control.settimeout(None)
+
+    def _last_words(self) -> str:
+        """What bubblewrap, or the program in it, printed before it ended."""
+        self.bwrap.kill()
+        assert self.bwrap.stderr is not None
+        lines = self.bwrap.stderr.read().decode(errors="replace").strip().splitlines()
+        self.kill()
+        return clean(lines[-1]) if lines else f"exit status {self.bwrap.returncode}"
+
+    def alive(self) -> bool:
+        return self.bwrap.poll() is None
+
+    def connect(self) -> socket.socket:
+        """A socket to a new process in it. Raises OSError."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                socket.send_fds(self._control, [b"begin"], [theirs.fileno()])
+            except OSError:
+                ours.close()
+                raise
+        return ours
+
+    def end(self) -> None:
+        """End the process that was connected to last."""
+        try:
+            self._control.settimeout(END_SECONDS)
+            self._control.send(b"end")
+            ended = self._control.recv(16) == b"ended"
+        except OSError:
+            ended = False
+        if not ended:
+            self.kill()
+
+    def kill(self) -> None:
+        """End everything in it: its first process dies with bubblewrap, and all others with their first."""
+        self.bwrap.kill()
+        self.bwrap.wait()
+        self._control.close()
+        if self.bwrap.stderr is not None:
+            self.bwrap.stderr.close()
+
+    def computing(self) -> tuple[float, bool]:
         seconds, runs = 0.0, False
-        with contextlib.suppress(psutil.Error):
-            for process in psutil.Process(self._process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    times = process.cpu_times()
-                    seconds += times.user + times.system + times.children_user + times.children_system
-                    runs |= process.status() in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
+        for process in self._inside():
+            with suppress(psutil.Error):
+                times = process.cpu_times()
+                seconds += times.user + times.system + times.children_user + times.children_system
+                runs |= process.status() in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
         return seconds, runs
 
-    def end(self, number: int) -> None:
-        """Kill that process and everything that it started."""
-        try:
-            self._control.settimeout(10)
-            self._control.send(f"kill {number}".encode())
-            self._control.recv(16)
-        except OSError:
-            self._process.kill()
-            self._process.wait()
+    def address_space(self) -> int:
+        return max((process.memory_info().vms for process in self._inside()), default=0)
+
+    def _inside(self) -> list[psutil.Process]:
+        with suppress(psutil.Error):
+            return psutil.Process(self.bwrap.pid).children(recursive=True)
+        return []
 
 
-class Stranger:
-    """One submission in its process. `function(name)` gives a function that calls theirs."""
+class RunningNotebook:
+    """One notebook in its process. `function(name)` gives a function that calls the one that its cells defined."""
 
     limited = False
     """Its functions raise TooSlow by themselves."""
+    reached = "bubblewrap"
+    """How it is isolated."""
 
-    def __init__(self, sandbox: Sandbox, sock: socket.socket, number: int, sources: list[str], hidden: list[str]):
-        self._sandbox, self._sock, self._number = sandbox, sock, number
-        self._left = MOST_IN_ALL
+    def __init__(self, sandbox: Sandbox, sock: socket.socket, sources: list[str]):
+        self._sandbox, self._sock = sandbox, sock
+        self._left = MOST_BYTES_IN_ALL
         self._allow(LOAD_SECONDS)
-        begin = {"sources": sources, "hidden": hidden, "memory": MEMORY, "cpu_seconds": CPU_SECONDS}
+        memory = sandbox.address_space() + MEMORY
         try:
-            self._send(begin | {"uid": 200_000 + number % 1_000_000})
-            self.reached = str(self._receive().get("walls", ""))  # said before any of their code runs
+            self._send({"sources": sources, "memory": memory, "cpu_seconds": CPU_SECONDS})
+            self._wait_for_restrictions()
             ready = self._receive()
         except BaseException:
             self.close()
@@ -144,7 +239,16 @@ class Stranger:
         self.names = {clean(name) for name in _list(ready.get("names"))}
         self.broken = [clean(text) for text in _list(ready.get("broken"))]
 
-    def __enter__(self) -> "Stranger":
+    def _wait_for_restrictions(self) -> None:
+        """Sent before any of the submission's code runs. Raises SpecdecError where they could not be applied."""
+        try:
+            restricted = self._receive()
+        except StrangerFailed as error:
+            raise SpecdecError("grading: the process for a submission could not be restricted") from error
+        if restricted != {"restricted": True}:
+            raise SpecdecError("grading: the process for a submission could not be restricted")
+
+    def __enter__(self) -> "RunningNotebook":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -153,7 +257,7 @@ class Stranger:
     def close(self) -> None:
         """End it, whatever it is doing."""
         self._sock.close()
-        self._sandbox.end(self._number)
+        self._sandbox.end()
 
     def function(self, name: str, seconds: float) -> Any:
         """Their function of that name, which may take so long in all. Our own time between calls does not count."""
@@ -215,7 +319,7 @@ class Stranger:
     def _receive(self) -> dict[str, Any]:
         size = struct.unpack("!I", self._read(4))[0]
         self._left -= size
-        if size > MOST or self._left < 0:
+        if size > MOST_BYTES or self._left < 0:
             raise StrangerFailed("the answers are too large")
         try:
             message = json.loads(self._read(size))
@@ -256,9 +360,33 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """What came back, trusted to be nothing but data."""
+    """What came back, trusted to be nothing but data. Takes time in proportion to its size. Raises StrangerFailed."""
+    if not _within_limits(value):
+        raise StrangerFailed("the answer is too large")
+    return _decoded(value)
+
+
+def _within_limits(value: Any) -> bool:
+    """Whether a message is small enough to be decoded and compared: see MOST_NODES, MOST_KEYS and MOST_DEPTH."""
+    todo, nodes = [(value, 0)], 0
+    while todo:
+        item, depth = todo.pop()
+        nodes += 1
+        if nodes > MOST_NODES or depth > MOST_DEPTH:
+            return False
+        if isinstance(item, dict):
+            entries = item.get("dict")
+            if isinstance(entries, list) and len(entries) > MOST_KEYS:
+                return False
+            todo += [(inner, depth + 1) for inner in item.values()]
+        elif isinstance(item, list):
+            todo += [(inner, depth + 1) for inner in item]
+    return True
+
+
+def _decoded(value: Any) -> Any:
     if isinstance(value, list):
-        return [decode(item) for item in value]
+        return [_decoded(item) for item in value]
     if not isinstance(value, dict):
         return value
     try:
@@ -266,19 +394,10 @@ def decode(value: Any) -> Any:
             dtype = getattr(torch, str(value.get("dtype")), None)
             return torch.tensor(value["tensor"], dtype=dtype if isinstance(dtype, torch.dtype) else None)
         if "dict" in value:
-            return {_key(decode(k)): decode(v) for k, v in value["dict"]}
+            return {_key(_decoded(k)): _decoded(v) for k, v in value["dict"]}
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return Odd("broken value")
     return Odd(clean(value.get("odd", "object"), 40))
-
-
-def _beside(package: Path) -> list[Path]:
-    """The folders around a package that stands in its repository: tests, lessons and history hold answers, too."""
-    if not (package.parent / "pyproject.toml").is_file():
-        return []
-    prefixes = [Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix)]
-    folders = [path for path in package.parent.iterdir() if path.is_dir()]
-    return [path for path in folders if not any(prefix.is_relative_to(path.resolve()) for prefix in prefixes)]
 
 
 def _key(key: Any) -> Any:

@@ -1,61 +1,122 @@
-"""The process that runs strangers' code. It stands alone: it imports nothing of the package, which is hidden from it.
+"""The program that runs submissions inside bubblewrap. It imports nothing of the package, which is not mounted there.
 
-It loads PyTorch once, then forks for each submission that it is handed over its control socket, with a socket of its
-own for each. A fork builds walls around itself, says which, runs the cells, and then answers calls. Nothing that it
-says after that is believed to be more than a value.
+It loads PyTorch once, then forks for each notebook that it is handed over its control socket. A fork gives up what
+rights it has left, runs the cells, and then answers calls. Whatever it sends is treated as a value by the grader.
 """
 
 import array
 import builtins
-import contextlib
 import ctypes
+import errno
 import importlib.abc
 import importlib.machinery
 import io
 import json
 import numbers
 import os
-import shutil
+import resource
 import signal
 import socket
 import struct
 import sys
-import tempfile
 import types
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy
 import torch
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import cells
-import walls
+if TYPE_CHECKING:
+    from specdec_ref.teaching.checks import cells
+else:
+    import cells
 
-sys.path.pop(0)
-
-PDEATHSIG, SUBREAPER = 1, 36
-MOST = 4_000_000
+MOST_BYTES = 1_000_000
+"""Of one answer."""
 ABSENT = "is not there while you are graded from outside: write that part yourself"
+NOT_MOUNTED = "specdec_ref", "IPython", "matplotlib", "ipywidgets"
 STUBS = (), ("your code here",)
 """What the NotImplementedError of an answer that is still to be written says; PyTorch has some of its own."""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-"""SciPy starts a thread for each core as soon as it is imported, and on large machines that is more than is allowed."""
+"""SciPy starts a thread per core when it is imported. On large machines this exceeds the limit on threads."""
+
+FILE_BYTES, OPEN_FILES, TASKS = 1_000_000, 64, 10
+"""Limits on one process; TASKS counts its threads, and what bubblewrap itself runs."""
+REFUSED = """
+    fork vfork execveat ptrace process_vm_readv process_vm_writev process_madvise kcmp pidfd_getfd pidfd_open
+    kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_send_signal setpgid setpriority ioprio_set
+    sched_setaffinity sched_setattr sched_setparam sched_setscheduler move_pages migrate_pages
+    shmget semget msgget mq_open add_key request_key keyctl socket connect bind listen
+    unshare setns chroot pivot_root mount umount umount2 open_tree move_mount mount_setattr fsopen fsconfig fsmount
+    fspick open_by_handle_at bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register
+    init_module finit_module delete_module kexec_load kexec_file_load quotactl acct swapon swapoff reboot personality
+""".split()
+"""System calls that no answer needs. They could start a second process with memory of its own, keep memory or
+information beyond the process, change another process, or reach more of the kernel than a submission should."""
+ALLOW, ERROR = 0x7FFF0000, 0x00050000
+MASKED_EQUAL, NOT_EQUAL = 7, 1
+NEW_THREAD = 0x00010000
+"""CLONE_THREAD, the flag of `clone` that makes a thread and not a process."""
 
 
-def receive(sock):
+class Comparison(ctypes.Structure):
+    """libseccomp's scmp_arg_cmp: a condition on one argument of a system call."""
+
+    _fields_ = (
+        ("argument", ctypes.c_uint),
+        ("operation", ctypes.c_int),
+        ("first", ctypes.c_uint64),
+        ("second", ctypes.c_uint64),
+    )
+
+
+class SystemCallFilter:
+    """Refuses the system calls in REFUSED, by name, through libseccomp. Raises OSError where that is not installed."""
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL("libseccomp.so.2")
+        self._library.seccomp_init.restype = ctypes.c_void_p
+        self._filter = ctypes.c_void_p(self._library.seccomp_init(ctypes.c_uint32(ALLOW)))
+        for name in REFUSED:
+            self._refuse(name)
+        self._refuse("clone", Comparison(0, MASKED_EQUAL, NEW_THREAD, 0))
+        self._refuse("prlimit64", Comparison(0, NOT_EQUAL, 0, 0))
+        self._refuse("clone3", error=errno.ENOSYS)  # the C library then takes `clone`, whose flags can be read
+
+    def load(self) -> None:
+        """Apply it to this process, for good. Raises OSError."""
+        self._check(self._library.seccomp_load(self._filter))
+
+    def _refuse(self, name: str, *conditions: Comparison, error: int = errno.EPERM) -> None:
+        number = self._library.seccomp_syscall_resolve_name(name.encode())
+        if number < 0:  # this system has no such call
+            return
+        held = (Comparison * len(conditions))(*conditions)
+        action = ctypes.c_uint32(ERROR | error)
+        self._check(self._library.seccomp_rule_add_array(self._filter, action, number, len(conditions), held))
+
+    def _check(self, result: int) -> None:
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+
+
+def receive(sock: socket.socket) -> Any:
+    """The next message. Ends the process when the grader has closed its side."""
     head = sock.recv(4, socket.MSG_WAITALL)
     if len(head) < 4:
         os._exit(0)
     return json.loads(sock.recv(struct.unpack("!I", head)[0], socket.MSG_WAITALL))
 
 
-def send(sock, message):
+def send(sock: socket.socket, message: dict[str, Any]) -> None:
     data = json.dumps(message).encode()
-    if len(data) > MOST:
-        data = json.dumps({"error": "ValueError", "message": "the result is too large"}).encode()
+    if len(data) > MOST_BYTES:
+        data = json.dumps({"error": "ValueError: the result is too large"}).encode()
     sock.sendall(struct.pack("!I", len(data)) + data)
 
 
-def encode(value):
+def encode(value: Any) -> Any:
+    """A value as plain data. `sandbox.decode` is the other direction."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, torch.Tensor):
@@ -72,7 +133,8 @@ def encode(value):
     return {"odd": type(value).__name__}
 
 
-def decode(value, sock):
+def decode(value: Any, sock: socket.socket) -> Any:
+    """An argument, from what `sandbox.encode` made of it."""
     if isinstance(value, list):
         return [decode(item, sock) for item in value]
     if isinstance(value, dict):
@@ -85,137 +147,122 @@ def decode(value, sock):
 
 
 class Chance:
-    """Asks the other side, which plays every outcome."""
+    """Asks the grader, which plays every outcome."""
 
-    def __init__(self, sock):
+    def __init__(self, sock: socket.socket):
         self._sock = sock
 
-    def accept(self, probability):
+    def accept(self, probability: Any) -> Any:
         return self._ask("accept", probability)
 
-    def draw(self, probabilities):
+    def draw(self, probabilities: Any) -> Any:
         return self._ask("draw", probabilities)
 
-    def _ask(self, verb, argument):
+    def _ask(self, verb: str, argument: Any) -> Any:
         send(self._sock, {"ask": verb, "argument": encode(argument)})
         return receive(self._sock)["answer"]
 
 
 class Nothing:
-    """Stands for what is not there: while cells run, it can be called and asked for anything, and does nothing. An
-    answer that needs it is told so."""
+    """Stands for an object of a module that is not mounted. While cells run it can be called and its attributes read,
+    and does nothing. An answer that needs it gets an ImportError that says so."""
 
     graded = False
 
-    def __init__(self, name):
+    def __init__(self, name: str):
         self.__dict__["name"] = name
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> "Nothing":
         if Nothing.graded:
-            raise ImportError(f"{self.name} {ABSENT}")
+            raise ImportError(f"{self.__dict__['name']} {ABSENT}")
         return self
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> "Nothing":
         if name.startswith("__"):
             raise AttributeError(name)
-        if Nothing.graded:
-            raise ImportError(f"{self.name} {ABSENT}")
-        return self
-
-    def __getitem__(self, key):
         return self()
 
-    def __setitem__(self, key, value):
+    def __getitem__(self, key: Any) -> "Nothing":
+        return self()
+
+    def __setitem__(self, key: Any, value: Any) -> None:
         self()
 
-    def __enter__(self):
+    def __enter__(self) -> "Nothing":
         return self()
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         pass
 
-    def __iter__(self):
+    def __iter__(self) -> "Iterator[Nothing]":
         return iter((self(), self()))  # figure, axes = plt.subplots()
 
 
 class Hidden(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds an empty module for every name of the package, and of what only draws."""
+    """Finds an empty module for every name of the package, and of libraries that only draw."""
 
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("specdec_ref", "IPython", "matplotlib", "ipywidgets"):
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name.split(".")[0] in NOT_MOUNTED:
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
         return None
 
-    def create_module(self, spec):
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         module = types.ModuleType(spec.name)
         package = spec.name.split(".")[0]
 
-        def get(name):
-            if name.startswith("__") or Nothing.graded:
-                raise (AttributeError(name) if name.startswith("__") else ImportError(f"{package} {ABSENT}"))
+        def get(name: str) -> Nothing:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            if Nothing.graded:
+                raise ImportError(f"{package} {ABSENT}")
             return Nothing(package)
 
-        module.__getattr__ = get
+        module.__dict__["__getattr__"] = get
         return module
 
-    def exec_module(self, module):
+    def exec_module(self, module: types.ModuleType) -> None:
         pass
 
 
-def keep(pid, scratch):
-    """Wait until that process has ended or this one is told to end it; then nothing that it started lives on."""
-    signal.sigwait((signal.SIGTERM, signal.SIGCHLD))
-    while True:
-        children = {pid}
-        with contextlib.suppress(OSError), open(f"/proc/self/task/{os.getpid()}/children") as file:
-            children |= {int(child) for child in file.read().split()}
-        for child in children:
-            with contextlib.suppress(OSError):
-                os.kill(child, signal.SIGKILL)
-        try:
-            os.waitpid(-1, 0)
-        except ChildProcessError:
-            break
-    if scratch is not None:
-        shutil.rmtree(scratch, ignore_errors=True)
-    os._exit(0)
+def restrict(user: int, refused: SystemCallFilter, memory: int, cpu_seconds: int) -> None:
+    """Give up, for good, what this process may do beyond what an answer needs.
+
+    Args:
+        user: The user ID to change to; 0 for none, where the grader does not run as root.
+        refused: System calls that fail from now on.
+        memory: Address space in bytes, PyTorch's libraries included.
+        cpu_seconds: CPU time after which the kernel kills the process.
+
+    Raises:
+        OSError: The system does not allow one of these steps.
+    """
+    if user:
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+    for what, most in (
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_CPU, cpu_seconds),
+        (resource.RLIMIT_FSIZE, FILE_BYTES),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NOFILE, OPEN_FILES),
+        (resource.RLIMIT_NPROC, TASKS),
+    ):
+        resource.setrlimit(what, (most, most))
+    refused.load()
 
 
-def run(sock):
-    """Run the cells, then answer calls until the other side hangs up."""
+def run(sock: socket.socket, user: int, refused: SystemCallFilter) -> NoReturn:
+    """Run the cells, then answer calls until the grader closes the socket."""
     begin = receive(sock)
-    prctl = ctypes.CDLL(None).prctl
-    with open("/proc/self/statm") as pages:
-        present = int(pages.read().split()[0]) * os.sysconf("SC_PAGESIZE")
-    prctl(PDEATHSIG, signal.SIGTERM)
-    prctl(SUBREAPER, 1)
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGCHLD))
-    reached = ["namespaces"] if walls.leave() else []
-    scratch = None if reached else tempfile.mkdtemp(prefix="submission-")
-    pid = os.fork()  # in a new namespace the first process: when it dies, all in it do
-    if pid:
-        sock.close()
-        keep(pid, scratch)
-    prctl(PDEATHSIG, signal.SIGKILL)
-    os.setsid()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGCHLD))
-    if reached:
-        try:
-            walls.move_house(begin["hidden"])
-        except OSError as error:
-            reached = [f"namespaces without files of their own ({error.strerror})"]
-    else:
-        os.chown(scratch, *([begin["uid"]] * 2 if os.getuid() == 0 else (-1, -1)))
-        os.chdir(scratch)
-    reached += ["Landlock"] if walls.restrict_files(begin["hidden"], scratch or "/tmp") else []
-    walls.give_up_rights(begin["uid"])
-    reached += ["seccomp"] if walls.refuse_calls() else []
-    walls.limit(begin["memory"], begin["cpu_seconds"], present)
+    restrict(user, refused, begin["memory"], begin["cpu_seconds"])
+    send(sock, {"restricted": True})
     sys.meta_path.insert(0, Hidden())
     os.environ.clear()
     os.environ.update(ONE_THREAD)
-    send(sock, {"walls": ", ".join([*reached, "limits"])})  # before any of their code runs: this can be believed
-    names = {"__name__": "__main__", "__builtins__": builtins, "display": lambda *what: None}
+    names: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins, "display": lambda *what: None}
     broken = cells.run(begin["sources"], names)
     Nothing.graded = True
     send(sock, {"names": sorted(n for n, v in names.items() if callable(v)), "broken": broken[:5]})
@@ -227,55 +274,89 @@ def run(sock):
             after = [{"chance": True} if isinstance(a, Chance) else encode(a) for a in arguments]
             send(sock, {"value": value, "changed": json.dumps(after) != json.dumps(call["arguments"])})
         except BaseException as error:
-            line = error.__traceback__
-            while line is not None and line.tb_next is not None:
-                line = line.tb_next
-            send(
-                sock,
-                {
-                    "error": cells.told(error),
-                    "line": line.tb_lineno if line else 0,
-                    "not_attempted": type(error) is NotImplementedError and error.args in STUBS,
-                },
-            )
+            send(sock, failure(error))
 
 
-def main():
-    torch.set_num_threads(1)
-    control = socket.socket(fileno=int(sys.argv[1]))
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-    sys.stdout = sys.stderr = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), write_through=True)
-    running = {}
+def failure(error: BaseException) -> dict[str, Any]:
+    """An exception as a message: its text, the line that raised it, and whether it is that of an unsolved exercise."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return {
+        "error": cells.told(error),
+        "line": at.tb_lineno if at else 0,
+        "not_attempted": type(error) is NotImplementedError and error.args in STUBS,
+    }
 
-    def end(number):
-        with contextlib.suppress(OSError, KeyError):
-            os.kill(running[number], signal.SIGTERM)
-            os.waitpid(running.pop(number), 0)
 
-    control.send(b"ready")
+def surroundings(user: int, refused: SystemCallFilter) -> dict[str, Any]:
+    """What the grader checks before it trusts this sandbox: each value is what a process in it really finds.
+
+    Returns:
+        interfaces: Names of the network interfaces.
+        parent: The process ID of the parent, 1 for bubblewrap's own.
+        writable: Folders that it could write to, besides the working directory.
+        restricted: Whether `restrict` works, tried in a process of its own.
+    """
+    pid = os.fork()
+    if pid == 0:
+        works = False
+        try:
+            restrict(user, refused, 1 << 40, 60)
+            try:
+                os.fork()
+            except PermissionError:
+                works = True
+        finally:
+            os._exit(0 if works else 1)
+    return {
+        "interfaces": [name for _, name in socket.if_nameindex()],
+        "parent": os.getppid(),
+        "writable": [folder for folder in ("/", "/dev", *sys.path) if os.access(folder, os.W_OK)],
+        "restricted": os.waitpid(pid, 0)[1] == 0,
+    }
+
+
+def serve(control: socket.socket, user: int, refused: SystemCallFilter) -> NoReturn:
+    """Fork for each socket that arrives; on b"end", end the process that was forked last."""
+    running = 0
     while True:
         message, files, _, _ = control.recvmsg(64, socket.CMSG_SPACE(4))
-        if not message:
-            for number in list(running):
-                end(number)
-            os._exit(0)
-        if message.startswith(b"kill "):
-            end(int(message[5:]))
-            control.send(b"done")
+        if message == b"end":
+            if running:
+                os.kill(running, signal.SIGKILL)
+                os.waitpid(running, 0)
+            running = 0
+            if os.listdir("."):  # the next process must not find what this one wrote
+                os._exit(0)
+            control.send(b"ended")
             continue
+        if message != b"begin" or not files:
+            os._exit(0)
         descriptor = array.array("i")
         descriptor.frombytes(files[0][2][:4])
-        pid = os.fork()
-        if pid == 0:
-            control.close()
+        running = os.fork()
+        if running == 0:
             try:
-                run(socket.socket(fileno=descriptor[0]))
+                control.close()
+                run(socket.socket(fileno=descriptor[0]), user, refused)
             finally:
                 os._exit(1)
         os.close(descriptor[0])
-        running[int(message[6:])] = pid
+
+
+def main() -> None:
+    descriptor, user = map(int, sys.argv[1:])
+    control = socket.socket(fileno=descriptor)
+    refused = SystemCallFilter()
+    torch.set_num_threads(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    found = surroundings(user, refused)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    sys.stdout = sys.stderr = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), write_through=True)
+    control.send(json.dumps(found).encode())
+    serve(control, user, refused)
 
 
 if __name__ == "__main__":
