@@ -395,6 +395,12 @@ class _Box:
         if self._made is None:
             self._made = self._make()
 
+    def next_submission(self) -> None:
+        """As `Sandbox.next_submission`. Raises Stopped."""
+        if self._stop.is_set() or self._made is None:
+            raise Stopped
+        self._made.next_submission()
+
     def open(self, sources: Sequence[str]) -> AbstractContextManager[Any]:
         """As `Sandbox.open`. Raises Stopped."""
         if self._stop.is_set() or self._made is None:
