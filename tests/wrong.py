@@ -762,7 +762,7 @@ WRONG: list[tuple[str, str, Any]] = [
     ("best_draft", "one-draft-step-more", draft_with_k_plus_one_steps),
     ("best_draft", "scoring-is-free", draft_scored_for_free),
     ("best_draft", "always-one", draft_whatever_it_gains),
-    ("adaptive_k", "alpha-of-one", k_without_a_limit_on_alpha),
+    ("adaptive_k", "bad-request", k_without_a_limit_on_alpha),
     ("adaptive_k", "empty-history", k_from_nothing),
     ("adaptive_k", "always-four", k_of_four),
     ("adaptive_k", "unknown", k_up_and_down),
