@@ -50,13 +50,17 @@ def check_consistent(model: "PreTrainedModel", role: str = "model", length: int 
     """
     check_rewindable(model, role)
     difference = largest_difference(model, role, length)
-    dtype = model.dtype
-    allowed = LARGEST_DIFFERENCE.get(dtype, LARGEST_DIFFERENCE_16_BITS)
+    allowed = largest_allowed(model)
     if not difference <= allowed:
         raise SpecdecError(
             f"{role}: {model.config.model_type} scores a text of {length} tokens differently in steps than in one "
             f"pass: logits differ by {difference:.1%}, {allowed:.0%} is allowed; it cannot be decoded exactly"
         )
+
+
+def largest_allowed(model: "PreTrainedModel") -> float:
+    """The largest relative difference of logits that rounding explains in the model's number type."""
+    return LARGEST_DIFFERENCE.get(model.dtype, LARGEST_DIFFERENCE_16_BITS)
 
 
 @torch.inference_mode()

@@ -299,11 +299,8 @@ def load_pair(
     if draft is not None:
         draft_model = _load_model("draft", draft, where, kind)
         check_compatible(target_model, tokenizer, draft_model, _load_tokenizer("draft", draft))
-    from specdec_ref.consistency import check_consistent
-
-    for role, model in (("target", target_model), ("draft", draft_model)):
+    for model in (target_model, draft_model):
         if model is not None:
-            check_consistent(model, role)
             choose_steps(model, steps)
     return Pair(target_model, draft_model, tokenizer)
 
@@ -405,6 +402,9 @@ def _load_model(
         )
     if device.type == "cpu":
         _lay_out_for_few_rows(loaded)
+    from specdec_ref.consistency import check_consistent
+
+    check_consistent(loaded, role)
     return loaded
 
 

@@ -11,6 +11,7 @@ import math
 import re
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -110,11 +111,12 @@ def test_a_healthy_pair_is_not_called_slow(healthy: sd.Pair) -> None:
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 def test_every_check_runs_alone(healthy: sd.Pair, check: Any) -> None:
-    """None: this check does not apply (here: load, which is asked for with a batch). Steps take long enough for the
-    machine's noise not to matter, and seven of eight tokens are accepted, so that no other k is much better."""
+    """None: this check does not apply (here: load, which needs a batch, and thresholds, which need windows). Steps take
+    long enough for the machine's noise not to matter, and seven of eight tokens are accepted, so that no other k is
+    much better."""
     pair = sd.Pair(taking(healthy.target, 0.005), taking(shorten(healthy.target, 0.2), 0.0005), healthy.tokenizer)
     case = open_case(Models.of(pair, pair.tokenizer), **QUICK)
-    assert check.run(case) == (None if check.name == "load" else [])
+    assert check.run(case) == (None if check.name in ("load", "thresholds") else [])
 
 
 def test_the_pair_that_ships_is_healthy() -> None:
@@ -599,7 +601,7 @@ def test_without_time_only_what_needs_no_weights_is_checked(healthy: sd.Pair) ->
     examination = examine(case)
     states = {outcome.check: outcome.state for outcome in examination.outcomes}
     assert {check for check, state in states.items() if state == "healthy"} == {"vocabulary", "memory"}
-    measured = [check.name for check in CHECKS if check.weight and check.name != "load"]
+    measured = [check.name for check in CHECKS if check.weight and check.name not in ("load", "thresholds")]
     assert examination.left_out == measured  # load does not apply to a batch of one
     assert "pair" not in vars(case)  # never loaded
     assert examination.healthy
@@ -1007,6 +1009,29 @@ def test_doctor_names_what_is_wrong_with_a_broken_set_up(
     assert done.exit_code == 1
     assert found[0]["title"] in done.stdout
     assert "a problem was found" in done.stdout
+
+
+def test_a_model_that_scores_long_texts_differently_in_steps_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Phi-3 whose rotary scaling changes at 32 tokens: right with one length for every row, wrong without."""
+    from test_architectures import scaled_model
+
+    from specdec_ref.measurement.checks_models import check_thresholds, has_thresholds
+
+    model = scaled_model(("phi3", "longrope"))
+    case = open_case(Models.of(sd.Pair(model, None, sd.load_pair().tokenizer)), prompts=[[5, 6, 7]], k=2)
+    assert has_thresholds(case)
+    assert check_thresholds(case) == []
+    assert case.seen["thresholds"].numbers["longest"] == 48
+    monkeypatch.setattr("specdec_ref.models.fixed_lengths", lambda modules, lengths: nullcontext())
+    (finding,) = check_thresholds(case)
+    assert finding.code == "target-inconsistent"
+    assert "48 tokens" in finding.evidence
+
+
+def test_a_pair_without_windows_and_length_dependent_scaling_has_no_thresholds() -> None:
+    from specdec_ref.measurement.checks_models import has_thresholds
+
+    assert not has_thresholds(open_case(Models.of(sd.load_pair())))
 
 
 def test_doctor_hands_on_what_it_is_asked(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

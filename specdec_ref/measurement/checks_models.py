@@ -1,7 +1,8 @@
-"""Checks that need no weights: do the vocabularies match, and will the memory do?"""
+"""Checks of the models themselves: do vocabularies match, will the memory do, do long texts score as short ones?"""
 
 from typing import TYPE_CHECKING
 
+from specdec_ref.consistency import largest_allowed, largest_difference, length_thresholds
 from specdec_ref.measurement.case import Case, Seen
 from specdec_ref.measurement.findings import Finding
 from specdec_ref.measurement.memory import MemoryProfile, available_memory, memory_profile
@@ -133,3 +134,58 @@ def judge_memory(profile: MemoryProfile, available: int) -> list[Finding]:
             )
         ]
     return []
+
+
+BEYOND = 16
+"""Tokens by which a text exceeds a threshold."""
+
+
+def has_thresholds(case: Case) -> bool:
+    """Whether a model changes what it computes at some length that its context reaches."""
+    return bool(_lengths_to_check(case))
+
+
+def _lengths_to_check(case: Case) -> list[tuple[str, int]]:
+    """Role and length of texts just beyond each threshold of the models, the shortest first. Needs no weights."""
+    configurations = (("target", case.models.target), ("draft", case.models.draft))
+    lengths = [
+        (role, threshold + BEYOND)
+        for role, configuration in configurations
+        if configuration is not None
+        for threshold in length_thresholds(configuration)
+        if threshold + BEYOND <= case.models.context
+    ]
+    return sorted(lengths, key=lambda item: item[1])
+
+
+def check_thresholds(case: Case) -> list[Finding] | None:
+    """Do models score texts beyond their windows and rotary scaling in steps as in one pass?"""
+    if not has_thresholds(case):
+        return None
+    models = {"target": case.pair.target, "draft": case.draft_model}
+
+    def measure(item: tuple[str, int]) -> tuple[str, int, float]:
+        role, length = item
+        return role, length, largest_difference(models[role], role, length)  # type: ignore[arg-type]
+
+    measured = case.as_many_as_fit("lengths", _lengths_to_check(case), measure)
+    worst = max(difference for _, _, difference in measured)
+    longest = max(length for _, length, _ in measured)
+    case.seen["thresholds"] = Seen(
+        f"texts of up to {longest:,} tokens, logits differ by {worst:.1g}",
+        {"longest": longest, "largest_difference": worst},
+    )
+    return [
+        Finding(
+            f"{role}-inconsistent",
+            "problem",
+            f"The {role} scores long texts differently in steps",
+            f"at {length:,} tokens its logits differ by {difference:.1%} from those of one pass",
+            "Beyond a window or the length that its rotary scaling was made for, the model does not use our positions "
+            "or mask, so what is decoded there is not exact.",
+            "Keep texts shorter than that, or use another model.",
+            {"length": length, "difference": difference},
+        )
+        for role, length, difference in measured
+        if difference > largest_allowed(models[role])  # type: ignore[arg-type]
+    ]

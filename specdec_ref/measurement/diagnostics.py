@@ -18,7 +18,7 @@ from specdec_ref.measurement.budget import OutOfTime
 from specdec_ref.measurement.case import Case, Seen, open_case
 from specdec_ref.measurement.checks_acceptance import check_acceptance, check_stuck
 from specdec_ref.measurement.checks_drafting import check_k, check_lookup
-from specdec_ref.measurement.checks_models import check_memory, check_vocabulary
+from specdec_ref.measurement.checks_models import check_memory, check_thresholds, check_vocabulary, has_thresholds
 from specdec_ref.measurement.checks_output import check_caches, check_greedy
 from specdec_ref.measurement.checks_speed import check_load, check_speed, has_load
 from specdec_ref.measurement.findings import DOES_NOT_APPLY, LEFT_OUT, NOT_CHECKED, Examination, Finding, Outcome
@@ -62,6 +62,7 @@ CHECKS = (
     Check("vocabulary", "same ids for the same strings?", check_vocabulary, weight=0),
     Check("memory", "enough memory for both models?", check_memory, weight=0),
     Check("caches", "caches correct after rejections?", check_caches, weight=2),
+    Check("thresholds", "long texts scored as in one pass?", check_thresholds, weight=3, applies=has_thresholds),
     Check("greedy", "same greedy output as without drafts?", check_greedy, weight=4),
     Check("acceptance", "as many tokens accepted as computed?", check_acceptance, weight=5),
     Check("stuck", "acceptance neither 0 nor 100 %?", check_stuck, after="acceptance"),

@@ -37,7 +37,13 @@ ABSENT = "is not there while you are graded from outside: write that part yourse
 NOT_MOUNTED = "specdec_ref", "IPython", "matplotlib", "ipywidgets"
 STUBS = (), ("your code here",)
 """What the NotImplementedError of an answer that is still to be written says; PyTorch has some of its own."""
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+ENVIRONMENT = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    "TORCHDYNAMO_DISABLE": "1",  # torch.compile needs a compiler and other processes; disabled, it calls the function
+    "HOME": "/tmp",
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+}
 """SciPy starts a thread per core when it is imported. On large machines this exceeds the limit on threads."""
 
 FILE_BYTES, OPEN_FILES, TASKS = 1_000_000, 64, 10
@@ -126,6 +132,8 @@ def encode(value: Any) -> Any:
         return encode(torch.as_tensor(value))
     if isinstance(value, numbers.Real):
         return float(value)
+    if type(value).__module__.split(".")[0] == "pandas" and hasattr(value, "to_numpy"):  # a Series, for one
+        return encode(value.to_numpy().tolist())
     if isinstance(value, (list, tuple)):
         return [encode(item) for item in value]
     if isinstance(value, dict):
@@ -261,7 +269,7 @@ def run(sock: socket.socket, user: int, refused: SystemCallFilter) -> NoReturn:
     send(sock, {"restricted": True})
     sys.meta_path.insert(0, Hidden())
     os.environ.clear()
-    os.environ.update(ONE_THREAD)
+    os.environ.update(ENVIRONMENT)
     names: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins, "display": lambda *what: None}
     broken = cells.run(begin["sources"], names)
     Nothing.graded = True
