@@ -8,6 +8,7 @@ In a step of several, the linear layers multiply by packed weights (see `packing
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -134,6 +135,8 @@ def recorded_step(
         if uses < USES_BEFORE_RECORDING:
             records[shape] = uses + 1
         else:
-            step = records[shape] = _record(model, step, inputs)
+            with suppress(RuntimeError):  # quantised layers hold their weights where no tracer looks
+                step = _record(model, step, inputs)
+            records[shape] = step
     logits: Tensor = step(*inputs)
     return logits
