@@ -68,17 +68,19 @@ def wrong_answers() -> Iterator[Submission]:
     """Those of tests/wrong.py, each with what it needs of that file and under the name that is graded."""
     text = (TESTS / "wrong.py").read_text(encoding="utf-8")
     parts: dict[str, ast.stmt] = {}
-    table: ast.List | None = None
+    rows: list[ast.expr] = []
     for node in ast.parse(text).body:
         if isinstance(node, ast.FunctionDef):
             parts[node.name] = node
         elif isinstance(node, ast.Assign):
             parts |= {name.id: node for name in ast.walk(node.targets[0]) if isinstance(name, ast.Name)}
-        elif isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "WRONG":
-            table = node.value if isinstance(node.value, ast.List) else None
-    assert table is not None
-    for row in table.elts:
-        assert isinstance(row, ast.Tuple)
+        elif isinstance(node, ast.AnnAssign | ast.AugAssign) and getattr(node.target, "id", "") == "WRONG":
+            assert isinstance(node.value, ast.List)
+            rows += node.value.elts
+    assert rows
+    for row in rows:
+        if not isinstance(row, ast.Tuple):  # answers that are made when the file runs have no source to hand in
+            continue
         exercise, diagnosis = (ast.literal_eval(item) for item in row.elts[:2])
         answer = ast.unparse(row.elts[2])
         wanted = needed(row.elts[2], parts)

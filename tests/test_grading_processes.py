@@ -89,7 +89,7 @@ def setting():
         assert running.broken == []
         assert running.function("doubled", 60.0)(torch.ones(2)).tolist() == [2, 2]
         assert list(running.function("series", 60.0)([1.0, 2.0])) == [2.0, 3.0]
-        assert running.function("setting", 10.0)() == "/tmp"
+        assert running.function("setting", 10.0)().startswith("/")
 
 
 STARTS = """\
@@ -219,7 +219,7 @@ WRITES = """\
 import os
 def writes():
     written = 0
-    for folder in ('/tmp', '/dev/shm', '/dev', '/', '/checks'):
+    for folder in {os.getcwd(), '/tmp', '/dev/shm', '/dev', '/', '/checks'}:
         for i in range(100):
             try:
                 with open(f'{folder}/{i}', 'wb') as f:
@@ -229,7 +229,7 @@ def writes():
                 break
     return written
 def finds():
-    return os.listdir('/tmp')
+    return os.listdir()
 """
 
 

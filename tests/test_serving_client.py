@@ -405,7 +405,7 @@ def test_the_command_line_tells_what_a_dying_server_gave_and_fails(server: Serve
         assert "counters" not in told
     else:
         assert "2 requests, 1 at a time" in done.stdout
-        assert "nothing known" in done.stdout
+        assert "speculation: unknown" in done.stdout
 
 
 def test_answers_in_one_piece_have_no_time_per_token(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
