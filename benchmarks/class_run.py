@@ -31,9 +31,9 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from specdec_lab.teaching.exercises.catalogue import EXERCISES
+from specdec_lab.teaching.exercises.grading import POINTS, Graded, grade_folder
 from specdec_ref import __version__
-from specdec_ref.teaching.checks.catalogue import EXERCISES
-from specdec_ref.teaching.checks.grading import POINTS, Graded, grade_folder
 
 ROOT = Path(__file__).parents[1]
 TESTS, RESULTS = ROOT / "tests", ROOT / "benchmarks" / "results" / "class_run.json"

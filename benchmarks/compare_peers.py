@@ -23,8 +23,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import specdec_ref as sd
-from specdec_ref.measurement.benchmark import Contender, Result, Sample, ours, race, race_length
-from specdec_ref.measurement.costs import Costs, measure_costs
+from specdec_lab.measurement.benchmark import Contender, Result, Sample, ours, race, race_length
+from specdec_lab.measurement.costs import Costs, measure_costs
 
 
 def transformers_generate(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 import specdec_ref as sd
-from specdec_ref.measurement.benchmark import repeated_share
-from specdec_ref.training.corpus import Document, collect
+from specdec_lab.measurement.benchmark import repeated_share
+from specdec_lab.training.corpus import Document, collect
 
 PROMPT = 160
 """Tokens of a prompt that is cut out of a held-out module."""

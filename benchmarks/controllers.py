@@ -42,10 +42,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import specdec_ref as sd
-from specdec_ref.capture import USES_BEFORE_RECORDING
-from specdec_ref.control import AdaptiveSpeculation, Controller, CostModelSpeculation, Round, as_controller
-from specdec_ref.measurement.recording import Recording
-from specdec_ref.measurement.workload import machine_facts, machine_line, model_facts
+from specdec_lab.measurement.benchmark_workload import machine_facts, machine_line, model_facts
+from specdec_lab.measurement.recording import Recording
+from specdec_lab.teaching.heuristics import AdaptiveSpeculation
+from specdec_ref.control import CostModelSpeculation, as_controller
+from specdec_ref.decoding import Controller, Round
+from specdec_ref.fast.trace import USES_BEFORE_RECORDING
 
 ROOT = Path(__file__).parents[1]
 MAX_K = 8

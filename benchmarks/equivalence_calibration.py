@@ -20,11 +20,11 @@ from rich.progress import Progress
 from scipy import stats
 
 import specdec_ref as sd
-from specdec_ref.cli_equivalence import PROMPT_TOKENS
-from specdec_ref.equivalence.empirical import POWER, Plan, prepare
-from specdec_ref.equivalence.outcomes import pool
-from specdec_ref.equivalence.result import CONFIDENCE
-from specdec_ref.equivalence.statistics import detectable_tv, fit, tv_interval
+from specdec_lab.cli.equivalence_command import PROMPT_TOKENS
+from specdec_lab.equivalence.empirical import POWER, SamplingPlan, prepare
+from specdec_lab.equivalence.outcome_tree import pool
+from specdec_lab.equivalence.result import CONFIDENCE
+from specdec_lab.equivalence.statistics import detectable_tv, fit, tv_interval
 
 Numbers = NDArray[np.float64]
 Direction = str
@@ -75,7 +75,7 @@ def main() -> None:
     console.print(f"written to {arguments.json}")
 
 
-def simulate(console: Console, plan: Plan, simulations: int) -> dict[str, object]:
+def simulate(console: Console, plan: SamplingPlan, simulations: int) -> dict[str, object]:
     """Everything, as a report. A fiftieth of the simulations for each question about a wrong sampler."""
     rng = np.random.default_rng(0)
     p = [pool(tree, n).probabilities for tree, n in zip(plan.trees, plan.samples, strict=True)]

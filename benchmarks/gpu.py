@@ -3,7 +3,7 @@
     python benchmarks/gpu.py [--target 7B] [--draft 0.5B] [--json FILE]
     python benchmarks/gpu.py --small --device cpu          # the same code at small shapes; its figures mean nothing
 
-On a synthetic pair (real shapes, costs and acceptance, text without sense; see specdec_ref/measurement/synthetic.py):
+On a synthetic pair (real shapes, costs and acceptance, text without sense; see synthetic.py):
 memory bandwidth measured; the autoregressive step against the least time that reading the weights can take, with steps
 run plainly, captured as CUDA graphs, and compiled; c; v(n) for every n = 1 … 17 and batches of 1, 2, 4, … 64; speedup
 over k and acceptance against the formula; transformers' generate and assisted generation on the same models. On the
@@ -24,16 +24,17 @@ import transformers
 from compare_peers import transformers_generate
 from rich.console import Console
 from rich.table import Table
+from synthetic import SHAPES, Shape, Synthetic, dial, synthetic_pair
 
 import specdec_ref as sd
-from specdec_ref.equivalence.empirical import empirical
-from specdec_ref.equivalence.engines import OurLoop
-from specdec_ref.graphs import choose_steps
-from specdec_ref.measurement.benchmark import ours, race
-from specdec_ref.measurement.costs import WARM_UP, measure_costs
-from specdec_ref.measurement.roofline import measure_limits, step_of
-from specdec_ref.measurement.synthetic import SHAPES, Shape, Synthetic, dial, synthetic_pair
-from specdec_ref.models import TransformersModel, usable_device
+from specdec_lab.equivalence.empirical import empirical
+from specdec_lab.equivalence.engines import OurLoop
+from specdec_lab.measurement.benchmark import ours, race
+from specdec_lab.measurement.costs import WARM_UP, measure_costs
+from specdec_lab.measurement.roofline import measure_limits, step_of
+from specdec_ref.fast.steps import choose_steps
+from specdec_ref.loading import usable_device
+from specdec_ref.models import TransformersModel
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 BATCHES, SCORED = [1, 2, 4, 8, 16, 32, 64], list(range(1, 18))
@@ -49,15 +50,15 @@ def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> f
     """Median, after a warm-up that outlasts recording or capturing the step."""
     times = []
     for _ in range(WARM_UP + repeats):
-        synchronise(device)
+        synchronize(device)
         began = time.perf_counter()
         work()
-        synchronise(device)
+        synchronize(device)
         times.append(time.perf_counter() - began)
     return median(times[WARM_UP:])
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -260,6 +261,30 @@ def main() -> None:
         console.print(f"written to {file}")
 
 
+def step_table(steps: dict[str, Any]) -> Table:
+    """A step of one token, run in each way, against the floor."""
+    table = Table(title="a step of one token", title_justify="left", box=None, padding=(0, 3, 0, 0))
+    for column in ("steps", "target, ms", "times the floor", "draft, ms", "c"):
+        table.add_column(column, justify="left" if column == "steps" else "right")
+    for way, costs in steps.items():
+        if way != "floor":
+            target, draft = costs["target_step"], costs["draft_step"]
+            cells = f"{1000 * target:.3f}", f"{target / steps['floor']:.2f}", f"{1000 * draft:.3f}"
+            table.add_row(way, *cells, f"{costs['c']:.3f}")
+    return table
+
+
+def speedup_table(report: dict[str, Any]) -> Table:
+    """Measured and predicted speedup by acceptance and k."""
+    table = Table(title=str(report["machine"]["device"]), title_justify="left", box=None, padding=(0, 3, 0, 0))
+    for column in ("dial", "k", "accepted", "tokens/s", "speedup", "formula"):
+        table.add_column(column, justify="right")
+    for row in report["speedups"]:
+        cells = [f"{row['dial']:.1f}", str(row["k"]), f"{row['acceptance']:.0%}", f"{row['tokens_per_second']:.0f}"]
+        table.add_row(*cells, f"{row['speedup']:.2f}", f"{row['formula']:.2f}")
+    return table
+
+
 def show(console: Console, report: dict[str, Any], reached: dict[str, float], same: dict[str, Any]) -> None:
     """The tables."""
     limits, steps = report["bandwidth"], report["steps"]
@@ -271,22 +296,8 @@ def show(console: Console, report: dict[str, Any], reached: dict[str, float], sa
     ):
         console.print(f"  {name:52}{limit:8.2f} {unit}", highlight=False)
     console.print("")
-    ways = Table(title="a step of one token", title_justify="left", box=None, padding=(0, 3, 0, 0))
-    for column in ("steps", "target, ms", "times the floor", "draft, ms", "c"):
-        ways.add_column(column, justify="left" if column == "steps" else "right")
-    for way, found in steps.items():
-        if way != "floor":
-            target, draft = found["target_step"], found["draft_step"]
-            cells = f"{1000 * target:.3f}", f"{target / steps['floor']:.2f}", f"{1000 * draft:.3f}"
-            ways.add_row(way, *cells, f"{found['c']:.3f}")
-    console.print(ways, "")
-    table = Table(title=str(report["machine"]["device"]), title_justify="left", box=None, padding=(0, 3, 0, 0))
-    for column in ("dial", "k", "accepted", "tokens/s", "speedup", "formula"):
-        table.add_column(column, justify="right")
-    for row in report["speedups"]:
-        cells = [f"{row['dial']:.1f}", str(row["k"]), f"{row['acceptance']:.0%}", f"{row['tokens_per_second']:.0f}"]
-        table.add_row(*cells, f"{row['speedup']:.2f}", f"{row['formula']:.2f}")
-    console.print(table, "")
+    console.print(step_table(steps), "")
+    console.print(speedup_table(report), "")
     for batch, times in report["scoring"].items():
         line = ", ".join(f"v({n}) = {t / times['1']:.2f}" for n, t in times.items())
         console.print(f"batch {batch}: step {1000 * times['1']:.2f} ms, {line}", highlight=False, soft_wrap=True)

@@ -15,8 +15,9 @@ from typing import Any
 
 from rich.console import Console
 
+import specdec_lab as lab
 import specdec_ref as sd
-from specdec_ref.measurement.workload import machine_facts, machine_line
+from specdec_lab.measurement.benchmark_workload import machine_facts, machine_line
 
 RESULTS = Path(__file__).parent / "results" / "monitor_cost.json"
 
@@ -29,7 +30,7 @@ def main() -> None:
     arguments = parser.parse_args()
     pair = sd.load_pair()
     prompts = [pair.tokenizer(text)["input_ids"] for text in list(sd.held_out_prompts().values())[:4]]
-    monitor = sd.SpeculativeDecodingMonitor()
+    monitor = lab.SpeculativeDecodingMonitor()
 
     def round_seconds(prompt: list[int], seed: int, watched: bool) -> float:
         done = sd.generate_speculative(
@@ -47,7 +48,7 @@ def main() -> None:
         pairs.append((found[True], found[False]))
 
     notes = 20_000
-    alone = sd.SpeculativeDecodingMonitor()
+    alone = lab.SpeculativeDecodingMonitor()
     controller = alone.watch(sd.FixedK(4))
     done = sd.generate_speculative(pair, prompts[0], k=4, max_new_tokens=32, seed=1)
     began = time.perf_counter()

@@ -7,8 +7,7 @@ more, whether the empirical test refutes it in each of 20 runs. For the right co
 to be uniform (Kolmogorov and Smirnov) and the false alarms no more than stated. The file is written after every run,
 and a run that was cut short goes on where it ended if the arguments are the same.
 
-Millions of samples come after the same two prompts, so the models' scores are remembered by the tokens that a cache
-would hold (`Remembered`); a wrong version of the cache itself runs on real caches.
+Millions of samples come after the same two prompts, so rows that begin alike are scored once (`SharedWork`).
 """
 
 import argparse
@@ -32,11 +31,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from scipy import stats
 
 import specdec_ref as sd
-from specdec_ref.equivalence.empirical import with_fewer
-from specdec_ref.equivalence.greedy import greedy_agreement
-from specdec_ref.equivalence.museum_empirical import Trial, remembering, trials
-from specdec_ref.equivalence.mutants import MUTANTS, Mutant, mutant
-from specdec_ref.equivalence.result import Equivalence
+from specdec_lab.equivalence.empirical import with_fewer
+from specdec_lab.equivalence.greedy import greedy_agreement
+from specdec_lab.equivalence.museum_empirical import Trial, trials
+from specdec_lab.equivalence.mutants import MUTANTS, Mutant, mutant
+from specdec_lab.equivalence.result import Equivalence
 
 LARGE = 0.03
 """A total variation that has to be found every time."""
@@ -67,19 +66,17 @@ class Sizes:
 
     def __init__(self, pair: sd.Pair, largest: int):
         self.pair = pair
-        self.real = trials(pair, samples=largest, false_alarm=FALSE_ALARM)
-        self.remembering = remembering(pair, self.real)
+        self.largest = trials(pair, samples=largest, false_alarm=FALSE_ALARM)
 
-    def of(self, samples: int, mutant: Mutant | None = None) -> tuple[Trial, ...]:
-        """Both trials with so many samples each; on real caches for a wrong version of the cache."""
-        those = self.real if mutant and mutant.where.startswith("cache.") else self.remembering
-        return tuple(replace(trial, plan=with_fewer(trial.plan, samples)) for trial in those)
+    def of(self, samples: int) -> tuple[Trial, ...]:
+        """Both trials with so many samples each."""
+        return tuple(replace(trial, plan=with_fewer(trial.plan, samples)) for trial in self.largest)
 
     def finding(self, tv: float, name: str) -> tuple[int, float]:
         """The first of `LADDER` with which that trial finds 0.8 of this total variation, and what it finds."""
         for samples in LADDER:
             (plan,) = (trial.plan for trial in self.of(samples) if trial.name == name)
-            if plan.says_something and plan.detectable <= 0.8 * tv:
+            if plan.is_informative and plan.detectable <= 0.8 * tv:
                 break
         return samples, plan.detectable
 
@@ -107,7 +104,7 @@ def measured(name: str, samples: int) -> dict[str, Any]:
     (sizes,), wrong = SIZES, mutant(name)
     found: dict[str, Any] = {}
     with wrong.installed():
-        both = sizes.of(samples, wrong)
+        both = sizes.of(samples)
         for trial in both:
             result = trial.run()
             found[trial.name] = {
@@ -128,7 +125,7 @@ def measured(name: str, samples: int) -> dict[str, Any]:
 def p_value(name: str, trial: str, samples: int, seed: int) -> float:
     """Of one run; name: of the wrong version, or none."""
     (sizes,), wrong = SIZES, mutant(name) if name else None
-    (one,) = (each for each in sizes.of(samples, wrong) if each.name == trial)
+    (one,) = (each for each in sizes.of(samples) if each.name == trial)
     with wrong.installed() if wrong else nullcontext():
         return one.run(seed).p_value
 

@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 import specdec_ref as sd
-from specdec_ref.capture import USES_BEFORE_RECORDING
-from specdec_ref.graphs import choose_steps
-from specdec_ref.measurement.workload import machine_facts, machine_line
+from specdec_lab.measurement.benchmark_workload import machine_facts, machine_line
+from specdec_ref.fast.steps import choose_steps
+from specdec_ref.fast.trace import USES_BEFORE_RECORDING
 from specdec_ref.models import TransformersModel
 
 FOLDER = Path(__file__).parents[1] / ".venv" / "smollm2-135m-instruct"

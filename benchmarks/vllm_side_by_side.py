@@ -25,14 +25,14 @@ from rich.console import Console
 from rich.table import Table
 
 import specdec_ref as sd
-from specdec_ref.equivalence.empirical import empirical
-from specdec_ref.equivalence.sampler import SamplerError
-from specdec_ref.equivalence.server import OpenAICompletions
-from specdec_ref.measurement.workload import machine_facts, machine_line, prompts_of_length
-from specdec_ref.models import PRETRAINED
-from specdec_ref.serving.configuration import speculative_config
-from specdec_ref.serving.load import measure_server
-from specdec_ref.serving.server import SMALL, VLLMServer, find_vllm
+from specdec_lab.equivalence.empirical import empirical
+from specdec_lab.equivalence.sampler import SamplerError
+from specdec_lab.equivalence.server_engine import OpenAICompletions
+from specdec_lab.measurement.benchmark_workload import machine_facts, machine_line, prompts_of_length
+from specdec_lab.serving.configuration import speculative_config
+from specdec_lab.serving.load import measure_server
+from specdec_lab.serving.server import SMALL, VLLMServer, find_vllm
+from specdec_ref.loading import PRETRAINED
 
 RESULTS = Path(__file__).parent / "results" / "vllm_side_by_side.json"
 TARGET, DRAFT = str(PRETRAINED / "target"), str(PRETRAINED / "draft-medium")

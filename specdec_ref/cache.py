@@ -1,9 +1,10 @@
 """A KV cache that can be rewound: preallocated, every row of the batch with its own length.
 
-A step writes its keys and values at (row, position); whatever stands behind a row's length is hidden by the mask and
-overwritten later. So taking back rejected tokens is an assignment of lengths, with nothing copied, cropped or zeroed
-(a zeroed key is not a masked key: it still gets weight e⁰). No shape depends on how many tokens were accepted, so that
-a step can be recorded once and replayed. Unmodified transformers models only ever call `update`: they need explicit
+A step writes its keys and values at (row, position); whatever stands behind a row's length is
+hidden by the mask and overwritten later. So taking back rejected tokens is an assignment of
+lengths, with nothing copied, cropped or zeroed (a zeroed key is not a masked key: it still gets
+weight e⁰). No shape depends on how many tokens were accepted, so that a step can be recorded once
+and replayed. Unmodified transformers models only ever call `update`: they need explicit
 `position_ids` and a 4-D mask beside it.
 """
 
@@ -17,15 +18,18 @@ WINDOW = 128
 
 
 FIRST_SLOTS = 1024
-"""Slots that a row begins with, where its capacity is larger. They double whenever they are full."""
+"""Slots that a row begins with, where its capacity is larger. They double whenever they are full.
+"""
 
 
 class RewindableCache:
-    """Keys and values of `batch` sequences of up to `capacity` tokens, in slots allocated when a layer first writes.
+    """Keys and values of `batch` sequences of up to `capacity` tokens, in slots allocated when a
+    layer first writes.
 
-    `allocated` slots per row exist at first, and more are added as rows grow, so a capacity that no text reaches costs
-    no memory. `lengths` says how many tokens of each row are valid: a list on the host, so reading it costs nothing.
-    `positions`: where the tokens of the last `advance` stand, [B, n] or [1, n].
+    `allocated` slots per row exist at first, and more are added as rows grow, so a capacity that no
+    text reaches costs no memory. `lengths` says how many tokens of each row are valid: a list on
+    the host, so reading it costs nothing. `positions`: where the tokens of the last `advance`
+    stand, [B, n] or [1, n].
     """
 
     def __init__(self, batch: int, capacity: int, device: torch.device | str = "cpu"):
@@ -48,8 +52,8 @@ class RewindableCache:
     def advance(self, n: int) -> tuple[Tensor, Tensor]:
         """Make room for `n` tokens in every row, which `update` then writes.
 
-        Returns their positions, [B, n], or [1, n] where all rows are equally long, and which slots each may see,
-        [B or 1, 1, n, W] bool.
+        Returns their positions, [B, n], or [1, n] where all rows are equally long, and which slots
+        each may see, [B or 1, 1, n, W] bool.
         """
         shortest, longest = min(self.lengths), max(self.lengths)
         if longest + n > self.capacity:
@@ -69,7 +73,8 @@ class RewindableCache:
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write one layer's new keys and values, [B, H, n, D]; return all that the mask is about, [B, H, W, D]."""
+        """Write one layer's new keys and values, [B, H, n, D]; return all that the mask is about,
+        [B, H, W, D]."""
         if layer_idx not in self.slots:
             self.slots[layer_idx] = self._room(keys), self._room(values)
         seen = self.window(layer_idx)
@@ -78,7 +83,8 @@ class RewindableCache:
         return seen
 
     def window(self, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """The slots of a layer that the last `advance` made its mask for: keys and values, [B, H, W, D]."""
+        """The slots of a layer that the last `advance` made its mask for: keys and values, [B, H,
+        W, D]."""
         keys, values = self.slots[layer_idx]
         return keys[:, :, : self._window], values[:, :, : self._window]
 
@@ -92,12 +98,18 @@ class RewindableCache:
         self.lengths = [self.lengths[row] for row in rows]
         self.batch = len(rows)
         self.rows = torch.arange(self.batch, device=self.device)[:, None]
-        self.slots = {i: (k.index_select(0, index), v.index_select(0, index)) for i, (k, v) in self.slots.items()}
+        self.slots = {
+            i: (k.index_select(0, index), v.index_select(0, index))
+            for i, (k, v) in self.slots.items()
+        }
 
     def row(self, row: int) -> dict[int, tuple[Tensor, Tensor]]:
-        """What is valid of one row, by layer: keys and values [H, length, D]. For looking and for tests."""
+        """What is valid of one row, by layer: keys and values [H, length, D]. For looking and for
+        tests."""
         n = self.lengths[row]
-        return {i: (keys[row, :, :n], values[row, :, :n]) for i, (keys, values) in self.slots.items()}
+        return {
+            i: (keys[row, :, :n], values[row, :, :n]) for i, (keys, values) in self.slots.items()
+        }
 
     @property
     def bytes(self) -> int:
@@ -121,7 +133,8 @@ class RewindableCache:
 
 
 class FixedSlots:
-    """Slots at addresses that do not change, for a step that is recorded and replayed: no lengths, no windows.
+    """Slots at addresses that do not change, for a step that is recorded and replayed: no lengths,
+    no windows.
 
     slots: keys and values of each layer, [B, H, W, D]. positions: [B or 1, n]. rows: [B, 1].
     """
@@ -132,19 +145,21 @@ class FixedSlots:
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write one layer's new keys and values, [B, H, n, D]; return all that the mask is about, [B, H, W, D]."""
+        """Write one layer's new keys and values, [B, H, n, D]; return all that the mask is about,
+        [B, H, W, D]."""
         seen = self._slots[layer_idx]
         for slots, new in zip(seen, (keys, values), strict=True):
             write(slots, new, self._positions, self._rows)
         return seen
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Of no use here (part of what transformers asks of a cache): positions and mask are given."""
+        """0: transformers asks a cache for it, but positions and mask are given here."""
         return 0
 
 
 def write(slots: Tensor, new: Tensor, positions: Tensor, rows: Tensor) -> None:
-    """slots[row, :, positions[row]] = new[row], in place. slots: [B, H, W, D], new: [B, H, n, D], rows: [B, 1]."""
+    """slots[row, :, positions[row]] = new[row], in place. slots: [B, H, W, D], new: [B, H, n, D],
+    rows: [B, 1]."""
     if positions.shape[0] == 1:
         slots.index_copy_(2, positions[0], new)
     else:
@@ -155,7 +170,8 @@ _argument_names: dict[type[nn.Module], str] = {}
 
 
 def cache_argument(model: nn.Module) -> str:
-    """What the `forward` of a transformers model calls its cache: `cache` from 5.24 on, `past_key_values` before."""
+    """What the `forward` of a transformers model calls its cache: `cache` from 5.24 on,
+    `past_key_values` before."""
     kind = type(model)
     if kind not in _argument_names:
         parameters = inspect.signature(kind.forward).parameters

@@ -1,8 +1,9 @@
 """Does a model agree with itself? A short text scored in one pass, in steps, and after a rewind.
 
-Decoding relies on explicit positions, a 4-D mask and a cache that can be rewound. Some architectures ignore one of
-them without an error, and then every token after it comes from another distribution. A list of such architectures is
-never complete, so `load_pair` compares each model with its own uncached forward pass.
+Decoding relies on explicit positions, a 4-D mask and a cache that can be rewound. Some
+architectures ignore one of them without an error, and then every token after it comes from another
+distribution. A list of such architectures is never complete, so `load_pair` compares each model
+with its own uncached forward pass.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from specdec_ref.errors import SpecdecError
+from specdec_ref.errors import SpecdecError, one_line
 from specdec_ref.models import TransformersModel, check_rewindable
 from specdec_ref.rotary import length_dependent_rotary
 
@@ -27,13 +28,16 @@ REJECTED = 4
 """Tokens that are scored and then taken back."""
 
 STRIDE = 7919
-"""Distance between the ids of successive tokens: a prime, so that they spread over any vocabulary."""
+"""Distance between the ids of successive tokens: a prime, so that they spread over any vocabulary.
+"""
 
 LARGEST_DIFFERENCE = {torch.float64: 0.01, torch.float32: 0.01}
-"""Relative difference of logits that rounding explains: below 1e-5 in float32, where wrong models have 0.2 and more."""
+"""Relative difference of logits that rounding explains: below 1e-5 in float32, where wrong models
+have 0.2 and more."""
 
 LARGEST_DIFFERENCE_16_BITS = 0.15
-"""The same for bfloat16 and float16, for the median over positions: experts may be chosen differently at a few."""
+"""The same for bfloat16 and float16, for the median over positions: experts may be chosen
+differently at a few."""
 
 
 def check_consistent(model: "PreTrainedModel", role: str = "model", length: int = SHORT) -> None:
@@ -42,24 +46,27 @@ def check_consistent(model: "PreTrainedModel", role: str = "model", length: int 
     Args:
         model: a causal LM of transformers.
         role: what the error calls it, 'target' or 'draft'.
-        length: tokens of the longer text. Choose it beyond a threshold of the model (see `length_thresholds`) to
-            compare on both sides of that threshold: the shorter text has `TAIL` + 1 tokens.
+        length: tokens of the longer text. Choose it beyond a threshold of the model (see
+            `length_thresholds`) to compare on both sides of that threshold: the shorter text has
+            `TAIL` + 1 tokens.
 
     Raises:
-        SpecdecError: the model cannot be rewound, takes no positions, mask or cache, or its scores differ.
+        SpecdecError: the model cannot be rewound, takes no positions, mask or cache, or its scores
+            differ.
     """
     check_rewindable(model, role)
     difference = largest_difference(model, role, length)
     allowed = largest_allowed(model)
     if not difference <= allowed:
         raise SpecdecError(
-            f"{role}: {model.config.model_type} scores a text of {length} tokens differently in steps than in one "
-            f"pass: logits differ by {difference:.1%}, {allowed:.0%} is allowed; it cannot be decoded exactly"
+            f"{role}: {model.config.model_type} scores a text of {length} tokens differently in "
+            f"steps than in one pass: logits differ by {difference:.1%}, {allowed:.0%} is allowed; "
+            "it cannot be decoded exactly"
         )
 
 
 def largest_allowed(model: "PreTrainedModel") -> float:
-    """The largest relative difference of logits that rounding explains in the model's number type."""
+    """The largest relative difference that rounding explains in the model's number type."""
     return LARGEST_DIFFERENCE.get(model.dtype, LARGEST_DIFFERENCE_16_BITS)
 
 
@@ -67,24 +74,32 @@ def largest_allowed(model: "PreTrainedModel") -> float:
 def largest_difference(model: "PreTrainedModel", role: str = "model", length: int = SHORT) -> float:
     """Relative difference of logits between cached steps and one uncached pass: 0 where they agree.
 
-    The root mean square of the difference over the vocabulary, divided by that of the logits around their mean. Returns
-    the largest over positions in float32 and float64, the median in 16 bits. Raises SpecdecError where the model does.
+    The root mean square of the difference over the vocabulary, divided by that of the logits around
+    their mean. Returns the largest over positions in float32 and float64, the median in 16 bits.
+    Raises SpecdecError where the model does.
     """
-    texts = [_mixed_tokens(model, max(length, TAIL + 1), start=1), _mixed_tokens(model, TAIL + 1, start=2)]
+    texts = [
+        _mixed_tokens(model, max(length, TAIL + 1), start=1),
+        _mixed_tokens(model, TAIL + 1, start=2),
+    ]
     wrong = torch.stack([_mixed_tokens(model, REJECTED, start) for start in (3, 4)])
     try:
         expected = torch.stack([_in_one_pass(model, text)[-TAIL:] for text in texts])
         found = _in_steps(model, texts, wrong)
     except SpecdecError:
         raise
-    except Exception as error:  # every architecture has its own way to fail without positions, mask or cache
-        message = " ".join(str(error).split())[:160] or type(error).__name__
-        raise SpecdecError(
-            f"{role}: {model.config.model_type} cannot score tokens with explicit positions, mask and cache: {message}"
-        ) from error
+    except (
+        Exception
+    ) as error:  # every architecture has its own way to fail without positions, mask or cache
+        what = (
+            f"{model.config.model_type} cannot score tokens with explicit positions, mask and cache"
+        )
+        raise SpecdecError(f"{role}: {what}: {one_line(error)}") from error
     expected, found = expected.double(), found.double()
     spread = expected - expected.mean(-1, keepdim=True)
-    relative = (found - expected).square().mean(-1).sqrt() / (spread.square().mean(-1).sqrt() + 1e-12)
+    relative = (found - expected).square().mean(-1).sqrt() / (
+        spread.square().mean(-1).sqrt() + 1e-12
+    )
     exact = model.dtype in LARGEST_DIFFERENCE
     return float(relative.max() if exact else relative.median())
 
@@ -96,15 +111,19 @@ def _mixed_tokens(model: Any, n: int, start: int) -> Tensor:
 
 
 def _in_one_pass(model: Any, text: Tensor) -> Tensor:
-    """Logits [n, V] of an uncached forward pass as transformers makes it: positions and mask are the model's own."""
+    """Logits [n, V] of an uncached forward pass as transformers makes it: positions and mask are
+    the model's own."""
     if length_dependent_rotary(model):
-        model(input_ids=text[:1][None].to(model.device), use_cache=False)  # forgets the length of earlier passes
+        model(
+            input_ids=text[:1][None].to(model.device), use_cache=False
+        )  # forgets the length of earlier passes
     logits: Tensor = model(input_ids=text[None].to(model.device), use_cache=False).logits[0]
     return logits
 
 
 def _in_steps(model: "PreTrainedModel", texts: list[Tensor], wrong: Tensor) -> Tensor:
-    """Logits [B, TAIL, V] of the last positions: prefill, one token, some that are taken back, the rest at once."""
+    """Logits [B, TAIL, V] of the last positions: prefill, one token, some that are taken back, the
+    rest at once."""
     ours = TransformersModel(model)
     lengths = [len(text) for text in texts]
     ours.final_lengths = lengths
@@ -118,13 +137,17 @@ def _in_steps(model: "PreTrainedModel", texts: list[Tensor], wrong: Tensor) -> T
 
 
 def length_thresholds(config: "PretrainedConfig") -> list[int]:
-    """Lengths in tokens at which a model of this configuration changes what it computes, shortest first.
+    """Lengths in tokens at which a model of this configuration changes what it computes, shortest
+    first.
 
     Sliding windows, attention chunks, and the length that its rotary scaling was made for.
     """
     text = config.get_text_config(decoder=True)
     rotary = getattr(text, "rope_parameters", None) or {}
     places = [rotary, *(part for part in rotary.values() if isinstance(part, dict))]
-    found = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
+    found = [
+        getattr(text, name, None)
+        for name in ("sliding_window", "attention_chunk_size", "window_size")
+    ]
     found += [place.get("original_max_position_embeddings") for place in places]
     return sorted({value for value in found if isinstance(value, int) and value > 0})

@@ -1,7 +1,8 @@
 """Who proposes tokens: a smaller model, a look-up in the text so far, or nobody.
 
-One rule prevents most bugs of the wild: a `Draft` carries its tokens together with the exact distribution that each was
-drawn from, or says that it was certain ('point mass'). Nothing downstream ever recomputes q.
+One rule prevents most bugs of the wild: a `Draft` carries its tokens together with the exact
+distribution that each was sampled from, or says that it was certain (a point mass). Nothing
+downstream ever recomputes q.
 """
 
 from dataclasses import dataclass, replace
@@ -20,9 +21,14 @@ from specdec_ref.sampling import Randomness, Sampling
 class Draft:
     """k proposed tokens for each of B sequences.
 
-    tokens: [B, k] int64. probabilities: [B, k, V], row i is what token i was drawn from; None for a point mass, tokens
-    that are certain. lengths: how many of a row's tokens are meant, [B] int64; None for all k. The loop raises
-    SpecdecError for a draft that does not fit, or whose probabilities do not sum to one.
+    The loop raises SpecdecError for a draft that does not fit, or whose probabilities do not sum to
+    one.
+
+    Attributes:
+        tokens: [B, k] int64.
+        probabilities: [B, k, V], row i is what token i was sampled from; None for point masses.
+        lengths: [B] int64, how many of a row's tokens are drafted, the rest being padding; None for
+            all k.
     """
 
     tokens: Tensor
@@ -30,36 +36,49 @@ class Draft:
     lengths: Tensor | None = None
 
     def check(self, rows: int, k: int, vocab_size: int) -> None:
-        """Raises SpecdecError unless the shapes fit what was asked for. Reads no value, so the host need not wait."""
+        """Raise SpecdecError unless the shapes fit what was asked for. Reads no value, so the host
+        need not wait."""
         tokens, q, lengths = self.tokens, self.probabilities, self.lengths
         for name, value in (("tokens", tokens), ("probabilities", q), ("lengths", lengths)):
             if not isinstance(value, Tensor) and (name == "tokens" or value is not None):
                 raise SpecdecError(f"drafter: its {name} are {value!r:.60}; takes a tensor")
-        if tokens.dtype != torch.int64 or tokens.ndim != 2 or tokens.shape[0] != rows or tokens.shape[1] > k:
-            got = f"{list(tokens.shape)} {str(tokens.dtype).removeprefix('torch.')}"
-            raise SpecdecError(f"drafter: its tokens are {got}; takes [{rows}, at most {k}] int64")
-        if q is not None and (q.ndim != 3 or q.shape[:2] != tokens.shape or q.shape[2] > vocab_size):
+        if (
+            tokens.dtype != torch.int64
+            or tokens.ndim != 2
+            or tokens.shape[0] != rows
+            or tokens.shape[1] > k
+        ):
+            raise SpecdecError(
+                f"drafter: its tokens are {_kind(tokens)}; takes [{rows}, at most {k}] int64"
+            )
+        if q is not None and (
+            q.ndim != 3 or q.shape[:2] != tokens.shape or q.shape[2] > vocab_size
+        ):
             takes = f"[{rows}, {tokens.shape[1]}, at most {vocab_size}], one row for each token"
             raise SpecdecError(f"drafter: its probabilities are {list(q.shape)}; takes {takes}")
         if lengths is not None and (lengths.shape != (rows,) or lengths.dtype != torch.int64):
-            got = f"{list(lengths.shape)} {str(lengths.dtype).removeprefix('torch.')}"
-            raise SpecdecError(f"drafter: its lengths are {got}; takes [{rows}] int64")
+            raise SpecdecError(f"drafter: its lengths are {_kind(lengths)}; takes [{rows}] int64")
 
-    def meant(self) -> Tensor:
-        """How many tokens of each row are meant, [B] int64."""
+    @property
+    def num_drafted(self) -> Tensor:
+        """How many tokens of each row are drafted, [B] int64."""
+        if self.lengths is not None:
+            return self.lengths
         batch, k = self.tokens.shape
-        return self.lengths if self.lengths is not None else torch.full((batch,), k, device=self.tokens.device)
+        return torch.full((batch,), k, device=self.tokens.device)
 
-    def up_to(self, most: Tensor) -> "Draft":
-        """No more than `most` [B] tokens of each row: those behind would fall beyond its end, and read 0."""
-        lengths = torch.minimum(self.meant().to(most.device), most)
-        is_meant = torch.arange(self.tokens.shape[1], device=most.device) < lengths[:, None]
-        return replace(self, tokens=self.tokens * is_meant, lengths=lengths)
+    def truncate(self, limits: Tensor) -> "Draft":
+        """At most `limits` [B] tokens of each row; those after them are padding, and read 0."""
+        lengths = torch.minimum(self.num_drafted.to(limits.device), limits)
+        is_drafted = torch.arange(self.tokens.shape[1], device=limits.device) < lengths[:, None]
+        return replace(self, tokens=self.tokens * is_drafted, lengths=lengths)
 
     def distribution(self, vocab_size: int, like: Tensor) -> Tensor:
-        """q for `verify`: [B, k, V], one-hot for a point mass, zero rows for tokens that are not meant.
+        """q for `verify`: [B, k, V], one-hot for a point mass, zero rows for padding.
 
-        V is `vocab_size`; number type and device are those of `like`.
+        Args:
+            vocab_size: V.
+            like: gives number type and device.
         """
         q = self.probabilities
         if q is None:
@@ -67,42 +86,83 @@ class Draft:
         elif q.shape[-1] < vocab_size:  # the target has more padding rows than the draft
             q = F.pad(q, (0, vocab_size - q.shape[-1]))
         if self.lengths is not None:
-            is_meant = torch.arange(self.tokens.shape[1], device=q.device) < self.lengths.to(q.device)[:, None]
-            q = q * is_meant[..., None]
+            is_drafted = (
+                torch.arange(self.tokens.shape[1], device=q.device)
+                < self.lengths.to(q.device)[:, None]
+            )
+            q = q * is_drafted[..., None]
         return q.to(like)
 
 
+def _kind(tensor: Tensor) -> str:
+    """Shape and number type, for an error."""
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
 class Drafter(Protocol):
-    """Proposes the next tokens of sequences. It hears the outcome of a round from the sequences of the next one."""
+    """Proposes the next tokens of sequences. It learns the outcome of a round from the sequences of
+    the next one."""
 
     def start(self, batch: int, capacity: int) -> None:
         """Begin `batch` new sequences of at most `capacity` tokens."""
         ...
 
-    def propose(self, sequences: list[list[int]], k: int, sampling: Sampling, randomness: Randomness) -> Draft:
-        """At most `k` tokens, maybe 0, after each of `sequences` (prompt and all emitted tokens). Asked every round."""
+    def propose(
+        self, sequences: list[list[int]], k: int, sampling: Sampling, randomness: Randomness
+    ) -> Draft:
+        """At most `k` tokens, maybe 0, after each of `sequences` (prompt and all emitted tokens),
+        every round."""
         ...
 
     def keep(self, rows: list[int]) -> None:
-        """Go on with these rows only, in this order."""
+        """Continue with these rows only, in this order."""
         ...
 
 
-class ModelDrafter:
-    """Draws from a draft model, token by token, with the same `Sampling` as the target.
+class NoDrafter:
+    """Proposes nothing: autoregressive decoding."""
 
-    min_confidence: stop after the first token whose probability was below this (that token stays in the draft:
-    throwing away what was drawn would change the distribution). 0 never stops. Raises SpecdecError for arguments it
-    cannot use.
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def start(self, batch: int, capacity: int) -> None:
+        """Nothing to prepare."""
+
+    def keep(self, rows: list[int]) -> None:
+        """Nothing to drop."""
+
+    def propose(
+        self, sequences: list[list[int]], k: int, sampling: Sampling, randomness: Randomness
+    ) -> Draft:
+        return _empty_draft(len(sequences), self.device)
+
+
+def _empty_draft(batch: int, device: torch.device) -> Draft:
+    return Draft(torch.empty(batch, 0, dtype=torch.int64, device=device))
+
+
+class ModelDrafter:
+    """Samples from a draft model, token by token, with the same `Sampling` as the target.
+
+    Args:
+        model: the draft.
+        min_confidence: stop after the first token whose probability was below this. That token
+            stays in the draft: discarding a sampled token would change the distribution. 0 never
+            stops.
+
+    Raises:
+        SpecdecError: arguments that it cannot use.
     """
 
     def __init__(self, model: LanguageModel, min_confidence: float = 0.0):
         if not hasattr(model, "extend"):
             raise SpecdecError(
-                f"model={model!r:.80}: takes a LanguageModel, for instance TransformersModel(pair.draft)"
+                f"model={model!r:.80}: takes a LanguageModel, as TransformersModel(pair.draft)"
             )
         if not is_number(min_confidence) or not 0 <= min_confidence <= 1:
-            raise SpecdecError(f"min_confidence={min_confidence!r}: takes a probability, 0 ≤ min_confidence ≤ 1")
+            raise SpecdecError(
+                f"min_confidence={min_confidence!r}: takes a probability, 0 ≤ min_confidence ≤ 1"
+            )
         self.model = model
         self.min_confidence = min_confidence
         self._cached: list[int] = []
@@ -115,61 +175,80 @@ class ModelDrafter:
         self.model.keep(rows)
         self._cached = [self._cached[row] for row in rows]
 
-    def propose(self, sequences: list[list[int]], k: int, sampling: Sampling, randomness: Randomness) -> Draft:
-        if k == 0:  # nothing to draw, but what was rejected must not pass for true later
-            self._cached = [min(cached, len(s) - 1) for cached, s in zip(self._cached, sequences, strict=True)]
-            return Draft(torch.empty(len(sequences), 0, dtype=torch.int64, device=self.model.device))
+    def propose(
+        self, sequences: list[list[int]], k: int, sampling: Sampling, randomness: Randomness
+    ) -> Draft:
+        if k == 0:  # nothing to sample, but rejected tokens must leave the cache's account
+            self._cached = [
+                min(cached, len(s) - 1) for cached, s in zip(self._cached, sequences, strict=True)
+            ]
+            return _empty_draft(len(sequences), self.model.device)
         tokens = self._catch_up(sequences)
-        drawn, distributions = [], []
-        meant = torch.zeros(len(sequences), dtype=torch.int64, device=self.model.device)
-        going = torch.ones_like(meant, dtype=torch.bool)
+        drafted, distributions = [], []
+        num_drafted = torch.zeros(len(sequences), dtype=torch.int64, device=self.model.device)
+        confident = torch.ones_like(num_drafted, dtype=torch.bool)
         for _ in range(k):
             q = sampling.probabilities(self.model.extend(tokens)[:, -1])
             token = randomness.draw(q)
-            drawn.append(token)
+            drafted.append(token)
             distributions.append(q)
             tokens = token[:, None]
             if self.min_confidence > 0:
-                meant += going
-                going = going & (q.gather(-1, tokens).squeeze(-1) >= self.min_confidence)
-                if not going.any():  # to know it the host waits, once for a token: what a stop by confidence costs
+                num_drafted += confident
+                confident = confident & (q.gather(-1, tokens).squeeze(-1) >= self.min_confidence)
+                if not confident.any():  # the host waits for this value, once per token
                     break
-        self._cached = [len(s) + len(drawn) - 1 for s in sequences]  # the last token drawn is not in the cache
-        lengths = meant if self.min_confidence > 0 else None
-        return Draft(torch.stack(drawn, 1), torch.stack(distributions, 1), lengths)
+        self._cached = [
+            len(s) + len(drafted) - 1 for s in sequences
+        ]  # the last drafted token is not in the cache
+        lengths = num_drafted if self.min_confidence > 0 else None
+        return Draft(torch.stack(drafted, 1), torch.stack(distributions, 1), lengths)
 
     def _catch_up(self, sequences: list[list[int]]) -> Tensor:
-        """Rewind to what is still true and return the tokens to feed next, [B, n].
+        """Rewind to the accepted tokens and return those to feed next, [B, n].
 
-        n is 1, or 2 when some row had all its tokens accepted: the last of them was drawn but never fed, and goes in
-        with the token after it, in one step. Rows in need of only one feed their last cached token again.
+        n is 1, or 2 when all tokens of some row were accepted: the last of them was sampled but
+        never fed, and is fed with the token after it, in one step. Rows that need only one feed
+        their last cached token again.
         """
-        true = [min(cached, len(s) - 1) for cached, s in zip(self._cached, sequences, strict=True)]
-        n = max(len(s) - t for s, t in zip(sequences, true, strict=True))
+        valid = [min(cached, len(s) - 1) for cached, s in zip(self._cached, sequences, strict=True)]
+        n = max(len(s) - n_valid for s, n_valid in zip(sequences, valid, strict=True))
         if n > min(2, *map(len, sequences)):  # a new prompt, or rounds went by without a draft
-            self.model.rewind(true)
-            self.model.prefill([self._known(s[t:-1]) for s, t in zip(sequences, true, strict=True)])
+            self.model.rewind(valid)
+            self.model.prefill(
+                [self._known(s[n_valid:-1]) for s, n_valid in zip(sequences, valid, strict=True)]
+            )
             n = 1
         self.model.rewind([len(s) - n for s in sequences])
-        return torch.tensor([self._known(s[-n:]) for s in sequences]).to(self.model.device, non_blocking=True)
+        tokens = torch.tensor([self._known(s[-n:]) for s in sequences])
+        return tokens.to(self.model.device, non_blocking=True)
 
     def _known(self, tokens: list[int]) -> list[int]:
-        """A target with more padding rows may emit ids that the draft has no row for: it reads its last instead."""
+        """A target with more padding rows may emit ids that the draft has no row for: it reads its
+        last one instead."""
         return [min(token, self.model.vocab_size - 1) for token in tokens]
 
 
 class PromptLookupDrafter:
-    """Proposes what followed the last time that the text ended like this. Needs no model; a point mass.
+    """Proposes what followed the last time that the text ended like this. Needs no model; a point
+    mass.
 
-    Looks for the longest of the last `max_ngram` … `min_ngram` tokens earlier in the sequence, the latest occurrence
-    first. Proposes nothing where there is none. Raises SpecdecError unless 1 ≤ min_ngram ≤ max_ngram. Saxena 2023
+    Looks for the last `max_ngram` tokens earlier in the sequence, then for fewer, down to
+    `min_ngram`; the latest occurrence counts. Proposes nothing where there is none. Saxena 2023
     (prompt-lookup-decoding); 'ngram' in vLLM.
+
+    Args:
+        max_ngram, min_ngram: numbers of tokens.
+
+    Raises:
+        SpecdecError: unless 1 ≤ min_ngram ≤ max_ngram.
     """
 
     def __init__(self, max_ngram: int = 3, min_ngram: int = 1):
         if not (is_whole(min_ngram) and is_whole(max_ngram) and 1 <= min_ngram <= max_ngram):
             raise SpecdecError(
-                f"max_ngram={max_ngram!r}, min_ngram={min_ngram!r}: take whole numbers, 1 ≤ min_ngram ≤ max_ngram"
+                f"max_ngram={max_ngram!r}, min_ngram={min_ngram!r}: "
+                "take whole numbers, 1 ≤ min_ngram ≤ max_ngram"
             )
         self.max_ngram = max_ngram
         self.min_ngram = min_ngram
@@ -180,11 +259,14 @@ class PromptLookupDrafter:
     def keep(self, rows: list[int]) -> None:
         """Nothing to drop."""
 
-    def propose(self, sequences: list[list[int]], k: int, sampling: Sampling, randomness: Randomness) -> Draft:
-        found = [self._continuation(s, k) for s in sequences]
-        longest = max(map(len, found))
-        tokens = torch.tensor([f + [0] * (longest - len(f)) for f in found], dtype=torch.int64)
-        return Draft(tokens, lengths=torch.tensor([len(f) for f in found]))
+    def propose(
+        self, sequences: list[list[int]], k: int, sampling: Sampling, randomness: Randomness
+    ) -> Draft:
+        continuations = [self._continuation(s, k) for s in sequences]
+        longest = max(map(len, continuations))
+        padded = [c + [0] * (longest - len(c)) for c in continuations]
+        lengths = [len(c) for c in continuations]
+        return Draft(torch.tensor(padded, dtype=torch.int64), lengths=torch.tensor(lengths))
 
     def _continuation(self, sequence: list[int], k: int) -> list[int]:
         for n in range(min(self.max_ngram, len(sequence) - 1), self.min_ngram - 1, -1):

@@ -6,10 +6,13 @@ from typing import TypeGuard
 
 
 class SpecdecError(ValueError):
-    """A wrong use: the message is one line that names the argument, the value it got and what it takes."""
+    """A wrong use: the message is one line that names the argument, the value it got and what it
+    takes."""
 
     def __init__(self, message: str):
-        super().__init__(" ".join(message.split()))  # the repr of a model or an array has many lines
+        super().__init__(
+            " ".join(message.split())
+        )  # the repr of a model or an array has many lines
 
 
 def is_whole(value: object) -> TypeGuard[int]:
@@ -20,3 +23,8 @@ def is_whole(value: object) -> TypeGuard[int]:
 def is_number(value: object) -> TypeGuard[float]:
     """Whether this is a number, infinity included; NaN, True and False are not."""
     return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def one_line(error: Exception) -> str:
+    """The message of another library's exception, as part of a line."""
+    return " ".join(str(error).split())[:220] or type(error).__name__

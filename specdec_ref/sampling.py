@@ -1,7 +1,8 @@
 """From logits to probabilities, and from probabilities to tokens.
 
-`Sampling` is applied in the same way to target and draft; temperature 0 is an exact one-hot, so greedy decoding is no
-special case anywhere. `Randomness` is the only source of chance in the package: two verbs, nothing else draws.
+`Sampling` is applied in the same way to target and draft. Temperature 0 is an exact one-hot, so
+greedy decoding is no special case anywhere. `Randomness` is the only source of randomness in the
+package: it samples tokens and makes accept/reject decisions.
 """
 
 import math
@@ -16,11 +17,16 @@ from specdec_ref.errors import SpecdecError, is_number, is_whole
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn: temperature, then top-k, then top-p, in the order that transformers applies them.
+    """How the next token is sampled: temperature, then top-k, then top-p, in transformers' order.
 
-    temperature: ≥ 0; 0 is greedy (all mass on the largest logit, the first of equals). top_k: keep the k largest
-    logits (equals of the k-th are kept too); None keeps all. top_p: keep the smallest set of most likely tokens whose
-    mass reaches top_p, in (0, 1]; None keeps all. Raises SpecdecError for any other value.
+    Attributes:
+        temperature: ≥ 0; 0 is greedy (all mass on the largest logit, the first of equals).
+        top_k: keep the k largest logits and those equal to the k-th; None keeps all.
+        top_p: keep the smallest set of most likely tokens whose mass reaches top_p, in (0, 1]; None
+            keeps all.
+
+    Raises:
+        SpecdecError: any other value.
     """
 
     temperature: float = 1.0
@@ -29,22 +35,32 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not is_number(self.temperature) or not 0 <= self.temperature < math.inf:
-            raise SpecdecError(f"temperature={self.temperature!r}: takes a finite number ≥ 0 (0 is greedy)")
+            raise SpecdecError(
+                f"temperature={self.temperature!r}: takes a finite number ≥ 0 (0 is greedy)"
+            )
         if self.top_k is not None and (not is_whole(self.top_k) or self.top_k < 1):
-            raise SpecdecError(f"top_k={self.top_k!r}: takes a whole number ≥ 1, or None to keep all tokens")
+            raise SpecdecError(
+                f"top_k={self.top_k!r}: takes a whole number ≥ 1, or None to keep all tokens"
+            )
         if self.top_p is not None and not (is_number(self.top_p) and 0 < self.top_p <= 1):
-            raise SpecdecError(f"top_p={self.top_p!r}: takes a number in (0, 1], or None to keep all tokens")
+            raise SpecdecError(
+                f"top_p={self.top_p!r}: takes a number in (0, 1], or None to keep all tokens"
+            )
 
     @property
     def greedy(self) -> bool:
-        """Whether nothing is left to chance."""
+        """Whether the next token is always the most likely one."""
         return self.temperature == 0
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """The distribution that a token is drawn from. logits: [..., V] → [..., V], rows sum to one.
+        """The distribution that a token is sampled from, in float32, or float64 for float64 logits.
 
-        Computed in float32, or float64 for float64 logits. A row with NaN or +inf, or with nothing but −inf, comes
-        out as NaN, which the decoding loop reports.
+        Args:
+            logits: [..., V].
+
+        Returns:
+            [..., V], rows sum to one. A row with NaN or +inf, or with nothing but −inf, comes out
+            as NaN, which the decoding loop reports.
         """
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.greedy:
@@ -61,7 +77,9 @@ class Sampling:
         if self.top_p is not None and self.top_p < 1:
             ordered, token = p.sort(stable=True, dim=-1, descending=True)
             before = ordered.cumsum(-1) - ordered  # mass of the tokens that are more likely
-            p = p.masked_fill(torch.zeros_like(p, dtype=torch.bool).scatter_(-1, token, before >= self.top_p), 0)
+            p = p.masked_fill(
+                torch.zeros_like(p, dtype=torch.bool).scatter_(-1, token, before >= self.top_p), 0
+            )
             p = p / p.sum(-1, keepdim=True)
         return p
 
@@ -70,26 +88,32 @@ GREEDY = Sampling(temperature=0.0)
 
 
 class Randomness(Protocol):
-    """The only two things that chance decides. The exact proof swaps in one that plays every outcome."""
+    """The only two random decisions. The exact proof puts one in that plays every outcome."""
 
     def draw(self, probabilities: Tensor) -> Tensor:
-        """One token from each row. probabilities: [..., V] → [...], int64. Never a token of probability 0."""
+        """Sample one token from each row, never one of probability 0. [..., V] → [...] int64."""
         ...
 
     def accept(self, probability: Tensor) -> Tensor:
-        """True with that probability, independently. probability: [...] → [...], bool. 0 is never, 1 is always."""
+        """True with that probability, independently; at 0 never, at 1 always. [...] → bool."""
         ...
 
 
 class SeededRandomness:
-    """Pseudo-random numbers from one `torch.Generator`: the same seed on the same device gives the same tokens.
+    """Pseudo-random numbers from one `torch.Generator`.
 
-    Rows of a batch are independent of each other, but share the stream. Raises SpecdecError for a seed that is none.
+    The same seed on the same device gives the same tokens. Rows of a batch are independent of each
+    other, but share the stream.
+
+    Raises:
+        SpecdecError: a seed that is none.
     """
 
     def __init__(self, seed: int | None = None, device: torch.device | str = "cpu"):
         if seed is not None and (not is_whole(seed) or not 0 <= seed < 2**63):
-            raise SpecdecError(f"seed={seed!r:.80}: takes a whole number, 0 ≤ seed < 2⁶³, or None for a new one")
+            raise SpecdecError(
+                f"seed={seed!r:.80}: takes a whole number, 0 ≤ seed < 2⁶³, or None for a new one"
+            )
         self._generator = torch.Generator(device=device)
         if seed is None:
             self._generator.seed()
@@ -97,14 +121,31 @@ class SeededRandomness:
             self._generator.manual_seed(int(seed))
 
     def draw(self, probabilities: Tensor) -> Tensor:
-        """The first token at which the cumulative probability exceeds u, uniform in [0, 1); in float64."""
+        """The first token at which the cumulative probability exceeds u, uniform in [0, 1); in
+        float64."""
         cumulative = probabilities.double().cumsum(-1)
         total = cumulative[..., -1:]
-        u = torch.rand(total.shape, generator=self._generator, dtype=total.dtype, device=total.device) * total
-        u = torch.minimum(u, total.nextafter(torch.zeros_like(total)))  # rounding must not reach the total
-        return torch.searchsorted(cumulative, u, right=True).squeeze(-1).clamp_(max=probabilities.shape[-1] - 1)
+        u = (
+            torch.rand(
+                total.shape, generator=self._generator, dtype=total.dtype, device=total.device
+            )
+            * total
+        )
+        u = torch.minimum(
+            u, total.nextafter(torch.zeros_like(total))
+        )  # rounding must not reach the total
+        return (
+            torch.searchsorted(cumulative, u, right=True)
+            .squeeze(-1)
+            .clamp_(max=probabilities.shape[-1] - 1)
+        )
 
     def accept(self, probability: Tensor) -> Tensor:
         """u < probability with u uniform in [0, 1)."""
-        u = torch.rand(probability.shape, generator=self._generator, dtype=probability.dtype, device=probability.device)
+        u = torch.rand(
+            probability.shape,
+            generator=self._generator,
+            dtype=probability.dtype,
+            device=probability.device,
+        )
         return u < probability

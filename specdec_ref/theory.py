@@ -1,8 +1,9 @@
 """What speculative decoding should gain, from four measured numbers.
 
-α: chance that a drafted token is accepted. c: time of a draft step / time of a target step. v: time to score k + 1
-tokens / time to score one. o (`overhead`): what else a round costs, in target steps. The formulas take α as the same at
-every position; that and v > 1 are the two reasons why a measured speedup differs from the papers' formula (v = 1).
+α: chance that a drafted token is accepted. c: time of a draft step / time of a target step. v: time
+to score k + 1 tokens / time to score one. o (`overhead`): what else a round costs, in target steps.
+The formulas take α as the same at every position; that and v > 1 are the two reasons why a measured
+speedup differs from the papers' formula (v = 1).
 """
 
 from collections.abc import Callable
@@ -20,8 +21,8 @@ Cost = float | Callable[[int], float]
 def expected_tokens(alpha: Real, k: int) -> Real:
     """Tokens that a round emits on average: 1 + α + … + αᵏ = (1 − αᵏ⁺¹)/(1 − α).
 
-    alpha: number or array in [0, 1]. k ≥ 0. The leading 1 is the token that every round adds: the residual's, or the
-    bonus token. Leviathan et al. 2022, equation 1. Raises SpecdecError.
+    alpha: number or array in [0, 1]. k ≥ 0. The leading 1 is the token that every round adds: the
+    residual's, or the bonus token. Leviathan et al. 2022, equation 1. Raises SpecdecError.
     """
     _check(alpha, k)
     return sum(alpha**i for i in range(1, k + 1)) + alpha**0
@@ -30,25 +31,30 @@ def expected_tokens(alpha: Real, k: int) -> Real:
 def predicted_speedup(alpha: Real, k: int, c: float, v: Cost = 1.0, overhead: float = 0.0) -> Real:
     """S = E[tokens] / (k·c + v(k + 1) + o), against one target step per token (S = 1 at k = 0).
 
-    alpha: number or array in [0, 1]; c, overhead: target steps, ≥ 0; v: a number, or a function of the number of scored
-    tokens. Leviathan et al. 2022, theorem 3.8, is the case v = 1, o = 0. Raises SpecdecError.
+    alpha: number or array in [0, 1]; c, overhead: target steps, ≥ 0; v: a number, or a function of
+    the number of scored tokens. Leviathan et al. 2022, theorem 3.8, is the case v = 1, o = 0.
+    Raises SpecdecError.
     """
     if not (is_number(c) and is_number(overhead) and c >= 0 and overhead >= 0):
-        raise SpecdecError(f"c={c!r}, overhead={overhead!r}: take numbers ≥ 0, in units of one target step")
+        raise SpecdecError(
+            f"c={c!r}, overhead={overhead!r}: take numbers ≥ 0, in units of one target step"
+        )
     if k == 0:
         return expected_tokens(alpha, 0)
     return expected_tokens(alpha, k) / (k * c + _scoring(v, k) + overhead)
 
 
 def best_k(alpha: float, c: float, v: Cost = 1.0, overhead: float = 0.0, max_k: int = 32) -> int:
-    """The k in 0…max_k with the largest predicted speedup; 0 says: do not speculate. Raises SpecdecError."""
+    """The k in 0…max_k with the largest predicted speedup; 0 says: do not speculate. Raises
+    SpecdecError."""
     if not is_whole(max_k) or max_k < 0:
         raise SpecdecError(f"max_k={max_k!r}: takes a whole number ≥ 0")
     return max(range(max_k + 1), key=lambda k: float(predicted_speedup(alpha, k, c, v, overhead)))
 
 
 def break_even_alpha(k: int, c: float, v: Cost = 1.0, overhead: float = 0.0) -> float:
-    """The α at which k drafted tokens gain nothing (S = 1); inf where even α = 1 does not pay. Within 1e-12.
+    """The α at which k drafted tokens gain nothing (S = 1); inf where even α = 1 does not pay.
+    Within 1e-12.
 
     Raises SpecdecError.
     """
@@ -59,20 +65,28 @@ def break_even_alpha(k: int, c: float, v: Cost = 1.0, overhead: float = 0.0) -> 
         return float("inf")
     while high - low > 1e-12:  # S grows with α, so halving finds the crossing
         middle = (low + high) / 2
-        low, high = (low, middle) if predicted_speedup(middle, k, c, v, overhead) >= 1 else (middle, high)
+        low, high = (
+            (low, middle) if predicted_speedup(middle, k, c, v, overhead) >= 1 else (middle, high)
+        )
     return high
 
 
 def _scoring(v: Cost, k: int) -> float:
     cost = v(k + 1) if callable(v) else v
     if not is_number(cost) or cost <= 0:
-        raise SpecdecError(f"v={cost!r}: takes a number > 0, the time to score k + 1 tokens in target steps")
+        raise SpecdecError(
+            f"v={cost!r}: takes a number > 0, the time to score k + 1 tokens in target steps"
+        )
     return float(cost)
 
 
 def _check(alpha: object, k: object) -> None:
     values = np.asarray(alpha)
-    if isinstance(alpha, list) or values.dtype.kind not in "iuf" or not ((values >= 0) & (values <= 1)).all():
+    if (
+        isinstance(alpha, list)
+        or values.dtype.kind not in "iuf"
+        or not ((values >= 0) & (values <= 1)).all()
+    ):
         raise SpecdecError(f"alpha={alpha!r:.80}: takes a probability, 0 ≤ α ≤ 1")
     if not is_whole(k) or k < 0:
         raise SpecdecError(f"k={k!r}: takes a whole number ≥ 0")

@@ -13,6 +13,7 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # transformers' own bars as we
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 import torch
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from specdec_ref import Pair
+
+# One profile for all files: the same examples in every run, and no deadline, since machines are busy.
+hypothesis.settings.register_profile("tests", max_examples=100, deadline=None, derandomize=True)
+hypothesis.settings.load_profile("tests")
 
 VOCAB = 64
 WINDOW = 16

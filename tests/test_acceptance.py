@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
@@ -24,9 +24,6 @@ from specdec_ref import (
 )
 
 T = TypeVar("T")
-
-settings.register_profile("quick", max_examples=100, deadline=None, derandomize=True)
-settings.load_profile("quick")
 
 
 def distributions(size: int) -> st.SearchStrategy[Tensor]:

@@ -5,7 +5,7 @@ is. The oracle is the model's own uncached forward pass.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from specdec_lab.equivalence.empirical import prompt_ids
+from specdec_lab.equivalence.engines import OurLoop
 from specdec_ref import GREEDY, Pair, Sampling, SpecdecError, generate_speculative, load_pair
 from specdec_ref.cache import cache_argument
 from specdec_ref.consistency import check_consistent, largest_difference, length_thresholds
-from specdec_ref.equivalence.empirical import prompt_ids
-from specdec_ref.equivalence.engines import OurLoop
 
 WORK = """
 afmoe apertus arcee aria_text bert bert-generation big_bird biogpt bitnet codegen cohere cohere2 ctrl cwm deepseek_v3
@@ -37,6 +37,7 @@ camembert deepseek_v2 llama4_text minimax moshi openai-gpt qwen3_next roberta ro
 """Those that must be refused: they ignore positions or mask, cannot be rewound, or take no cache."""
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 14, 15, 16]]
+"""The second becomes longer than a sliding window."""
 
 
 @contextmanager
@@ -68,7 +69,10 @@ def refusal(model: PreTrainedModel) -> str | None:
 
 
 @pytest.mark.parametrize("kind", kinds())
-def test_a_model_decodes_as_it_scores_or_is_refused(kind: str, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_model_decodes_as_it_scores_or_is_refused(
+    kind: str, tokenizer: PreTrainedTokenizerFast, disturbed: Callable[..., PreTrainedModel]
+) -> None:
+    """With itself as the draft every token is accepted; with a disturbed copy, some are rejected and taken back."""
     with quiet():
         try:
             model = small_model(kind)
@@ -81,12 +85,13 @@ def test_a_model_decodes_as_it_scores_or_is_refused(kind: str, tokenizer: PreTra
             assert "\n" not in message
             return
         assert kind not in REFUSED
-        twins = Pair(model, model, tokenizer)
-        found = generate_speculative(twins, PROMPTS, k=3, max_new_tokens=12, sampling=GREEDY)
-        for prompt, generation in zip(PROMPTS, found, strict=True):
-            logits = uncached(model, [*prompt, *generation.tokens[:-1]])
-            assert generation.tokens == tuple(logits[len(prompt) - 1 :].argmax(-1).tolist())
-            assert generation.acceptance_rate == 1
+        for draft in (model, disturbed(model, noise=0.3)):
+            pair = Pair(model, draft, tokenizer)
+            found = generate_speculative(pair, PROMPTS, k=3, max_new_tokens=12, sampling=GREEDY)
+            for prompt, generation in zip(PROMPTS, found, strict=True):
+                logits = uncached(model, [*prompt, *generation.tokens[:-1]])
+                assert generation.tokens == tuple(logits[len(prompt) - 1 :].argmax(-1).tolist())
+                assert generation.acceptance_rate == 1 or draft is not model
 
 
 def test_the_lists_name_models_that_exist() -> None:

@@ -27,7 +27,8 @@ from tokenizers import models as tokenizer_models
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
 
 import specdec_ref as sd
-from specdec_ref import models
+from specdec_ref import loading
+from specdec_ref.loading import DEFAULT_DRAFT
 
 torch.set_num_threads(1)
 
@@ -199,7 +200,7 @@ class Workshop:
             home = self.root / "-".join(["shipped", *names])
             for name in names:
                 shutil.copytree(self.folder("good"), home / name, dirs_exist_ok=True)
-            patch.setattr(models, "PRETRAINED", home)
+            patch.setattr(loading, "PRETRAINED", home)
             yield
 
     @contextlib.contextmanager
@@ -663,7 +664,7 @@ LOADING = [
     bad("load_pair: target is a model", lambda w: sd.load_pair(w.pair.target), "target=", "folder"),
     bad("load_pair: hub name while offline", lambda w: sd.load_pair("nobody/nothing"), "'nobody/nothing'", "offline"),
     bad("load_pair: not a possible hub name", lambda w: sd.load_pair("no such*name"), "target='no such*name'", "hub"),
-    bad("load_pair: unknown shipped name", lambda w: ship(w, draft="huge"), "draft='huge'", models.DEFAULT_DRAFT),
+    bad("load_pair: unknown shipped name", lambda w: ship(w, draft="huge"), "draft='huge'", DEFAULT_DRAFT),
     bad("load_pair: nothing ships", lambda w: ship_nothing(w, sd.load_pair), "target", "specdec train"),
     bad("held_out_prompts: nothing ships", lambda w: ship_nothing(w, sd.held_out_prompts), "prompts.json"),
     bad("load_pair: device='cuda' where none is", lambda w: w.load(device="cuda"), "device='cuda'", "cpu", skip=GPU),
@@ -736,7 +737,7 @@ def empty_folder(root: Path) -> Path:
 
 
 def ship(workshop: Workshop, **arguments: Any) -> sd.Pair:
-    with workshop.shipping("target", models.DEFAULT_DRAFT):
+    with workshop.shipping("target", DEFAULT_DRAFT):
         return sd.load_pair(device="cpu", **arguments)
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import specdec_ref as sd
+from specdec_lab.teaching.blocks import block_verdict, enumerate_rounds, token_verdict
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.blocks import block_verdict, enumerate_rounds, token_verdict
 
 
 def tables(seed: int, size: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

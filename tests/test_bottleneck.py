@@ -2,8 +2,8 @@
 
 import pytest
 
+from specdec_lab.teaching.bottleneck import MACHINES, floor_figure, floor_seconds
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.bottleneck import MACHINES, floor_figure, floor_seconds
 
 
 def test_the_floor_is_bytes_over_bandwidth() -> None:

@@ -36,7 +36,7 @@ if REQUIRED:
     import playwright.sync_api as playwright
 else:
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
-pytestmark = pytest.mark.skipif(BROWSER is None and not REQUIRED, reason=MISSING)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None and not REQUIRED, reason=MISSING)]
 
 
 @pytest.fixture(scope="module")

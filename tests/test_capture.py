@@ -11,11 +11,11 @@ import pytest
 import torch
 from conftest import build_model
 
-from specdec_ref import capture
-from specdec_ref.capture import PLAIN_FAMILIES, layer_by_layer, untouched
-from specdec_ref.graphs import choose_steps
+from specdec_ref.fast import trace
+from specdec_ref.fast.packing import NOTHING, Packed, pack, packed_product
+from specdec_ref.fast.steps import PlainRunner, choose_steps
+from specdec_ref.fast.trace import PLAIN_FAMILIES, layer_by_layer, untouched
 from specdec_ref.models import TransformersModel
-from specdec_ref.packing import NOTHING, Packed, pack, packed_product
 
 
 @pytest.mark.parametrize("family", sorted(PLAIN_FAMILIES))
@@ -31,7 +31,7 @@ def test_layer_by_layer_is_the_whole_forward(family: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _record_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture, "USES_BEFORE_RECORDING", 3)
+    monkeypatch.setattr(trace, "USES_BEFORE_RECORDING", 3)
 
 
 def logits_over_a_while(lm: TransformersModel, lengths: list[int], sizes: list[int]) -> list[torch.Tensor]:
@@ -56,17 +56,30 @@ def test_recording_changes_no_bit(family: str, lengths: list[int], monkeypatch: 
     """So that the same seed gives the same tokens in the first generation of a process and in later ones."""
     recorded = TransformersModel(build_model(family))
     found = logits_over_a_while(recorded, lengths, SIZES)
-    assert any(not isinstance(step, int) for step in capture._records[recorded.model].values())
-    monkeypatch.setattr(capture, "USES_BEFORE_RECORDING", len(SIZES))
+    assert trace._records[recorded.model].steps
+    monkeypatch.setattr(trace, "USES_BEFORE_RECORDING", len(SIZES))
     never = logits_over_a_while(TransformersModel(build_model(family)), lengths, SIZES)
     assert all(map(torch.equal, found, never))
+
+
+@pytest.mark.parametrize("family", sorted(PLAIN_FAMILIES - {"mistral"}))
+def test_a_plain_step_is_the_models_own_to_the_last_bit(family: str) -> None:
+    """The oracle is transformers' own forward, with the mask and positions that it makes itself."""
+    model = build_model(family)
+    plain = _never_recorded(TransformersModel(model))
+    tokens = torch.randint(60, (1, 20), generator=torch.Generator().manual_seed(1))
+    plain.start(1, 20)
+    found = plain.extend(tokens)
+    with torch.inference_mode():
+        own = model(input_ids=tokens, use_cache=False).logits
+    assert torch.equal(found, own)
 
 
 @pytest.mark.parametrize("family", sorted(PLAIN_FAMILIES - {"mistral"}))
 def test_a_recorded_step_of_one_token_is_the_models_own_to_the_last_bit(family: str) -> None:
     recorded, plain = TransformersModel(build_model(family)), TransformersModel(build_model(family))
     found = logits_over_a_while(recorded, [30], [1] * 12)
-    assert recorded._recorded
+    assert trace._records[recorded.model].steps
     plain.start(1, 0)
     own = logits_over_a_while(_never_recorded(plain), [30], [1] * 12)
     assert all(map(torch.equal, found, own))
@@ -110,7 +123,7 @@ def test_a_hook_on_any_part_sees_every_step(part: str, steps: str) -> None:
     lm, seen = TransformersModel(build_model("llama")), []
     choose_steps(lm.model, steps)
     lm.start(1, 64)
-    assert lm._recorded or lm._room is not None
+    assert type(lm._runner) is not PlainRunner
     lm.model.get_submodule(part).register_forward_pre_hook(lambda module, inputs: seen.append(1))
     with pytest.warns(UserWarning, match="hooks") if steps == "graphs" else nullcontext():
         lm.start(1, 64)
@@ -118,7 +131,7 @@ def test_a_hook_on_any_part_sees_every_step(part: str, steps: str) -> None:
     for _ in range(20):
         lm.extend(torch.tensor([[4]]))
     assert len(seen) == 21
-    assert lm._room is None
+    assert type(lm._runner) is PlainRunner
 
 
 def test_a_record_sees_weights_that_change_in_place() -> None:
@@ -200,10 +213,10 @@ def test_records_go_with_their_model() -> None:
 RECORD_MANY = """
 import ctypes, gc, psutil, torch
 from conftest import build_model
-from specdec_ref import capture
+from specdec_ref.fast import trace
 from specdec_ref.models import TransformersModel
 
-capture.USES_BEFORE_RECORDING = 1
+trace.USES_BEFORE_RECORDING = 1
 process, held = psutil.Process(), []
 for seed in range(4):
     model = build_model("llama", seed=seed, num_hidden_layers=8)
@@ -214,7 +227,7 @@ for seed in range(4):
         for _ in range(5):
             lm.extend(torch.zeros(1, n, dtype=torch.int64))
             lm.rewind([3])
-    assert sum(not isinstance(step, int) for step in capture._records[model].values()) == 4
+    assert len(trace._records[model].steps) == 4
     del model, lm
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)

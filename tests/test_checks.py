@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 import torch
 
+from specdec_lab.teaching.exercises import check, hint, picture, progress, solution
+from specdec_lab.teaching.exercises.catalogue import EXERCISES, exercise_named
+from specdec_lab.teaching.exercises.exercise import Exercise, ExerciseCase, Misconception, given
+from specdec_lab.teaching.exercises.hidden import STEP, with_telling_cases
+from specdec_lab.teaching.exercises.judging import HIDDEN_SEEDS, PUBLIC_SEED, judge
+from specdec_lab.teaching.exercises.outcomes import BadRequest, Chance, distribution
+from specdec_lab.teaching.exercises.showing import ShownResult
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.checks import check, hint, picture, progress, solution
-from specdec_ref.teaching.checks.catalogue import EXERCISES, exercise_named
-from specdec_ref.teaching.checks.exercise import Case, Exercise, Misconception, given
-from specdec_ref.teaching.checks.hidden import STEP, with_telling_cases
-from specdec_ref.teaching.checks.judging import HIDDEN_SEEDS, PUBLIC_SEED, judge
-from specdec_ref.teaching.checks.outcomes import BadRequest, Chance, distribution
-from specdec_ref.teaching.checks.showing import Shown
 
 ROOT = Path(__file__).parents[1]
 ALL = pytest.mark.parametrize("exercise", EXERCISES.values(), ids=EXERCISES)
@@ -175,7 +175,7 @@ def mended_while_likeliest(target: Any, draft: Any, last: int, k: int, chance: A
 
 
 def find_bug_by_words() -> Any:
-    from specdec_ref.teaching.checks.judgement import BUGS
+    from specdec_lab.teaching.exercises.judgement import BUGS
 
     words = {"A": "reports another q", "B": "draws from the target", "C": "counts acceptances"}
     return {letter: next(bug for bug in BUGS if bug.startswith(start)) for letter, start in words.items()}
@@ -352,7 +352,8 @@ def best_k_or_look_again(alpha: float, history: Any, rest: int, c: float, slope:
 
 
 def adaptive_by_package(history: Any, c: Any, slope: Any) -> Any:
-    from specdec_ref.control import CostModelSpeculation, Round
+    from specdec_ref.control import CostModelSpeculation
+    from specdec_ref.decoding import Round
 
     model = CostModelSpeculation(8, c=c, v=lambda n: 1 + slope * (n - 1))
     for d, a in history[-15:]:
@@ -419,8 +420,8 @@ def rate_of_verdicts(rounds: Any) -> Any:
 
 
 def rate_by_package(rounds: Any) -> Any:
-    from specdec_ref.control import Round
-    from specdec_ref.decoding import Generation
+    from specdec_ref.api import Generation
+    from specdec_ref.decoding import Round
 
     made = tuple(Round((0,) * drafted, accepted, (0,) * (accepted + 1), 0.0, 0.0) for drafted, accepted in rounds)
     return Generation((), (), "", made, 1.0, "length").acceptance_rate
@@ -443,7 +444,7 @@ def faster_by_tensor(plain: Any, speculative: Any) -> Any:
 
 
 def config_by_package(draft: str, k: int) -> Any:
-    from specdec_ref.serving.configuration import speculative_config
+    from specdec_lab.serving.configuration import speculative_config
 
     return speculative_config(draft, k)
 
@@ -566,9 +567,9 @@ def test_hidden_cases_are_sampled_until_every_known_mistake_shows() -> None:
     """The first two samples of a seed do not tell this mistake from a right answer; the third does."""
     sampled: list[int] = []
 
-    def cases(seed: int) -> list[Case]:
+    def cases(seed: int) -> list[ExerciseCase]:
         sampled.append(seed)
-        return [Case((len(sampled) // 3,))]
+        return [ExerciseCase((len(sampled) // 3,))]
 
     exercise = replace(
         EXERCISES["speedup"],
@@ -587,7 +588,7 @@ def test_a_mistake_that_no_cases_show_is_an_error_and_no_endless_search() -> Non
         EXERCISES["speedup"],
         reference=lambda x: x,
         misconceptions=(Misconception("same", "You do the same", 1, lambda x: x),),
-        cases=lambda seed: [Case((seed,))],
+        cases=lambda seed: [ExerciseCase((seed,))],
     )
     with pytest.raises(SpecdecError, match="speedup, seed=5: no cases were found in which same is wrong"):
         with_telling_cases(exercise).cases(5)
@@ -685,7 +686,7 @@ def test_writing_into_the_arguments_is_found() -> None:
 
 
 def test_an_endless_loop_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    from specdec_ref.teaching.checks import judging
+    from specdec_lab.teaching.exercises import judging
 
     monkeypatch.setattr(judging, "SECONDS", 0.3)
 
@@ -715,7 +716,7 @@ def test_the_numbers_of_the_smallest_case_are_shown_so_that_one_can_redo_it_by_h
     assert verdict.expected.startswith(str(u < p / q))
     assert verdict.yours.startswith(str(u < p))
     assert verdict.yours.split()[0] != verdict.expected.split()[0]
-    assert f"given    {verdict.given}" in repr(Shown(verdict))
+    assert f"given    {verdict.given}" in repr(ShownResult(verdict))
 
 
 def test_of_a_large_residual_the_row_that_differs_is_shown() -> None:
@@ -763,8 +764,8 @@ def test_what_is_given_of_hidden_cases_stays_hidden() -> None:
 
 
 def test_keys_of_vllm_s_dictionary_are_those_that_the_package_writes_and_none_of_old() -> None:
-    from specdec_ref.serving.configuration import REMOVED, RENAMED, speculative_config
-    from specdec_ref.teaching.checks.configuring import TAKEN
+    from specdec_lab.serving.configuration import REMOVED, RENAMED, speculative_config
+    from specdec_lab.teaching.exercises.configuring import TAKEN
 
     written = speculative_config("d", 4, schedule=[[1, 4, 4]], draft_tensor_parallel=1) | speculative_config(None, 4)
     assert {*written, *RENAMED.values()} <= TAKEN
@@ -832,7 +833,7 @@ def test_what_is_wrong_about_the_form_of_findings_is_said_first(answer: Any, sai
 
 
 def test_of_several_wrong_exhibits_the_first_is_named() -> None:
-    from specdec_ref.teaching.checks.judgement import BUGS
+    from specdec_lab.teaching.exercises.judgement import BUGS
 
     assert judge(EXERCISES["find_bug"], lambda: dict.fromkeys("ABC", BUGS[4])).diagnosis == "a-looks-harmless"
     right = EXERCISES["find_bug"].reference()
@@ -982,7 +983,7 @@ def test_a_configuration_is_shown_as_a_command_line_whose_json_vllm_can_read(
 
 @pytest.mark.parametrize("otherwise", [0, 2, 4])
 def test_looking_up_what_was_measured_is_no_way_to_decide(otherwise: int) -> None:
-    from specdec_ref.teaching.checks.deciding import MEASURED
+    from specdec_lab.teaching.exercises.deciding import MEASURED
 
     exercise = EXERCISES["decide"]
     known = {case.arguments: exercise.reference(*case.arguments) for case in exercise.cases(PUBLIC_SEED)}

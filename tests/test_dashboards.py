@@ -2,9 +2,9 @@
 
 import pytest
 
-import specdec_ref as sd
+import specdec_lab as lab
+from specdec_lab.teaching.dashboards import expected_dashboard, histogram_figure, position_figure
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.dashboards import expected_dashboard, histogram_figure, position_figure
 
 
 def heights(figure: object) -> list[float]:
@@ -18,7 +18,7 @@ def test_what_is_expected() -> None:
 
 
 def test_what_was_watched() -> None:
-    monitor = sd.SpeculativeDecodingMonitor()
+    monitor = lab.SpeculativeDecodingMonitor()
     for accepted in (0, 1, 2, 2):
         monitor.on_iteration_complete(accepted, 2)
     now = monitor.get_statistics()
@@ -26,7 +26,7 @@ def test_what_was_watched() -> None:
 
 
 def test_histogram_stands_beside_one_alpha() -> None:
-    monitor = sd.SpeculativeDecodingMonitor()
+    monitor = lab.SpeculativeDecodingMonitor()
     for accepted in (0, 1, 2, 2):
         monitor.on_iteration_complete(accepted, 2)
     now = monitor.get_statistics()  # 5 of 7 judged tokens
@@ -41,8 +41,8 @@ def test_histogram_stands_beside_one_alpha() -> None:
 
 def test_refuses() -> None:
     with pytest.raises(SpecdecError, match="nothing was drafted"):
-        histogram_figure(sd.SpeculativeDecodingMonitor().get_statistics())
+        histogram_figure(lab.SpeculativeDecodingMonitor().get_statistics())
     with pytest.raises(SpecdecError, match="nothing was drafted"):
-        position_figure(sd.SpeculativeDecodingMonitor().get_statistics())
+        position_figure(lab.SpeculativeDecodingMonitor().get_statistics())
     with pytest.raises(SpecdecError, match="alpha=2"):
         expected_dashboard(2, 4)

@@ -9,8 +9,8 @@ import pytest
 from matplotlib.text import Annotation
 
 import specdec_ref as sd
-from specdec_ref.serving.cases import MeasuredCase, peer_cases, policy_cases
-from specdec_ref.serving.decision import (
+from specdec_lab.serving.cases import MeasuredCase, peer_cases, policy_cases
+from specdec_lab.serving.decision import (
     COPIES,
     MEMORY,
     PAYS,

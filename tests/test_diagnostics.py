@@ -26,23 +26,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import specdec_ref as sd
+from specdec_lab.cli.doctor_command import doctor
+from specdec_lab.measurement import diagnostics
+from specdec_lab.measurement.budget import Budget, OutOfTime
+from specdec_lab.measurement.checks_drafting import lookup_overlap
+from specdec_lab.measurement.checks_models import compare_vocabularies, judge_memory
+from specdec_lab.measurement.checks_speed import blame, judge_speed, speed_ratios, terms_of
+from specdec_lab.measurement.costs import Costs
+from specdec_lab.measurement.diagnosis_setup import LEVEL, RecordedGeneration, Setup, prepare_setup
+from specdec_lab.measurement.diagnostics import CHECKS, DoctorCheck, diagnose, examine
+from specdec_lab.measurement.findings import CheckOutcome, Examination, Finding
+from specdec_lab.measurement.intervals import quantile_interval
+from specdec_lab.measurement.memory_profile import memory_profile
+from specdec_lab.measurement.parts import Models
+from specdec_lab.monitoring.monitor import SpeculativeDecodingMonitor
 from specdec_ref import decoding
-from specdec_ref.cli_doctor import doctor
-from specdec_ref.measurement.budget import Budget, OutOfTime
-from specdec_ref.measurement.case import LEVEL, Case, Played, open_case
-from specdec_ref.measurement.checks_drafting import lookup_overlap
-from specdec_ref.measurement.checks_models import compare_vocabularies, judge_memory
-from specdec_ref.measurement.checks_speed import _ratios, blame, judge_speed, terms_of
-from specdec_ref.measurement.costs import Costs
-from specdec_ref.measurement.diagnostics import CHECKS, Check, diagnose, examine
-from specdec_ref.measurement.findings import Examination, Finding, Outcome
-from specdec_ref.measurement.intervals import quantile_interval
-from specdec_ref.measurement.issues import common_issues
-from specdec_ref.measurement.memory import memory_profile
-from specdec_ref.measurement.parts import Models
-from specdec_ref.monitoring import SpeculativeDecodingMonitor
 
-PACKAGE = Path(sd.__file__).parent
+MEASUREMENT = Path(diagnostics.__file__).parent
 PROMPTS = ["the rest is in the list ", "a tree, and on the stone ", "as is the start, so is the end ", "not one "]
 QUICK: dict[str, Any] = {"prompts": PROMPTS, "max_new_tokens": 24}
 LAYERS = 6
@@ -115,10 +115,11 @@ def test_every_check_runs_alone(healthy: sd.Pair, check: Any) -> None:
     long enough for the machine's noise not to matter, and seven of eight tokens are accepted, so that no other k is
     much better."""
     pair = sd.Pair(taking(healthy.target, 0.005), taking(shorten(healthy.target, 0.2), 0.0005), healthy.tokenizer)
-    case = open_case(Models.of(pair, pair.tokenizer), **QUICK)
-    assert check.run(case) == (None if check.name in ("load", "thresholds") else [])
+    setup = prepare_setup(Models.of(pair, pair.tokenizer), **QUICK)
+    assert check.run(setup) == (None if check.name in ("load", "thresholds") else [])
 
 
+@pytest.mark.slow
 def test_the_pair_that_ships_is_healthy() -> None:
     pair = sd.load_pair(device="cpu")
     prompts = list(sd.held_out_prompts().values())[:3]
@@ -180,9 +181,9 @@ def test_memory_that_just_suffices_is_a_warning(healthy: sd.Pair) -> None:
 
 
 def test_tight_memory_is_warned_of_and_nothing_else(healthy: sd.Pair) -> None:
-    case = open_case(Models.of(healthy), **QUICK)
-    longest = max(map(len, case.prompts)) + case.max_new_tokens
-    needed = memory_profile(healthy, context=longest, k=case.k).total
+    setup = prepare_setup(Models.of(healthy), **QUICK)
+    longest = max(map(len, setup.prompts)) + setup.max_new_tokens
+    needed = memory_profile(healthy, context=longest, k=setup.k).total
     found = diagnose(healthy, available=round(needed * 1.05), **QUICK)
     assert codes(found) == ["memory-tight"]
     assert found[0].severity == "warning"
@@ -489,13 +490,13 @@ def recorded_round(n: int, scored: int, accepted: int, pace: float) -> sd.Round:
     return sd.Round(tuple(range(n)), accepted, emitted, pace * n * STEP / 10, pace * seconds_to_score(scored))
 
 
-def recorded_case(healthy: sd.Pair, k: int, pace: float = 1.0) -> Case:
+def recorded_setup(healthy: sd.Pair, k: int, pace: float = 1.0) -> Setup:
     """Rounds of a text of 48 tokens with α = 3/4, as a loop with this k would have made them.
 
     The number of drafted tokens falls towards the end of the text; the target's steps stay as long. Of every four
     judged tokens three are accepted.
     """
-    case = open_case(Models.of(healthy), prompts=[PROMPTS[0]], max_new_tokens=48, k=k)
+    setup = prepare_setup(Models.of(healthy), prompts=[PROMPTS[0]], max_new_tokens=48, k=k)
     rounds, scored, new = [], [], 0
     while new < 40:
         n = min(k, 47 - new)
@@ -504,19 +505,19 @@ def recorded_case(healthy: sd.Pair, k: int, pace: float = 1.0) -> Case:
         scored.append(k + 1)
         new += accepted + 1
     walls = [r.draft_seconds + r.verify_seconds + OUTSIDE for r in rounds[1:]]
-    prompt = case.prompts[0]
+    prompt = setup.prompts[0]
     text = tuple(range(new))
     generation = sd.Generation(prompt, text, "", tuple(rounds), "length", 1.0)
     alone = [recorded_round(0, 1, 0, pace)] * 48
     plain = sd.Generation(prompt, tuple(range(48)), "", tuple(alone), "length", 1.0)
     waits = [r.verify_seconds + OUTSIDE_ALONE for r in alone[1:]]
     seconds = {n: seconds_to_score(n) for n in sorted({1, 2, 5, 9, k + 1})}
-    vars(case).update(
-        played=(Played(generation, (k,) * len(rounds), tuple(walls), tuple(scored)),),
-        alone=Played(plain, (0,) * 48, tuple(waits), (1,) * 48),
+    vars(setup).update(
+        recordings=(RecordedGeneration(generation, (k,) * len(rounds), tuple(walls), tuple(scored)),),
+        without_drafts=RecordedGeneration(plain, (0,) * 48, tuple(waits), (1,) * 48),
         costs=Costs(STEP, STEP / 10, seconds, 200),
     )
-    return case
+    return setup
 
 
 @pytest.mark.parametrize("pace", [1.0, 3.0], ids=["quiet", "busy"])
@@ -524,32 +525,34 @@ def recorded_case(healthy: sd.Pair, k: int, pace: float = 1.0) -> Case:
 def test_the_best_k_does_not_depend_on_the_k_that_was_asked_for(healthy: sd.Pair, k: int, pace: float) -> None:
     """Though the machine became three times as slow after the costs were measured, and though the padded steps at the
     end of a text cost more than the tokens that they drafted."""
-    case = recorded_case(healthy, k, pace)
-    terms = terms_of(case)
+    setup = recorded_setup(healthy, k, pace)
+    terms = terms_of(setup)
     assert terms.o == pytest.approx((OUTSIDE - OUTSIDE_ALONE) / STEP)
     v = {n + 1: seconds_to_score(n + 1) / STEP for n in range(9)}
-    expected = sd.best_k(case.alpha, 0.1, v.__getitem__, terms.o, max_k=8)
+    expected = sd.best_k(setup.alpha, 0.1, v.__getitem__, terms.o, max_k=8)
     best, speedup = terms.best()
     assert abs(best - expected) <= 1  # v between 2, 5 and 9 tokens is on straight lines
-    assert speedup == pytest.approx(sd.predicted_speedup(case.alpha, expected, 0.1, v[expected + 1], terms.o), rel=0.01)
+    assert speedup == pytest.approx(
+        sd.predicted_speedup(setup.alpha, expected, 0.1, v[expected + 1], terms.o), rel=0.01
+    )
     assert speedup > 1.4
 
 
 @pytest.mark.parametrize("pace", [1.0, 3.0], ids=["quiet", "busy"])
 def test_a_k_too_long_is_said_in_one_line_with_the_best_k(healthy: sd.Pair, pace: float) -> None:
-    case = recorded_case(healthy, 64, pace)
-    terms = terms_of(case)
+    setup = recorded_setup(healthy, 64, pace)
+    terms = terms_of(setup)
     best, speedup = terms.best()
-    found = judge_speed(case, terms, [0.5, 0.52, 0.55, 0.5, 0.51, 0.49, 0.5, 0.6])
+    found = judge_speed(setup, terms, [0.5, 0.52, 0.55, 0.5, 0.51, 0.49, 0.5, 0.6])
     assert all_codes(found) == ["slower-than-without"]
     assert found[0].title == f"k = 64 is too long here: best k = {best}, predicted {speedup:.2f}×"
     assert 2 <= best <= 8
     numbers = found[0].numbers
     assert (numbers["k"], numbers["blame"]) == (64, "k")
     # E[tokens] / (n·c + v + o) of what was recorded: the speed that these rounds really had.
-    rounds = case.played[0].generation.rounds[:-1]
+    rounds = setup.recordings[0].generation.rounds[:-1]
     spent = sum(len(r.drafted) * 0.1 + RECORDED[65] + terms.o for r in rounds)
-    tokens = sum(sd.expected_tokens(case.alpha, len(r.drafted)) for r in rounds)
+    tokens = sum(sd.expected_tokens(setup.alpha, len(r.drafted)) for r in rounds)
     assert numbers["predicted"] == pytest.approx(tokens / spent)
 
 
@@ -560,11 +563,11 @@ def test_what_rounds_scored_is_what_the_target_was_given(healthy: sd.Pair) -> No
     target.model.embed_tokens.register_forward_hook(lambda module, inputs, output: given.append(inputs[0].shape[1]))
     pair = sd.Pair(target, healthy.draft, healthy.tokenizer)
     for prompt, tokens in (([5, 6, 7], 20), ([(7 * i) % 60 for i in range(106)], 22)):
-        case = open_case(Models.of(pair), prompts=[prompt], max_new_tokens=tokens, k=7)
+        setup = prepare_setup(Models.of(pair), prompts=[prompt], max_new_tokens=tokens, k=7)
         given.clear()
-        played = case.play(prompt)
-        assert min(len(r.drafted) for r in played.generation.rounds) < 7
-        assert given[-len(played.scored) :] == list(played.scored)
+        recorded = setup.generate(prompt)
+        assert min(len(r.drafted) for r in recorded.generation.rounds) < 7
+        assert given[-len(recorded.scored) :] == list(recorded.scored)
 
 
 @pytest.mark.parametrize("context", [12, 128])
@@ -577,9 +580,9 @@ def test_a_k_as_long_as_the_models_allow_is_examined(
     )
     pair = sd.Pair(target, draft, healthy.tokenizer)
     k = context - 10  # leaves two tokens of prompt and eight new ones
-    case = open_case(Models.of(pair), max_new_tokens=8, k=k)
-    assert case.costs.v(k + 1) > 0
-    assert case.costs.v(2) > 0
+    setup = prepare_setup(Models.of(pair), max_new_tokens=8, k=k)
+    assert setup.costs.v(k + 1) > 0
+    assert setup.costs.v(2) > 0
 
 
 # Little time
@@ -597,13 +600,13 @@ class Ticking:
 
 
 def test_without_time_only_what_needs_no_weights_is_checked(healthy: sd.Pair) -> None:
-    case = open_case(Models.of(healthy, healthy.tokenizer), seconds=0, **QUICK)
-    examination = examine(case)
+    setup = prepare_setup(Models.of(healthy, healthy.tokenizer), seconds=0, **QUICK)
+    examination = examine(setup)
     states = {outcome.check: outcome.state for outcome in examination.outcomes}
     assert {check for check, state in states.items() if state == "healthy"} == {"vocabulary", "memory"}
     measured = [check.name for check in CHECKS if check.weight and check.name not in ("load", "thresholds")]
     assert examination.left_out == measured  # load does not apply to a batch of one
-    assert "pair" not in vars(case)  # never loaded
+    assert "pair" not in vars(setup)  # never loaded
     assert examination.healthy
     for text in shown(examination):
         flat = " ".join(text.split())
@@ -612,7 +615,7 @@ def test_without_time_only_what_needs_no_weights_is_checked(healthy: sd.Pair) ->
 
 
 def test_with_time_enough_nothing_is_left_out(healthy: sd.Pair) -> None:
-    examination = examine(open_case(Models.of(healthy), seconds=3600, batch=2, **QUICK))
+    examination = examine(prepare_setup(Models.of(healthy), seconds=3600, batch=2, **QUICK))
     assert examination.left_out == []
     assert examination.omissions == ""
     assert all("left out" not in text for text in shown(examination))
@@ -622,12 +625,11 @@ def test_models_too_slow_for_the_time_are_checked_in_part(healthy: sd.Pair) -> N
     """Each step of the target sleeps 20 ms, so all checks would take 30 s at least. In three seconds the first of the
     prompts are compared, and the report names the rest."""
     slow = sd.Pair(taking(healthy.target, 0.02), healthy.draft, healthy.tokenizer)
-    examination = examine(open_case(Models.of(slow), seconds=3, **QUICK))
+    examination = examine(prepare_setup(Models.of(slow), seconds=3, **QUICK))
     assert examination.left_out
     assert "run with --seconds 120" in examination.omissions
     told = {outcome.check: outcome for outcome in examination.outcomes}
     assert told["speed"].why or told["speed"].left_out
-    assert sum(outcome.seconds for outcome in examination.outcomes) < 30
 
 
 @pytest.mark.timed
@@ -635,25 +637,25 @@ def test_models_too_slow_for_the_time_are_checked_in_part(healthy: sd.Pair) -> N
 def test_the_time_is_kept_whatever_the_models_take(healthy: sd.Pair, slower: int) -> None:
     slow = sd.Pair(taking(healthy.target, 0.02 * slower), healthy.draft, healthy.tokenizer)
     began = time.perf_counter()
-    examine(open_case(Models.of(slow), seconds=4, **QUICK))
+    examine(prepare_setup(Models.of(slow), seconds=4, **QUICK))
     assert time.perf_counter() - began < 6
 
 
 def test_a_prompt_is_compared_whole_or_left_out(healthy: sd.Pair) -> None:
     """The time ends inside one of the four prompts, whose two generations are then not compared."""
     for seconds in range(8, 80, 7):
-        case = open_case(Models.of(healthy), **QUICK)
-        case = replace(case, budget=Budget(seconds, Ticking()))
-        case.budget.start()
+        setup = prepare_setup(Models.of(healthy), **QUICK)
+        setup = replace(setup, budget=Budget(seconds, Ticking()))
+        setup.budget.start()
         greedy = next(check for check in CHECKS if check.name == "greedy")
         try:
-            assert greedy.run(case) == []
+            assert greedy.run(setup) == []
         except OutOfTime:
-            assert "greedy" not in case.seen
+            assert "greedy" not in setup.measurements
             continue
-        compared = case.seen["greedy"].numbers["prompts"]
-        assert case.seen["greedy"].numbers["tokens"] == compared * 24
-        assert case.left_out == ([f"{4 - compared} of 4 prompts"] if compared < 4 else [])
+        compared = setup.measurements["greedy"].numbers["prompts"]
+        assert setup.measurements["greedy"].numbers["tokens"] == compared * 24
+        assert setup.left_out == ([f"{4 - compared} of 4 prompts"] if compared < 4 else [])
     assert compared > 0
 
 
@@ -661,16 +663,16 @@ def test_a_new_check_takes_one_line(healthy: sd.Pair, monkeypatch: pytest.Monkey
     """A line in CHECKS: it gets a share of the time, is left out without any, and an error that it raises is a finding
     which ends the examination."""
 
-    def refuse(case: Case) -> list[Finding]:
-        raise sd.SpecdecError(f"target: does not agree with itself after {len(case.pair.tokenizer)} tokens")
+    def refuse(setup: Setup) -> list[Finding]:
+        raise sd.SpecdecError(f"target: does not agree with itself after {len(setup.pair.tokenizer)} tokens")
 
-    checks = (*CHECKS[:2], Check("itself", "each model agrees with itself?", refuse), *CHECKS[2:])
-    monkeypatch.setattr("specdec_ref.measurement.diagnostics.CHECKS", checks)
-    examination = examine(open_case(Models.of(healthy), seconds=3600, **QUICK))
+    checks = (*CHECKS[:2], DoctorCheck("itself", "each model agrees with itself?", refuse), *CHECKS[2:])
+    monkeypatch.setattr("specdec_lab.measurement.diagnostics.CHECKS", checks)
+    examination = examine(prepare_setup(Models.of(healthy), seconds=3600, **QUICK))
     assert codes(examination.findings) == ["generation-fails"]
     assert "does not agree with itself after 64 tokens" in examination.findings[0].evidence
     assert [outcome.state for outcome in examination.outcomes[3:]] == ["skipped"] * len(CHECKS[2:])
-    assert "itself" in examine(open_case(Models.of(healthy), seconds=0, **QUICK)).left_out
+    assert "itself" in examine(prepare_setup(Models.of(healthy), seconds=0, **QUICK)).left_out
 
 
 def test_what_a_check_does_not_need_is_left_to_the_next_ones() -> None:
@@ -739,9 +741,9 @@ def test_a_look_up_in_a_text_without_repetition_is_warned_of(
     target = tiny_model("llama", vocab_size=2000)
     pair = sd.Pair(target, None, tokenizer)
     prompts = [list(range(i, i + 10)) for i in (0, 10, 20, 30)]
-    case = open_case(Models.of(pair), prompts=prompts, max_new_tokens=64, sampling=sd.Sampling(temperature=1e4))
+    setup = prepare_setup(Models.of(pair), prompts=prompts, max_new_tokens=64, sampling=sd.Sampling(temperature=1e4))
     lookup = next(check for check in CHECKS if check.name == "lookup")
-    found = lookup.run(case)
+    found = lookup.run(setup)
     assert found is not None
     assert codes(found) == ["lookup-finds-nothing"]
 
@@ -778,27 +780,27 @@ def test_a_look_up_in_a_text_without_repetition_is_warned_of_end_to_end(
 
 
 def test_a_problem_ends_the_examination(healthy: sd.Pair) -> None:
-    case = open_case(Models.of(healthy), available=0, **QUICK)
+    setup = prepare_setup(Models.of(healthy), available=0, **QUICK)
     heard: list[str] = []
-    examination = examine(case, heard.append)
+    examination = examine(setup, heard.append)
     after = ["skipped"] * (len(CHECKS) - 2)
     assert [outcome.state for outcome in examination.outcomes] == ["skipped", "problem", *after]
     assert len(heard) == 2
     assert not examination.healthy
-    assert "pair" not in vars(case)  # never loaded
+    assert "pair" not in vars(setup)  # never loaded
 
 
 def test_a_healthy_pair_shows_its_figures(healthy: sd.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Speedup, best k and the α from which it pays are there whether or not something is wrong."""
     figures = tuple(check for check in CHECKS if check.name in ("memory", "acceptance", "speed"))
-    monkeypatch.setattr("specdec_ref.measurement.diagnostics.CHECKS", figures)
-    case = open_case(Models.of(healthy), **QUICK)
-    told = {outcome.check: outcome for outcome in examine(case).outcomes}
+    monkeypatch.setattr("specdec_lab.measurement.diagnostics.CHECKS", figures)
+    setup = prepare_setup(Models.of(healthy), **QUICK)
+    told = {outcome.check: outcome for outcome in examine(setup).outcomes}
     speed, acceptance = told["speed"].numbers, told["acceptance"].numbers
     k, costs = speed["k"], (speed["c"], speed["v"], speed["o"])
     assert speed["break_even_alpha"] == sd.break_even_alpha(k, *costs)
     assert speed["alpha"] == acceptance["accepted"] / acceptance["judged"]
-    assert acceptance["judged"] == case.accepted[1]
+    assert acceptance["judged"] == setup.accepted[1]
     for figure in ("actual", "predicted", "best_speedup"):
         assert f"{speed[figure]:.2f}" in told["speed"].evidence
     assert f"best k = {speed['best_k']}" in told["speed"].evidence
@@ -813,25 +815,25 @@ def test_what_json_does_not_have_is_null(healthy: sd.Pair) -> None:
     """A pair that cannot pay even at α = 1 has no break-even: infinity in Python, null in JSON."""
     numbers = {"break_even_alpha": math.inf, "interval": (0.5, math.nan), "k": 4}
     finding = Finding("slower-than-without", "problem", "", "", "", "", numbers)
-    told = Examination((Outcome("speed", "?", (finding,), numbers=numbers),)).to_dict()
+    told = Examination((CheckOutcome("speed", "?", (finding,), numbers=numbers),)).to_dict()
     assert told["checks"][0]["numbers"] == {"break_even_alpha": None, "interval": [0.5, None], "k": 4}
     json.dumps(told, allow_nan=False)
 
 
 def test_room_is_asked_for_the_context_that_is_meant(healthy: sd.Pair) -> None:
-    """Longer than what is played, the check of memory counts it; shorter, what is played has to fit all the same."""
+    """The check of memory counts a context longer than the generations; a shorter one changes nothing."""
     asked = {}
     for context in (None, 30, 120):
-        case = open_case(Models.of(healthy), context=context, available=0, **QUICK)
-        asked[context] = examine(case).findings[0].numbers["context"]
-    assert asked[None] == asked[30] == max(map(len, case.prompts)) + 24
+        setup = prepare_setup(Models.of(healthy), context=context, available=0, **QUICK)
+        asked[context] = examine(setup).findings[0].numbers["context"]
+    assert asked[None] == asked[30] == max(map(len, setup.prompts)) + 24
     assert asked[120] == 120
 
 
 @pytest.mark.parametrize("prompts", [1, 2, 4])
 def test_few_prompts_are_repeated_until_a_speed_has_an_interval(healthy: sd.Pair, prompts: int) -> None:
-    case = open_case(Models.of(healthy), prompts=PROMPTS[:prompts], max_new_tokens=24)
-    ratios = _ratios(case, 0, None)
+    setup = prepare_setup(Models.of(healthy), prompts=PROMPTS[:prompts], max_new_tokens=24)
+    ratios = speed_ratios(setup, 0, None)
     assert len(ratios) == {1: 8, 2: 8, 4: 12}[prompts]
     assert quantile_interval(ratios, 0.5, LEVEL) is not None
 
@@ -850,10 +852,10 @@ def test_controllers_and_monitors_hear_of_what_is_played(healthy: sd.Pair) -> No
             self.rounds += len(rounds)
 
     controller, monitor = Two(), SpeculativeDecodingMonitor()
-    case = open_case(Models.of(healthy), controller=controller, monitor=monitor, **QUICK)
-    rounds = sum(len(played.generation.rounds) for played in case.played)
+    setup = prepare_setup(Models.of(healthy), controller=controller, monitor=monitor, **QUICK)
+    rounds = sum(len(recorded.generation.rounds) for recorded in setup.recordings)
     assert controller.rounds == monitor.get_statistics().rounds == rounds
-    assert {len(r.drafted) for played in case.played for r in played.generation.rounds} <= {0, 1, 2}
+    assert {len(r.drafted) for recorded in setup.recordings for r in recorded.generation.rounds} <= {0, 1, 2}
 
 
 def shown(result: object) -> list[str]:
@@ -863,7 +865,7 @@ def shown(result: object) -> list[str]:
 
 
 def test_findings_and_examinations_show_themselves(healthy: sd.Pair) -> None:
-    examination = examine(open_case(Models.of(healthy), available=0, **QUICK))
+    examination = examine(prepare_setup(Models.of(healthy), available=0, **QUICK))
     finding = examination.findings[0]
     for text in (*shown(finding), *shown(examination)):
         assert finding.title in text
@@ -875,36 +877,27 @@ def test_findings_and_examinations_show_themselves(healthy: sd.Pair) -> None:
     json.dumps(examination.to_dict())
 
 
-def test_common_issues_are_the_source_texts_three_with_findings_that_exist() -> None:
-    issues = common_issues()
-    sources = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.glob("measurement/checks_*.py"))
-    known = set(re.findall(r'"([a-z]+(?:-[a-z]+)+)"', sources)) | {
-        f"{role}-cache-stale" for role in ("draft", "target")
-    }
-    assert len(issues) == 3
-    for issue in issues:
-        assert issue.symptoms
-        assert issue.causes
-        assert issue.solutions
-        assert issue.corrections
-        assert set(issue.codes) <= known
-        for text in shown(issue):
-            assert issue.title in text
-            assert issue.solutions[0][:40] in text
+ISSUES = (Path(__file__).parents[1] / "docs" / "common_issues.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_common_issues_names_findings_that_exist() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in MEASUREMENT.glob("checks_*.py"))
+    known = set(re.findall(r'"([a-z]+(?:-[a-z]+)+)"', sources)) | {"draft-cache-stale", "target-cache-stale"}
+    named = set(re.findall(r"`([a-z]+(?:-[a-z]+)+)`", ISSUES))
+    assert len(named) > 8
+    assert named <= known
 
 
 def test_remedies_name_nothing_that_vllm_has_dropped() -> None:
-    told = " ".join(solution for issue in common_issues() for solution in issue.solutions)
     for gone in ("speculative_disable_by_batch_size", "use_v2_block_manager", "speculative_model"):
-        assert gone not in told
+        assert gone not in ISSUES
 
 
-def test_figures_in_the_corrections_are_the_formulas() -> None:
-    told = " ".join(so for issue in common_issues() for _, so in issue.corrections)
-    assert f"{sd.predicted_speedup(0.5, 3, 0.05):.2f}× at k = 3" in told
-    assert sd.best_k(0.5, 0.5) in (0, 1)
+def test_numbers_on_the_page_of_common_issues_are_the_formulas() -> None:
+    page = " ".join(ISSUES.split())
+    assert f"α = 0.5 gives {sd.predicted_speedup(0.5, 3, 0.05):.2f}× at k = 3" in page
     assert sd.predicted_speedup(0.5, 1, 0.5) <= 1  # with c = 0.5 it never gains
-    assert f"{sd.predicted_speedup(0.9, 4, 1 / 3):.2f}× at k = 4" in told
+    assert f"gives {sd.predicted_speedup(0.9, 4, 1 / 3):.2f}× at k = 4" in page
 
 
 @pytest.mark.parametrize(
@@ -1015,33 +1008,33 @@ def test_a_model_that_scores_long_texts_differently_in_steps_is_named(monkeypatc
     """A Phi-3 whose rotary scaling changes at 32 tokens: right with one length for every row, wrong without."""
     from test_architectures import scaled_model
 
-    from specdec_ref.measurement.checks_models import check_thresholds, has_thresholds
+    from specdec_lab.measurement.checks_models import check_thresholds, has_thresholds
 
     model = scaled_model(("phi3", "longrope"))
-    case = open_case(Models.of(sd.Pair(model, None, sd.load_pair().tokenizer)), prompts=[[5, 6, 7]], k=2)
-    assert has_thresholds(case)
-    assert check_thresholds(case) == []
-    assert case.seen["thresholds"].numbers["longest"] == 48
+    setup = prepare_setup(Models.of(sd.Pair(model, None, sd.load_pair().tokenizer)), prompts=[[5, 6, 7]], k=2)
+    assert has_thresholds(setup)
+    assert check_thresholds(setup) == []
+    assert setup.measurements["thresholds"].numbers["longest"] == 48
     monkeypatch.setattr("specdec_ref.models.fixed_lengths", lambda modules, lengths: nullcontext())
-    (finding,) = check_thresholds(case)
+    (finding,) = check_thresholds(setup)
     assert finding.code == "target-inconsistent"
     assert "48 tokens" in finding.evidence
 
 
 def test_a_pair_without_windows_and_length_dependent_scaling_has_no_thresholds() -> None:
-    from specdec_ref.measurement.checks_models import has_thresholds
+    from specdec_lab.measurement.checks_models import has_thresholds
 
-    assert not has_thresholds(open_case(Models.of(sd.load_pair())))
+    assert not has_thresholds(prepare_setup(Models.of(sd.load_pair())))
 
 
 def test_doctor_hands_on_what_it_is_asked(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    cases: list[Case] = []
+    cases: list[Setup] = []
 
-    def looked_at(case: Case, on_check: Any) -> Examination:
-        cases.append(case)
+    def looked_at(setup: Setup, on_check: Any) -> Examination:
+        cases.append(setup)
         return Examination(())
 
-    monkeypatch.setattr("specdec_ref.measurement.diagnostics.examine", looked_at)
+    monkeypatch.setattr("specdec_lab.measurement.diagnostics.examine", looked_at)
     pair = "--target", folders["target"], "--draft", folders["draft"]
     settings = "--temperature 0.7 --top-k 20 --top-p 0.9 --context 100 --batch 3 --k 2 --seconds 7".split()
     done = run(*pair, *settings, "--prompt", PROMPTS[0], "--prompt", PROMPTS[1], "--json")
@@ -1100,7 +1093,7 @@ def test_doctor_tells_what_it_left_out_and_ends_with_0(folders: dict[str, str]) 
 
 
 def test_a_case_asks_for_nothing_until_it_is_needed(healthy: sd.Pair) -> None:
-    case = open_case(Models.of(healthy), **QUICK)
-    assert isinstance(case, Case)
-    assert not {"pair", "played", "costs"} & set(vars(case))
+    setup = prepare_setup(Models.of(healthy), **QUICK)
+    assert isinstance(setup, Setup)
+    assert not {"pair", "recordings", "costs"} & set(vars(setup))
     assert isinstance(Examination(()).findings, list)

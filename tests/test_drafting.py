@@ -227,7 +227,7 @@ def test_an_early_stop_keeps_the_token_it_stopped_at(confidence: float, pair: Pa
                 for i, token in enumerate(tokens)
             ]
             first = next((i + 1 for i, chance in enumerate(chances) if chance < confidence), 6)
-            assert draft.meant()[row] == first
+            assert draft.num_drafted[row] == first
 
 
 @pytest.mark.parametrize("rows", [60, 72])
@@ -269,11 +269,11 @@ def test_tokens_that_are_not_meant_have_no_distribution() -> None:
     lengths = torch.tensor([1, 3])
     for draft in (Draft(torch.zeros(2, 3, dtype=torch.int64), q, lengths) for q in (probabilities, None)):
         assert draft.distribution(4, probabilities).sum(-1).tolist() == [[1, 0, 0], [1, 1, 1]]
-        assert draft.meant().tolist() == [1, 3]
+        assert draft.num_drafted.tolist() == [1, 3]
 
 
 def test_without_lengths_every_token_is_meant() -> None:
-    assert Draft(torch.zeros(2, 3, dtype=torch.int64)).meant().tolist() == [3, 3]
+    assert Draft(torch.zeros(2, 3, dtype=torch.int64)).num_drafted.tolist() == [3, 3]
 
 
 def continuation(sequence: list[int], k: int, largest: int, smallest: int) -> list[int]:
@@ -303,7 +303,7 @@ def test_prompt_lookup_proposes_what_followed_the_longest_then_latest_match(
     drafter = PromptLookupDrafter(max_ngram=smallest + more, min_ngram=smallest)
     draft = drafter.propose(sequences, k, Sampling(), SeededRandomness(0))
     expected = [continuation(s, k, smallest + more, smallest) for s in sequences]
-    meant = draft.meant().tolist()
+    meant = draft.num_drafted.tolist()
     assert [tokens[:n] for tokens, n in zip(draft.tokens.tolist(), meant, strict=True)] == expected
     assert draft.probabilities is None
 
@@ -321,12 +321,12 @@ def test_prompt_lookup_prefers_the_later_of_equally_long_matches() -> None:
 def test_prompt_lookup_proposes_nothing_where_there_is_no_match() -> None:
     draft = PromptLookupDrafter().propose([[1, 2, 3, 4], [7]], 4, GREEDY, SeededRandomness(0))
     assert draft.tokens.shape == (2, 0)
-    assert draft.meant().tolist() == [0, 0]
+    assert draft.num_drafted.tolist() == [0, 0]
 
 
 def test_prompt_lookup_proposes_for_each_row_what_that_row_has() -> None:
     draft = PromptLookupDrafter().propose([[1, 2, 1], [3, 4], [5, 5, 5, 5]], 2, GREEDY, SeededRandomness(0))
-    assert draft.meant().tolist() == [2, 0, 1]
+    assert draft.num_drafted.tolist() == [2, 0, 1]
     q = draft.distribution(6, torch.zeros(1))
     assert q.argmax(-1)[0].tolist() == [2, 1]
     assert q.sum(-1).tolist() == [[1, 1], [0, 0], [1, 0]]

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 import specdec_ref as sd
+from specdec_lab.teaching import drafts as module
+from specdec_lab.teaching.drafts import MOST_K, draft_explorer, realised_figure, speedup_map, temperature_figure
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching import drafts as module
-from specdec_ref.teaching.drafts import MOST_K, draft_explorer, realised_figure, speedup_map, temperature_figure
 
 
 def v(n: int) -> float:

@@ -17,17 +17,18 @@ from scipy import stats
 from torch import Tensor
 
 import specdec_ref as sd
-from specdec_ref import cli, decoding
+from specdec_lab.cli import main as cli
+from specdec_lab.equivalence import proof_suite as suite
+from specdec_lab.equivalence.empirical import COARSEST, SamplingPlan, carry_out, empirical, prepare, with_fewer
+from specdec_lab.equivalence.engines import OurLoop, autoregressive
+from specdec_lab.equivalence.greedy import greedy_agreement
+from specdec_lab.equivalence.mutants import mutant
+from specdec_lab.equivalence.outcome_tree import MINIMUM, grow_tree, pool
+from specdec_lab.equivalence.result import Equivalence
+from specdec_lab.equivalence.sampler import SamplerError
+from specdec_lab.equivalence.statistics import chance_tv, detectable_tv, fit, holm, total_variation, tv_interval
+from specdec_ref import decoding
 from specdec_ref.acceptance import acceptance_probability
-from specdec_ref.equivalence import suite
-from specdec_ref.equivalence.empirical import COARSEST, Plan, carry_out, empirical, prepare, with_fewer
-from specdec_ref.equivalence.engines import OurLoop, autoregressive
-from specdec_ref.equivalence.greedy import greedy_agreement
-from specdec_ref.equivalence.mutants import mutant
-from specdec_ref.equivalence.outcomes import MINIMUM, grow_tree, pool
-from specdec_ref.equivalence.result import Equivalence
-from specdec_ref.equivalence.sampler import SamplerError
-from specdec_ref.equivalence.statistics import chance_tv, detectable_tv, fit, holm, total_variation, tv_interval
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -39,12 +40,12 @@ CUTS = sd.Sampling(temperature=0.8, top_k=12, top_p=0.9)
 
 
 @pytest.fixture(scope="module")
-def plan(pair: sd.Pair) -> Plan:
+def plan(pair: sd.Pair) -> SamplingPlan:
     return prepare(pair, PROMPTS, samples=8_000, false_alarm=FALSE_ALARM)
 
 
 @pytest.fixture(scope="module")
-def small(pair: sd.Pair) -> Plan:
+def small(pair: sd.Pair) -> SamplingPlan:
     return prepare(pair, PROMPTS, samples=1_000, false_alarm=FALSE_ALARM)
 
 
@@ -114,7 +115,7 @@ def test_the_truth_does_not_run_the_code_under_test(pair: sd.Pair, monkeypatch: 
 # Right samplers and wrong ones.
 
 
-def test_our_loop_is_consistent(pair: sd.Pair, plan: Plan) -> None:
+def test_our_loop_is_consistent(pair: sd.Pair, plan: SamplingPlan) -> None:
     result = carry_out(plan, OurLoop(pair, k=LENGTH - 2))
     assert result.consistent, result.explain()
     assert result.samples == 8_000
@@ -148,11 +149,13 @@ def residual_is_target(p: Tensor, q: Tensor, drafted: Tensor, randomness: sd.Ran
     return sd.Verdict(accepted, randomness.draw(p[torch.arange(len(p)), accepted]))
 
 
-def test_a_leak_of_5_percent_is_refuted(pair: sd.Pair, plan: Plan) -> None:
+def test_a_leak_of_5_percent_is_refuted(pair: sd.Pair, plan: SamplingPlan) -> None:
     assert not carry_out(plan, leaky(pair, 0.05)).consistent
 
 
-def test_a_wrong_rule_in_our_loop_is_refuted(pair: sd.Pair, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_rule_in_our_loop_is_refuted(
+    pair: sd.Pair, plan: SamplingPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(decoding, "verify", residual_is_target)
     result = carry_out(plan, OurLoop(pair, k=LENGTH - 2))
     assert not result.consistent
@@ -160,7 +163,7 @@ def test_a_wrong_rule_in_our_loop_is_refuted(pair: sd.Pair, plan: Plan, monkeypa
     assert "Furthest off" in result.explain()
 
 
-def test_the_drafts_own_samples_are_refuted_and_their_tv_is_in_the_interval(pair: sd.Pair, plan: Plan) -> None:
+def test_the_drafts_own_samples_are_refuted_and_their_tv_is_in_the_interval(pair: sd.Pair, plan: SamplingPlan) -> None:
     draft = sd.Pair(pair.draft, None, pair.tokenizer)
     result = carry_out(plan, autoregressive(draft))
     assert not result.consistent
@@ -187,7 +190,7 @@ def test_what_the_sampling_rules_out_refutes_by_itself(pair: sd.Pair) -> None:
     assert "Impossible under this sampling" in result.explain()
 
 
-def test_p_values_of_a_right_sampler_are_uniform(pair: sd.Pair, small: Plan) -> None:
+def test_p_values_of_a_right_sampler_are_uniform(pair: sd.Pair, small: SamplingPlan) -> None:
     """Kolmogorov and Smirnov over 40 seeds."""
     p_values = [carry_out(small, OurLoop(pair, k=LENGTH - 2), seed=seed).p_value for seed in range(40)]
     assert stats.kstest(p_values, "uniform").pvalue > FALSE_ALARM
@@ -267,7 +270,7 @@ def test_holms_correction() -> None:
 # What it says before it starts.
 
 
-def test_the_plan_says_what_it_will_find(plan: Plan) -> None:
+def test_the_plan_says_what_it_will_find(plan: SamplingPlan) -> None:
     said = plan.explain()
     assert f"{plan.detectable:.3f}" in said
     assert "once in 1,000 tests" in said
@@ -309,23 +312,23 @@ def test_wrong_use_is_a_clear_error(pair: sd.Pair, changes: dict[str, Any], word
 
 
 @pytest.mark.parametrize("samples", [1_000, 1_001, 8_000])
-def test_a_plan_for_fewer_samples_is_the_one_made_for_them(pair: sd.Pair, plan: Plan, samples: int) -> None:
+def test_a_plan_for_fewer_samples_is_the_one_made_for_them(pair: sd.Pair, plan: SamplingPlan, samples: int) -> None:
     fresh, smaller = prepare(pair, PROMPTS, samples=samples), with_fewer(plan, samples)
     assert smaller.samples == fresh.samples
     assert (smaller.outcomes, smaller.detectable) == (fresh.outcomes, fresh.detectable)
-    assert smaller.untold == pytest.approx(fresh.untold, abs=1e-9)
+    assert smaller.uncounted == pytest.approx(fresh.uncounted, abs=1e-9)
     for one, other, n in zip(smaller.trees, fresh.trees, fresh.samples, strict=True):
         ours, theirs = pool(one, n), pool(other, n)
         assert ours.names == theirs.names
         assert ours.probabilities == pytest.approx(theirs.probabilities, abs=1e-9)
 
 
-def test_a_plan_for_more_samples_has_to_be_made(plan: Plan) -> None:
+def test_a_plan_for_more_samples_has_to_be_made(plan: SamplingPlan) -> None:
     with pytest.raises(sd.SpecdecError, match=r"samples=8001: takes a whole number, 1 … 8000"):
         with_fewer(plan, 8_001)
 
 
-def test_text_prompts_are_tokenized_and_a_model_alone_will_do(pair: sd.Pair, small: Plan) -> None:
+def test_text_prompts_are_tokenized_and_a_model_alone_will_do(pair: sd.Pair, small: SamplingPlan) -> None:
     text = pair.tokenizer.decode(PROMPTS[0])
     ids = tuple(pair.tokenizer(text)["input_ids"])
     assert prepare(pair, [text], samples=1_000).trees[0].prompt == ids
@@ -393,7 +396,7 @@ BAD: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 
 @pytest.mark.parametrize(("wrong", "words"), BAD.values(), ids=BAD)
 def test_a_bad_sampler_is_a_clear_error_that_keeps_what_was_drawn(
-    pair: sd.Pair, small: Plan, wrong: Callable[[Tensor], Any], words: str
+    pair: sd.Pair, small: SamplingPlan, wrong: Callable[[Tensor], Any], words: str
 ) -> None:
     with pytest.raises(SamplerError, match=words) as failed:
         carry_out(small, After(pair, wrong))
@@ -407,13 +410,13 @@ def test_a_bad_sampler_is_a_clear_error_that_keeps_what_was_drawn(
     assert failed.value.partial.consistent
 
 
-def test_a_sampler_bad_from_the_start_has_nothing_to_keep(pair: sd.Pair, small: Plan) -> None:
+def test_a_sampler_bad_from_the_start_has_nothing_to_keep(pair: sd.Pair, small: SamplingPlan) -> None:
     with pytest.raises(SamplerError, match="before the first sample") as failed:
         carry_out(small, After(pair, crash, good=0))
     assert failed.value.partial is None
 
 
-def test_an_interrupt_keeps_what_was_drawn(pair: sd.Pair, small: Plan) -> None:
+def test_an_interrupt_keeps_what_was_drawn(pair: sd.Pair, small: SamplingPlan) -> None:
     result = carry_out(small, After(pair, interrupt, good=5))
     assert result.partial
     assert (result.samples, result.asked) == (500, 1_000)
@@ -422,12 +425,12 @@ def test_an_interrupt_keeps_what_was_drawn(pair: sd.Pair, small: Plan) -> None:
     assert "after 500 of 1,000 samples" in result.explain()
 
 
-def test_an_interrupt_before_the_first_sample_is_an_interrupt(pair: sd.Pair, small: Plan) -> None:
+def test_an_interrupt_before_the_first_sample_is_an_interrupt(pair: sd.Pair, small: SamplingPlan) -> None:
     with pytest.raises(KeyboardInterrupt):
         carry_out(small, After(pair, interrupt, good=0))
 
 
-def test_a_sampler_that_ignores_its_seed_is_found_out(pair: sd.Pair, small: Plan) -> None:
+def test_a_sampler_that_ignores_its_seed_is_found_out(pair: sd.Pair, small: SamplingPlan) -> None:
     right = autoregressive(pair, batch=100)
 
     def stuck(prompt: list[int], number: int, length: int, seed: int) -> Tensor:
@@ -439,20 +442,20 @@ def test_a_sampler_that_ignores_its_seed_is_found_out(pair: sd.Pair, small: Plan
 
 
 @pytest.mark.parametrize("sampler", [None, 3, OurLoop, object()], ids=["nothing", "a number", "a class", "an object"])
-def test_what_is_no_sampler_is_refused(pair: sd.Pair, small: Plan, sampler: Any) -> None:
+def test_what_is_no_sampler_is_refused(pair: sd.Pair, small: SamplingPlan, sampler: Any) -> None:
     with pytest.raises(sd.SpecdecError, match="sampler"):
         carry_out(small, sampler)
 
 
 @pytest.mark.parametrize("batch", [0, -3, 2.5, "many", None, True])
-def test_a_batch_that_is_no_number_of_rows_is_refused(pair: sd.Pair, small: Plan, batch: Any) -> None:
+def test_a_batch_that_is_no_number_of_rows_is_refused(pair: sd.Pair, small: SamplingPlan, batch: Any) -> None:
     right = autoregressive(pair)
     right.batch = batch
     with pytest.raises(sd.SpecdecError, match="sampler: its batch is"):
         carry_out(small, right)
 
 
-def test_lists_and_functions_will_do_and_progress_is_told(pair: sd.Pair, small: Plan) -> None:
+def test_lists_and_functions_will_do_and_progress_is_told(pair: sd.Pair, small: SamplingPlan) -> None:
     heard: list[tuple[int, int]] = []
     right = autoregressive(pair)
     result = carry_out(
@@ -483,7 +486,7 @@ def test_samplers_may_stop_at_end_tokens(pair: sd.Pair, padded: bool) -> None:
     assert any(name and name[-1] == 3 and len(name) < LENGTH for p in result.prompts for name in p.names)
 
 
-def test_a_plan_for_other_end_tokens_is_refused(pair: sd.Pair, small: Plan) -> None:
+def test_a_plan_for_other_end_tokens_is_refused(pair: sd.Pair, small: SamplingPlan) -> None:
     with pytest.raises(sd.SpecdecError, match=r"stops at \[3, 9\]"):
         carry_out(small, Ending(pair, True))
 
@@ -492,7 +495,7 @@ def test_a_plan_for_other_end_tokens_is_refused(pair: sd.Pair, small: Plan) -> N
 
 
 @pytest.fixture(scope="module")
-def verdict(pair: sd.Pair, small: Plan) -> Equivalence:
+def verdict(pair: sd.Pair, small: SamplingPlan) -> Equivalence:
     return carry_out(small, OurLoop(pair, k=2))
 
 

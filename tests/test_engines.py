@@ -18,10 +18,9 @@ import pytest
 import torch
 
 import specdec_ref as sd
-from specdec_ref import decoding
-from specdec_ref.equivalence import engines
-from specdec_ref.equivalence.empirical import Plan, carry_out, empirical, prepare
-from specdec_ref.equivalence.engines import (
+from specdec_lab.equivalence import engines
+from specdec_lab.equivalence.empirical import SamplingPlan, carry_out, empirical, prepare
+from specdec_lab.equivalence.engines import (
     OurLoop,
     SharedWork,
     TransformersAssisted,
@@ -29,11 +28,12 @@ from specdec_ref.equivalence.engines import (
     autoregressive,
     engine_by_name,
 )
-from specdec_ref.equivalence.greedy import greedy_agreement
-from specdec_ref.equivalence.sampler import SamplerError
-from specdec_ref.equivalence.server import OpenAICompletions
-from specdec_ref.graphs import choose_steps
-from specdec_ref.serving.configuration import speculative_config
+from specdec_lab.equivalence.greedy import greedy_agreement
+from specdec_lab.equivalence.sampler import SamplerError
+from specdec_lab.equivalence.server_engine import OpenAICompletions
+from specdec_lab.serving.configuration import speculative_config
+from specdec_ref import decoding
+from specdec_ref.fast.steps import choose_steps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,7 +55,7 @@ ENGINES: dict[str, Make] = {
 
 
 @pytest.fixture(scope="module")
-def plan(pair: sd.Pair) -> Plan:
+def plan(pair: sd.Pair) -> SamplingPlan:
     return prepare(pair, PROMPTS, samples=1_000)
 
 
@@ -149,8 +149,8 @@ def test_shared_work_scores_no_token_behind_the_end_of_a_text(pair: sd.Pair, mon
     monkeypatch.setattr(engines, "A_PASS", 1)
     shared.end = 9
     scored: list[int] = []
-    run = sd.TransformersModel._run
-    monkeypatch.setattr(sd.TransformersModel, "_run", lambda *a, **k: scored.append(a[2].numel()) or run(*a, **k))
+    run = sd.TransformersModel._forward
+    monkeypatch.setattr(sd.TransformersModel, "_forward", lambda *a, **k: scored.append(a[2].numel()) or run(*a, **k))
     for model in (plain, shared):
         model.start(6, 16)
         model.prefill([PROMPTS[0]] * 6)
@@ -190,13 +190,13 @@ def test_shared_work_scores_a_beginning_once_that_many_rows_have_in_common(
     monkeypatch.setattr(engines, "A_PASS", a_pass)
     shared.end = end
     found: list[int] = []
-    run = sd.TransformersModel._run
+    run = sd.TransformersModel._forward
     for model in (plain, shared):
         model.start(5, 16)
         model.prefill([PROMPTS[0]] * 5)
     more = torch.tensor([[1, 2, 3], [1, 2, 4], [1, 5, 3], [1, 2, 4], [1, 5, 6]])
     scores = plain.extend(more)
-    monkeypatch.setattr(sd.TransformersModel, "_run", lambda *a, **k: found.append(a[2].numel()) or run(*a, **k))
+    monkeypatch.setattr(sd.TransformersModel, "_forward", lambda *a, **k: found.append(a[2].numel()) or run(*a, **k))
     needed = 3 if end is None else end - len(PROMPTS[0])
     torch.testing.assert_close(shared.extend(more)[:, :needed], scores[:, :needed], atol=1e-5, rtol=1e-5)
     assert found == scored
@@ -212,7 +212,7 @@ def test_our_engine_draws_the_same_whether_or_not_it_scores_what_nobody_asks_for
 ) -> None:
     monkeypatch.setattr(engines, "A_PASS", 1)
     drawn = [OurLoop(pair, 3, CUTS).sample(PROMPTS[0], 200, 5, seed=4)]
-    monkeypatch.setattr(SharedWork, "_run", sd.TransformersModel._run)
+    monkeypatch.setattr(SharedWork, "_forward", sd.TransformersModel._forward)
     drawn.append(OurLoop(pair, 3, CUTS).sample(PROMPTS[0], 200, 5, seed=4))
     assert torch.equal(*drawn)
 
@@ -452,7 +452,7 @@ def server(pair: sd.Pair) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("ids", ["token_ids", "logprobs", "tokens"])
-def test_a_right_server_is_consistent_however_it_gives_token_ids(server: Server, plan: Plan, ids: str) -> None:
+def test_a_right_server_is_consistent_however_it_gives_token_ids(server: Server, plan: SamplingPlan, ids: str) -> None:
     server.ids = ids
     result = carry_out(plan, OpenAICompletions(server.url))
     assert result.consistent, result.explain()
@@ -511,7 +511,7 @@ def test_a_server_that_gives_no_token_ids_is_told_apart(server: Server) -> None:
     ids=["dies half-way", "error 500", "no JSON", "no object", "no choices", "hangs"],
 )
 def test_a_server_that_fails_half_way_is_one_line_and_what_it_gave_is_kept(
-    server: Server, plan: Plan, failure: Callable[[Handler], None], words: str
+    server: Server, plan: SamplingPlan, failure: Callable[[Handler], None], words: str
 ) -> None:
     server.fails_after, server.failure = 3, failure
     with pytest.raises(SamplerError, match=words) as failed:

@@ -19,12 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from specdec_ref import acceptance, control, decoding, equivalence
-from specdec_ref.control import Controller, as_controller
+from specdec_lab import equivalence
+from specdec_lab.equivalence.exact import Proof, exact
+from specdec_lab.equivalence.proof_suite import CONTROLLERS, ProofCase, UpAndDown, cases, prove_all
+from specdec_lab.equivalence.tables import TableModel, constant_table, markov_table, random_table
+from specdec_ref import acceptance, control, decoding
+from specdec_ref.control import as_controller
+from specdec_ref.decoding import Controller
 from specdec_ref.drafting import Draft, Drafter, ModelDrafter, PromptLookupDrafter
-from specdec_ref.equivalence.exact import Proof, exact
-from specdec_ref.equivalence.suite import CONTROLLERS, Case, UpAndDown, cases, prove_all
-from specdec_ref.equivalence.tables import TableModel, constant_table, markov_table, random_table
 from specdec_ref.errors import SpecdecError
 from specdec_ref.models import TransformersModel
 from specdec_ref.sampling import GREEDY, Randomness, Sampling
@@ -106,8 +108,8 @@ def test_every_controller_of_the_package_is_in_the_suite() -> None:
 
 def test_the_suite_reports_every_case_as_it_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
     few = [CASES["p = q"], CASES["greedy"]]
-    monkeypatch.setattr("specdec_ref.equivalence.suite.cases", lambda: few)
-    told: list[tuple[Case, Proof]] = []
+    monkeypatch.setattr("specdec_lab.equivalence.proof_suite.cases", lambda: few)
+    told: list[tuple[ProofCase, Proof]] = []
     assert prove_all(lambda case, proof: told.append((case, proof))) == told
     assert [case for case, _ in told] == few
 
@@ -561,10 +563,10 @@ def test_real_models_are_sent_to_the_experiment(tiny_model: Callable[..., Any]) 
 
 def test_the_package_names_the_functions_even_after_their_files_were_loaded() -> None:
     for name in ("empirical", "exact"):
-        importlib.import_module(f"specdec_ref.equivalence.{name}")
+        importlib.import_module(f"specdec_lab.equivalence.{name}")
 
     assert equivalence.exact is exact
-    assert equivalence.empirical.__module__ == "specdec_ref.equivalence.empirical"
+    assert equivalence.empirical.__module__ == "specdec_lab.equivalence.empirical"
     assert callable(equivalence.empirical)
     assert equivalence.TableModel is TableModel
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

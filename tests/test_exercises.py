@@ -10,12 +10,12 @@ import nbformat
 import pytest
 import torch
 
+from specdec_lab.teaching.exercises.catalogue import EXERCISES
+from specdec_lab.teaching.exercises.exercise import Exercise
+from specdec_lab.teaching.exercises.judging import PUBLIC_SEED, judge
+from specdec_lab.teaching.exercises.matrix import page
+from specdec_lab.teaching.exercises.sources import STUB, exercise_of, write_exercises
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.checks.catalogue import EXERCISES
-from specdec_ref.teaching.checks.exercise import Exercise
-from specdec_ref.teaching.checks.judging import PUBLIC_SEED, judge
-from specdec_ref.teaching.checks.matrix import page
-from specdec_ref.teaching.checks.sources import STUB, exercise_of, write_exercises
 
 ROOT = Path(__file__).parents[1]
 SOLUTIONS = sorted((ROOT / "solutions").glob("*.ipynb"))
@@ -178,5 +178,5 @@ def test_notebooks_run_from_top_to_bottom(folder: str, tmp_path: Path, monkeypat
 
 def test_the_page_of_diagnoses_is_up_to_date() -> None:
     assert (ROOT / "docs" / "exercises.md").read_text(encoding="utf-8") == page(), (
-        "run `python -m specdec_ref.teaching.checks.matrix > docs/exercises.md`"
+        "run `python -m specdec_lab.teaching.exercises.matrix > docs/exercises.md`"
     )

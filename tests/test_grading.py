@@ -22,15 +22,15 @@ from hostile import HOSTILE, RIGHT, TARGET, aimed
 from submissions import needs_bubblewrap, notebook
 from typer.testing import CliRunner
 
-from specdec_ref.cli import app
+from specdec_lab.cli.main import app
+from specdec_lab.teaching.exercises import judging
+from specdec_lab.teaching.exercises import sandbox as box
+from specdec_lab.teaching.exercises.catalogue import EXERCISES
+from specdec_lab.teaching.exercises.exercise import CheckResult, TooSlow
+from specdec_lab.teaching.exercises.grading import grade_folder, grade_submission, sources_of, write_reports
+from specdec_lab.teaching.exercises.sandbox import Sandbox
+from specdec_lab.teaching.exercises.trusted import Trusted
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.checks import judging
-from specdec_ref.teaching.checks import sandbox as box
-from specdec_ref.teaching.checks.catalogue import EXERCISES
-from specdec_ref.teaching.checks.exercise import TooSlow, Verdict
-from specdec_ref.teaching.checks.grading import grade_folder, grade_submission, sources_of, write_reports
-from specdec_ref.teaching.checks.sandbox import Sandbox
-from specdec_ref.teaching.checks.trusted import Trusted
 
 pytestmark = needs_bubblewrap
 
@@ -42,7 +42,7 @@ REORDERED = [
     'check("residual", residual)',
     "def residual(p, q):\n    return normalised((p - q).clamp(min=0), p)",
     "def normalised(rest, p):\n    n = rest.sum(-1, keepdim=True)\n    return torch.where(n > 0, rest / n, p)",
-    "import torch\n\nfrom specdec_ref.teaching.checks import check",
+    "import torch\n\nfrom specdec_lab.teaching.exercises import check",
 ]
 """The check first, then the answer, what it calls, and last what is imported."""
 
@@ -61,17 +61,21 @@ def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 ASKED = [EXERCISES[name] for name in ("residual", "step", "decode")]
 """Those that hostile submissions answer."""
+OF_EACH_KIND = """
+exit kill-everybody fork-bomb memory endless-loop huge-answer equal-to-everything imports-by-path writes-scores
+speaks-for-the-process network says-what-it-defines reduces proc-root reads-solutions asks-without-end
+""".split()
+"""One submission of each kind runs in `make test`, all others in `make test-all`."""
+HOSTILE_ONES = [pytest.param(name, marks=[] if name in OF_EACH_KIND else pytest.mark.slow, id=name) for name in HOSTILE]
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", HOSTILE_ONES)
 def test_a_hostile_submission_gets_nothing_and_the_next_one_its_points(
     name: str, tmp_path: Path, sandbox: Sandbox
 ) -> None:
-    began = time.monotonic()
     with aimed(name) as source:
         theirs = grade_submission("them", [notebook(tmp_path, source)], sandbox, exercises=ASKED)
     assert theirs.score == 0, theirs
-    assert time.monotonic() - began < 30
     ours = grade_submission("us", [notebook(tmp_path / "us", RIGHT)], sandbox, exercises=[RESIDUAL])
     assert ours.score == 10, ours
 
@@ -89,6 +93,7 @@ def test_what_the_sandbox_prevents_would_score_or_be_noticed_without_it(tmp_path
 
 def test_there_are_at_least_83_hostile_ones() -> None:
     assert len(HOSTILE) >= 83
+    assert set(OF_EACH_KIND) <= set(HOSTILE)
 
 
 def test_what_a_submission_runs_ends_with_it(tmp_path: Path) -> None:
@@ -131,7 +136,7 @@ def test_what_a_submission_says_is_one_plain_line_in_every_report(name: str, tmp
 def test_a_grader_that_fails_over_one_submission_goes_on_with_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from specdec_ref.teaching.checks import grading
+    from specdec_lab.teaching.exercises import grading
 
     def fails(name: str, *rest: object, **more: object) -> object:
         if name == "b":
@@ -146,7 +151,7 @@ def test_a_grader_that_fails_over_one_submission_goes_on_with_the_next(
     assert graded[1].verdicts[0].diagnosis == "grader-failed"
 
 
-@pytest.mark.parametrize(
+DEFINED = pytest.mark.parametrize(
     ("sources", "outcome", "diagnosis"),
     [
         ([RIGHT], "passed", ""),
@@ -163,7 +168,6 @@ def test_a_grader_that_fails_over_one_submission_goes_on_with_the_next(
             "passed",
             "",
         ),
-        (["import specdec_ref as sd\ndef residual(p, q):\n    return sd.residual(p, q)"], "crashed", "crashed"),
         (["1 / 0", RIGHT], "passed", ""),  # another cell's failure is not this one's
         ([RIGHT, RIGHT], "passed", ""),  # copied
         ([RIGHT, STUB], "passed", ""),  # a copied stub was left below the answer
@@ -186,7 +190,17 @@ def test_a_grader_that_fails_over_one_submission_goes_on_with_the_next(
         (["x = 1"], "not attempted", ""),
     ],
 )
-def test_graded_by_the_names_that_are_defined(
+
+
+@DEFINED
+def test_graded_by_the_names_that_are_defined(sources: list[str], outcome: str, diagnosis: str, tmp_path: Path) -> None:
+    graded = grade_submission("x", [notebook(tmp_path, *sources)], Trusted(), exercises=[RESIDUAL])
+    assert (graded.verdicts[0].outcome, graded.verdicts[0].diagnosis) == (outcome, diagnosis)
+
+
+@pytest.mark.slow
+@DEFINED
+def test_graded_by_the_names_that_are_defined_in_a_sandbox(
     sources: list[str], outcome: str, diagnosis: str, tmp_path: Path, sandbox: Sandbox
 ) -> None:
     graded = grade_submission("x", [notebook(tmp_path, *sources)], sandbox, exercises=[RESIDUAL])
@@ -248,7 +262,11 @@ def test_what_chance_decides_is_played_from_outside(tmp_path: Path, sandbox: San
     assert graded.verdicts[0].diagnosis == "residual-is-target"
 
 
-def test_a_class_is_graded_in_parallel_written_down_and_gone_on_with(tmp_path: Path) -> None:
+def test_a_class_is_graded_in_parallel_written_down_and_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from specdec_lab.teaching.exercises import grading
+
     for i in range(6):
         notebook(tmp_path / "class" / f"student{i}", RIGHT if i % 2 else TARGET)
     notebook(tmp_path / "class" / "hostile", HOSTILE["exit"])
@@ -265,21 +283,20 @@ def test_a_class_is_graded_in_parallel_written_down_and_gone_on_with(tmp_path: P
     report = json.loads((out / "reports" / "student1" / "results.json").read_text())
     assert report["score"] == 10
     assert {test["status"] for test in report["tests"]} == {"passed", "failed"}
-    began = time.monotonic()
-    assert grade_folder(tmp_path / "class", out, jobs=2) == graded  # from what was written down
-    assert time.monotonic() - began < 3
+    monkeypatch.setattr(grading, "grade_submission", None)  # nothing is graded again
+    assert grade_folder(tmp_path / "class", out, jobs=2) == graded
 
 
 def test_a_run_that_was_broken_off_grades_again_what_may_come_out_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from specdec_ref.teaching.checks import grading
+    from specdec_lab.teaching.exercises import grading
 
     asked: list[str] = []
 
     def graded_as(name: str, diagnosis: str) -> grading.Graded:
         asked.append(name)
-        return grading.Graded(name, (Verdict("residual", "crashed" if diagnosis else "passed", "", diagnosis),))
+        return grading.Graded(name, (CheckResult("residual", "crashed" if diagnosis else "passed", "", diagnosis),))
 
     diagnoses = {"done": "", "slow": "endless", "failed": "grader-failed", "cut": "", "crashed": "crashed"}
     diagnoses["killed"] = "process-ended"
@@ -372,14 +389,14 @@ def test_an_answer_that_needs_the_package_is_told_why_it_fails(tmp_path: Path, s
 
 
 def test_an_endless_loop_of_ones_own_ends_in_any_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from specdec_ref.teaching.checks import trusted
+    from specdec_lab.teaching.exercises import trusted
 
     monkeypatch.setattr(judging, "SECONDS", 0.2)
     monkeypatch.setattr(trusted, "SECONDS", 0.5)
     swallows = "def residual(p, q):\n    while 1:\n        try:\n            p + q\n        except Exception:\n"
     swallows += "            pass"
     never = "\nwhile True:\n    pass"
-    checked = f"from specdec_ref.teaching.checks import check\n{RIGHT}\ncheck('residual', residual){never}"
+    checked = f"from specdec_lab.teaching.exercises import check\n{RIGHT}\ncheck('residual', residual){never}"
     with ThreadPoolExecutor(1) as pool:
         for source in (swallows, swallows + never, checked):  # a check has a limit of its own
             path = notebook(tmp_path, source)
@@ -398,7 +415,7 @@ def test_ones_own_work_is_graded_anywhere(tmp_path: Path) -> None:
 
 
 def test_progress_is_found_from_the_folder_above_the_exercises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from specdec_ref.teaching.checks import check
+    from specdec_lab.teaching.exercises import check
 
     monkeypatch.delenv("SPECDEC_PROGRESS", raising=False)
     for folder in ("exercises", "notebooks"):
@@ -419,8 +436,8 @@ def test_progress_on_the_command_line(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_an_answer_that_comes_while_the_grader_looks_at_the_clock_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """As when the grader itself had to wait for the core: the process sleeps by then, since it has said all."""
     source = "import time\ndef residual(p, q):\n    time.sleep(1.2)\n    return p"
-    with Sandbox([ROOT / "solutions"]) as sandbox, sandbox.open([source]) as stranger:
-        call, looked, p = stranger.function("residual", 1.0), [], torch.tensor([0.2, 0.8])
+    with Sandbox([ROOT / "solutions"]) as sandbox, sandbox.open([source]) as running:
+        call, looked, p = running.function("residual", 1.0), [], torch.tensor([0.2, 0.8])
         at_once = sandbox.computing
 
         def late() -> tuple[float, bool]:
@@ -449,13 +466,13 @@ def test_what_other_programs_take_of_the_machine_is_not_held_against_an_answer(s
     with Sandbox([ROOT / "solutions"]) as sandbox, contextlib.ExitStack() as others:
         for process in psutil.Process(sandbox._running.bwrap.pid).children(recursive=True):
             process.cpu_affinity([core])
-        with sandbox.open([source]) as stranger:
+        with sandbox.open([source]) as running:
             for _ in range(4):
                 other = subprocess.Popen(
                     [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{{core}}})\nwhile True: pass"]
                 )
                 others.callback(other.kill)
-            call = stranger.function("residual", 1.0)
+            call = running.function("residual", 1.0)
             p = torch.tensor([0.2, 0.8])
             if ends:
                 call(p, p)

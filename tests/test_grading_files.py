@@ -13,13 +13,13 @@ from hostile import RIGHT
 from submissions import notebook
 from typer.testing import CliRunner
 
-from specdec_ref.cli import app
+from specdec_lab.cli.main import app
+from specdec_lab.teaching.exercises import grading, handed_in
+from specdec_lab.teaching.exercises.catalogue import EXERCISES
+from specdec_lab.teaching.exercises.defining import defines, mentions
+from specdec_lab.teaching.exercises.grading import LARGEST, Graded, grade_folder, sources_of
+from specdec_lab.teaching.exercises.trusted import Trusted
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.checks import grading, handed_in
-from specdec_ref.teaching.checks.catalogue import EXERCISES
-from specdec_ref.teaching.checks.defining import defines, mentions
-from specdec_ref.teaching.checks.grading import LARGEST, Graded, grade_folder, sources_of
-from specdec_ref.teaching.checks.trusted import Trusted
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="names and files as Linux has them")
 

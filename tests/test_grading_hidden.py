@@ -11,15 +11,15 @@ import pytest
 import torch
 from submissions import needs_bubblewrap, notebook
 
-from specdec_ref.teaching.checks import judging
-from specdec_ref.teaching.checks.catalogue import EXERCISES
-from specdec_ref.teaching.checks.exercise import Exercise, Odd, StrangerFailed
-from specdec_ref.teaching.checks.grading import grade_submission, write_reports
-from specdec_ref.teaching.checks.judging import HIDDEN, HIDDEN_SEEDS, PUBLIC_SEED, UNSEEN, judge
-from specdec_ref.teaching.checks.outcomes import BadRequest
-from specdec_ref.teaching.checks.sandbox import Sandbox
-from specdec_ref.teaching.checks.showing import plain
-from specdec_ref.teaching.checks.sources import STUB
+from specdec_lab.teaching.exercises import judging
+from specdec_lab.teaching.exercises.catalogue import EXERCISES
+from specdec_lab.teaching.exercises.exercise import Exercise, OpaqueValue, SubmissionFailed
+from specdec_lab.teaching.exercises.grading import grade_submission, write_reports
+from specdec_lab.teaching.exercises.judging import HIDDEN, HIDDEN_SEEDS, PUBLIC_SEED, UNSEEN, judge
+from specdec_lab.teaching.exercises.outcomes import BadRequest
+from specdec_lab.teaching.exercises.sandbox import Sandbox
+from specdec_lab.teaching.exercises.showing import plain
+from specdec_lab.teaching.exercises.sources import STUB
 
 ALL_SEEDS = (PUBLIC_SEED, *HIDDEN_SEEDS)
 DRAWN = [name for name in EXERCISES if name not in ("find_bug", "adaptive_k", "mend")]
@@ -95,11 +95,11 @@ def raises(error: BaseException) -> Callable[..., Any]:
         (raises(type(SECRET, (Exception,), {})()), "It raises an exception of its own"),
         (raises(SystemExit(SECRET)), "It raises SystemExit"),
         (raises(NotImplementedError(SECRET)), "It raises NotImplementedError"),
-        (raises(StrangerFailed(f"KeyError: {SECRET} (line 2)")), "It raises KeyError"),
-        (raises(StrangerFailed(f"{SECRET}: {SECRET} (line 2)")), "It raises an exception of its own"),
-        (raises(StrangerFailed(f"print: {SECRET} (line 2)")), "It raises an exception of its own"),
+        (raises(SubmissionFailed(f"KeyError: {SECRET} (line 2)")), "It raises KeyError"),
+        (raises(SubmissionFailed(f"{SECRET}: {SECRET} (line 2)")), "It raises an exception of its own"),
+        (raises(SubmissionFailed(f"print: {SECRET} (line 2)")), "It raises an exception of its own"),
         (raises(BadRequest(f"chance.draw({SECRET})")), "It asks chance for something that is no probability"),
-        (lambda *_: Odd(SECRET), "residual gives a value of another kind or shape than it should"),
+        (lambda *_: OpaqueValue(SECRET), "residual gives a value of another kind or shape than it should"),
         (lambda *_: torch.zeros(0xB1, 0xF7), "residual gives a value of another kind or shape than it should"),
         (lambda *_: SECRET, "residual gives a value of another kind or shape than it should"),
         (lambda *_: {SECRET: 1.0}, "residual gives a value of another kind or shape than it should"),

@@ -13,18 +13,18 @@ import pytest
 from hostile import RIGHT
 from submissions import notebook
 
-from specdec_ref.teaching.checks import check
-from specdec_ref.teaching.checks.catalogue import EXERCISES
-from specdec_ref.teaching.checks.grading import grade_submission
-from specdec_ref.teaching.checks.judgement import BUGS
-from specdec_ref.teaching.checks.sandbox import Sandbox
-from specdec_ref.teaching.checks.trusted import Trusted
+from specdec_lab.teaching.exercises import check
+from specdec_lab.teaching.exercises.catalogue import EXERCISES
+from specdec_lab.teaching.exercises.grading import grade_submission
+from specdec_lab.teaching.exercises.judgement import BUGS
+from specdec_lab.teaching.exercises.sandbox import Sandbox
+from specdec_lab.teaching.exercises.trusted import Trusted
 
 RESIDUAL = EXERCISES["residual"]
 SANDBOXED = pytest.mark.skipif(sys.platform != "linux", reason="grading others' work needs Linux")
 
 
-@pytest.fixture(scope="module", params=["trusted", pytest.param("sandbox", marks=SANDBOXED)])
+@pytest.fixture(scope="module", params=["trusted", pytest.param("sandbox", marks=[SANDBOXED, pytest.mark.slow])])
 def box(request: pytest.FixtureRequest) -> Iterator[Trusted | Sandbox]:
     with Trusted() if request.param == "trusted" else Sandbox() as made:
         yield made
@@ -111,7 +111,7 @@ def test_a_module_beside_the_notebook_is_not_handed_in(source: str, what: str) -
     )
 
 
-IMPORTED = "from specdec_ref.teaching.checks.judgement import BUGS\n"
+IMPORTED = "from specdec_lab.teaching.exercises.judgement import BUGS\n"
 OWN = f"{IMPORTED}BUGS = {BUGS!r}\n"
 """The list as the exercise's notebook has it. Where that cell was deleted, the import above it keeps it working."""
 FINDINGS = "def findings():\n    return {'A': BUGS[2], 'B': BUGS[0], 'C': BUGS[1]}"
@@ -119,7 +119,7 @@ FINDINGS = "def findings():\n    return {'A': BUGS[2], 'B': BUGS[0], 'C': BUGS[1
 
 def test_a_list_of_the_package_is_reported() -> None:
     said = note("find_bug", in_notebook(IMPORTED + FINDINGS)["findings"])
-    assert said.startswith("this will not be graded, because BUGS comes from specdec_ref")
+    assert said.startswith("this will not be graded, because BUGS comes from specdec_lab")
     assert note("find_bug", in_notebook(OWN + FINDINGS)["findings"]) == ""
 
 
@@ -195,7 +195,7 @@ def test_an_object_that_answers_anything_gets_no_warning_and_no_failure() -> Non
 def test_a_real_kernel_tells_which_notebook_it_runs(tmp_path: Path) -> None:
     """Its helper's cell was run, and deleted afterwards."""
     path = notebook(tmp_path, USES_A_HELPER, name="mine.ipynb")
-    cells = [HELPER, USES_A_HELPER, "from specdec_ref.teaching.checks import check\ncheck('residual', residual)"]
+    cells = [HELPER, USES_A_HELPER, "from specdec_lab.teaching.exercises import check\ncheck('residual', residual)"]
     running = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     nbformat.write(running, tmp_path / "running.ipynb")
     done = subprocess.run(

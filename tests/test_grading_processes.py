@@ -20,14 +20,14 @@ from hostile import RIGHT
 from submissions import needs_bubblewrap, notebook
 from typer.testing import CliRunner
 
-from specdec_ref.cli import app
+from specdec_lab.cli.main import app
+from specdec_lab.teaching.exercises import judging
+from specdec_lab.teaching.exercises import sandbox as box
+from specdec_lab.teaching.exercises.catalogue import EXERCISES
+from specdec_lab.teaching.exercises.exercise import SubmissionFailed
+from specdec_lab.teaching.exercises.grading import grade_folder, grade_submission
+from specdec_lab.teaching.exercises.sandbox import Sandbox, decode
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.checks import judging
-from specdec_ref.teaching.checks import sandbox as box
-from specdec_ref.teaching.checks.catalogue import EXERCISES
-from specdec_ref.teaching.checks.exercise import StrangerFailed
-from specdec_ref.teaching.checks.grading import grade_folder, grade_submission
-from specdec_ref.teaching.checks.sandbox import Sandbox, decode
 
 pytestmark = needs_bubblewrap
 
@@ -168,15 +168,20 @@ def test_an_answer_with_threads_of_its_own_passes(tmp_path: Path, sandbox: Sandb
     assert grade_submission("x", [notebook(tmp_path, source)], sandbox, exercises=[RESIDUAL]).score == 10
 
 
+MORE_DRAWINGS = [
+    "plt.rcParams['figure.dpi'] = 150",
+    "with plt.style.context('ggplot'):\n    plt.plot([1, 2])",
+    "figure, (left, right) = plt.subplots(1, 2)",
+    "for bar in plt.bar([1, 2], [3, 4]):\n    bar.set_alpha(0.5)",
+    "size = plt.rcParams['figure.figsize'][0]",
+]
+
+
 @pytest.mark.parametrize(
     "draws",
     [
-        "plt.rcParams['figure.dpi'] = 150",
-        "with plt.style.context('ggplot'):\n    plt.plot([1, 2])",
         "figure, axes = plt.subplots()\naxes.plot([1])\naxes.spines['top'].set_visible(False)",
-        "figure, (left, right) = plt.subplots(1, 2)",
-        "for bar in plt.bar([1, 2], [3, 4]):\n    bar.set_alpha(0.5)",
-        "size = plt.rcParams['figure.figsize'][0]",
+        *(pytest.param(draws, marks=pytest.mark.slow) for draws in MORE_DRAWINGS),
     ],
 )
 def test_what_only_draws_does_not_break_the_cell_of_an_answer(draws: str, tmp_path: Path, sandbox: Sandbox) -> None:
@@ -185,7 +190,13 @@ def test_what_only_draws_does_not_break_the_cell_of_an_answer(draws: str, tmp_pa
     assert graded.score == 10, graded
 
 
-@pytest.mark.parametrize("draws", ["style['a'] = 1", "style['a']", "with style:\n        pass"])
+@pytest.mark.parametrize(
+    "draws",
+    [
+        "style['a']",
+        *(pytest.param(draws, marks=pytest.mark.slow) for draws in ("style['a'] = 1", "with style:\n        pass")),
+    ],
+)
 def test_an_answer_that_needs_what_only_draws_is_told_so(draws: str, tmp_path: Path, sandbox: Sandbox) -> None:
     cell = f"import matplotlib.pyplot as plt\nstyle = plt.rcParams\ndef residual(p, q):\n    {draws}\n    return p"
     graded = grade_submission("x", [notebook(tmp_path, cell)], sandbox, exercises=[RESIDUAL])
@@ -207,6 +218,7 @@ def test_what_pytorch_has_not_implemented_is_a_crash(body: str, outcome: str, tm
     assert ("not implemented for 'Long'" in verdict.headline) == (outcome == "crashed")
 
 
+@pytest.mark.timed
 def test_an_answer_has_as_much_time_for_each_seed_as_in_the_notebook(
     tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,7 +256,7 @@ def test_cpu_time_is_limited_over_all_threads_of_a_process(sandbox: Sandbox, mon
     monkeypatch.setattr(box, "CPU_SECONDS", 2)
     source = "import threading\ndef spins():\n    while True: pass\ndef start():\n"
     source += "    for _ in range(3): threading.Thread(target=spins, daemon=True).start()\n    spins()"
-    with sandbox.open([source]) as running, pytest.raises(StrangerFailed, match="the process ended"):
+    with sandbox.open([source]) as running, pytest.raises(SubmissionFailed, match="the process ended"):
         running.function("start", 60.0)()
 
 
@@ -253,7 +265,7 @@ def test_memory_is_limited(sandbox: Sandbox) -> None:
     with sandbox.open([source]) as running:
         takes = running.function("takes", 30.0)
         assert takes(700) == 700_000_000
-        with pytest.raises(StrangerFailed, match="MemoryError"):
+        with pytest.raises(SubmissionFailed, match="MemoryError"):
             takes(1_200)
 
 
@@ -268,7 +280,7 @@ def test_memory_is_limited(sandbox: Sandbox) -> None:
 )
 def test_an_answer_that_takes_long_to_decode_is_refused_at_once(value: object) -> None:
     began = time.process_time()
-    with pytest.raises(StrangerFailed, match="too large"):
+    with pytest.raises(SubmissionFailed, match="too large"):
         decode(value)
     assert time.process_time() - began < 1.0
 
@@ -277,7 +289,7 @@ def test_an_answer_nested_without_end_is_refused() -> None:
     value: list[object] = []
     for _ in range(10_000):
         value = [value]
-    with pytest.raises(StrangerFailed, match="too large"):
+    with pytest.raises(SubmissionFailed, match="too large"):
         decode(value)
 
 
@@ -361,41 +373,46 @@ def test_a_hidden_folder_is_empty_even_where_it_is_inside_a_library() -> None:
         seen = running.function("seen", 10.0)
         assert "linalg" in seen(str(folder))
         assert [seen(str(folder / name)) for name in ("stats", "signal")] == [[], []]
-        with pytest.raises(StrangerFailed, match=r"PermissionError|Read-only"):
+        with pytest.raises(SubmissionFailed, match=r"PermissionError|Read-only"):
             running.function("written", 10.0)(str(folder / "stats"))
 
 
 FINDS = """\
 import importlib, os, sys
 def finds(folders):
-    sys.meta_path = [finder for finder in sys.meta_path if type(finder).__name__ != 'Hidden']
-    for name in [name for name in sys.modules if name.startswith('specdec_ref')]:
+    sys.meta_path = [finder for finder in sys.meta_path if type(finder).__name__ != 'MissingModuleFinder']
+    for name in [name for name in sys.modules if name.startswith('specdec_')]:
         del sys.modules[name]
     sys.path[:0] = folders
     found = []
-    try:
-        found.append(importlib.import_module('specdec_ref.acceptance').__file__)
-    except ImportError:
-        pass
-    for folder in folders:
+    for module in ('specdec_ref.acceptance', 'specdec_lab.teaching.exercises.catalogue'):
         try:
-            found.append(open(os.path.join(folder, 'specdec_ref/acceptance.py')).name)
-        except OSError:
+            found.append(importlib.import_module(module).__file__)
+        except ImportError:
             pass
+        for folder in folders:
+            try:
+                found.append(open(os.path.join(folder, module.replace('.', '/') + '.py')).name)
+            except OSError:
+                pass
     for folder, _, files in os.walk('/'):
-        found += [os.path.join(folder, name) for name in files if name in ('acceptance.py', '02_residual.ipynb')]
+        answers = 'acceptance.py', 'catalogue.py', '02_residual.ipynb'
+        found += [os.path.join(folder, name) for name in files if name in answers]
     return found
 """
 ASKS = """\
 import json, sys
 import specdec_ref
-from specdec_ref.teaching.checks.sandbox import Sandbox
+from specdec_lab.teaching.exercises.sandbox import Sandbox
 with Sandbox() as sandbox, sandbox.open([sys.argv[1]]) as running:
     print(json.dumps([specdec_ref.__file__, running.function("finds", 100.0)(sys.argv[2:])]))
 """
 
 
-@pytest.mark.parametrize("layout", ["a linked environment", "a linked package", "a linked site-packages", "editable"])
+LAYOUTS = ["a linked environment", "a linked package", "a linked site-packages"]
+
+
+@pytest.mark.parametrize("layout", [*(pytest.param(layout, marks=pytest.mark.slow) for layout in LAYOUTS), "editable"])
 def test_the_package_is_not_there_however_it_is_installed(layout: str, tmp_path: Path) -> None:
     """An environment reached through a symbolic link showed a package that was not installed as editable."""
     real, link = tmp_path / "real", tmp_path / "link"
@@ -405,19 +422,19 @@ def test_the_package_is_not_there_however_it_is_installed(layout: str, tmp_path:
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         if "specdec" not in entry.name and entry.suffix != ".pth" and not (packages / entry.name).exists():
             (packages / entry.name).symlink_to(entry)
-    copy = shutil.copytree(
-        ROOT / "specdec_ref", tmp_path / "copy" / "specdec_ref", ignore=shutil.ignore_patterns("*.safetensors")
-    )
+    copy = tmp_path / "copy"
+    for name in ("specdec_ref", "specdec_lab"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("*.safetensors"))
+        if layout == "a linked package":
+            (packages / name).symlink_to(copy / name)
+        elif layout != "editable":
+            shutil.move(copy / name, packages / name)
     if layout == "editable":
-        (packages / "course.pth").write_text(str(copy.parent))
-    elif layout == "a linked package":
-        (packages / "specdec_ref").symlink_to(copy)
-    else:
-        shutil.move(copy, packages / "specdec_ref")
+        (packages / "course.pth").write_text(str(copy))
     if layout == "a linked site-packages":
         shutil.move(packages, tmp_path / "elsewhere")
         packages.symlink_to(tmp_path / "elsewhere")
-    folders = [packages, link / packages.relative_to(real), packages.resolve(), copy.parent]
+    folders = [packages, link / packages.relative_to(real), packages.resolve(), copy]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     said = subprocess.run(
         [link / "bin" / "python", "-c", ASKS, FINDS, *folders],
@@ -461,7 +478,9 @@ def test_an_ordinary_user_can_grade_and_hostile_submissions_change_nothing() -> 
         Path(home).chmod(0o777)
         places = {"HOME": home, "TMPDIR": home, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
         run = subprocess.run(
-            command_of_an_ordinary_user([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *asked]),
+            command_of_an_ordinary_user(
+                [sys.executable, "-m", "pytest", "-q", "-m", "", "-p", "no:cacheprovider", *asked]
+            ),
             env=os.environ | places,
             cwd=ROOT,
             capture_output=True,

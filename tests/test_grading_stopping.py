@@ -28,7 +28,7 @@ SOON = 20.0
 @contextmanager
 def grading(folder: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """`specdec grade` in a process group of its own, as a shell starts it."""
-    command = [sys.executable, "-m", "specdec_ref", "grade", str(folder), *options]
+    command = [sys.executable, "-m", "specdec_lab", "grade", str(folder), *options]
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, cwd=folder
     ) as process:

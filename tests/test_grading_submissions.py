@@ -15,14 +15,14 @@ from hostile import RIGHT, TARGET
 from submissions import notebook
 from typer.testing import CliRunner
 
-from specdec_ref.cli import app
+from specdec_lab.cli.main import app
+from specdec_lab.teaching.exercises import grading, trusted
+from specdec_lab.teaching.exercises.catalogue import EXERCISES
+from specdec_lab.teaching.exercises.grading import Graded, grade_folder, grade_submission
+from specdec_lab.teaching.exercises.handed_in import COURSE_NOTEBOOKS
+from specdec_lab.teaching.exercises.judgement import BUGS
+from specdec_lab.teaching.exercises.trusted import Trusted
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.checks import grading, trusted
-from specdec_ref.teaching.checks.catalogue import EXERCISES
-from specdec_ref.teaching.checks.grading import Graded, grade_folder, grade_submission
-from specdec_ref.teaching.checks.handed_in import COURSE_NOTEBOOKS
-from specdec_ref.teaching.checks.judgement import BUGS
-from specdec_ref.teaching.checks.trusted import Trusted
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="names and links as Linux has them")
 
@@ -153,7 +153,7 @@ def test_a_folder_that_cannot_be_searched_to_its_end_costs_nobody_else_anything(
 
 
 def test_no_more_than_some_files_of_a_submission_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from specdec_ref.teaching.checks import handed_in
+    from specdec_lab.teaching.exercises import handed_in
 
     monkeypatch.setattr(handed_in, "MOST_ENTRIES", 30)
     notebook(tmp_path / "class" / "honest", RIGHT)
@@ -339,7 +339,7 @@ def test_code_without_end_is_not_kept_in_memory(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(grading, "MOST_CODE", 2_000_000)
     paths = [notebook(tmp_path, "#" * 900_000, name=f"{i}.ipynb") for i in range(4)]
     paths.append(notebook(tmp_path, RIGHT, name="last.ipynb"))
-    run = grading.Run(paths, Trusted(), [0])
+    run = grading.SubmissionRun(paths, Trusted(), [0])
     assert sum(one.code() for one in run.notebooks.values()) < 2_000_000
     assert run.unreadable() == [f"{i}.ipynb: not read; the submission has more than 2 MB of code" for i in (2, 3)]
     assert run.verdict(EXERCISES["residual"]).passed

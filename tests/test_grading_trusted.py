@@ -9,11 +9,11 @@ from hostile import RIGHT
 from submissions import notebook
 from typer.testing import CliRunner
 
-from specdec_ref.cli import app
-from specdec_ref.teaching.checks import judging, trusted
-from specdec_ref.teaching.checks.catalogue import EXERCISES
-from specdec_ref.teaching.checks.grading import grade_folder, grade_submission
-from specdec_ref.teaching.checks.trusted import Trusted
+from specdec_lab.cli.main import app
+from specdec_lab.teaching.exercises import judging, trusted
+from specdec_lab.teaching.exercises.catalogue import EXERCISES
+from specdec_lab.teaching.exercises.grading import grade_folder, grade_submission
+from specdec_lab.teaching.exercises.trusted import Trusted
 
 ROOT = Path(__file__).parents[1]
 VERDICT = "def accepts(p, q, u):\n    return u < p / q"
@@ -41,7 +41,7 @@ def test_checks_in_cells_note_nothing_and_servers_are_not_started(
     monkeypatch.setenv("SPECDEC_PROGRESS", str(tmp_path / "mine.json"))
     monkeypatch.delenv("SPECDEC_LIVE", raising=False)
     asks = "import os\nlive = os.environ['SPECDEC_LIVE']\n"
-    checks = "from specdec_ref.teaching.checks import check\ncheck('residual', residual)\nchecked = True\n"
+    checks = "from specdec_lab.teaching.exercises import check\ncheck('residual', residual)\nchecked = True\n"
     last = (
         "def residual(p, q):\n    assert checked and live == os.environ['SPECDEC_LIVE'] == '0'\n    return right(p, q)"
     )
@@ -60,7 +60,7 @@ def test_what_cells_and_answers_print_does_not_get_into_the_report(tmp_path: Pat
     assert json.loads(said.stdout)[0]["score"] == 10
 
 
-CHECKS = "from specdec_ref.teaching.checks import check, hint, picture, progress, solution\n"
+CHECKS = "from specdec_lab.teaching.exercises import check, hint, picture, progress, solution\n"
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,9 @@ CHECKS = "from specdec_ref.teaching.checks import check, hint, picture, progress
     [
         "picture('decode_speedup', slow)",
         "check('speedup', slow)",
-        "from specdec_ref.teaching.checks.pictures import picture as draw\ndraw('decode_speedup', slow)",
-        "from specdec_ref.teaching.checks.catalogue import exercise_named\n"
-        "from specdec_ref.teaching.checks.judging import judge\n"
+        "from specdec_lab.teaching.exercises.pictures import picture as draw\ndraw('decode_speedup', slow)",
+        "from specdec_lab.teaching.exercises.catalogue import exercise_named\n"
+        "from specdec_lab.teaching.exercises.judging import judge\n"
         "verdict = judge(exercise_named('speedup'), slow)\nassert verdict.passed, verdict.headline",
         "if not check('speedup', slow):\n    raise AssertionError",
     ],
@@ -87,7 +87,7 @@ def test_pictures_and_checks_in_cells_take_none_of_the_time(
 
 
 def test_checks_work_again_after_grading(tmp_path: Path) -> None:
-    from specdec_ref.teaching import checks
+    from specdec_lab.teaching import exercises as checks
 
     grade_submission("me", [notebook(tmp_path, RIGHT)], Trusted(), exercises=[EXERCISES["residual"]])
     assert checks.check("accept", lambda p, q, u: u < p / q)

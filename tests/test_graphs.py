@@ -11,9 +11,10 @@ import torch
 from conftest import build_model
 
 import specdec_ref as sd
-from specdec_ref import graphs
 from specdec_ref.errors import SpecdecError
-from specdec_ref.graphs import USES_BEFORE_CAPTURE, choose_steps, steps_of
+from specdec_ref.fast import graphs
+from specdec_ref.fast.graphs import USES_BEFORE_CAPTURE
+from specdec_ref.fast.steps import choose_steps, steps_of
 from specdec_ref.models import TransformersModel
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -53,8 +54,7 @@ def test_captured_steps_equal_plain_ones(family: str, lengths: list[int], device
             torch.testing.assert_close(captured.extend(tokens), plain.extend(tokens), atol=1e-5, rtol=1e-5)
             for lm in (captured, plain):
                 lm.rewind([length - n // 2 for length in lm.cache.lengths])
-    assert captured._room is not None
-    assert sum(not isinstance(step, int) for step in captured._room.steps.values()) >= 2
+    assert len(captured._runner.workspace.captured) >= 2
 
 
 @pytest.mark.slow
@@ -69,13 +69,12 @@ def test_compiled_steps_equal_plain_ones(device: str) -> None:
         for token in range(USES_BEFORE_CAPTURE + 3):
             tokens = torch.tensor([[token], [7 - token]], device=device)
             torch.testing.assert_close(compiled.extend(tokens), plain.extend(tokens), atol=1e-4, rtol=1e-4)
-    assert compiled._room is not None
-    assert any(not isinstance(step, int) for step in compiled._room.steps.values())
+    assert compiled._runner.workspace.captured
 
 
-def test_a_room_serves_the_next_generation_of_its_size(device: str) -> None:
+def test_a_workspace_serves_the_next_generation_of_its_size(device: str) -> None:
     captured, plain = pair_of("llama", device, "graphs")
-    rooms = []
+    workspaces = []
     for prompt in ([1, 2, 3], [9, 8, 7, 6]):
         for lm in (captured, plain):
             lm.start(1, 64)
@@ -83,8 +82,8 @@ def test_a_room_serves_the_next_generation_of_its_size(device: str) -> None:
         for token in range(8):
             tokens = torch.tensor([[token]], device=device)
             torch.testing.assert_close(captured.extend(tokens), plain.extend(tokens), atol=1e-5, rtol=1e-5)
-        rooms.append(captured._room)
-    assert rooms[0] is rooms[1]
+        workspaces.append(captured._runner.workspace)
+    assert workspaces[0] is workspaces[1]
 
 
 def test_a_cache_that_grows_is_captured_again(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,40 +92,38 @@ def test_a_cache_that_grows_is_captured_again(device: str, monkeypatch: pytest.M
     for lm in (captured, plain):
         lm.start(1, 100)
         lm.prefill([[1, 2, 3]])
-    rooms = [captured._room]
+    workspaces = [captured._runner.workspace]
     for token in range(40):
         tokens = torch.tensor([[token]], device=device)
         torch.testing.assert_close(captured.extend(tokens), plain.extend(tokens), atol=1e-5, rtol=1e-5)
-        if captured._room is not rooms[-1]:
-            rooms.append(captured._room)
+        if captured._runner.workspace is not workspaces[-1]:
+            workspaces.append(captured._runner.workspace)
     assert captured.cache.allocated == 64
-    assert len(rooms) == 3
-    for room in rooms:
-        assert room is not None
-        assert any(not isinstance(step, int) for step in room.steps.values())
+    assert len(workspaces) == 3
+    assert all(workspace.captured for workspace in workspaces)
 
 
-def test_two_generations_at_once_have_rooms_of_their_own(device: str) -> None:
+def test_two_generations_at_once_have_workspaces_of_their_own(device: str) -> None:
     first, _ = pair_of("llama", device, "graphs")
     second = TransformersModel(first.model)
     for lm, prompt in ((first, [1, 2, 3]), (second, [4, 5, 6])):
         lm.start(1, 64)
         lm.prefill([prompt])
-    assert first._room is not second._room
+    assert first._runner.workspace is not second._runner.workspace
     assert not torch.equal(first.cache.row(0)[0][0], second.cache.row(0)[0][0])
 
 
-def test_generations_one_after_the_other_share_a_room_and_let_go_of_the_model(device: str) -> None:
+def test_generations_one_after_the_other_share_a_workspace_and_let_go_of_the_model(device: str) -> None:
     """Each makes a `TransformersModel` of its own, as `generate_speculative` does."""
     pair = sd.load_pair(device=device, dtype="float32", steps="graphs")
     texts = [sd.generate_speculative(pair, "def f", k=3, max_new_tokens=40, seed=0).tokens for _ in range(4)]
     assert texts == [texts[0]] * 4
     assert pair.draft is not None
     for model in (pair.target, pair.draft):
-        (room,) = graphs._rooms[model]
-        assert any(not isinstance(step, int) for step in room.steps.values())
+        (workspace,) = graphs._workspaces[model]
+        assert workspace.captured
     held = weakref.ref(pair.target)
-    del pair, model, room
+    del pair, model, workspace
     gc.collect()
     assert held() is None
 
@@ -141,12 +138,12 @@ def test_a_model_goes_when_nobody_holds_it(steps: str) -> None:
     assert held() is None
 
 
-def test_rooms_that_nobody_uses_do_not_pile_up() -> None:
+def test_workspaces_that_nobody_uses_do_not_pile_up() -> None:
     captured, _ = pair_of("llama", "cpu", "graphs")
     for batch in range(1, 9):
         captured.start(batch, 64)
         gc.collect()
-    assert len(graphs._rooms[captured.model]) <= graphs.ROOMS + 1
+    assert len(graphs._workspaces[captured.model]) <= graphs.IDLE_WORKSPACES + 1
 
 
 def test_rows_that_leave_take_their_cache_with_them(device: str) -> None:
@@ -168,7 +165,7 @@ def test_what_cannot_be_captured_says_so_once_and_runs_all_the_same(monkeypatch:
     def fails(*args: Any) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(graphs, "_Captured", fails)
+    monkeypatch.setattr(graphs, "CapturedStep", fails)
     for lm in (captured, plain):
         lm.start(1, 64)
         lm.prefill([[1, 2, 3]])

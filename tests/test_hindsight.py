@@ -2,8 +2,8 @@
 
 import pytest
 
+from specdec_lab.teaching.hindsight import break_even_figure, regret_figure, set_point_figure
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.hindsight import break_even_figure, regret_figure, set_point_figure
 
 
 def test_the_set_point_falls_as_k_grows() -> None:

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 import specdec_ref as sd
-from specdec_ref.measurement.benchmark import Sample, race, race_length, repeated_share
-from specdec_ref.measurement.costs import Costs, measure_costs
+from specdec_lab.measurement.benchmark import Sample, race, race_length, repeated_share
+from specdec_lab.measurement.costs import Costs, measure_costs
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,10 +15,10 @@ from rich.console import Console
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 import specdec_ref as sd
-from specdec_ref.graphs import choose_steps
-from specdec_ref.measurement.memory import available_memory, memory_figure, memory_profile, skeleton, tensors_of
-from specdec_ref.measurement.memory_peak import MemoryComparison, decode_to_the_end, measure_memory
-from specdec_ref.packing import pack
+from specdec_lab.measurement.memory_peak import MemoryComparison, decode_to_the_end, measure_memory
+from specdec_lab.measurement.memory_profile import available_memory, memory_figure, memory_profile, skeleton, tensors_of
+from specdec_ref.fast.packing import pack
+from specdec_ref.fast.steps import choose_steps
 
 KINDS = ["llama", "qwen3", "gpt2", "mistral", "gemma3"]
 
@@ -100,16 +100,16 @@ def test_eight_billion_parameters_are_told_without_room_for_them() -> None:
 
 
 def test_one_sequence_on_a_cpu_takes_a_packed_copy() -> None:
-    """As much as is packed, of the models whose steps are packed, and where steps of several tokens come."""
+    """As much as is packed, of the models whose steps are packed, with and without drafts."""
     if torch.cuda.is_available():
         pytest.skip("configurations are taken to be for the GPU here")
     model = LlamaForCausalLM(config())
     packed = sum(weight.numel() * 4 for weight in pack(model)[0])
     assert packed in (0, sum(m.weight.nbytes for m in model.modules() if isinstance(m, torch.nn.Linear)))
     profile = memory_profile((config(), config()), batch=1, context=100)
-    assert (profile.target.packed, profile.packed, profile.alone.packed) == (packed, 2 * packed, 0)
+    assert (profile.target.packed, profile.packed, profile.alone.packed) == (packed, 2 * packed, packed)
     assert profile.total == profile.weights + profile.packed + profile.kv + profile.activations
-    for models, changes in (((config(), None), {"k": 0}), ((config(), None), {"batch": 2}), ((GPT2Config(), None), {})):
+    for models, changes in (((config(), None), {"batch": 2}), ((GPT2Config(), None), {})):
         assert memory_profile(models, **({"batch": 1, "context": 100} | changes)).packed == 0
 
 

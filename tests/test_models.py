@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from specdec_ref import GREEDY, Pair, SpecdecError, TransformersModel, generate_speculative, load_pair
-from specdec_ref.models import check_compatible, check_rewindable
+from specdec_ref.loading import check_compatible
+from specdec_ref.models import check_rewindable
 
 KINDS = "llama qwen2 qwen3 gpt2 mistral gemma2 gemma3".split()
 VOCAB = 64

@@ -20,6 +20,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from specdec_lab.equivalence.tables import constant_table
+from specdec_lab.monitoring.live import LiveView, MonitorStatistics, RoundRecord
+from specdec_lab.monitoring.monitor import HISTORY, SpeculativeDecodingMonitor
 from specdec_ref import (
     Controller,
     FixedK,
@@ -35,9 +38,6 @@ from specdec_ref import (
     stream_speculative,
 )
 from specdec_ref.decoding import Row, speculate
-from specdec_ref.equivalence.tables import constant_table
-from specdec_ref.live import LiveView, MonitorStatistics, RoundRecord
-from specdec_ref.monitoring import HISTORY, SpeculativeDecodingMonitor
 
 SOURCE_NAMES = [f"{what}_acceptance_rate" for what in ("mean", "std", "min", "max", "p50", "p95")] + [
     "total_iterations"
@@ -592,7 +592,7 @@ def test_without_pandas_a_dataframe_says_what_to_install(monkeypatch: pytest.Mon
 
 def test_importing_it_loads_no_plots_no_pandas_and_no_torch() -> None:
     heavy = "torch matplotlib pandas prometheus_client IPython rich transformers scipy".split()
-    code = f"import sys, specdec_ref.monitoring; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, specdec_lab.monitoring.monitor; print([m for m in {heavy} if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
 
@@ -666,7 +666,7 @@ def test_in_a_notebook_the_live_view_is_one_output_that_is_renewed() -> None:
                 renewals.append(index)
             return super().process_message(message, cell, index)
 
-    setup = "from specdec_ref import live, monitoring; monitor = monitoring.SpeculativeDecodingMonitor()"
+    setup = "from specdec_lab.monitoring import live, monitor as made; monitor = made.SpeculativeDecodingMonitor()"
     stream = """
 live.REFRESH_SECONDS = {}
 with monitor.live():

@@ -1,11 +1,13 @@
 """The promises of the museum: every wrong version is one small change that is caught by the test meant for it, and by
 the exact proof where it changes the distribution; the right code passes every test; and nothing wrong stays behind.
 
-The matrix is computed once for this file. Where its tests rest on chance they have fixed seeds; with a new seed the
-right code would fail them once in a million times.
+The fast tests compute only the cells of the matrix that are promised: the exact proof of every wrong version, the test
+meant for it, and every test of the right code. Tests of the whole matrix are marked `slow`. Tests that use randomness
+have fixed seeds; with a new seed the right code would fail them once in a million times.
 """
 
 import difflib
+import importlib
 import inspect
 import io
 import json
@@ -14,12 +16,21 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
+from specdec_lab.cli.main import main
+from specdec_lab.equivalence.equivalence_figures import museum_figure
+from specdec_lab.equivalence.museum import CHECKS, RIGHT, Matrix, MuseumCheck, checks, matrix
+from specdec_lab.equivalence.museum_checks import PROMPTS, Observation, proofs
+from specdec_lab.equivalence.museum_empirical import Trial, refuted, trials
+from specdec_lab.equivalence.mutants import MUTANTS, Mutant, mutant
+from specdec_lab.equivalence.tiny import tiny_pair
 from specdec_ref import (
     FixedK,
     ModelDrafter,
@@ -28,28 +39,46 @@ from specdec_ref import (
     SeededRandomness,
     TransformersModel,
     acceptance,
-    cli,
     decoding,
 )
 from specdec_ref.acceptance import residual
-from specdec_ref.equivalence.museum import CHECKS, RIGHT, Check, Matrix, checks, matrix
-from specdec_ref.equivalence.museum_checks import PROMPTS, Outcome, proofs
-from specdec_ref.equivalence.museum_empirical import Trial, refuted, remembering, trials
-from specdec_ref.equivalence.museum_page import page, recorded
-from specdec_ref.equivalence.mutants import MUTANTS, Mutant, mutant
-from specdec_ref.equivalence.pictures import museum_figure
-from specdec_ref.equivalence.remembered import Remembered
-from specdec_ref.equivalence.tiny import tiny_pair
 from specdec_ref.errors import SpecdecError
 
 ROOT = Path(__file__).parents[1]
 P, Q = torch.tensor([0.6, 0.4]), torch.tensor([0.3, 0.7])
 by_name = pytest.mark.parametrize("wrong", MUTANTS, ids=lambda m: m.name)
+CHECK = {check.name: check for check in CHECKS}
+SMALL = ("residual-is-target", "k-ignored")
+"""One wrong version that changes the distribution and one that only loses speed: a matrix that is quick to compute."""
+
+
+@cache
+def cell(name: str, check: str) -> Observation:
+    """One cell of the matrix: what a check reports about a wrong version, or about the right code."""
+    if name == RIGHT:
+        return CHECK[check].observe()
+    with mutant(name).installed():
+        return CHECK[check].observe()
+
+
+@pytest.fixture(scope="module")
+def small() -> Matrix:
+    """A matrix with few rows, for tests of how a matrix is shown."""
+    return matrix([mutant(name) for name in SMALL])
 
 
 @pytest.fixture(scope="module")
 def result() -> Matrix:
+    """The whole matrix, 35 s of CPU time. Tests that need it are marked `slow`."""
     return matrix()
+
+
+@pytest.fixture(scope="module")
+def museum_page() -> Iterator[Any]:
+    """benchmarks/museum_page.py as a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        yield importlib.import_module("museum_page")
 
 
 @pytest.fixture(autouse=True)
@@ -60,15 +89,18 @@ def _nothing_stays_behind() -> Iterator[None]:
 
 
 @by_name
-def test_the_test_meant_for_it_catches_it(wrong: Mutant, result: Matrix) -> None:
-    assert result.caught(wrong.name, wrong.caught_by)
+def test_the_test_meant_for_it_catches_it_and_not_by_a_crash(wrong: Mutant) -> None:
+    outcome = cell(wrong.name, wrong.caught_by)
+    assert outcome.caught
+    assert not outcome.evidence.startswith("crashed")
 
 
 @by_name
-def test_the_exact_proof_refutes_what_changes_the_distribution_and_nothing_else(wrong: Mutant, result: Matrix) -> None:
+def test_the_exact_proof_refutes_what_changes_the_distribution_and_nothing_else(wrong: Mutant) -> None:
     """The proof puts its own chance in place of `SeededRandomness`, so it cannot see inside that."""
     seen = wrong.effect == "distribution" and not wrong.in_randomness
-    assert result.caught(wrong.name, "exact") == seen, result.outcomes[wrong.name, "exact"].evidence
+    outcome = cell(wrong.name, "exact")
+    assert outcome.caught == seen, outcome.evidence
 
 
 def test_only_one_wrong_version_is_out_of_the_proofs_sight() -> None:
@@ -76,44 +108,50 @@ def test_only_one_wrong_version_is_out_of_the_proofs_sight() -> None:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.name)
-def test_the_right_code_passes_every_test(check: Check, result: Matrix) -> None:
-    assert not result.caught(RIGHT, check.name), result.outcomes[RIGHT, check.name].evidence
+def test_the_right_code_passes_every_test(check: MuseumCheck) -> None:
+    outcome = cell(RIGHT, check.name)
+    assert not outcome.caught, outcome.evidence
 
 
+@pytest.mark.slow
 def test_the_bugs_are_silent_and_no_test_catches_one_by_a_crash(result: Matrix) -> None:
     assert not [key for key, outcome in result.outcomes.items() if outcome.evidence.startswith("crashed")]
 
 
-def test_every_test_of_ours_is_meant_for_a_wrong_version_and_catches_one(result: Matrix) -> None:
+def test_every_test_of_ours_is_meant_for_a_wrong_version() -> None:
     assert {m.caught_by for m in MUTANTS} == {c.name for c in CHECKS if not c.public}
 
 
 @pytest.mark.parametrize(
     "name", "residual-is-target residual-of-wrong-row ratio-squared u-shared-in-round u-constant".split()
 )
-def test_the_criteria_of_transformers_test_pass_the_ones_that_are_known_to_pass_it(name: str, result: Matrix) -> None:
-    assert not result.caught(name, "transformers")
+def test_the_criteria_of_transformers_test_pass_the_ones_that_are_known_to_pass_it(name: str) -> None:
+    assert not cell(name, "transformers").caught
 
 
 @pytest.mark.parametrize("name", ["ratio-floor", "bonus-from-draft"])
-def test_the_criteria_of_vllms_test_pass_a_leak_of_q_and_never_look_at_the_bonus_token(
-    name: str, result: Matrix
-) -> None:
-    assert not result.caught(name, "vllm")
+def test_the_criteria_of_vllms_test_pass_a_leak_of_q_and_never_look_at_the_bonus_token(name: str) -> None:
+    assert not cell(name, "vllm").caught
 
 
+@pytest.mark.slow
 def test_each_public_test_catches_some(result: Matrix) -> None:
     for check in ("transformers", "vllm"):
         assert sum(result.caught(m.name, check) for m in MUTANTS) >= 5
 
 
+@pytest.mark.slow
 def test_nothing_fails_that_the_museum_promises(result: Matrix) -> None:
     assert result.failures() == []
 
 
-def test_a_wrong_version_that_its_test_lets_pass_is_reported(result: Matrix) -> None:
-    tampered = {**result.outcomes, ("k-ignored", "k"): Outcome(False, ""), (RIGHT, "exact"): Outcome(True, "seen")}
-    said = Matrix(result.mutants, result.checks, tampered).failures()
+def test_a_wrong_version_that_its_test_lets_pass_is_reported(small: Matrix) -> None:
+    tampered = {
+        **small.outcomes,
+        ("k-ignored", "k"): Observation(False, ""),
+        (RIGHT, "exact"): Observation(True, "seen"),
+    }
+    said = Matrix(small.mutants, small.checks, tampered).failures()
     assert said == ["the right code fails 'exact': seen", "k-ignored passes 'k', which has to catch it"]
 
 
@@ -216,13 +254,14 @@ def test_real_models_reject_some_and_accept_whole_rounds_in_the_test_of_the_cach
     assert any(len(set(in_turn)) > 1 for in_turn in zip(*accepted, strict=False)), "the batch becomes ragged"
 
 
-def test_the_page_in_the_docs_is_what_the_command_writes(result: Matrix) -> None:
+@pytest.mark.slow
+def test_the_page_in_the_docs_is_what_the_command_writes(result: Matrix, museum_page: Any) -> None:
     docs = ROOT / "docs"
-    assert (docs / "museum.md").read_text(encoding="utf-8") == page(result, *recorded(docs))
+    assert (docs / "museum.md").read_text(encoding="utf-8") == museum_page.page(result, *museum_page.recorded(docs))
 
 
-def test_the_picture_in_the_docs_has_every_wrong_version(result: Matrix) -> None:
-    assert "(museum.svg)" in page(result)
+def test_the_picture_in_the_docs_has_every_wrong_version(small: Matrix, museum_page: Any) -> None:
+    assert "(museum.svg)" in museum_page.page(small)
     picture = (ROOT / "docs" / "museum.svg").read_text(encoding="utf-8")
     assert all(f"<!-- {m.name} -->" in picture for m in MUTANTS)  # text is drawn as paths, and told in comments
 
@@ -244,26 +283,26 @@ RECORD = {
 }  # fmt: skip
 
 
-def test_the_page_shows_what_was_recorded_on_the_pair_that_ships(result: Matrix) -> None:
-    text = page(result, RECORD)
+def test_the_page_shows_what_was_recorded_on_the_pair_that_ships(small: Matrix, museum_page: Any) -> None:
+    text = museum_page.page(small, RECORD)
     assert "| [ratio-squared](#ratio-squared) | 0.080 | temperature 1 | 8,000 | 20 of 20 |" in text
     assert "| [ratio-floor](#ratio-floor) | 0.005 | temperature 1 |  |  |" in text
     assert "200 runs of 2,000 samples, 1 called wrong, where 1 in 1,000 may be" in text
 
 
 def test_the_page_shows_what_the_test_says_of_engines(
-    small_pair: Pair, both: tuple[Trial, ...], result: Matrix
+    small_pair: Pair, both: tuple[Trial, ...], small: Matrix, museum_page: Any
 ) -> None:
     facts = both[0].run().to_dict() | {"sampling": {"temperature": 1.0, "top_k": 40, "top_p": None}}
-    text = page(result, None, [facts, facts | {"consistent": False}])
+    text = museum_page.page(small, None, [facts, facts | {"consistent": False}])
     assert "- our loop, k = 2, temperature 1, top-k 40: consistent with the target, p = " in text
     assert "over 6,000 samples of 4 tokens. TV within 0.000 and" in text
     assert "- our loop, k = 2, temperature 1, top-k 40: **not the target**" in text
 
 
-def test_what_is_recorded_keeps_the_promise() -> None:
+def test_what_is_recorded_keeps_the_promise(museum_page: Any) -> None:
     """Of the run that is in the repository, if one is."""
-    record, engines, calibration = recorded(ROOT / "docs")
+    record, engines, calibration = museum_page.recorded(ROOT / "docs")
     assert all(facts["samples"] == facts["asked"] for facts in engines)
     if calibration is not None:
         for rate, alarms in calibration["false alarms, by stated rate"].items():
@@ -277,15 +316,17 @@ def test_what_is_recorded_keeps_the_promise() -> None:
         assert record["verdict"]["false_alarms_as_stated"]
 
 
-def test_the_page_shows_every_wrong_version_and_how_it_was_made(result: Matrix) -> None:
-    text = page(result)
+@pytest.mark.slow
+def test_the_page_shows_every_wrong_version_and_how_it_was_made(result: Matrix, museum_page: Any) -> None:
+    text = museum_page.page(result)
     for m in MUTANTS:
         assert text.count(f"### {m.title}\n") == 1
         assert f"```diff\n{m.difference}\n```" in text
         assert m.seen in text
-    assert "python -m specdec_ref.equivalence.museum_page docs" in text.partition("\n\n")[2][:200]
+    assert "python benchmarks/museum_page.py docs" in text.partition("\n\n")[2][:200]
 
 
+@pytest.mark.slow
 def test_the_table_fits_80_columns_with_all_its_names(result: Matrix) -> None:
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(result.table())
@@ -294,6 +335,7 @@ def test_the_table_fits_80_columns_with_all_its_names(result: Matrix) -> None:
     assert text.count("(✓)") >= len(MUTANTS)
 
 
+@pytest.mark.slow
 def test_the_matrix_as_json_holds_every_outcome(result: Matrix) -> None:
     data = json.loads(json.dumps(result.to_dict()))
     assert data["outcomes"].keys() == {RIGHT, *(m.name for m in MUTANTS)}
@@ -301,6 +343,7 @@ def test_the_matrix_as_json_holds_every_outcome(result: Matrix) -> None:
     assert data["failures"] == []
 
 
+@pytest.mark.slow
 def test_the_picture_has_a_mark_in_every_cell_and_says_what_it_shows(result: Matrix) -> None:
     figure = museum_figure(result)
     (axes,) = figure.axes
@@ -320,12 +363,13 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         monkeypatch.setattr(module, "matrix", lambda **options: found)
         monkeypatch.setattr(sys, "argv", ["specdec", "equivalence", "--museum", *arguments])
         with pytest.raises(SystemExit) as exit:
-            cli.main()
+            main()
         return exit.value.code or 0, capsys.readouterr().out  # type: ignore[return-value]
 
     return run
 
 
+@pytest.mark.slow
 def test_the_command_shows_the_matrix_and_draws_it(
     command: Callable[..., tuple[int, str]], result: Matrix, tmp_path: Path
 ) -> None:
@@ -336,14 +380,14 @@ def test_the_command_shows_the_matrix_and_draws_it(
 
 
 def test_the_command_ends_with_1_where_a_promise_is_broken(
-    command: Callable[..., tuple[int, str]], result: Matrix
+    command: Callable[..., tuple[int, str]], small: Matrix
 ) -> None:
-    tampered = Matrix(result.mutants, result.checks, {**result.outcomes, ("k-ignored", "k"): Outcome(False, "")})
+    tampered = Matrix(small.mutants, small.checks, {**small.outcomes, ("k-ignored", "k"): Observation(False, "")})
     status, out = command(tampered)
     assert status == 1
     assert "k-ignored passes 'k', which has to catch it" in out
     assert command(tampered, "--json")[0] == 1
-    status, out = command(result, "--json")
+    status, out = command(small, "--json")
     assert status == 0
     assert json.loads(out)["consistent"] is True
 
@@ -366,11 +410,6 @@ def both(small_pair: Pair) -> tuple[Trial, ...]:
     return trials(small_pair, [[5, 9], [8, 3, 1]], samples=6_000)
 
 
-@pytest.fixture(scope="module")
-def with_memory(small_pair: Pair, both: tuple[Trial, ...]) -> tuple[Trial, ...]:
-    return remembering(small_pair, both)
-
-
 def test_the_empirical_test_passes_the_right_code(small_pair: Pair, both: tuple[Trial, ...]) -> None:
     """Two tests with a false alarm once in 1,000 times each, with a fixed seed."""
     outcome = refuted(small_pair, both)
@@ -383,38 +422,6 @@ def test_the_empirical_test_sees_the_rule_the_temperature_the_draft_and_greedy(
 ) -> None:
     with mutant(name).installed():
         assert refuted(small_pair, both).caught
-
-
-def test_models_that_remember_give_the_same_samples_as_caches(
-    both: tuple[Trial, ...], with_memory: tuple[Trial, ...]
-) -> None:
-    """In float64, so that no draw is decided by rounding. The memory is filled by the first batches and then used."""
-    for caches, memory in zip(both, with_memory, strict=True):
-        for seed in range(4):
-            for tree in caches.plan.trees:
-                ours, theirs = (trial.sampler.sample(tree.prompt, 200, 4, seed) for trial in (caches, memory))
-                assert ours.equal(theirs)
-
-
-def test_models_that_remember_score_each_text_once_and_like_a_cache(small_pair: Pair) -> None:
-    memory, cache = Remembered(small_pair.target), TransformersModel(small_pair.target)
-    for model in (memory, cache):
-        model.start(3, 12)
-        model.prefill([[5, 9], [8], [5, 9]])
-    tokens = torch.tensor([[1, 2, 3], [4, 5, 6], [1, 2, 7]])
-    torch.testing.assert_close(memory.extend(tokens), cache.extend(tokens))
-    for model in (memory, cache):
-        model.rewind([3, 4, 4])
-        model.keep([2, 0])
-    tokens = torch.tensor([[3, 1], [9, 9]])
-    torch.testing.assert_close(memory.extend(tokens), cache.extend(tokens))
-    scored = memory.scored
-    memory.start(1, 9)
-    memory.prefill([[5, 9]])
-    memory.extend(torch.tensor([[1, 2, 3]]))
-    assert memory.scored == scored
-    with pytest.raises(AssertionError, match="cannot rewind forward"):
-        memory.rewind([9])
 
 
 def test_the_full_matrix_has_the_empirical_test_beside_the_others(small_pair: Pair) -> None:

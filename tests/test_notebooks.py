@@ -7,7 +7,7 @@ from typing import Any
 import nbformat
 import pytest
 
-from specdec_ref.teaching.lessons import (
+from specdec_lab.teaching.lessons import (
     HASH,
     LONGEST_LINE,
     SECONDS,
@@ -17,7 +17,7 @@ from specdec_ref.teaching.lessons import (
     source_hash,
     too_slow,
 )
-from specdec_ref.teaching.widgets import EXPLORER
+from specdec_lab.teaching.widgets import EXPLORER
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -187,7 +187,7 @@ def test_a_table_s_plain_text_has_its_words_and_not_the_object_s(tmp_path: Path)
 
 def test_a_picture_gets_its_caption_as_alternative_text(tmp_path: Path) -> None:
     path = tmp_path / "lesson.ipynb"
-    draw = "from specdec_ref.plotting import new_figure\nfigure, _ = new_figure('t')\nfigure"
+    draw = "from specdec_lab.plotting import new_figure\nfigure, _ = new_figure('t')\nfigure"
     cells = [nbformat.v4.new_code_cell(draw), nbformat.v4.new_markdown_cell("*An empty\nfigure.* And *more* words.")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
     run(path)

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from specdec_ref.teaching.checks.catalogue import EXERCISES
-from specdec_ref.teaching.checks.exercise import observe
-from specdec_ref.teaching.checks.judging import HIDDEN_SEEDS, PUBLIC_SEED, judge
-from specdec_ref.teaching.checks.outcomes import (
+from specdec_lab.teaching.exercises.catalogue import EXERCISES
+from specdec_lab.teaching.exercises.exercise import observe
+from specdec_lab.teaching.exercises.judging import HIDDEN_SEEDS, PUBLIC_SEED, judge
+from specdec_lab.teaching.exercises.outcomes import (
     MOST_ASKED,
     MOST_DECISIONS,
     MOST_OUTCOMES,

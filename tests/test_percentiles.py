@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.percentiles import (
+from specdec_lab.teaching.percentiles import (
     comparisons_figure,
     expected_figure,
     p99_estimates,
     p99_figure,
     turns_figure,
 )
+from specdec_ref.errors import SpecdecError
 
 
 def test_more_samples_say_more() -> None:

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 import specdec_ref as sd
-from specdec_ref import plotting
+from specdec_lab import plotting
+from specdec_lab.teaching.environment import check_environment
+from specdec_lab.teaching.figures import acceptance_figure, round_figure
+from specdec_lab.teaching.replay import PlayedRound, replay
+from specdec_lab.teaching.speedup import MAX_K, speedup_explorer, speedup_figure
+from specdec_lab.teaching.strip import stream_strip, token_strip
+from specdec_lab.teaching.widgets import acceptance_explorer, round_player
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.environment import check_environment
-from specdec_ref.teaching.pictures import acceptance_figure, round_figure
-from specdec_ref.teaching.replay import PlayedRound, replay
-from specdec_ref.teaching.speedup import MAX_K, speedup_explorer, speedup_figure
-from specdec_ref.teaching.strip import stream_strip, token_strip
-from specdec_ref.teaching.widgets import acceptance_explorer, round_player
 
 
 def played(accepted: int, next_from: list[float], next_token: int) -> PlayedRound:
@@ -100,7 +100,7 @@ def test_the_environment_here_is_ready() -> None:
 def test_without_torch_the_environment_check_says_so_and_what_to_do() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from specdec_ref.teaching.environment import check_environment\n"
+        "from specdec_lab.teaching.environment import check_environment\n"
         "found = check_environment(); print(found); assert not found.ready"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

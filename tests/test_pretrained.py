@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import specdec_ref as sd
-from specdec_ref.models import PRETRAINED
-from specdec_ref.training.corpus import HELD_OUT, collect
-from specdec_ref.training.evaluation import compare, excerpt, held_out_loss
+from specdec_lab.training.corpus import HELD_OUT, collect
+from specdec_lab.training.evaluation import compare, excerpt, held_out_loss
+from specdec_ref.loading import PRETRAINED
 
 
 def test_all_weights_together_fit_in_40_mib() -> None:
@@ -47,6 +47,7 @@ def test_prompts_come_from_held_out_modules() -> None:
     assert {name.split(".")[0] for name in prompts} <= HELD_OUT
 
 
+@pytest.mark.slow
 def test_the_target_is_near_its_card_on_held_out_text() -> None:
     """On the beginnings of the held-out modules: less to copy from than later on, but a broken model is far off."""
     card = json.loads((PRETRAINED / "measurements.json").read_text(encoding="utf-8"))
@@ -98,6 +99,7 @@ def test_greedy_text_is_the_targets_own_on_every_held_out_prompt() -> None:
         assert list(ours.tokens) == theirs[0, ids.shape[1] :].tolist(), name
 
 
+@pytest.mark.slow
 def test_comparing_a_model_with_itself_finds_full_agreement() -> None:
     pair = sd.load_pair(device="cpu")
     documents = excerpt(collect().held_out, 2_000)

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from specdec_ref import plotting
+from specdec_lab import plotting
+from specdec_lab.teaching import production
+from specdec_lab.teaching.production import explorer, judged_figure, pace_figure
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching import production
-from specdec_ref.teaching.production import explorer, judged_figure, pace_figure
 
 SPEEDS = {"alone": {"greedy": {1: 50.0, 8: 200.0}}, "drafting": {"greedy": {1: 90.0}, "temperature 1": {1: 60.0}}}
 

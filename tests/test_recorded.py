@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import pytest
 
 import specdec_ref as sd
-from specdec_ref.serving import recorded as module
-from specdec_ref.serving.load import ServedRequest, ServerMeasurement
-from specdec_ref.serving.metrics import SpeculationCounters
-from specdec_ref.serving.recorded import BrokenOffError, Contender, live, recorded
+from specdec_lab.serving import recorded as module
+from specdec_lab.serving.load import ServedRequest, ServerMeasurement
+from specdec_lab.serving.metrics import SpeculationCounters
+from specdec_lab.serving.recorded import Contender, IncompleteError, live, recorded
 
 PATH = Path(__file__).parents[1] / "benchmarks" / "results" / "vllm_side_by_side.json"
 
@@ -112,7 +112,7 @@ def test_what_was_measured_before_a_server_breaks_off_is_kept(monkeypatch: pytes
     if harm == "does not start":
         monkeypatch.setattr(Server, "does_not_start", "drafting")
     monkeypatch.setattr(module, "measure_server", breaking)
-    with pytest.raises(BrokenOffError, match="draft: answered 500") as error:
+    with pytest.raises(IncompleteError, match="draft: answered 500") as error:
         live({"alone": None, "draft": {"method": "ngram"}}, batches=(1, 4), prompts=3)
     said, kept = str(error.value), error.value.measured
     assert "\n" not in said

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from specdec_lab.teaching.cache_rewinding import cache_figure
+from specdec_lab.teaching.replay import PlayedRound
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.replay import PlayedRound
-from specdec_ref.teaching.rewinding import cache_figure
 
 
 def played(number: int, k: int, accepted: int) -> PlayedRound:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from specdec_lab.measurement.roofline import Limits, Step, measure_limits, roofline_figure, step_of
 from specdec_ref.errors import SpecdecError
-from specdec_ref.measurement.roofline import Limits, Step, measure_limits, roofline_figure, step_of
 
 LIMITS = Limits("a machine", "float32", bandwidth=10e9, arithmetic=100e9)
 

@@ -17,10 +17,11 @@ import pytest
 from prometheus_client import generate_latest
 from rich.console import Console
 
+import specdec_lab as lab
 import specdec_ref as sd
-from specdec_ref.serving.load import ServedRequest, ServerMeasurement, measure_server
-from specdec_ref.serving.metrics import SpeculationCounters, parse_counters, read_counters
-from specdec_ref.serving.server import VLLMServer, find_vllm, preloaded
+from specdec_lab.serving.load import ServedRequest, ServerMeasurement, measure_server
+from specdec_lab.serving.metrics import SpeculationCounters, parse_counters, read_counters
+from specdec_lab.serving.server import VLLMServer, find_vllm, preloaded
 
 PAGE = """# HELP vllm:spec_decode_num_drafts_total Number of spec decoding drafts.
 # TYPE vllm:spec_decode_num_drafts_total counter
@@ -138,7 +139,7 @@ def test_counters_are_summed_over_engines_and_told_by_position() -> None:
 
 def test_what_counters_say_is_what_the_monitor_says_of_the_same_rounds(pair: sd.Pair) -> None:
     """Our own monitor's page of metrics, read back, gives its own statistics: one reader for both."""
-    monitor = sd.SpeculativeDecodingMonitor()
+    monitor = lab.SpeculativeDecodingMonitor()
     for accepted, rounds in ((0, 5), (1, 3), (2, 1), (3, 6)):
         for _ in range(rounds):
             monitor.on_iteration_complete(accepted, 3)
@@ -321,7 +322,7 @@ def test_a_server_does_not_outlive_the_process_that_started_it(tmp_path: Any) ->
 
     vllm = script(tmp_path, f"echo $$ > {tmp_path}/group; sleep 600\n")
     code = (
-        "import sys; from specdec_ref.serving.server import VLLMServer\n"
+        "import sys; from specdec_lab.serving.server import VLLMServer\n"
         "VLLMServer('x', vllm=sys.argv[1], log=sys.argv[2]).__enter__()"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(vllm), str(tmp_path / "log")])
@@ -340,7 +341,7 @@ def test_a_server_does_not_outlive_the_process_that_started_it(tmp_path: Any) ->
 
 
 def test_a_trial_that_breaks_off_says_after_what(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    from specdec_ref.serving import trial
+    from specdec_lab.serving import trial
 
     class Running:
         def __init__(self, target: str, config: Any):
@@ -370,7 +371,7 @@ def test_where_vllm_is_not_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch
 def test_the_command_line_measures_a_server(server: Server) -> None:
     from typer.testing import CliRunner
 
-    from specdec_ref.cli import app
+    from specdec_lab.cli.main import app
 
     server.page = lambda: PAGE.replace(" 12.0", f" {12 + len(server.bodies)}.0").replace(
         "} 10.0", f"}} {len(server.bodies) + 10}"
@@ -391,7 +392,7 @@ def test_the_command_line_measures_a_server(server: Server) -> None:
 def test_the_command_line_tells_what_a_dying_server_gave_and_fails(server: Server, as_json: bool) -> None:
     """In a process of its own, as a script sees it: what was measured on stdout, one line on stderr, status 2."""
     server.page, server.fails_after = None, 2
-    command = [sys.executable, "-m", "specdec_ref", "bench", "--server", server.url, "--tokens", "6"]
+    command = [sys.executable, "-m", "specdec_lab", "bench", "--server", server.url, "--tokens", "6"]
     done = subprocess.run([*command, *["--json"] * as_json], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "ended early" in done.stderr
@@ -410,7 +411,7 @@ def test_the_command_line_tells_what_a_dying_server_gave_and_fails(server: Serve
 
 def test_answers_in_one_piece_have_no_time_per_token(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     """Which is null in JSON and a dash on the screen; no library warns meanwhile."""
-    from specdec_ref import cli_bench
+    from specdec_lab.cli import bench_command as cli_bench
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -436,7 +437,7 @@ def test_percentiles_are_over_the_requests_that_have_a_time() -> None:
 def test_a_trial_without_what_it_needs_says_so_and_starts_nothing(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from specdec_ref.serving.trial import try_in_vllm
+    from specdec_lab.serving.trial import try_in_vllm
 
     assert "write the configuration first" in str(try_in_vllm(None))
     assert "takes a dictionary" in str(try_in_vllm(["draft_model"]))  # type: ignore[arg-type]

@@ -3,9 +3,9 @@
 import pytest
 
 import specdec_ref as sd
+from specdec_lab.teaching.streams import controllers_figure, play_stream
 from specdec_ref.control import FixedK
 from specdec_ref.errors import SpecdecError
-from specdec_ref.teaching.streams import controllers_figure, play_stream
 
 
 def test_a_fixed_k_yields_what_the_formula_says() -> None:

@@ -1,67 +1,111 @@
-"""The promises of the house: a module imports only from floors below, wings keep apart, public names are explained."""
+"""The promises of the layout: imports go one way and in no circle, names mean one thing, public names are explained."""
 
 import ast
 import inspect
 import re
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+import specdec_lab as lab
 import specdec_ref as sd
 
-PACKAGE = Path(sd.__file__).parent
-FLOORS = {
-    "errors": -1,
-    "plotting": -1,
-    "web": -1,
-    **dict.fromkeys(("sampling", "acceptance", "theory"), 0),
-    **dict.fromkeys(("models", "rotary", "consistency", "capture", "packing", "graphs", "cache", "drafting"), 1),
-    **dict.fromkeys(("decoding", "control", "monitoring", "live"), 2),
-    **dict.fromkeys(("equivalence", "measurement", "teaching", "training", "serving"), 3),
-    **dict.fromkeys(("cli", "cli_bench", "cli_doctor", "cli_equivalence", "cli_grade", "cli_vllm"), 4),
-    "__main__": 5,
-}
-FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__init__.py"]
+REFERENCE, LABORATORY = Path(sd.__file__).parent, Path(lab.__file__).parent
+FILES = sorted(path for package in (REFERENCE, LABORATORY) for path in package.rglob("*.py"))
+MODULES = {".".join(path.relative_to(path.parents[len(path.relative_to(package).parts)]).with_suffix("").parts): path
+           for package in (REFERENCE, LABORATORY) for path in package.rglob("*.py")}  # fmt: skip
+HEAVY = "matplotlib", "prometheus_client", "psutil", "rich", "scipy", "typer"
+"""What only the laboratory needs."""
 
 
-def room(path: Path) -> str:
-    """The module or wing that a file belongs to."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imported_rooms(path: Path) -> set[str]:
-    """Rooms of this package that a file imports from."""
+def imports(path: Path) -> set[str]:
+    """Modules of the two packages that a file imports, also inside functions and for type checking."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("specdec_ref"):
-            names = node.module.split(".")
-            found |= {names[1]} if len(names) > 1 else {alias.name for alias in node.names}
-    return found - {"__version__"}
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.split(".")[0] in ("specdec_ref", "specdec_lab")
+        ):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in names}
+    return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_come_from_the_same_floor_or_below_and_wings_keep_apart(path: Path) -> None:
-    here = room(path)
-    for other in imported_rooms(path) - {here}:
-        assert FLOORS[other] <= FLOORS[here], f"{here} imports {other}"
-        wings = FLOORS[here] == FLOORS[other] == 3
-        assert not wings or (here, other) == ("teaching", "equivalence"), f"wing {here} imports wing {other}"
+def test_the_reference_imports_nothing_of_the_laboratory() -> None:
+    for path in REFERENCE.rglob("*.py"):
+        assert not [name for name in imports(path) if name.startswith("specdec_lab")], path
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    """Also not inside functions. A module leaves the graph once all that it imports has left; a circle would remain."""
+    graph = {name: imports(path) & MODULES.keys() - {name} for name, path in MODULES.items()}
+    while ready := [name for name, needs in graph.items() if not needs & graph.keys()]:
+        for name in ready:
+            del graph[name]
+    assert not graph
+
+
+def test_the_reference_works_without_what_only_the_laboratory_needs() -> None:
+    """In a process in which these packages cannot be imported. transformers itself looks for some of them."""
+    code = f"""
+import sys
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, *more):
+        return None if name.split(".")[0] in {HEAVY!r} else self.finder.find_spec(name, *more)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = map(Without, sys.meta_path)
+import specdec_ref as sd
+for name in sd.__all__:
+    getattr(sd, name)
+pair = sd.load_pair(device="cpu")
+print(len(sd.generate_speculative(pair, "def f", k=3, max_new_tokens=8, seed=0).tokens))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "8", run.stderr
+
+
+@pytest.mark.parametrize("package", [REFERENCE, LABORATORY], ids=lambda package: package.name)
+def test_a_file_name_stands_once_in_a_package(package: Path) -> None:
+    names = Counter(path.name for path in package.rglob("*.py") if not path.name.startswith("__"))
+    assert [name for name, times in names.items() if times > 1] == []
+
+
+def test_a_class_name_stands_once_in_both_packages() -> None:
+    names: Counter[str] = Counter()
+    for path in FILES:
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        names.update({node.name for node in nodes if isinstance(node, ast.ClassDef)})
+    assert [name for name, times in names.items() if times > 1] == []
+
+
+@pytest.mark.parametrize("package", [REFERENCE, LABORATORY], ids=lambda package: package.name)
+def test_no_private_name_is_imported_from_another_file(package: Path) -> None:
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("specdec"):
+                assert not [a.name for a in node.names if a.name.startswith("_") and a.name != "__version__"], path
 
 
 def test_nothing_below_the_models_knows_transformers() -> None:
-    for path in FILES:
-        if FLOORS[room(path)] <= 0 or room(path) == "cache":
-            assert "import transformers" not in path.read_text(encoding="utf-8"), path
-            assert "from transformers" not in path.read_text(encoding="utf-8"), path
+    for name in ("sampling", "acceptance", "theory", "cache", "minimal"):
+        text = (REFERENCE / f"{name}.py").read_text(encoding="utf-8")
+        assert "import transformers" not in text, name
+        assert "from transformers" not in text, name
 
 
 def test_only_sampling_draws_random_numbers() -> None:
     """`Randomness` is the only source of chance in what decodes: the exact proof replaces it and nothing else."""
     sources = "rand(", "randint(", "multinomial(", "exponential_(", "bernoulli", "import random"
-    for path in FILES:
-        if FLOORS[room(path)] <= 2 and room(path) != "sampling":
-            text = path.read_text(encoding="utf-8")
-            assert not [s for s in sources if s in text], path
+    for path in REFERENCE.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert path.name == "sampling.py" or not [s for s in sources if s in text], path
 
 
 @pytest.mark.parametrize("name", sd.__all__)

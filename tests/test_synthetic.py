@@ -10,9 +10,12 @@ import torch
 
 import specdec_ref as sd
 from specdec_ref.acceptance import acceptance_rate
-from specdec_ref.measurement.synthetic import SHAPES, Shape, Synthetic, dial, synthetic_pair
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "benchmarks"))  # a benchmark is a script; it imports from its own folder
+
+from synthetic import SHAPES, Shape, Synthetic, dial, synthetic_pair  # noqa: E402
+
 LARGE, SMALL = Shape(64, 5, 4, 2, 160, head=16), Shape(32, 3, 2, 1, 64, head=16)
 
 

@@ -20,20 +20,20 @@ pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 from vllm.platforms import current_platform
 
 import specdec_ref as sd
-from specdec_ref.equivalence.empirical import empirical
-from specdec_ref.equivalence.server import OpenAICompletions
-from specdec_ref.measurement.workload import prompts_of_length
-from specdec_ref.models import PRETRAINED
-from specdec_ref.serving.configuration import (
+from specdec_lab.equivalence.empirical import empirical
+from specdec_lab.equivalence.server_engine import OpenAICompletions
+from specdec_lab.measurement.benchmark_workload import prompts_of_length
+from specdec_lab.serving.configuration import (
     for_latency,
     for_throughput,
     serve_command,
     speculative_config,
     translate,
 )
-from specdec_ref.serving.load import measure_server
-from specdec_ref.serving.metrics import read_counters
-from specdec_ref.serving.server import SMALL, VLLMServer
+from specdec_lab.serving.load import measure_server
+from specdec_lab.serving.metrics import read_counters
+from specdec_lab.serving.server import SMALL, VLLMServer
+from specdec_ref.loading import PRETRAINED
 
 Running = tuple[str, VLLMServer]
 TARGET, DRAFT = str(PRETRAINED / "target"), str(PRETRAINED / "draft-medium")
@@ -264,7 +264,7 @@ def test_vllm_in_this_process_drafts_as_it_is_told(tmp_path: Path) -> None:
     """`specdec equivalence --engine vllm`, in a process of its own: with the draft of the pair, its status 0 or 1."""
     command = ["equivalence", "--engine", "vllm", "--samples", "2000", "--length", "3", "--prompts", "1", "--json"]
     ran = subprocess.run(
-        [sys.executable, "-m", "specdec_ref", *command], capture_output=True, text=True, timeout=600, cwd=tmp_path
+        [sys.executable, "-m", "specdec_lab", *command], capture_output=True, text=True, timeout=600, cwd=tmp_path
     )
     assert ran.returncode in (0, 1), ran.stderr[-2000:]
     facts, _ = json.JSONDecoder().raw_decode(ran.stdout[ran.stdout.index("\n{\n") + 1 :])  # between vLLM's own lines

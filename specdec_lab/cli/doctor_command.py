@@ -1,0 +1,157 @@
+"""`specdec doctor`: what is wrong with a pair, also with one that `load_pair` refuses. Where possible it finds out
+before the weights are loaded."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from specdec_lab.cli.common import (
+    DeviceOption,
+    DraftOption,
+    DtypeOption,
+    JsonOption,
+    TargetOption,
+    quiet_libraries,
+)
+from specdec_ref.errors import SpecdecError
+
+if TYPE_CHECKING:
+    from specdec_lab.measurement.findings import Examination
+    from specdec_lab.measurement.parts import Models
+
+SECONDS = 120.0
+"""Default limit. The pair that ships needs half a minute; a model of 135 M parameters on two busy cores uses it up."""
+
+
+def doctor(
+    target: TargetOption = None,
+    draft: DraftOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    k: Annotated[int, typer.Option("-k", "--k", help="Tokens drafted per round.")] = 4,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Sample from this many most likely tokens only.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample from the most likely tokens with this total probability, in (0, 1].")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A text to continue; repeat for more (default: four held-out texts).")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Sequences at once that the pair is meant for.")] = 1,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens per sequence that must fit into memory, prompt and new ones.")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(help="Limit for measuring; loading does not count. What did not fit is reported.")
+    ] = SECONDS,
+    as_json: JsonOption = False,
+) -> None:
+    """Examine a pair: vocabularies, memory, caches, output, acceptance, speed.
+
+    Exit status 1: a problem was found. Checks that were left out for lack of time do not change it.
+    """
+    with _progress(as_json, seconds) as on_step:
+        quiet_libraries()
+        from specdec_lab.measurement.diagnosis_setup import prepare_setup
+        from specdec_lab.measurement.diagnostics import examine
+        from specdec_ref.sampling import Sampling
+
+        models = parts(target, draft, device, dtype, lambda: on_step("loading the weights"))
+        setup = prepare_setup(
+            models,
+            prompts=prompt or None,
+            k=k,
+            sampling=Sampling(temperature, top_k, top_p),
+            batch=batch,
+            context=context,
+            seconds=seconds,
+        )
+        examination = examine(setup, on_step)
+    if as_json:
+        print(json.dumps(examination.to_dict(), indent=1, allow_nan=False))
+    else:
+        console = Console(highlight=False)
+        console.print(examination)
+        console.print(f"\n{_verdict(examination)}", style="bold")
+    if not examination.healthy:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _progress(quiet: bool, seconds: float) -> Iterator[Callable[[str], None]]:
+    """A line on standard error that says what is being done and for how long, and goes away at the end.
+
+    Yields the function that takes what is done next.
+    """
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    limit = TextColumn(f"(measuring: at most {seconds:g} s)")
+    columns = SpinnerColumn(), TextColumn("{task.description:40}"), TimeElapsedColumn(), limit
+    console = Console(stderr=True)
+    disable = quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, refresh_per_second=2, disable=disable) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda what: bar.update(task, description=what)
+
+
+def parts(
+    target: str | None, draft: str | None, device: str | None, dtype: str | None, on_load: Callable[[], None]
+) -> "Models":
+    """A pair's configurations and tokenizers, and how to load its weights; the two need not belong together.
+
+    on_load is called before the weights are loaded.
+    """
+    from specdec_lab.measurement.memory_profile import configuration
+    from specdec_lab.measurement.parts import Models
+    from specdec_ref.loading import (
+        DEFAULT_DRAFT,
+        Pair,
+        load_model,
+        load_tokenizer,
+        shipped,
+        usable_device,
+        usable_dtype,
+    )
+
+    if target is None and draft is None:
+        draft = DEFAULT_DRAFT
+    if target is None and "target" not in shipped():
+        raise SpecdecError(
+            "target: the pair that ships is missing from this installation; make it with `specdec train`"
+        )
+    target = target or "target"
+    where = usable_device(device)
+    kind = usable_dtype(dtype, where)
+    tokenizer = load_tokenizer("target", target)
+
+    def load() -> "Pair":
+        on_load()
+        model = load_model("draft", draft, where, kind) if draft else None
+        return Pair(load_model("target", target, where, kind), model, tokenizer)
+
+    return Models(
+        configuration(target, "target"),
+        configuration(draft, "draft") if draft else None,
+        tokenizer,
+        load_tokenizer("draft", draft) if draft else None,
+        where,
+        kind,
+        load,
+    )
+
+
+def _verdict(examination: "Examination") -> str:
+    """The last line."""
+    if not examination.healthy:
+        return "a problem was found"
+    remarks = len(examination.findings)
+    words = ["healthy"]
+    if examination.left_out:
+        words = ["no problem in what was checked"]
+    if remarks:
+        words.append(f"{remarks} remark{'s' if remarks > 1 else ''}")
+    return ", ".join(words)

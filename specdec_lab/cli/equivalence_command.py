@@ -1,0 +1,237 @@
+"""`specdec equivalence`: is it exactly the target's distribution? By experiment, by proof, greedily, and the museum."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from specdec_ref.errors import SpecdecError
+
+if TYPE_CHECKING:
+    from specdec_lab.equivalence.sampler import Sampler
+    from specdec_ref.loading import Pair
+    from specdec_ref.sampling import Sampling
+
+PROMPT_TOKENS = 16
+"""Held-out texts are cut to their first tokens: what follows a few is as good a test, and costs every engine less."""
+
+GREEDY_TOKENS = 64
+PICTURES = ".png", ".svg", ".pdf"
+
+Progress = Callable[[int, int], None]
+
+
+def equivalence(
+    target: Annotated[
+        str | None, typer.Option(help="Target model: a folder or hub name (default: the one that ships).")
+    ] = None,
+    draft: Annotated[
+        str | None, typer.Option(help="Draft model: a folder, hub name, or the name of one that ships.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, … (default: the GPU where there is one).")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, … (default: float32 on CPU, else bfloat16).")
+    ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="Whose samples: ours, autoregressive, transformers, assisted (k tokens in every round), "
+            "assisted-default (transformers' own schedule), openai:URL, vllm, or a function of (pair, sampling) as "
+            "module:attribute."
+        ),
+    ] = "ours",
+    model: Annotated[str | None, typer.Option(help="What the server or vLLM calls the target.")] = None,
+    samples: Annotated[int, typer.Option(help="Samples, over all prompts.")] = 100_000,
+    length: Annotated[int, typer.Option(help="Tokens of each sample.")] = 4,
+    k: Annotated[int | None, typer.Option("-k", "--k", help="Tokens drafted per round (default: length − 2).")] = None,
+    temperature: Annotated[float, typer.Option(help="Of the sampling that is tested.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k most likely tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the most likely tokens up to this mass.")] = None,
+    prompts: Annotated[int, typer.Option(help="Held-out prompts.")] = 4,
+    false_alarm: Annotated[float, typer.Option(help="How often a right sampler may be called wrong.")] = 0.001,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same samples.")] = 0,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Instead: is greedy decoding token by token the target's?")
+    ] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Instead: prove our loop exact on small tables, by enumeration.")
+    ] = False,
+    museum: Annotated[
+        bool, typer.Option("--museum", help="Instead: every known wrong version against every test.")
+    ] = False,
+    figure: Annotated[Path | None, typer.Option(help="Also draw the verdict to this .png, .svg or .pdf file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
+) -> None:
+    """Test whether an engine draws exactly from the target. Status 0: as far as can be told it does; 1: it does not.
+
+    Says before it starts how small a difference it would find. Ctrl-C: the verdict over what was drawn by then.
+    """
+    instead = [name for name, on in (("--greedy", greedy), ("--exact", exact), ("--museum", museum)) if on]
+    if len(instead) > 1:
+        raise SpecdecError(f"{' and '.join(instead)}: take one of them at a time")
+    if prompts < 1:
+        raise SpecdecError(f"--prompts {prompts}: takes a whole number ≥ 1")
+    _check_figure(figure, instead)
+    from specdec_lab.cli.common import headline, load
+
+    console = Console(quiet=as_json, highlight=False)
+    if exact:
+        _finish(_exact(console), as_json)
+    if museum:
+        _finish(_museum(console, figure), as_json)
+    from specdec_ref.loading import held_out_prompts
+    from specdec_ref.sampling import GREEDY, Sampling
+
+    sampling = GREEDY if greedy else Sampling(temperature, top_k, top_p)
+    k = _drafted(engine, k, length, greedy)
+    pair = load(target, draft, device, dtype)
+    console.print(headline(pair))
+    sampler = _engine(engine, pair, k, sampling, model)
+    texts = list(held_out_prompts().values())[:prompts]
+    ids = [pair.tokenizer(text)["input_ids"] for text in texts]
+    if greedy:
+        longest = max(1, pair.context - GREEDY_TOKENS)
+        _finish(_greedy(console, pair, sampler, [i[:longest] for i in ids]), as_json)
+    settings = {"length": length, "samples": samples, "sampling": sampling, "false_alarm": false_alarm}
+    facts = _empirical(console, pair, sampler, [i[:PROMPT_TOKENS] for i in ids], settings, seed, figure, as_json)
+    _finish(facts, as_json)
+
+
+def _empirical(
+    console: Console,
+    pair: "Pair",
+    sampler: "Sampler",
+    prompts: list[list[int]],
+    settings: dict[str, Any],
+    seed: int,
+    figure: Path | None,
+    as_json: bool,
+) -> dict[str, Any]:
+    """The plan, the samples, the verdict."""
+    from specdec_lab.equivalence.empirical import carry_out, prepare
+    from specdec_lab.equivalence.sampler import SamplerError, ends_of
+
+    with _bar(console, "what the target says") as progress:
+        plan = prepare(pair, prompts, eos=ends_of(sampler), on_progress=progress, **settings)
+    console.print(plan.explain(), "", soft_wrap=True)
+    try:
+        with _bar(console, "samples") as progress:
+            result = carry_out(plan, sampler, seed=seed, on_progress=progress)
+    except SamplerError as error:
+        if error.partial is not None:
+            partial = (
+                json.dumps(error.partial.to_dict(), indent=1) if as_json else error.partial.explain(pair.tokenizer)
+            )
+            print(partial)
+        raise
+    console.print(result.explain(pair.tokenizer), style="bold" if not result.consistent else "", soft_wrap=True)
+    if figure is not None:
+        result.figure().savefig(figure)
+        console.print(f"drawn to {figure}")
+    return result.to_dict() | {"sampling": asdict(settings["sampling"])}
+
+
+def _greedy(console: Console, pair: "Pair", sampler: "Sampler", prompts: list[list[int]]) -> dict[str, Any]:
+    from specdec_lab.equivalence.greedy import greedy_agreement
+
+    with _bar(console, "greedy decoding") as progress:
+        result = greedy_agreement(pair, prompts, GREEDY_TOKENS, sampler, on_progress=progress)
+    console.print(result.explain(), soft_wrap=True)
+    return result.to_dict()
+
+
+def _exact(console: Console) -> dict[str, Any]:
+    from specdec_lab.cli.common import result_table
+    from specdec_lab.equivalence.proof_suite import cases, prove_all
+
+    table = result_table("case", "what it covers", "difference", "")
+    table.columns[1].no_wrap, table.columns[1].justify = False, "left"  # where it is narrow, the words make room
+    facts = []
+    with _bar(console, "proofs by enumeration") as progress:
+        total = len(cases())
+
+        def on_case(case: Any, proof: Any) -> None:
+            facts.append(
+                {"case": case.name, "covers": case.covers, "holds": proof.holds, "difference": proof.difference}
+            )
+            table.add_row(
+                case.name, case.covers, f"{proof.difference:.0e}", "✓" if proof.holds else "✗ " + proof.explain()
+            )
+            progress(len(facts), total)
+
+        prove_all(on_case)
+    wrong = [fact["case"] for fact in facts if not fact["holds"]]
+    console.print(table)
+    message = f"not proven: {', '.join(map(str, wrong))}" if wrong else "each of them exactly the target's distribution"
+    console.print(f"{len(facts)} proofs, no sampling, tolerance 1e-9: {message}", soft_wrap=True)
+    return {"consistent": not wrong, "proofs": facts}
+
+
+def _museum(console: Console, figure: Path | None) -> dict[str, Any]:
+    from specdec_lab.equivalence.museum import matrix
+
+    with _bar(console, "wrong versions × tests") as progress:
+        result = matrix(on_cell=progress)
+    console.print(result.table())
+    for sentence in (*result.summary(), *result.failures()):
+        console.print(sentence, soft_wrap=True)
+    if figure is not None:
+        from specdec_lab.equivalence.equivalence_figures import museum_figure
+
+        museum_figure(result).savefig(figure)
+        console.print(f"drawn to {figure}")
+    return {"consistent": not result.failures(), **result.to_dict()}
+
+
+def _finish(facts: dict[str, Any], as_json: bool) -> None:
+    """JSON if asked for, and the exit status: 1 where it is not the target, 130 where an interrupt left it open."""
+    if as_json:
+        print(json.dumps(facts, indent=1))
+    raise typer.Exit(1 if not facts["consistent"] else 130 if facts.get("partial") else 0)
+
+
+def _engine(name: str, pair: "Pair", k: int, sampling: "Sampling", model: str | None) -> "Sampler":
+    from specdec_lab.equivalence.engines import engine_by_name
+
+    return engine_by_name(name, pair, k=k, sampling=sampling, model=model)
+
+
+def _drafted(engine: str, k: int | None, length: int, greedy: bool) -> int:
+    """Tokens drafted per round: few enough that a sample takes two rounds."""
+    from specdec_lab.equivalence.engines import DRAFTING
+
+    if k is not None and engine not in DRAFTING:
+        raise SpecdecError(f"--k {k}: changes nothing with --engine {engine}; is for {', '.join(DRAFTING)}")
+    if greedy or engine not in DRAFTING:
+        return 4 if k is None else k
+    k = max(1, length - 2) if k is None else k
+    if not 1 <= k <= length - 2:
+        why = f"a round gives up to {k + 1} tokens, and a sample has to take two"
+        raise SpecdecError(f"--k {k} with --length {length}: {why}; takes 1 ≤ k ≤ length − 2")
+    return k
+
+
+def _check_figure(figure: Path | None, instead: list[str]) -> None:
+    if figure is None:
+        return
+    if instead and instead != ["--museum"]:
+        raise SpecdecError(f"--figure: {instead[0]} draws none")
+    if figure.suffix.lower() not in PICTURES or not figure.parent.is_dir():
+        raise SpecdecError(f"--figure {figure}: takes a file ending in {', '.join(PICTURES)}, in a folder that exists")
+
+
+@contextmanager
+def _bar(console: Console, what: str) -> Iterator[Progress]:
+    """A progress bar that goes away when done. Yields the function that says how many of how many are done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Bar(*columns, console=console, transient=True, disable=console.quiet) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)

@@ -1,0 +1,308 @@
+"""How the proof plays every outcome: the decoding loop unchanged, under a `Randomness` that follows a script.
+
+Depth first, one replay of the loop from its start for each path, round by round. Ends of rounds at which all that the
+loop remembers is equal have the same future: they are merged and their probabilities added.
+"""
+
+import copy
+import heapq
+import itertools
+import pickle
+from collections import defaultdict, deque
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass, replace
+from functools import singledispatch
+from math import inf, prod
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specdec_lab.equivalence.tables import SHARED, TableModel
+from specdec_ref import decoding
+from specdec_ref.decoding import Controller, Round
+from specdec_ref.drafting import Drafter
+from specdec_ref.errors import SpecdecError
+from specdec_ref.models import LanguageModel
+from specdec_ref.sampling import Sampling
+
+Emitted = tuple[Any, ...]
+"""What was emitted: the tokens of one row, or of every row."""
+
+NEGLIGIBLE = 1e-15
+"""Of a loop that may emit nothing, and so never ends, what is left when so little is left is not followed further."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One thing that chance decided: what could have come, how likely each was, and which it is."""
+
+    options: tuple[int, ...]
+    chances: tuple[float, ...]
+    which: int = 0
+
+
+class Script:
+    """A `Randomness` that does what is written, and takes the first possibility where nothing is written yet.
+
+    Outcomes of probability 0 never come, and what is certain is no choice. Weights that do not sum to one are scaled,
+    as `SeededRandomness` does. Raises SpecdecError for weights that are negative, NaN or all 0, and where the loop asks
+    for something else than when the script was written.
+    """
+
+    def __init__(self, choices: Sequence[Choice]):
+        self.choices = list(choices)
+        self.at = 0
+
+    def draw(self, probabilities: Tensor) -> Tensor:
+        rows = probabilities.double().reshape(-1, probabilities.shape[-1]).tolist()
+        if broken := [row for row in rows if not all(p >= 0 for p in row) or not 0 < sum(row) < inf]:
+            raise SpecdecError(f"draw: {broken[0]!r:.80} is no distribution: it takes weights ≥ 0, not all of them 0")
+        tokens = [self._choose(range(len(row)), row) for row in rows]
+        return torch.tensor(tokens, dtype=torch.int64, device=probabilities.device).reshape(probabilities.shape[:-1])
+
+    def accept(self, probability: Tensor) -> Tensor:
+        chances = probability.double().flatten().tolist()
+        if not all(p >= 0 for p in chances):
+            raise SpecdecError(f"accept: {chances!r:.80} holds a value that is negative or NaN; takes probabilities")
+        kept = [self._choose((1, 0), (p, 1 - p)) if p < 1 else 1 for p in chances]
+        return torch.tensor(kept, dtype=torch.bool, device=probability.device).reshape(probability.shape)
+
+    def _choose(self, options: Sequence[int], weights: Sequence[float]) -> int:
+        possible = [i for i, weight in enumerate(weights) if weight > 0]
+        if len(possible) == 1:
+            return options[possible[0]]
+        total = sum(weights)
+        choice = Choice(tuple(options[i] for i in possible), tuple(weights[i] / total for i in possible))
+        if self.at == len(self.choices):
+            self.choices.append(choice)
+        written = self.choices[self.at]
+        if replace(written, which=0) != choice:
+            raise SpecdecError("speculate: went another way when played again: not all its chance is Randomness")
+        self.at += 1
+        return written.options[written.which]
+
+    def probability(self, start: int) -> float:
+        """Of what was chosen from `start` on."""
+        return prod(choice.chances[choice.which] for choice in self.choices[start:])
+
+    def following(self, start: int) -> list[Choice] | None:
+        """The next script, depth first, that is the same up to `start`; None after the last."""
+        for i in range(len(self.choices) - 1, start - 1, -1):
+            choice = self.choices[i]
+            if choice.which + 1 < len(choice.options):
+                return [*self.choices[:i], replace(choice, which=choice.which + 1)]
+        return None
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """What remembers something from round to round. Copied together, so that what they share stays shared."""
+
+    target: LanguageModel
+    drafter: Drafter | None
+    controller: Controller
+
+
+@dataclass(frozen=True)
+class Node:
+    """The end of a round: what was emitted until then, whether all rows have finished, and a script that leads here."""
+
+    emitted: Emitted
+    finished: bool
+    rounds: int
+    script: Sequence[Choice]
+
+
+class FixedSeconds:
+    """A controller that is told the same seconds every time, so that a replay goes the same way."""
+
+    def __init__(self, controller: Controller):
+        self.controller = controller
+        self.max_k = controller.max_k
+
+    def next_k(self) -> int:
+        return self.controller.next_k()
+
+    def observe(self, rounds: list[Round]) -> None:
+        self.controller.observe([replace(one, draft_seconds=0.001, verify_seconds=0.001) for one in rounds])
+
+
+class Enumeration:
+    """All that can come of some prompts. `solve` it first, then read paths, rounds, and means over the first round.
+
+    spare: tokens that a table may hold beyond a row's sequence and still count as remembered. What lies behind them is
+    taken for forgotten, so that more can be merged; where that is wrong, `solve` raises `StaleRead`. None: all counts.
+    """
+
+    def __init__(
+        self,
+        state: LoopState,
+        prompts: list[tuple[int, ...]],
+        lengths: list[int],
+        sampling: Sampling,
+        eos: frozenset[int],
+        context: int,
+        limit: int,
+        spare: int | None = 0,
+    ):
+        self.state, self.prompts, self.lengths = state, prompts, lengths
+        self.sampling, self.eos, self.context = sampling, eos, context
+        self.limit, self.spare = limit, spare
+        self.paths = self.rounds = 0
+        self.drafted_first = self.accepted_first = self.tokens_first = 0.0
+        self._nodes: dict[Hashable, Node] = {None: Node(tuple(() for _ in prompts), False, 0, ())}
+
+    def solve(self) -> dict[Emitted, float]:
+        """Probability of every outcome."""
+        result: dict[Emitted, float] = defaultdict(float)
+        ways: dict[Hashable, dict[Hashable, float]] = {}
+        waiting: dict[Hashable, tuple[float, int]] = {None: (1.0, 0)}  # its probability, and rounds until there
+        ticket = itertools.count(1)
+        queue: list[tuple[int, int, Hashable]] = [(0, 0, None)]  # fewest tokens first: by then all of it has arrived
+        while queue:
+            key = heapq.heappop(queue)[-1]
+            probability, rounds = waiting.pop(key)
+            node = self._nodes[key]
+            if node.finished:
+                result[node.emitted] += probability
+                self.rounds = max(self.rounds, rounds)
+                continue
+            if probability < NEGLIGIBLE:
+                continue
+            if rounds > self.limit:
+                raise SpecdecError(f"limit={self.limit}: still at {node.emitted} after so many rounds; the loop hangs")
+            if key not in ways:
+                ways[key] = self._next_round(node)
+            for after, chance in ways[key].items():
+                if after not in waiting:
+                    tokens = sum(map(len, self._nodes[after].emitted))
+                    heapq.heappush(queue, (tokens, next(ticket), after))
+                before = waiting.get(after, (0.0, 0))
+                waiting[after] = before[0] + probability * chance, max(before[1], rounds + 1)
+        return dict(result)
+
+    def _next_round(self, node: Node) -> dict[Hashable, float]:
+        """Every end of the round after this one, and how likely each is."""
+        ends: dict[Hashable, float] = defaultdict(float)
+        start = len(node.script)
+        choices: Sequence[Choice] | None = node.script
+        while choices is not None:
+            script = Script(choices)
+            key, rows, ended = self._play(script, node.rounds + 1)
+            chance = script.probability(start)
+            ends[key] += chance
+            finished = ended or all(row.finish for row in rows)
+            reached = Node(tuple(tuple(row.new) for row in rows), finished, node.rounds + 1, tuple(script.choices))
+            self._nodes.setdefault(key, reached)
+            for first in [row.rounds[0] for row in rows if row.rounds] if node.rounds == 0 else []:
+                self.drafted_first += chance * bool(first.drafted)
+                self.accepted_first += chance * bool(first.accepted)
+                self.tokens_first += chance * (first.accepted + 1) / len(rows)
+            choices = script.following(start)
+        return ends
+
+    def _play(self, script: Script, rounds: int) -> tuple[Hashable, list[decoding.Row], bool]:
+        """The loop from its start, for so many rounds: all that it remembers then, its rows, and whether it ended."""
+        self.paths += 1
+        if self.paths > self.limit:
+            smaller = "make k, max_new_tokens, the vocabulary or the batch smaller"
+            raise SpecdecError(f"limit={self.limit}: there are more paths than that to play; {smaller}")
+        try:
+            state = copy.deepcopy(self.state)
+        except TypeError as error:
+            raise SpecdecError(f"target, drafter, k: one of them cannot be copied: {error}") from error
+        rows = [decoding.Row(p, n) for p, n in zip(self.prompts, self.lengths, strict=True)]
+        loop = decoding.speculate(
+            state.target,
+            state.drafter,
+            rows,
+            FixedSeconds(state.controller),
+            self.sampling,
+            script,
+            self.eos,
+            self.context,
+        )
+        memory: Hashable = "ended"
+        for _ in range(rounds):
+            if (active := next(loop, None)) is None:
+                break
+            tables: list[TableModel] = []
+            memory = _fingerprint(state, {}, tables)
+            for table in tables:
+                if self.spare is not None and len(table.rows) == len(active):
+                    table.settle([row.sequence for row in active], self.spare)
+            memory = memory, tuple(tuple(map(tuple, table.rows)) for table in tables)
+        return (memory, tuple((tuple(row.new), row.finish) for row in rows)), rows, active is None
+
+
+def _fingerprint(thing: Any, seen: dict[int, int], tables: list[TableModel]) -> Hashable:
+    """What an object remembers, so that the same memory means the same future; but for the rows of tables.
+
+    Args:
+        thing: any object.
+        seen: objects met before, by id.
+        tables: those that are met are added.
+    """
+    if thing is None or isinstance(thing, (bool, int, float, str, bytes)):
+        return type(thing), repr(thing)
+    if id(thing) in seen:
+        return "again", seen[id(thing)]
+    seen[id(thing)] = len(seen)
+    if isinstance(thing, TableModel):
+        tables.append(thing)
+    own, held = _contents(thing)
+    return own, tuple(_fingerprint(one, seen, tables) for one in held)
+
+
+@singledispatch
+def _contents(thing: Any) -> tuple[Hashable, list[Any]]:
+    """What identifies an object by itself, and the objects that it holds, which are looked at in turn."""
+    if hasattr(thing, "__dict__"):
+        names = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
+        slots = [getattr(thing, name, None) for name in names]
+        return (type(thing),), [*vars(thing), *vars(thing).values(), *slots]
+    try:
+        return (type(thing), pickle.dumps(thing)), []
+    except Exception:  # whatever it is: not to be compared, so equal to nothing, so that nothing is merged
+        return object(), []
+
+
+@_contents.register
+def _(table: TableModel) -> tuple[Hashable, list[Any]]:
+    own = [value for name, value in vars(table).items() if name not in SHARED and name != "rows"]
+    return (type(table), id(table.rule)), own
+
+
+@_contents.register
+def _(tensor: Tensor) -> tuple[Hashable, list[Any]]:
+    return (tensor.dtype, tensor.shape, repr(tensor.tolist())), []
+
+
+@_contents.register(list)
+@_contents.register(tuple)
+@_contents.register(deque)
+def _(things: Collection[Any]) -> tuple[Hashable, list[Any]]:
+    return (type(things), getattr(things, "maxlen", None)), list(things)
+
+
+@_contents.register
+def _(entries: dict) -> tuple[Hashable, list[Any]]:  # type: ignore[type-arg]
+    return type(entries), [*entries, *entries.values()]
+
+
+@_contents.register
+def _(function: FunctionType) -> tuple[Hashable, list[Any]]:
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    return function.__code__, [*cells, *vars(function).values()]
+
+
+@_contents.register
+def _(method: MethodType) -> tuple[Hashable, list[Any]]:
+    return method.__func__, [method.__self__]
+
+
+@_contents.register
+def _(kind: type) -> tuple[Hashable, list[Any]]:
+    return kind, []

@@ -1,0 +1,70 @@
+"""What two public projects test their own rule by, after their descriptions, to see what those tests miss.
+
+Both hand p, q and drafted tokens to the rule alone. So they cannot see the draft, the loop or a cache; but that is not
+all that they miss.
+"""
+
+import torch
+from torch import Tensor
+
+from specdec_lab.equivalence.museum_checks import Observation
+from specdec_ref.acceptance import verify
+from specdec_ref.sampling import SeededRandomness
+
+VOCAB = 10
+
+
+def like_transformers(calls: int = 1_000) -> Observation:
+    """One block of three drafts, over and over: two certain, the third impossible under the target.
+
+    Passes where always two are accepted, the third token is one of the four that the target allows, and the two likely
+    ones of those come oftener than the middling one, that one oftener than the rare one, and the rare one at all. After
+    `test_speculative_sampling_target_distribution`, which makes 10,000 calls.
+    """
+    first, second, impossible = 6, 2, 9
+    likely, middling, rare = (0, 5), 3, 8
+    allowed = torch.zeros(VOCAB)
+    allowed[[*likely, middling, rare]] = torch.tensor([0.4, 0.4, 0.15, 0.05])
+    one_hot = torch.eye(VOCAB)
+    p = torch.stack([one_hot[first], one_hot[second], allowed, torch.full((VOCAB,), 1 / VOCAB)])[None]
+    q = torch.stack([(20 * one_hot[token]).softmax(-1) for token in (first, second, impossible)])[None]
+    randomness, counts = SeededRandomness(0), [0] * VOCAB
+    for _ in range(calls):
+        verdict = verify(p, q, torch.tensor([[first, second, impossible]]), randomness)
+        accepted, token = int(verdict.accepted), int(verdict.next_token)
+        if accepted != 2 or not allowed[token]:
+            return Observation(True, f"accepted {accepted} tokens, then drew {token}")
+        counts[token] += 1
+    in_order = min(counts[token] for token in likely) > counts[middling] > counts[rare] > 0
+    return Observation(not in_order, f"of {calls}: {[counts[token] for token in (*likely, middling, rare)]}")
+
+
+def like_vllm(largest: int = 100_000) -> Observation:
+    """Random p and q, the same at both drafted positions: does the histogram of what is emitted there approach p?
+
+    Passes where its distance to p shrinks, from 10 samples to 100,000, more than 20 times as much as its distance to
+    100 random distributions. The bonus token is left out. After
+    `test_rejection_sampling_approximates_target_distribution`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    p, q, references = (torch.rand(n, VOCAB, generator=generator).softmax(-1) for n in (1, 1, 100))
+    to_target, to_references = [], []
+    for samples in (10, largest):
+        histogram = _emitted(p[0], q[0], samples)
+        to_target.append(float(torch.dist(p[0], histogram)))
+        to_references.append(float(torch.dist(references, histogram)))
+    nearer, otherwise = to_target[0] / to_target[1], to_references[0] / to_references[1]
+    return Observation(
+        nearer <= 20 * otherwise, f"{nearer:.1f} times nearer to p, {otherwise:.1f} to other distributions"
+    )
+
+
+def _emitted(p: Tensor, q: Tensor, samples: int, k: int = 2) -> Tensor:
+    """Relative frequencies of the tokens emitted at the k drafted positions, [V]."""
+    randomness = SeededRandomness(samples)
+    drafted = randomness.draw(q.expand(samples, k, VOCAB))
+    verdict = verify(p.expand(samples, k + 1, VOCAB), q.expand(samples, k, VOCAB), drafted, randomness)
+    accepted = verdict.accepted[:, None]
+    replaced = verdict.next_token[verdict.accepted < k]
+    tokens = torch.cat([drafted[torch.arange(k) < accepted], replaced])
+    return torch.bincount(tokens, minlength=VOCAB) / len(tokens)

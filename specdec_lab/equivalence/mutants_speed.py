@@ -1,0 +1,116 @@
+"""Wrong versions that only lose speed: the text keeps its distribution, so no test of the text can catch them."""
+
+from specdec_lab.equivalence.mutation import Mutant
+
+_FEED = "tokens = torch.tensor([self._known(s[-n:]) for s in sequences])"
+
+SPEED = (
+    Mutant(
+        name="draft-cache-lacks-last",
+        title="The draft never reads the last accepted token",
+        what="When all drafts were accepted, feeds the newest token twice instead of the one before it and then it.",
+        seen="vllm-project/vllm #9730, after #5765 for #4212",
+        effect="speed",
+        output="Acceptance falls with every fully accepted round, for k > 1; the text stays right.",
+        caught_by="self-draft",
+        where="drafting.ModelDrafter._catch_up",
+        right=_FEED,
+        wrong=_FEED.replace("s[-n:]", "s[-1:] * n"),
+    ),
+    Mutant(
+        name="draft-keeps-rejected",
+        title="The draft never forgets the rejected token",
+        what="Rewinds the draft by one token too few, so that a rejected token stays in its cache.",
+        seen="by reasoning; vllm-project/vllm #14649 is a relative",
+        effect="speed",
+        output="The draft continues a text that nobody sees; acceptance falls.",
+        caught_by="cache",
+        where="drafting.ModelDrafter._catch_up",
+        right="self.model.rewind([len(s) - n for s in sequences])",
+        wrong="""kept = zip(self._cached, sequences, strict=True)
+self.model.rewind([len(s) - n + (cached > len(s) - n) for cached, s in kept])""",
+    ),
+    Mutant(
+        name="padding-in-draft-cache",
+        title="Padding in the draft's cache",
+        what="In a ragged batch, rows that need fewer tokens than others are padded with token 0, which is not masked.",
+        seen="vllm-project/vllm #26498, mended in #29845: 3.25 tokens per round instead of 3.40",
+        effect="speed",
+        output="Acceptance falls in batches whose rows accept different numbers of tokens.",
+        caught_by="cache",
+        where="drafting.ModelDrafter._catch_up",
+        right=_FEED,
+        wrong="""fresh = [self._known(s[max(v, len(s) - n) :]) for s, v in zip(sequences, valid, strict=True)]
+tokens = torch.tensor([[0] * (n - len(f)) + f for f in fresh])""",
+    ),
+    Mutant(
+        name="draft-at-temperature-1",
+        title="The draft is silently at temperature 1",
+        what="The draft draws without temperature, top-k and top-p, and says so honestly in q.",
+        seen="huggingface/transformers #40976, since #40657",
+        effect="speed",
+        output="Acceptance is not what p and q at this temperature give, and lower for a draft that knows its target.",
+        caught_by="acceptance",
+        where="drafting.ModelDrafter.propose",
+        right="q = sampling.probabilities(self.model.extend(tokens)[:, -1])",
+        wrong="q = self.model.extend(tokens)[:, -1].softmax(-1)",
+    ),
+    Mutant(
+        name="q-taken-for-certain",
+        title="No q: drawn tokens are taken for certain",
+        what="Samples the drafts but hands out no distribution, so that each counts as if it had been certain.",
+        seen="vllm-project/vllm #40149, mended in #40269 (draft_probs=None in probabilistic mode)",
+        effect="speed",
+        output="Σ p·q instead of Σ min(p, q) is accepted. The text stays right: given the draft, it is a point mass.",
+        caught_by="acceptance",
+        where="drafting.ModelDrafter.propose",
+        right="return Draft(torch.stack(drafted, 1), torch.stack(distributions, 1), lengths)",
+        wrong="return Draft(torch.stack(drafted, 1), None, lengths)",
+    ),
+    Mutant(
+        name="exact-match-only",
+        title="Accepts only what the target itself drew",
+        what="Draws the target's own token everywhere, and accepts a draft only where it is the same.",
+        seen="vllm-project/vllm #35461, where it was the default ('strict rejection sampling')",
+        effect="speed",
+        output="Σ p·q instead of Σ min(p, q) is accepted; the text stays right.",
+        caught_by="acceptance",
+        where="acceptance.verify",
+        right="""keep = randomness.accept(acceptance_probability(p_drafted, q_drafted))
+accepted = keep.long().cumprod(-1).sum(-1)
+
+stop = accepted[..., None, None].expand(*accepted.shape, 1, p.shape[-1])
+p_stop, q_stop = p.gather(-2, stop).squeeze(-2), q.gather(-2, stop).squeeze(-2)
+return Verdict(accepted, randomness.draw(residual(p_stop, q_stop)))""",
+        wrong="""own = randomness.draw(p)
+accepted = ((own == drafted) & (q_drafted > 0)).long().cumprod(-1).sum(-1)
+return Verdict(accepted, own.gather(-1, accepted[..., None]).squeeze(-1))""",
+    ),
+    Mutant(
+        name="bonus-left-out",
+        title="No bonus token",
+        what="A round whose drafts are all accepted emits those and nothing more.",
+        seen="vllm-project/vllm #4212 ('Re-enable bonus tokens')",
+        effect="speed",
+        output="At most k tokens in a round instead of k + 1; the text stays right.",
+        caught_by="tokens-per-round",
+        where="decoding.speculate",
+        right="emitted = row.add([*outcome.accepted, outcome.next_token], eos, context + 1)",
+        wrong="""all_accepted = 0 < len(outcome.accepted) == len(outcome.drafted)
+bonus = [] if all_accepted else [outcome.next_token]
+emitted = row.add([*outcome.accepted, *bonus], eos, context + 1)""",
+    ),
+    Mutant(
+        name="k-ignored",
+        title="The number of drafted tokens is ignored",
+        what="Drafts a default of 2 tokens, whatever was asked for.",
+        seen="huggingface/transformers #40739 (num_assistant_tokens does not reach the assistant)",
+        effect="speed",
+        output="The text stays right; whoever tunes k measures noise.",
+        caught_by="k",
+        where="decoding.draft_length",
+        right="k, largest = controller.next_k(), controller.max_k",
+        wrong="k, largest = min(2, controller.max_k), controller.max_k",
+    ),
+)
+"""Those that keep the distribution."""

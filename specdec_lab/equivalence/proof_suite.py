@@ -1,0 +1,271 @@
+"""What the proof is made over: every kind of distribution, sampling, drafter, controller, ending and batch.
+
+Small enough to be played to the end, large enough that several rounds, every number of accepted tokens and both kinds
+of ending occur. Each case is an independent claim; together they take less than a minute.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from specdec_lab.equivalence.exact import Proof, exact
+from specdec_lab.equivalence.tables import TableModel, constant_table, markov_table, random_table
+from specdec_lab.teaching.heuristics import AdaptiveSpeculation
+from specdec_ref.control import CostModelSpeculation, FixedK
+from specdec_ref.decoding import Controller, Round
+from specdec_ref.drafting import Drafter, ModelDrafter, PromptLookupDrafter
+from specdec_ref.sampling import GREEDY, Sampling
+
+
+@dataclass(frozen=True)
+class ProofCase:
+    """One claim: with these models and settings the loop is exact. settings: keyword arguments of `exact`."""
+
+    name: str
+    covers: str
+    target: TableModel
+    drafter: Drafter | None
+    prompt: Sequence[int] | Sequence[Sequence[int]] = (0,)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def prove(self) -> Proof:
+        """Play it to the end. Raises SpecdecError."""
+        return exact(self.target, self.drafter, self.prompt, **self.settings)
+
+
+class UpAndDown:
+    """Drafts one token more after a round that accepted all, one fewer after one that did not: k with a memory."""
+
+    def __init__(self, max_k: int):
+        self.max_k = max_k
+        self.k = 1
+
+    def next_k(self) -> int:
+        return self.k
+
+    def observe(self, rounds: list[Round]) -> None:
+        all_accepted = all(one.accepted == len(one.drafted) for one in rounds)
+        self.k = min(self.max_k, self.k + 1) if all_accepted else max(0, self.k - 1)
+
+
+def _warmed_up() -> AdaptiveSpeculation:
+    """It moves from the tenth round on: here that is the first, and one accepted draft is enough to go up."""
+    controller = AdaptiveSpeculation(min_k=1, max_k=3, target_acceptance=0.5)
+    for _ in range(9):
+        controller.update(num_accepted=3, num_proposed=5)
+    return controller
+
+
+def _timed() -> CostModelSpeculation:
+    """It measures costs; a clock that stands still lets every replay measure the same."""
+    controller = CostModelSpeculation(max_k=2)
+    controller.clock = lambda: 0.0
+    return controller
+
+
+CONTROLLERS: dict[str, Callable[[], Controller]] = {
+    "FixedK": lambda: FixedK(2),
+    "up and down": lambda: UpAndDown(3),
+    "AdaptiveSpeculation": _warmed_up,
+    "CostModelSpeculation": lambda: CostModelSpeculation(max_k=3, c=0.3),
+    "CostModelSpeculation, timed": _timed,
+}
+"""Every way to choose k. A new controller is proven exact by a line here."""
+
+
+def cases() -> list[ProofCase]:
+    """The whole suite, by the name of what it covers."""
+    return [*_sizes(), *_distributions(), *_samplings(), *_endings(), *_drafters(), *_controllers(), *_batches()]
+
+
+def prove_all(on_case: Callable[[ProofCase, Proof], None] = lambda case, proof: None) -> list[tuple[ProofCase, Proof]]:
+    """Prove every case in turn. on_case is called after each."""
+    proofs = []
+    for case in cases():
+        proofs.append((case, case.prove()))
+        on_case(*proofs[-1])
+    return proofs
+
+
+def _model(vocab_size: int, seed: int, **kind: float) -> ModelDrafter:
+    return ModelDrafter(random_table(vocab_size, seed, **kind))
+
+
+def _sizes() -> list[ProofCase]:
+    """Every size, with room for k tokens and one more. Zeros keep the largest playable."""
+    tokens = {2: (5, 5, 5, 5), 3: (5, 5, 5, 5), 4: (4, 4, 4, 5), 5: (4, 3, 4, 5)}
+    found = []
+    for v, k in itertools.product(tokens, (1, 2, 3, 4)):
+        n, zeros = tokens[v][k - 1], 0.5 if (v, k) == (5, 4) else 0.0
+        target, drafter = random_table(v, 10 * v + k, zeros=zeros), _model(v, 100 + 10 * v + k, zeros=zeros)
+        settings = {"k": k, "max_new_tokens": n}
+        covers = f"random tables, {'half of them zeros, ' if zeros else ''}{n} tokens"
+        found.append(ProofCase(f"V={v} k={k}", covers, target, drafter, settings=settings))
+    return found
+
+
+def _distributions() -> list[ProofCase]:
+    """How p and q can lie to each other. Constant, so that every round shows the same."""
+    peaked, flat = [0.98, 0.01, 0.01], [1 / 3, 1 / 3, 1 / 3]
+    pairs: dict[str, tuple[str, list[float], list[float]]] = {
+        "p = q": ("nothing is ever rejected, no residual is left", [0.5, 0.3, 0.2], [0.5, 0.3, 0.2]),
+        "disjoint": ("everything is rejected, the residual is p", [0.4, 0.6, 0.0, 0.0], [0.0, 0.0, 0.7, 0.3]),
+        "zeros in p": ("drafted tokens that the target never says", [0.6, 0.4, 0.0], [0.2, 0.3, 0.5]),
+        "zeros in q": ("tokens that only the residual can bring", [0.2, 0.3, 0.5], [0.6, 0.4, 0.0]),
+        "zeros in both": ("supports that overlap in part", [0.5, 0.5, 0.0], [0.0, 0.5, 0.5]),
+        "peaked p, uniform q": ("a sure target, a draft that guesses", peaked, flat),
+        "uniform p, peaked q": ("a sure draft, a target that does not care", flat, peaked),
+        "peaked apart": ("sure of different tokens", peaked, peaked[::-1]),
+        "uniform": ("both guess", flat, flat),
+        "certain p": ("one token of probability 1", [0.0, 1.0, 0.0], [0.3, 0.3, 0.4]),
+        "certain q": ("one token of probability 1, accepted with p", [0.3, 0.3, 0.4], [0.0, 1.0, 0.0]),
+        "almost equal": ("a residual of 1e-15", [0.5, 0.5], [0.5 + 1e-15, 0.5 - 1e-15]),
+        "rare": ("probabilities of 1e-12", [1 - 1e-12, 1e-12], [1e-12, 1 - 1e-12]),
+    }
+    return [
+        ProofCase(
+            name, covers, constant_table(p), ModelDrafter(constant_table(q)), settings={"k": 2, "max_new_tokens": 4}
+        )
+        for name, (covers, p, q) in pairs.items()
+    ]
+
+
+def _samplings() -> list[ProofCase]:
+    kinds = {
+        "greedy": (GREEDY, "one text of probability 1"),
+        "cold": (Sampling(temperature=0.4), "temperature below 1"),
+        "hot": (Sampling(temperature=2.5), "temperature above 1"),
+        "top-k": (Sampling(top_k=2), "target and draft keep different tokens"),
+        "top-p": (Sampling(top_p=0.7), "target and draft keep different numbers of tokens"),
+        "all three": (Sampling(temperature=1.5, top_k=3, top_p=0.8), "temperature, then top-k, then top-p"),
+    }
+    found = [
+        ProofCase(name, covers, random_table(4, 41), _model(4, 42), settings={"k": 2, "sampling": sampling})
+        for name, (sampling, covers) in kinds.items()
+    ]
+    agreeing = ProofCase(
+        "greedy, all accepted",
+        "a draft that is the target",
+        random_table(4, 41),
+        _model(4, 41),
+        settings={"k": 2, "max_new_tokens": 5, "sampling": GREEDY},
+    )
+    return [*found, agreeing]
+
+
+def _endings() -> list[ProofCase]:
+    target, q = random_table(3, 51), _model(3, 52)
+    return [
+        ProofCase(
+            "eos",
+            "an end token at every place of a block",
+            target,
+            q,
+            settings={"k": 3, "max_new_tokens": 5, "eos": {2}},
+        ),
+        ProofCase("two eos", "two end tokens", target, q, settings={"k": 2, "max_new_tokens": 5, "eos": {0, 2}}),
+        ProofCase(
+            "eos of the target alone",
+            "an end token that the draft never proposes",
+            constant_table([0.3, 0.4, 0.3]),
+            ModelDrafter(constant_table([0.5, 0.5, 0.0])),
+            settings={"k": 3, "eos": {2}},
+        ),
+        ProofCase(
+            "eos of the draft alone",
+            "an end token that is always rejected",
+            constant_table([0.5, 0.5, 0.0]),
+            ModelDrafter(constant_table([0.2, 0.3, 0.5])),
+            settings={"k": 3, "eos": {2}},
+        ),
+        ProofCase(
+            "context", "generations that end where the context is full", target, q, (0, 1), {"k": 3, "context": 5}
+        ),
+        ProofCase("one token", "no room to draft", target, q, settings={"k": 3, "max_new_tokens": 1}),
+    ]
+
+
+def _drafters() -> list[ProofCase]:
+    lookup, p3 = PromptLookupDrafter(max_ngram=2), random_table(3, 61)
+    unsure = ModelDrafter(random_table(3, 62), min_confidence=0.45)
+    always = ModelDrafter(random_table(3, 62), min_confidence=1.0)
+    return [
+        ProofCase("nobody", "autoregressive decoding, k = 0", p3, None, settings={"k": 0}),
+        ProofCase(
+            "prompt lookup",
+            "a point mass, from the text so far",
+            p3,
+            lookup,
+            (0, 1, 2, 0, 1),
+            {"k": 3, "max_new_tokens": 5},
+        ),
+        ProofCase(
+            "prompt lookup, greedy", "one-hot p and q", p3, lookup, (0, 1, 2, 0, 1), {"k": 3, "sampling": GREEDY}
+        ),
+        ProofCase(
+            "prompt lookup, top-p",
+            "a point mass against a cut p",
+            p3,
+            lookup,
+            (1, 1, 1),
+            {"sampling": Sampling(top_p=0.6)},
+        ),
+        ProofCase(
+            "min_confidence", "a draft that stops when it is unsure", p3, unsure, settings={"k": 4, "max_new_tokens": 5}
+        ),
+        ProofCase("min_confidence 1", "a draft that stops after one token", p3, always, settings={"k": 3}),
+        ProofCase("smaller draft vocabulary", "a token that the draft has no row for", p3, _model(2, 63), (0, 2)),
+        ProofCase("the target drafts", "as its own draft everything is accepted", p3, _model(3, 61), settings={"k": 3}),
+        ProofCase(
+            "Markov",
+            "a draft that is right about half of the past",
+            markov_table([[0.7, 0.2, 0.1], [0.1, 0.7, 0.2], [0.2, 0.1, 0.7]]),
+            ModelDrafter(markov_table([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.2, 0.1, 0.7]])),
+            settings={"k": 3},
+        ),
+    ]
+
+
+def _controllers() -> list[ProofCase]:
+    return [
+        ProofCase(
+            f"k by {name}",
+            "k that may change from round to round",
+            random_table(3, 71),
+            _model(3, 72),
+            settings={"k": make(), "max_new_tokens": 5},
+        )
+        for name, make in CONTROLLERS.items()
+    ]
+
+
+def _batches() -> list[ProofCase]:
+    p, q, ragged = random_table(2, 81), _model(2, 82), ((0,), (1, 0, 1))
+    unsure = ModelDrafter(random_table(2, 82), min_confidence=0.6)
+    lookup = PromptLookupDrafter()
+    return [
+        ProofCase("two rows", "ragged prompts and acceptance", p, q, ragged, {"max_new_tokens": 4}),
+        ProofCase("two rows, two lengths", "one row ends before the other", p, q, ragged, {"max_new_tokens": (2, 5)}),
+        ProofCase("two rows, eos", "rows leave in any order", p, q, ragged, {"eos": {1}, "k": 3}),
+        ProofCase(
+            "two rows, min_confidence", "drafts of different lengths", p, unsure, ragged, {"max_new_tokens": 4, "k": 3}
+        ),
+        ProofCase(
+            "two rows, prompt lookup", "a row with a draft, a row without", p, lookup, ragged, {"max_new_tokens": 4}
+        ),
+        ProofCase(
+            "two rows, k up and down", "one k for both rows", p, q, ragged, {"k": UpAndDown(3), "max_new_tokens": 4}
+        ),
+        ProofCase(
+            "two rows, top-k",
+            "each row cut on its own",
+            random_table(3, 83),
+            _model(3, 84),
+            ((2,), (0, 1)),
+            {"sampling": Sampling(top_k=2), "max_new_tokens": 3},
+        ),
+        ProofCase(
+            "three rows", "the middle one ends first", p, q, (*ragged, (1, 1)), {"k": 1, "max_new_tokens": (3, 1, 2)}
+        ),
+    ]

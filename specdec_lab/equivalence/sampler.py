@@ -1,0 +1,118 @@
+"""Anybody's sampler: what it is asked, what it may answer, and what is said to it when the answer will not do."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from specdec_ref.errors import SpecdecError, is_whole
+
+if TYPE_CHECKING:
+    from specdec_lab.equivalence.result import Equivalence
+
+Rows = Tensor | Sequence[Sequence[int]]
+
+
+class Sampler(Protocol):
+    """Draws continuations of a prompt. A plain function with these arguments will do as well.
+
+    It may also have `name`, what reports call it; `batch`, how many rows to ask for at a time (default 1,000); `eos`,
+    ids at which it stops (default none: it goes on to `length`, whatever it draws).
+    """
+
+    def sample(self, prompt: Sequence[int], number: int, length: int, seed: int) -> Rows:
+        """`number` independent continuations of `prompt` by `length` new tokens each, [number, length] int64.
+
+        A row that stopped at one of `eos` may be shorter, or filled up with anything: what follows an end token is
+        ignored. Calls with different seeds must be independent of each other too.
+        """
+        ...
+
+
+class SamplerError(SpecdecError):
+    """The sampler failed or gave what is no sample. partial: the result over what it gave before, None if nothing."""
+
+    def __init__(self, message: str, partial: "Equivalence | None" = None):
+        super().__init__(message)
+        self.partial = partial
+
+
+def crash(error: Exception) -> str:
+    """What is said of an error that a sampler raised, in one line that a terminal can hold."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:220].removesuffix(":")
+
+
+def name_of(sampler: Any) -> str:
+    """What reports call a sampler: its own `name`, else that of its function or class."""
+    return str(getattr(sampler, "name", None) or getattr(sampler, "__name__", None) or type(sampler).__name__)
+
+
+def ends_of(sampler: Any) -> tuple[int, ...]:
+    """The ids at which a sampler stops, in order. Raises SpecdecError for what are no ids."""
+    ids = getattr(sampler, "eos", None) or ()
+    if not isinstance(ids, (frozenset, set, tuple, list)) or not all(is_whole(i) and i >= 0 for i in ids):
+        raise SpecdecError(f"sampler: its eos is {ids!r:.80}; takes a set of token ids")
+    return tuple(sorted(ids))
+
+
+def batch_of(sampler: Any, default: int) -> int:
+    """How many rows a sampler is asked for at a time. Raises SpecdecError for what is no number of rows."""
+    batch = getattr(sampler, "batch", default)
+    if not is_whole(batch) or batch < 1:
+        raise SpecdecError(f"sampler: its batch is {batch!r:.80}; takes a whole number ≥ 1")
+    return int(batch)
+
+
+def drawing_of(sampler: Any) -> Callable[..., Any]:
+    """The function that draws. Raises SpecdecError where there is none."""
+    draw = getattr(sampler, "sample", sampler)
+    if isinstance(sampler, type) or not callable(draw):
+        takes = "takes an object with sample(prompt, number, length, seed), or such a function"
+        raise SpecdecError(f"sampler={sampler!r:.80}: {takes}")
+    return draw  # type: ignore[no-any-return]
+
+
+def checked(rows: object, number: int, length: int, vocab_size: int, end: Sequence[int] = ()) -> NDArray[np.int64]:
+    """What a sampler gave, as [at most `number`, `length`] int64 with −1 behind an end token, all ends as the first.
+
+    Fewer rows than asked for are for the caller to judge. Raises SpecdecError for anything else that is no sample.
+    """
+    if isinstance(rows, Tensor):
+        rows = rows.detach().cpu()
+        rows = rows.to(torch.float32).numpy() if rows.is_floating_point() else rows.numpy()
+    if not isinstance(rows, (np.ndarray, Sequence)) or isinstance(rows, (str, bytes)) or not getattr(rows, "ndim", 2):
+        raise SpecdecError(f"sampler: gave {rows!r:.80}; takes rows of token ids, [{number}, {length}] int64")
+    if len(rows) > number:
+        raise SpecdecError(f"sampler: gave {len(rows)} rows where {number} were asked for")
+    found = np.full((len(rows), length), -1, dtype=np.int64)
+    for i, row in enumerate(rows):
+        tokens = _until_the_end(i, row, length, end)
+        _check_tokens(i, tokens, vocab_size)
+        found[i, : len(tokens)] = tokens
+    return found
+
+
+def _until_the_end(i: int, row: Any, length: int, end: Sequence[int]) -> Sequence[Any]:
+    """Row i as at most `length` tokens, up to its end token. Raises SpecdecError for too many or too few."""
+    if isinstance(row, (Tensor, np.ndarray)):
+        row = row.tolist()
+    if not isinstance(row, Sequence) or isinstance(row, (str, bytes)):
+        raise SpecdecError(f"sampler: row {i} is {row!r:.60}; takes {length} token ids")
+    stop = next((n for n, token in enumerate(row) if token in end), None)
+    if stop is not None:
+        return [*row[:stop], end[0]][:length]
+    if len(row) != length:
+        hint = "new tokens only, without the prompt" if len(row) > length else "or fewer that end with an end token"
+        raise SpecdecError(f"sampler: row {i} has {len(row)} tokens; takes {length} ({hint})")
+    return row[:length]
+
+
+def _check_tokens(i: int, tokens: Sequence[Any], vocab_size: int) -> None:
+    for token in tokens:
+        if not is_whole(token):
+            raise SpecdecError(f"sampler: row {i} holds {token!r:.40}; takes token ids, which are whole numbers")
+        if not 0 <= token < vocab_size:
+            raise SpecdecError(f"sampler: row {i} holds {token!r:.40}, not in the vocabulary, 0 … {vocab_size - 1}")

@@ -1,0 +1,119 @@
+"""Compares ways to decode on the same prompts, in turn, after a warm-up; reports medians of ratios.
+
+The speed of a machine drifts. Two contenders that are timed right after each other on one prompt drift together. So the
+ratio is taken there, and the median over prompts and repeats is reported.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from specdec_ref.api import Generation, generate_speculative
+from specdec_ref.loading import Pair
+from specdec_ref.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One timed generation: new token ids, wall-clock seconds, and counts over rounds (0 where they are unknown)."""
+
+    tokens: tuple[int, ...]
+    seconds: float
+    accepted: int = 0
+    judged: int = 0
+    rounds: int = 0
+
+    @classmethod
+    def of(cls, generation: Generation) -> "Sample":
+        """From a generation of the reference."""
+        return cls(
+            generation.tokens,
+            generation.seconds,
+            sum(r.accepted for r in generation.rounds),
+            sum(min(r.accepted + 1, len(r.drafted)) for r in generation.rounds),
+            len(generation.rounds),
+        )
+
+
+Contender = Callable[[list[int], int], Sample]
+"""(prompt ids, seed) → sample."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One contender over all prompts and repeats.
+
+    Attributes:
+        tokens_per_second: median.
+        speedup: median of the ratios to the baseline, each on the same prompt and repeat.
+        acceptance, tokens_per_round: over all samples; None where the contender does not report them.
+        repeated_share: see the function, mean over samples.
+    """
+
+    name: str
+    tokens_per_second: float
+    speedup: float
+    acceptance: float | None
+    tokens_per_round: float | None
+    repeated_share: float
+    samples: tuple[Sample, ...]
+
+
+def race(
+    contenders: dict[str, Contender],
+    prompts: Sequence[list[int]],
+    *,
+    baseline: str,
+    repeats: int = 3,
+    on_sample: Callable[[str], None] = lambda name: None,
+) -> dict[str, Result]:
+    """Run every contender on every prompt, in turn, `repeats` times; the seed of repeat i is i.
+
+    One untimed run of each on the first prompt comes first. on_sample is called with the name before each run,
+    `race_length` times.
+    """
+    for name, run in contenders.items():
+        on_sample(name)
+        run(prompts[0], 0)
+    samples: dict[str, list[Sample]] = {name: [] for name in contenders}
+    for repeat in range(repeats):
+        for prompt in prompts:
+            for name, run in contenders.items():
+                on_sample(name)
+                samples[name].append(run(prompt, repeat))
+    pace = {name: [len(s.tokens) / s.seconds for s in ran] for name, ran in samples.items()}
+    results = {}
+    for name, ran in samples.items():
+        judged, rounds = sum(s.judged for s in ran), sum(s.rounds for s in ran)
+        results[name] = Result(
+            name,
+            median(pace[name]),
+            median(mine / theirs for mine, theirs in zip(pace[name], pace[baseline], strict=True)),
+            sum(s.accepted for s in ran) / judged if judged else None,
+            sum(len(s.tokens) for s in ran) / rounds if rounds else None,
+            sum(repeated_share(s.tokens) for s in ran) / len(ran),
+            tuple(ran),
+        )
+    return results
+
+
+def race_length(contenders: int, prompts: int, repeats: int) -> int:
+    """Number of runs that `race` makes, warm-up included."""
+    return contenders * (1 + prompts * repeats)
+
+
+def ours(pair: Pair, k: int, sampling: Sampling, max_new_tokens: int) -> Contender:
+    """The reference with fixed k as a contender; k = 0 is the autoregressive baseline."""
+
+    def run(prompt: list[int], seed: int) -> Sample:
+        return Sample.of(
+            generate_speculative(pair, prompt, k=k, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+        )
+
+    return run
+
+
+def repeated_share(tokens: Sequence[int], n: int = 8) -> float:
+    """Share of the `n`-token sequences that occurred before. Small models repeat themselves, which flatters drafts."""
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0

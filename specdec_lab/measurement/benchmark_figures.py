@@ -1,0 +1,79 @@
+"""The figures of the benchmark suite in the course's one style. matplotlib is imported when one is drawn."""
+
+import base64
+import html
+import io
+from typing import TYPE_CHECKING, Any
+
+from specdec_lab import plotting
+from specdec_lab.measurement.results import first_names, reaches
+from specdec_lab.measurement.suite_result import SuiteResult
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def embedded(figure: "Figure", alt: str) -> str:
+    """The figure as an `img` element that holds its own SVG, on white also where the page is dark."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    data = base64.b64encode(file.getvalue()).decode()
+    return (
+        f'<img alt="{html.escape(alt, quote=True)}" src="data:image/svg+xml;base64,{data}" '
+        'style="max-width:100%;background:#fff;border-radius:6px">'
+    )
+
+
+def alt_text(figure: "Figure") -> str:
+    """What the figure says: its titles and what its axes show."""
+    parts = [figure.get_suptitle()]
+    for axes in figure.axes:
+        parts += [axes.get_title(loc="left"), axes.get_xlabel(), axes.get_ylabel()]
+    return ". ".join(dict.fromkeys(part.replace("\n", " ") for part in parts if part))
+
+
+def speedups(result: SuiteResult) -> "Figure":
+    """Speedup of decoding for every way and prompt length, with its interval, and what the formula says."""
+    lengths = result.lengths
+    names = [name for name in dict.fromkeys(r.config_name for r in result.results) if name != "baseline"]
+    shown = [(r.decoding_speedup, r) for r in result.results if r.config_name != "baseline" and r.decoding_speedup]
+    title = ""
+    if shown:
+        most, best = max(shown, key=lambda pair: pair[0])
+        title = f"Fastest: {best.config_name}, {most:.2f} times the baseline on {best.prompt_length} prompts"
+        beside = [r for _, r in shown if r is not best and r.prompt_length == best.prompt_length]
+        if near := [r.config_name for r in beside if reaches(r.decoding_speedup_interval, most)]:
+            title += f"\nwithin noise: {first_names(near)}"
+    figure, axes = plotting.new_figure(
+        "", "speedup after the first round\n(times the baseline)", width=2.4 + 2.2 * len(lengths),
+        height=1.5 + 0.24 * len(names), ncols=len(lengths), sharey=True, squeeze=False,
+    )  # fmt: skip
+    for one, length in zip(axes.flat, lengths, strict=True):
+        one.axvline(1, color=plotting.FORMULA, linewidth=1)
+        found = {r.config_name: r for r in result.results if r.prompt_length == length}
+        for y, name in enumerate(names):
+            r = found.get(name)
+            if r is None or r.decoding_speedup is None:
+                continue
+            if r.decoding_speedup_interval:
+                one.plot(r.decoding_speedup_interval, (y, y), color=plotting.TARGET, linewidth=2.5, alpha=0.5)
+            one.plot(r.decoding_speedup, y, "o", color=plotting.TARGET, label="measured, 95 % interval")
+            if r.predicted_speedup is not None:
+                one.plot(r.predicted_speedup, y, "|", color=plotting.FORMULA, markersize=12, markeredgewidth=2,
+                         label="formula")  # fmt: skip
+        tokens = next(r.prompt_tokens for r in result.results if r.prompt_length == length)
+        one.set_title(f"{length}: {tokens} tokens", loc="left", fontsize=10)
+        one.set_xlim(left=0)
+    axes.flat[0].set_yticks(range(len(names)), names)
+    axes.flat[0].set_ylim(len(names) - 0.5, -0.5)
+    _finish(figure, title, axes.flat[0])
+    return figure
+
+
+def _finish(figure: "Figure", title: str, axes: Any) -> None:
+    """Title and one legend over all panels."""
+    handles, labels = axes.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    if once:
+        figure.legend(once.values(), once.keys(), loc="outside lower center", ncols=len(once), frameon=False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")

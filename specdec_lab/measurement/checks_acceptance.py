@@ -1,0 +1,171 @@
+"""Checks of acceptance: is it what both models' distributions allow, and is it stuck at 0 or 100 %?
+
+Acceptance can be computed: at every position that was judged, a drafted token is kept with chance Σ min(p, q), whatever
+came before. So what was accepted must be their sum, give or take chance; if not, the loop is at fault and no model is.
+"""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+from specdec_lab.measurement.diagnosis_setup import LEVEL, Measurement, RecordedGeneration, Setup, plain_logits
+from specdec_lab.measurement.findings import Finding
+from specdec_lab.measurement.intervals import share_interval
+from specdec_ref.acceptance import acceptance_rate
+from specdec_ref.loading import Pair
+from specdec_ref.sampling import Sampling
+
+SIGMAS = 5
+"""Deviations from the computed acceptance that are no chance any more: a false alarm in two million."""
+
+CONTROL_LEAST = {4: 0.97, 2: 0.85}
+"""Share of the target's own drafts that it must accept, by bytes of the number type: rounding makes p and q differ by
+about 1e-6 in float32 and 1 % in bfloat16, and at temperature 0 a tie turns one token round."""
+
+NEAR_ZERO = 0.1
+"""An α for which no k pays: S > 1 would need c + v(2) below 1.1 with one drafted token, and less with more."""
+
+SAME = 0.995
+"""Average Σ min(p, q) at temperature 1 from which on draft and target are the same distribution, but for rounding."""
+
+CHEAP = 0.5
+"""Share of the target's parameters up to which a draft can be called smaller."""
+
+GENERATION_PART = 0.6
+"""Of the time for the check of acceptance, what generating may take. The checks after it use the same generations."""
+
+FEW_JUDGED = 30
+"""With fewer judged tokens nothing is said about α."""
+
+
+def check_acceptance(setup: Setup) -> list[Finding] | None:
+    """Is as much accepted as the two models' distributions allow?"""
+    with setup.budget.part(GENERATION_PART):
+        recordings = setup.recordings
+    draft = setup.draft_model
+    if draft is None:
+        return None
+    rates = [rate for recorded in recordings for rate in _judged(setup, draft, recorded)]
+    accepted, judged = sum(a for _, a in rates), len(rates)
+    expected = sum(b for b, _ in rates)
+    slack = SIGMAS * math.sqrt(sum(b * (1 - b) for b, _ in rates)) + 1
+    if setup.pair.target.dtype.itemsize < 4:
+        slack += 0.02 * judged  # q as drawn and q as computed here differ by rounding
+    itself = Pair(setup.pair.target, setup.pair.target, setup.pair.tokenizer)
+    kept = setup.as_many_as_fit(
+        "prompts with the target as its own draft",
+        range(len(setup.prompts[:2])),
+        lambda i: setup.generate(setup.prompts[i], k=setup.max_k, pair=itself, seed=i),
+        least=0,
+    )
+    own, own_judged = sum(p.accepted for p in kept), sum(p.judged for p in kept)
+    least = CONTROL_LEAST[min(4, setup.pair.target.dtype.itemsize)]
+    numbers = {"accepted": accepted, "judged": judged, "expected": expected, "slack": slack}
+    numbers |= {"own_accepted": own, "own_judged": own_judged}
+    words = f"{accepted} of {judged} judged tokens accepted, {expected:.1f} ± {slack:.1f} computed"
+    setup.measurements["acceptance"] = Measurement(words, numbers)
+    evidence = (
+        f"{accepted} of {judged} judged tokens accepted, {expected:.1f} ± {slack:.1f} computed from both models' "
+        f"distributions; with the target as its own draft {own} of {own_judged}"
+    )
+    if accepted > expected + slack:
+        return [
+            Finding(
+                "acceptance-too-high",
+                "problem",
+                "More tokens are accepted than the rule allows",
+                evidence,
+                "The rule accepts tokens that it should reject, so the output no longer follows the target's "
+                "distribution. Known causes: u fixed at 0, p and q of different rows, q not the distribution that the "
+                "token was sampled from.",
+                "Run `specdec equivalence`. If the engine is unchanged, report it as a bug.",
+                numbers,
+            )
+        ]
+    if accepted < expected - slack or own < least * own_judged:
+        return [
+            Finding(
+                "acceptance-lost",
+                "problem",
+                "The loop loses acceptance that the models have",
+                evidence,
+                "A target that drafts for itself must accept everything. Acceptance is lost between drafting and "
+                "verification: the draft sampled at another temperature than q's, a cache that is not rewound, a wrong "
+                "row.",
+                "Look at the drafter first: it must sample from exactly the distribution that it returns. A better "
+                "draft model will not help.",
+                numbers,
+            )
+        ]
+    return []
+
+
+def _judged(setup: Setup, draft: "torch.nn.Module", recorded: RecordedGeneration) -> list[tuple[float, int]]:
+    """(Σ min(p, q), accepted) for each judged token whose place in the text is known."""
+    generation = recorded.generation
+    text = [*generation.prompt_tokens, *generation.tokens]
+    p = setup.sampling.probabilities(plain_logits(setup.pair.target, text))
+    q = setup.sampling.probabilities(plain_logits(draft, text)[:, : p.shape[-1]])  # type: ignore[arg-type]
+    rates = acceptance_rate(p, F.pad(q, (0, p.shape[-1] - q.shape[-1]))).clamp(0, 1).tolist()
+    known, at = [], len(generation.prompt_tokens)
+    for r in generation.rounds:
+        for i in range(min(r.accepted + 1, len(r.drafted), len(r.emitted))):
+            known.append((rates[at + i - 1], int(i < r.accepted)))
+        at += len(r.emitted)
+    return known
+
+
+def check_stuck(setup: Setup) -> list[Finding]:
+    """Is acceptance stuck at 0 or at 100 %?"""
+    accepted, judged = setup.accepted
+    if judged < FEW_JUDGED:
+        return []
+    low, high = share_interval(accepted, judged, LEVEL)
+    numbers = {"accepted": accepted, "judged": judged, "alpha": accepted / judged, "interval": (low, high)}
+    evidence = f"{accepted} of {judged} judged tokens accepted, α between {low:.2f} and {high:.2f}"
+    setup.measurements["stuck"] = Measurement(f"α between {low:.2f} and {high:.2f}", numbers)
+    draft = setup.draft_model
+    if high < NEAR_ZERO and draft is not None:
+        return [
+            Finding(
+                "acceptance-near-zero",
+                "problem",
+                "Almost nothing of the draft is accepted",
+                evidence + "; the loop itself accepts what it should",
+                "The draft does not predict the target's text: it is not trained, trained on something else, the wrong "
+                "checkpoint, or made for another prompt format.",
+                "Let the draft generate by itself. If the output is not text, the checkpoint is wrong. Otherwise take "
+                "a draft of the target's family, or distill one.",
+                numbers,
+            )
+        ]
+    if draft is None or accepted < CONTROL_LEAST[min(4, setup.pair.target.dtype.itemsize)] * judged:
+        return []
+    overlap = _agreement(setup, draft)
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (setup.pair.target, draft)]
+    if overlap < SAME or sizes[1] <= CHEAP * sizes[0]:
+        return []
+    return [
+        Finding(
+            "acceptance-always-one",
+            "problem",
+            "The draft is the target itself, or nearly so",
+            f"{evidence}; average Σ min(p, q) at temperature 1: {overlap:.4f}; parameters: target {sizes[0]:,}, draft "
+            f"{sizes[1]:,}",
+            "Everything is accepted because both predict the same, but each drafted token costs a step of the target.",
+            "Name a smaller draft; check that target and draft are not the same path.",
+            numbers | {"agreement": overlap, "target_parameters": sizes[0], "draft_parameters": sizes[1]},
+        )
+    ]
+
+
+def _agreement(setup: Setup, draft: "torch.nn.Module") -> float:
+    """Average Σ min(p, q) at temperature 1 over the texts that were recorded."""
+    rates = []
+    for recorded in setup.recordings:
+        text = [*recorded.generation.prompt_tokens, *recorded.generation.tokens]
+        p = Sampling().probabilities(plain_logits(setup.pair.target, text))
+        q = Sampling().probabilities(plain_logits(draft, text)[:, : p.shape[-1]])  # type: ignore[arg-type]
+        rates.append(acceptance_rate(p, F.pad(q, (0, p.shape[-1] - q.shape[-1]))))
+    return float(torch.cat(rates).mean())

@@ -1,0 +1,55 @@
+"""How certain a quantile or a share is: intervals without an assumption about the distribution of the samples.
+
+The number of samples below the true quantile is binomial. So two of the samples bound the quantile with a given
+confidence. With too few samples there is no interval.
+"""
+
+import math
+from collections.abc import Sequence
+
+from specdec_ref.errors import SpecdecError, is_number
+
+Interval = tuple[float, float]
+
+
+def quantile_interval(values: Sequence[float], quantile: float, level: float = 0.95) -> Interval | None:
+    """Two of `values` between which their distribution's quantile lies with at least that confidence.
+
+    values: independent samples. quantile, level: in (0, 1). Each side errs with at most (1 − level)/2. None where there
+    are too few values, see `samples_needed`. Raises SpecdecError. Conover 1999, section 3.2.
+    """
+    _check(quantile, level)
+    n = len(values)
+    if n < samples_needed(quantile, level):
+        return None
+    from scipy.stats import quantile_test
+
+    interval = quantile_test(values, p=quantile).confidence_interval(level)
+    return float(interval.low), float(interval.high)
+
+
+def samples_needed(quantile: float, level: float = 0.95) -> int:
+    """The fewest samples that `quantile_interval` needs: 6 for a median, 368 for a 99th percentile, at 95 %.
+
+    The largest of n samples is below the quantile with a chance of quantileⁿ, which must be at most (1 − level)/2; and
+    likewise the smallest is above it.
+    """
+    _check(quantile, level)
+    rarer = max(quantile, 1 - quantile)
+    return math.ceil(math.log((1 - level) / 2) / math.log(rarer) - 1e-9)
+
+
+def share_interval(successes: int, trials: int, level: float = 0.95) -> Interval:
+    """Wilson's interval for a share that was observed as successes / trials. (0, 1) without trials."""
+    if not trials:
+        return 0.0, 1.0
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, trials).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def _check(quantile: float, level: float) -> None:
+    for name, value in (("quantile", quantile), ("level", level)):
+        if not is_number(value) or not 0 < value < 1:
+            raise SpecdecError(f"{name}={value!r:.80}: takes a number between 0 and 1")

@@ -1,0 +1,62 @@
+"""What is known of a pair before its weights are loaded: configurations, tokenizers, and how to load the rest."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from specdec_ref.errors import SpecdecError
+from specdec_ref.loading import Pair
+from specdec_ref.models import context_length
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Models:
+    """What is known of a pair without its weights. load: gives them. loaded: whether they are in memory already.
+
+    draft_tokenizer: None where nobody knows it; then vocabularies are not compared.
+    """
+
+    target: "PretrainedConfig"
+    draft: "PretrainedConfig | None"
+    target_tokenizer: "PreTrainedTokenizerBase"
+    draft_tokenizer: "PreTrainedTokenizerBase | None"
+    device: torch.device
+    dtype: torch.dtype
+    load: Callable[[], Pair]
+    loaded: bool = False
+
+    @classmethod
+    def of(cls, pair: Pair, draft_tokenizer: "PreTrainedTokenizerBase | None" = None) -> "Models":
+        """Of a pair that is loaded. Its draft's tokenizer is looked for where the draft came from."""
+        if not isinstance(pair, Pair):
+            raise SpecdecError(f"pair={pair!r:.80}: takes a Pair, which load_pair() gives")
+        if draft_tokenizer is None and pair.draft is not None:
+            draft_tokenizer = _tokenizer_of(pair.draft)
+        draft = pair.draft.config if pair.draft is not None else None
+        where, kind = pair.device, pair.target.dtype
+        return cls(pair.target.config, draft, pair.tokenizer, draft_tokenizer, where, kind, lambda: pair, True)
+
+    @property
+    def context(self) -> int:
+        """Tokens that both models hold."""
+        configs = [c for c in (self.target, self.draft) if c is not None]
+        return min(context_length(c.get_text_config(decoder=True)) for c in configs)
+
+
+def _tokenizer_of(model: "PreTrainedModel") -> "PreTrainedTokenizerBase | None":
+    from transformers import AutoTokenizer
+
+    if not model.name_or_path:
+        return None
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            model.name_or_path, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError):
+        return None
+    return found

@@ -1,0 +1,76 @@
+"""Cases in which the speedup was measured: what the decision tree would have said, and what it would have been worth.
+
+Read from the recorded runs of this project's benchmarks: one machine, one day, the pair that ships.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from specdec_lab.serving.decision import Situation
+from specdec_ref.errors import SpecdecError
+
+
+@dataclass(frozen=True)
+class MeasuredCase:
+    """situation: what was known beforehand. speedups: k → tokens per second over those with k = 0, which has 1.0."""
+
+    name: str
+    situation: Situation
+    speedups: Mapping[int, float]
+
+    def worth(self, k: int) -> float:
+        """The measured speedup with that k. Raises SpecdecError where it was not measured."""
+        if k not in self.speedups:
+            raise SpecdecError(f"k={k!r:.40}: was not measured here; takes one of {sorted(self.speedups)}")
+        return self.speedups[k]
+
+    @property
+    def best(self) -> float:
+        """What hindsight would have got."""
+        return max(self.speedups.values())
+
+
+def policy_cases(path: Path) -> list[MeasuredCase]:
+    """Of `benchmarks/batch_policy.py` (lesson 06): a case for every batch size and context. Raises SpecdecError."""
+
+    def read(report: dict[str, Any]) -> list[MeasuredCase]:
+        cases = []
+        for cell in report["policy"]["cells"]:
+            step = cell["costs"]["target_step"]
+            v = {int(n): seconds / step for n, seconds in cell["costs"]["scoring"].items() if int(n) > 1}
+            situation = Situation(cell["batch"], cell["alpha"], cell["costs"]["draft_step"] / step, v)
+            speedups = {int(k): value for k, value in cell["measured"].items()}
+            cases.append(MeasuredCase(f"batch {cell['batch']}, {cell['context']} tokens", situation, speedups))
+        return cases
+
+    return _read(path, read)
+
+
+def peer_cases(path: Path) -> list[MeasuredCase]:
+    """Of `benchmarks/compare_peers.py`: batch 1, k = 0 … 8, at temperature 1 and greedy.
+
+    Raises SpecdecError.
+    """
+
+    def read(report: dict[str, Any]) -> list[MeasuredCase]:
+        cases = []
+        for name, mode in report["modes"].items():
+            costs = mode["costs"]
+            v = {int(n): cost for n, cost in costs["v"].items() if int(n) > 1}
+            ours = {n.removeprefix("ours, k = "): one for n, one in mode["contenders"].items() if n.startswith("ours")}
+            speedups = {int(k): one["speedup"] for k, one in ours.items() if k.isdigit()}
+            situation = Situation(1, mode["ratios"]["acceptance"], costs["c"], v)
+            cases.append(MeasuredCase(f"batch 1, {name}", situation, {0: 1.0} | speedups))
+        return cases
+
+    return _read(path, read)
+
+
+def _read(path: Path, read: Callable[[dict[str, Any]], list[MeasuredCase]]) -> list[MeasuredCase]:
+    try:
+        return read(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SpecdecError(f"path={str(path)!r:.80}: holds no such recorded run ({error!r:.80})") from error

@@ -1,0 +1,254 @@
+"""What a server gives those who ask it: tokens per second, time to the first token and per token, what it accepted.
+
+Any OpenAI-compatible completions server; the counters are vLLM's. `vllm bench serve` does more of this for servers
+under real load; this one is small, needs nothing installed, and says what the other figures of the course say.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isnan, nan
+from typing import Any
+
+import numpy as np
+
+from specdec_lab.serving.metrics import SpeculationCounters, read_counters
+from specdec_lab.web import answered, only_model, request
+from specdec_ref.errors import SpecdecError, is_whole
+from specdec_ref.sampling import Sampling
+
+Prompt = str | Sequence[int]
+MOST_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class ServedRequest:
+    """tokens: new ones. first_seconds: until the first came; seconds: until the last. chunks: in so many pieces."""
+
+    tokens: int
+    first_seconds: float
+    seconds: float
+    chunks: int
+
+    @property
+    def seconds_per_token(self) -> float:
+        """After the first piece, whose tokens are taken to be as many as in the average piece."""
+        after = self.tokens * (1 - 1 / self.chunks)
+        return (self.seconds - self.first_seconds) / after if after > 0 else float("nan")
+
+
+@dataclass(frozen=True)
+class ServerMeasurement:
+    """What was measured, also when it ended early. seconds: from the first request to the end of the last.
+
+    counters: what the server's counters grew by meanwhile, whoever asked; None where it has none, and `no_counters`
+    says why. problem: why it ended early, in one line, or None.
+    """
+
+    url: str
+    model: str
+    concurrency: int
+    seconds: float
+    requests: tuple[ServedRequest, ...]
+    counters: SpeculationCounters | None = None
+    no_counters: str | None = None
+    problem: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        return sum(one.tokens for one in self.requests)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all requests together."""
+        return self.tokens / self.seconds
+
+    def percentiles(self, what: str, *shares: float) -> tuple[float, ...]:
+        """Over requests. what: 'first_seconds', 'seconds' or 'seconds_per_token'. shares: per cents, default 50, 99.
+
+        Requests whose answer came in one piece have no time per token; NaN where all are such.
+        """
+        shares = shares or (50, 99)
+        values = [value for one in self.requests if not isnan(value := getattr(one, what))]
+        return tuple(map(float, np.percentile(values, shares))) if values else (nan,) * len(shares)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain values; times in seconds, None where there is none."""
+        found: dict[str, Any] = {
+            "url": self.url,
+            "model": self.model,
+            "concurrency": self.concurrency,
+            "requests": len(self.requests),
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "tokens_per_second": self.tokens_per_second,
+            "problem": self.problem,
+            "no_counters": self.no_counters,
+        }
+        for what in ("first_seconds", "seconds_per_token"):
+            found[what] = dict(zip(("p50", "p99"), map(_known, self.percentiles(what)), strict=True))
+        if self.counters is not None:
+            found |= {"acceptance_length": _known(self.counters.acceptance_length), "counters": vars(self.counters)}
+        return found
+
+
+def measure_server(
+    url: str,
+    prompts: Sequence[Prompt],
+    *,
+    concurrency: int = 1,
+    max_new_tokens: int = 128,
+    sampling: Sampling | None = None,
+    model: str | None = None,
+    timeout: float = 120.0,
+    api_key: str | None = None,
+    on_done: Callable[[int, int], None] = lambda done, total: None,
+) -> ServerMeasurement:
+    """Ask for a continuation of every prompt, `concurrency` of them at a time, exactly `max_new_tokens` tokens each.
+
+    url: with or without /v1. prompts: texts, or token ids, which need no second opinion on how to tokenise. model:
+    default the only one that the server has. timeout: seconds without a byte. on_done: told how many are done, and of
+    how many. Raises SpecdecError where not one request was answered; where some were, they are kept, with the
+    `problem`.
+    """
+    for name, value in (("concurrency", concurrency), ("max_new_tokens", max_new_tokens)):
+        if not is_whole(value) or not 1 <= value <= (MOST_AT_ONCE if name == "concurrency" else 10**6):
+            raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ 1" + _most(name))
+    if isinstance(prompts, str) or not prompts or not all(len(prompt) for prompt in prompts):
+        raise SpecdecError(f"prompts={prompts!r:.80}: takes texts or lists of token ids, none of them empty")
+    sampling = Sampling() if sampling is None else sampling
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    request(url)  # an address?
+    root = url.rstrip("/") + ("" if url.rstrip("/").endswith("/v1") else "/v1")
+    model = only_model(root, timeout, headers) if model is None else model
+    body = {
+        "model": model,
+        "max_tokens": max_new_tokens,
+        "ignore_eos": True,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p or 1.0,
+        "top_k": sampling.top_k or -1,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    before, no_counters = _counters(root, timeout, headers)
+    asker = _Asker(root, body, prompts, headers, timeout, on_done)
+    began = time.perf_counter()
+    asker.run(concurrency)
+    seconds = time.perf_counter() - began
+    if not asker.done:
+        raise SpecdecError(asker.problem or f"{root}: answered nothing")
+    counters = None
+    if before is not None:
+        after, no_counters = _counters(root, timeout, headers)
+        if after is not None:
+            try:
+                counters = after - before
+            except SpecdecError as error:  # started anew meanwhile: what was timed is kept
+                no_counters = str(error)
+    return ServerMeasurement(root, model, concurrency, seconds, tuple(asker.done), counters, no_counters, asker.problem)
+
+
+class _Asker:
+    """Threads that take the next prompt until none is left, or something went wrong."""
+
+    def __init__(
+        self,
+        root: str,
+        body: Mapping[str, Any],
+        prompts: Sequence[Prompt],
+        headers: Mapping[str, str],
+        timeout: float,
+        on_done: Callable[[int, int], None],
+    ):
+        self.root, self.body, self.headers, self.timeout, self.on_done = root, body, headers, timeout, on_done
+        self.total = len(prompts)
+        self.waiting = [prompt if isinstance(prompt, str) else [int(i) for i in prompt] for prompt in reversed(prompts)]
+        self.done: list[ServedRequest] = []
+        self.problem: str | None = None
+        self.lock = threading.Lock()
+
+    def run(self, concurrency: int) -> None:
+        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(min(concurrency, self.total))]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        except KeyboardInterrupt:
+            with self.lock:
+                self.problem = "interrupted"
+            if not self.done:
+                raise
+
+    def _work(self) -> None:
+        while True:
+            with self.lock:
+                if self.problem is not None or not self.waiting:
+                    return
+                prompt = self.waiting.pop()
+            try:
+                one = self._one(prompt)
+                with self.lock:
+                    self.done.append(one)
+                    self.on_done(len(self.done), self.total)
+            except Exception as error:  # nobody else would hear of it: a thread ends in silence
+                problem = str(error) if isinstance(error, SpecdecError) else f"{type(error).__name__}: {error}"
+                with self.lock:
+                    self.problem = self.problem or problem
+                return
+
+    def _one(self, prompt: str | list[int]) -> ServedRequest:
+        asked = request(f"{self.root}/completions", {**self.body, "prompt": prompt}, self.headers)
+        began = time.perf_counter()
+        first = last = 0.0
+        tokens = chunks = 0
+        ended = False
+        with answered(asked, self.timeout) as answer:
+            for line in answer:
+                if not line.startswith(b"data:"):
+                    continue
+                data = line.removeprefix(b"data:").strip()
+                if data == b"[DONE]":
+                    ended = True
+                    break
+                piece = _piece(data, self.root)
+                if piece.get("choices"):
+                    last = time.perf_counter() - began
+                    first = first or last
+                    chunks += 1
+                usage = piece.get("usage")
+                tokens = int((usage if isinstance(usage, dict) else {}).get("completion_tokens") or tokens)
+        if not ended:
+            raise SpecdecError(f"{self.root}: stopped in the middle of an answer")
+        if not chunks or not tokens:
+            raise SpecdecError(f"{self.root}: its answer does not say how many tokens it has (stream_options)")
+        return ServedRequest(tokens, first, last, chunks)
+
+
+def _known(value: float) -> float | None:
+    return None if isnan(value) else value
+
+
+def _piece(data: bytes, root: str) -> dict[str, Any]:
+    """One piece of a streamed answer."""
+    try:
+        piece = json.loads(data)
+    except ValueError as error:
+        raise SpecdecError(f"{root}: streamed {data!r:.80}; takes JSON ({error})") from error
+    if not isinstance(piece, dict) or "error" in piece:
+        raise SpecdecError(f"{root}: {piece['error'] if isinstance(piece, dict) else piece!r:.200}")
+    return piece
+
+
+def _counters(root: str, timeout: float, headers: Mapping[str, str]) -> tuple[SpeculationCounters | None, str | None]:
+    try:
+        return read_counters(root, timeout, headers), None
+    except SpecdecError as error:
+        return None, str(error)
+
+
+def _most(name: str) -> str:
+    return f", at most {MOST_AT_ONCE}" if name == "concurrency" else ""

@@ -1,0 +1,187 @@
+"""Servers side by side: from the recorded run of `benchmarks/vllm_side_by_side.py`, or measured here and now."""
+
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from specdec_lab.serving.load import ServerMeasurement, measure_server
+from specdec_lab.serving.metrics import SpeculationCounters
+from specdec_lab.serving.server import SMALL, VLLMServer
+from specdec_ref.errors import SpecdecError
+from specdec_ref.loading import PRETRAINED, held_out_prompts
+from specdec_ref.sampling import GREEDY, Sampling
+
+MODES = {"temperature 1": Sampling(), "greedy": GREEDY}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """speed: mode → requests at once → tokens per second of all together. The rest is known of servers only: counters:
+    mode → what they grew by, one request at a time; latency: mode → 'first_seconds' or 'seconds_per_token' → 'p50' or
+    'p99'; equivalence: what the empirical test said of its samples."""
+
+    speed: Mapping[str, Mapping[int, float]]
+    counters: Mapping[str, SpeculationCounters] = field(default_factory=dict)
+    latency: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    equivalence: Mapping[str, Any] | None = None
+
+    def round_cost(self, mode: str, alone: "Contender") -> float:
+        """What a round costs in steps of the same server without speculation: tokens per round / speedup.
+
+        The formula's k·c + v(k + 1) + o, from outside. Where nothing was drafted in some rounds it is a mean.
+        """
+        return self.counters[mode].acceptance_length / (self.speed[mode][1] / alone.speed[mode][1])
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """source: where the figures come from, in words. contenders: by name. alpha: mode → accepted / judged of our own
+    loop on the same prompts, where it was measured."""
+
+    source: str
+    contenders: dict[str, Contender]
+    alpha: Mapping[str, float] = field(default_factory=dict)
+
+
+def recorded(path: str | Path) -> SideBySide:
+    """The recorded run. Raises SpecdecError where there is none."""
+    try:
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+        machine = report["machine"]
+        source = (
+            f"recorded on {machine['date']}: {report['vllm']}, torch {machine['torch']}, {machine['cores']} cores of "
+            f"an {machine['processor']}, {machine['dtype']}"
+        )
+        contenders = {name: _contender(one) for name, one in report["contenders"].items()}
+        return SideBySide(source, contenders, report["our acceptance"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SpecdecError(f"path={str(path)!r:.80}: holds no such recorded run ({error!r:.80})") from error
+
+
+def _contender(one: Mapping[str, Any]) -> Contender:
+    speed = {mode: {int(size): pace for size, pace in paces.items()} for mode, paces in one["speed"].items()}
+    counters = {}
+    for mode, said in one.get("acceptance", {}).items():
+        numbers = said["counters"]
+        counters[mode] = SpeculationCounters(
+            numbers["drafts"], numbers["draft_tokens"], numbers["accepted_tokens"], tuple(numbers["per_position"])
+        )
+    return Contender(speed, counters, one.get("latency", {}), one.get("equivalence"))
+
+
+class IncompleteError(SpecdecError):
+    """A live comparison that did not reach its end. measured: what it had until then, the contender that broke off
+    included; its `source` says so."""
+
+    def __init__(self, message: str, measured: SideBySide):
+        super().__init__(message)
+        self.measured = measured
+
+
+def live(
+    configs: Mapping[str, Mapping[str, Any] | None],
+    *,
+    batches: tuple[int, ...] = (1, 4),
+    prompts: int = 4,
+    max_new_tokens: int = 24,
+    options: tuple[str, ...] = (*SMALL, "--enforce-eager"),
+) -> SideBySide:
+    """A vLLM server of the pair that ships for each of `configs`: all start, are asked in turns, and end.
+
+    Together, since a start is three processes that import one after the other; in turns, so that a machine whose speed
+    changes favours none; whoever is not asked waits. 'enforce-eager' leaves the compiler out: it starts in a third of
+    the time, and runs somewhat slower. Raises BrokenOffError where a server does not start, once the others are
+    measured, or breaks off: a comparison needs every contender. What was measured until then stands in its one line,
+    and as a SideBySide in its `measured`.
+    """
+    texts = list(held_out_prompts().values())[:prompts]
+    figures = {name: _Figures() for name in configs}
+    with _together(configs, options) as servers:
+        up = {name: server for name, server in servers.items() if isinstance(server, VLLMServer)}
+        for mode, sampling in MODES.items():
+            for turn, size in enumerate(batches):
+                for name, server in up.items():
+                    try:
+                        if turn == 0:
+                            measure_server(server.url, texts[:1], max_new_tokens=8, sampling=sampling)  # warm-up
+                        found = measure_server(
+                            server.url, texts, concurrency=size, max_new_tokens=max_new_tokens, sampling=sampling
+                        )
+                        if found.problem is not None:
+                            raise SpecdecError(found.problem)
+                    except SpecdecError as error:
+                        raise _incomplete(f"{name}: {error}", figures) from error
+                    figures[name].add(mode, size, found)
+    for name, missing in servers.items():
+        if isinstance(missing, SpecdecError):
+            raise _incomplete(f"{name}: {missing}", figures) from missing
+    return SideBySide("measured live on this machine, now", {name: one.contender() for name, one in figures.items()})
+
+
+@dataclass
+class _Figures:
+    """A contender while it is measured."""
+
+    speed: dict[str, dict[int, float]] = field(default_factory=dict)
+    counters: dict[str, SpeculationCounters] = field(default_factory=dict)
+    latency: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+
+    def add(self, mode: str, size: int, found: ServerMeasurement) -> None:
+        self.speed.setdefault(mode, {})[size] = found.tokens_per_second
+        if size == 1:
+            self.latency[mode] = {
+                what: dict(zip(("p50", "p99"), found.percentiles(what), strict=True))
+                for what in ("first_seconds", "seconds_per_token")
+            }
+        if size == 1 and found.counters is not None and found.counters.drafts:
+            self.counters[mode] = found.counters
+
+    def contender(self) -> Contender:
+        return Contender(self.speed, self.counters, self.latency)
+
+
+@contextmanager
+def _together(
+    configs: Mapping[str, Mapping[str, Any] | None], options: tuple[str, ...]
+) -> Iterator[dict[str, VLLMServer | SpecdecError]]:
+    """Every server once it answers, or why it does not."""
+    servers: dict[str, VLLMServer | SpecdecError] = {}
+    launched: list[VLLMServer] = []
+    try:
+        for name, config in configs.items():
+            try:
+                server = VLLMServer(str(PRETRAINED / "target"), config, options=options)
+                launched.append(server)
+                server.launch()
+                servers[name] = server
+            except SpecdecError as error:
+                servers[name] = error
+        for name, started in servers.items():
+            if isinstance(started, VLLMServer):
+                try:
+                    started.wait()
+                except SpecdecError as error:
+                    servers[name] = error
+        yield servers
+    finally:  # at once: each takes two seconds to let go
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(VLLMServer.stop, launched))
+
+
+def _incomplete(problem: str, figures: Mapping[str, _Figures]) -> IncompleteError:
+    measured = SideBySide(
+        f"measured live on this machine, now, and broken off: {problem}",
+        {name: one.contender() for name, one in figures.items() if one.speed},
+    )
+    paces = [
+        f"{name}, {mode}, {size} at once: {pace:.1f}"
+        for name, one in measured.contenders.items()
+        for mode, by_size in one.speed.items()
+        for size, pace in by_size.items()
+    ]
+    kept = f"tokens/s measured until then: {'; '.join(paces)}" if paces else "nothing was measured until then"
+    return IncompleteError(f"{problem} ({kept})", measured)

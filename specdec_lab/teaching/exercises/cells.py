@@ -1,0 +1,73 @@
+"""A notebook's cells as Python, as far as it understands them: `await` at the top level works, `%env NAME=value` sets
+the variable, and other magic commands are left out. Imports nothing of the package."""
+
+import ast
+import asyncio
+import inspect
+import re
+from types import CodeType
+from typing import Any
+
+MAGIC = re.compile(r"^(\s*)(?:[%!?].*|[\w.]+\?{1,2}|\w+\s*=\s*[%!].*)$", re.MULTILINE)
+ENVIRONMENT = re.compile(r"^([ \t]*)%(?:set_)?env[ \t]+(\w+)(?:[ \t]*=[ \t]*|[ \t]+)(\S.*)$", re.MULTILINE)
+OTHER_LANGUAGES = re.compile(r"\s*%%(?!time|capture|prun)")
+
+
+def compiled(source: str, name: str) -> CodeType:
+    """The code of a cell. Where it is no Python as it stands, lines of magic are taken for `pass`, and cells in other
+    languages for nothing. Raises what `compile` raises."""
+    try:
+        return _compiled(source, name)
+    except SyntaxError:
+        if OTHER_LANGUAGES.match(source):
+            return _compiled("", name)
+        plain = MAGIC.sub(r"\1pass", ENVIRONMENT.sub(_sets_variable, source))
+        if plain == source:
+            raise
+        return _compiled(plain, name)
+
+
+def _compiled(source: str, name: str) -> CodeType:
+    code: CodeType = compile(source, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    return code
+
+
+def _sets_variable(found: re.Match[str]) -> str:
+    """`%env NAME=value` as Python."""
+    indentation, name, value = found.groups()
+    return f"{indentation}__import__('os').environ[{name!r}] = {value.strip()!r}"
+
+
+def run(sources: list[str], names: dict[str, Any], through: tuple[type[BaseException], ...] = ()) -> list[str]:
+    """Run cells, one after the other, whatever happens in them but what is let through. Returns what failed, a line
+    each; broken syntax first."""
+    syntax: list[str] = []
+    others: list[str] = []
+    runner = asyncio.Runner()  # its loop starts when a cell first awaits something
+    for number, source in enumerate(sources, 1):
+        try:
+            code = compiled(source, f"<cell {number}>")
+            waits = eval(code, names)
+            if code.co_flags & inspect.CO_COROUTINE:
+                runner.run(waits)
+        except SyntaxError as error:
+            syntax.append(f"SyntaxError: {error.msg} (line {error.lineno} of cell {number})")
+        except through:
+            raise
+        except BaseException as error:
+            others.append(describe_error(error))
+    try:
+        runner.close()
+    except through:
+        raise
+    except BaseException as error:
+        others.append(describe_error(error))
+    return [*syntax, *others]
+
+
+def describe_error(error: BaseException) -> str:
+    """An exception in a line, even one that cannot say what it is."""
+    try:
+        return f"{type(error).__name__}: {error}"[:300].removesuffix(": ")
+    except BaseException:
+        return type(error).__name__[:300]

@@ -1,0 +1,243 @@
+"""8.1.3: adapt k, judged by the expected speedup on streams of rounds.
+
+Two things keep luck out. A chosen k counts with the tokens that it yields on average, not with those that it happened
+to yield; and each stream is played several times, with other rejections, and the speedups are averaged."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from specdec_lab.teaching.exercises.exercise import (
+    ChangedArguments,
+    Exercise,
+    ExerciseCase,
+    Misconception,
+    SubmissionFailed,
+    shape_of,
+    shown,
+)
+from specdec_lab.teaching.exercises.outcomes import BadRequest
+from specdec_lab.teaching.exercises.workload import RECORDED
+from specdec_lab.teaching.heuristics import AdaptiveSpeculation
+
+MAX_K, ROUNDS, MEMORY = 8, 160, 40
+PLAYS, HEURISTICS = 4, 24
+"""Plays of a stream over which the speedup of an answer, and that of the heuristic, is averaged."""
+SLACK = 0.01
+"""Hidden streams ask for less by this share of the heuristic's speedup: whoever passes the public ones passes them."""
+History = Sequence[Sequence[int]]
+
+
+def _gain(alpha: float, k: int, c: float, slope: float) -> float:
+    return (1 - alpha ** (k + 1)) / (1 - alpha) / (k * c + 1 + slope * k)
+
+
+def choose_k(history: History, c: float, slope: float) -> int:
+    """Estimate α from what was judged lately, take the k that promises most, and look again now and then."""
+    judged = sum(min(accepted + 1, drafted) for drafted, accepted in history[-20:])
+    accepted = sum(accepted for _, accepted in history[-20:])
+    alpha = (accepted + 1.4) / (judged + 2)
+    alpha = min(alpha, 0.98)
+    best = max(range(9), key=lambda k: (1 - alpha ** (k + 1)) / (1 - alpha) / (k * c + 1 + slope * k))
+    if best == 0 and len(history) >= 15 and all(drafted == 0 for drafted, _ in history[-15:]):
+        return 1
+    return best
+
+
+@dataclass(frozen=True)
+class PlayedStream:
+    """ks: tokens drafted in each round. speedup: tokens that they yield on average, per autoregressive step."""
+
+    ks: tuple[int, ...]
+    speedup: float
+
+
+def _speedup(choose: Callable[..., Any], case: ExerciseCase) -> float:
+    """The speedup on average over several plays of the case's stream."""
+    alphas, c, slope, seed, least = case.arguments
+    plays = [(alphas, c, slope, seed * PLAYS + i, least) for i in range(PLAYS)]
+    return sum(play(choose, replace(case, arguments=arguments)).speedup for arguments in plays) / PLAYS
+
+
+def play(choose: Callable[..., Any], case: ExerciseCase) -> PlayedStream:
+    """One play of a stream, with the k that is chosen for each round. The history holds the last 40 rounds."""
+    alphas, c, slope, seed, _ = case.arguments
+    u = np.random.default_rng(seed).random((len(alphas), MAX_K))
+    played: list[list[int]] = []
+    tokens, cost = 0.0, 0.0
+    for alpha, row in zip(alphas, u, strict=True):
+        given = [list(entry) for entry in played[-MEMORY:]]
+        k = _asked(choose, given, c, slope)
+        if given != played[-MEMORY:]:
+            raise ChangedArguments("it writes into its arguments")
+        accepted = int((row[:k] < alpha).cumprod().sum())
+        played.append([k, accepted])
+        tokens += sum(alpha**i for i in range(k + 1))
+        cost += k * c + 1 + slope * k
+    return PlayedStream(tuple(drafted for drafted, _ in played), tokens / cost)
+
+
+def _asked(choose: Callable[..., Any], history: list[list[int]], c: float, slope: float) -> int:
+    """The k that is chosen after this history. Raises BadRequest where that is none."""
+    all_accepted = bool(history) and 0 < history[-1][0] == history[-1][1]
+    try:
+        k = choose(history, c, slope)
+    except (ZeroDivisionError, SubmissionFailed) as error:
+        if all_accepted and "ZeroDivisionError" in f"{type(error).__name__} {error}":
+            raise BadRequest("after a round in which all was kept you divide by 0: α is 1 there") from error
+        raise
+    if not _whole(k):
+        message = shown(k) if isinstance(k, (int, float, str)) else shape_of(k)
+        raise BadRequest(f"choose_k gave {message}: takes a whole number, 0 … {MAX_K}")
+    return int(k)
+
+
+def _whole(k: Any) -> bool:
+    try:
+        return not isinstance(k, str) and int(k) == k and 0 <= int(k) <= MAX_K
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return False
+
+
+class Heuristic:
+    """The source text's, as a function of the history."""
+
+    def __init__(self) -> None:
+        self._heuristic = AdaptiveSpeculation(min_k=2, max_k=MAX_K)
+        self._rounds = 0
+
+    def __call__(self, history: History, c: float, slope: float) -> int:
+        if history:
+            drafted, accepted = history[-1]
+            self._heuristic.update(accepted, drafted)
+        return self._heuristic.get_current_k()
+
+
+def stream_cases(seed: int) -> list[ExerciseCase]:
+    """Streams of rounds, their α and costs, and the speedup that is asked for as a multiple of the heuristic's.
+
+    The bounds leave room for what no answer can know: α in the first rounds, and that a text has changed. Eight right
+    controllers of different kinds exceeded all of them by 2 % or more, with each of 200 seeds.
+    """
+    half, quarter = ROUNDS // 2, ROUNDS // 4
+    slack = SLACK if seed else 0.0
+
+    def stream(words: str, alphas: list[float], c: float, least: float, slope: float = 0.1) -> ExerciseCase:
+        return ExerciseCase((alphas, c, slope, seed, least - slack), words)
+
+    useless, easy = [0.05] * half, [0.9] * ROUNDS
+    return [
+        stream("a useless draft, α = 0.05, c = 0.3", [0.05] * ROUNDS, 0.3, 1.52),
+        stream("an easy text and a cheap draft: α = 0.9, c = 0.02, slope = 0.02", easy, 0.02, 1.025, 0.02),
+        stream("an easy text, drafting and scoring cost a little more: c = 0.03, slope = 0.03", easy, 0.03, 0.99, 0.03),
+        stream("a middling text with an expensive draft, α = 0.6, c = 0.4", [0.6] * ROUNDS, 0.4, 1.0),
+        stream("easy, then useless", [*easy[:half], *useless], 0.1, 0.97),
+        stream("easy, useless, easy", [*easy[:quarter], *useless[:quarter], *easy], 0.1, 0.96),
+        stream("useless, then easy", [*useless, *easy], 0.1, 1.0),
+        stream("a poor and expensive draft, α = 0.2, c = 0.5", [0.2] * ROUNDS, 0.5, 1.6),
+        stream("scoring is expensive: α = 0.8, c = 0.02, slope = 0.4", [0.8] * ROUNDS, 0.02, 0.935, 0.4),
+        stream("scoring is expensive: α = 0.7, c = 0.05, slope = 0.5", [0.7] * ROUNDS, 0.05, 0.935, 0.5),
+        stream(
+            "a recorded text, cheap to draft for: c = 0.05, slope = 0.02", [a / 100 for a in RECORDED], 0.05, 1.02, 0.02
+        ),
+    ]
+
+
+@lru_cache
+def _heuristic_speedup(alphas: tuple[float, ...], c: float, slope: float) -> float:
+    cases = (ExerciseCase((alphas, c, slope, seed, 0.0)) for seed in range(HEURISTICS))
+    return sum(play(Heuristic(), case).speedup for case in cases) / HEURISTICS
+
+
+def _is_fast_enough(value: Any, right: Any, case: ExerciseCase) -> bool:
+    """Whether this speedup is what is asked for in the case."""
+    alphas, c, slope, _, least = case.arguments
+    return bool(float(value) > least * _heuristic_speedup(tuple(alphas), c, slope))
+
+
+def _always(k: int) -> Callable[..., int]:
+    return lambda history, c, slope: k
+
+
+def _by_ratio(history: History, c: float, slope: float) -> int:
+    """k from accepted / drafted, never 0."""
+    drafted = sum(d for d, _ in history[-10:]) or 1
+    return max(1, min(MAX_K, round(MAX_K * sum(a for _, a in history[-10:]) / drafted))) if history else 4
+
+
+def _by_alpha(history: History, estimate: Callable[[History], float], least: int, c: float, slope: float) -> int:
+    return max(range(least, MAX_K + 1), key=lambda k: _gain(estimate(history), k, c, slope))
+
+
+def _alpha(history: History) -> float:
+    judged = sum(min(a + 1, d) for d, a in history[-20:])
+    return min(0.98, (sum(a for _, a in history[-20:]) + 1.4) / (judged + 2))
+
+
+def _without_a_limit(history: History) -> float:
+    judged = sum(min(a + 1, d) for d, a in history[-10:])
+    return sum(a for _, a in history[-10:]) / judged if judged else 0.7
+
+
+def _of_drafted(history: History) -> float:
+    return min(0.98, (sum(a for _, a in history[-20:]) + 1.4) / (sum(d for d, _ in history[-20:]) + 2))
+
+
+ADAPTIVE = Exercise(
+    "adaptive_k",
+    "8.1.3 Adaptive k",
+    "choose_k",
+    30,
+    4,
+    (
+        "Estimate α by accepted / judged over the last rounds: judged are the accepted ones and the first rejected.",
+        "Then take the k from 0 to 8 with the largest (1 − αᵏ⁺¹)/(1 − α) / (k·c + 1 + slope·k). 0 is one of them.",
+        "Where you chose 0 you learn nothing more: after some rounds without a draft, try one token.",
+    ),
+    choose_k,
+    (
+        Misconception("always-four", "You always draft 4 tokens: a useless draft then costs you dearly", 2, _always(4)),
+        Misconception("always-two", "You always draft 2 tokens: nothing adapts", 1, _always(2)),
+        Misconception("always-zero", "You never draft: that is autoregressive decoding", 2, _always(0)),
+        Misconception("always-eight", "You always draft 8 tokens: where they are rejected that is slow", 2, _always(8)),
+        Misconception(
+            "follows-the-ratio", "You set k by accepted / drafted, which falls as k grows, and never reaches 0", 1,
+            _by_ratio,
+        ),
+        Misconception(
+            "never-zero", "Your smallest k is 1: allow 0, for drafts that do not pay", 2,
+            lambda history, c, slope: _by_alpha(history, _alpha, 1, c, slope),
+        ),
+        Misconception(
+            "never-looks-again", "Once you chose 0 you never draft again, though the text may have become easy", 3,
+            lambda history, c, slope: 0 if history and history[-1][0] == 0 else choose_k(history, c, slope),
+        ),
+        Misconception(
+            "empty-history", "Before the first round there is no history, and where k was 0 nothing was judged: 0/0", 1,
+            lambda history, c, slope: round(8 * sum(a for _, a in history) / sum(d for d, _ in history)),
+        ),
+        Misconception(
+            "alpha-of-one", "Where all was kept your α is 1, and (1 − αᵏ⁺¹)/(1 − α) is 0/0: keep α below 1", 2,
+            lambda history, c, slope: _by_alpha(history, _without_a_limit, 0, c, slope),
+        ),
+        Misconception(
+            "counts-unjudged", "You divide by all drafted tokens: those behind a rejection were never judged", 1,
+            lambda history, c, slope: _by_alpha(history, _of_drafted, 0, c, slope),
+        ),
+        Misconception(
+            "forgets-c", "You ignore c: with a dear draft the same α wants a smaller k", 2,
+            lambda history, c, slope: _by_alpha(history, _alpha, 0, 0.0, slope),
+        ),
+        Misconception(
+            "forgets-slope", "You ignore slope: where scoring another token is expensive, a smaller k is better", 2,
+            lambda history, c, slope: choose_k(history, c, 0.0),
+        ),
+    ),
+    stream_cases,
+    otherwise="In this stream your controller is too slow; shown are its speedup, and the reference's",
+    agrees=_is_fast_enough,
+    measure=_speedup,
+)  # fmt: skip

@@ -1,0 +1,293 @@
+"""What a learner's code did, as a picture: drawn from its own values, right or wrong, before anybody says which."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from specdec_lab import plotting
+from specdec_lab.teaching.exercises import deployment, judgement, memory, mending, rule
+from specdec_lab.teaching.exercises.deciding import shown_cases
+from specdec_lab.teaching.exercises.exercise import Function, TooSlow, clean
+from specdec_lab.teaching.exercises.judging import STUB, time_limit
+from specdec_lab.teaching.exercises.outcomes import distribution
+from specdec_lab.teaching.exercises.pictures_measured import (
+    acceptance_figure,
+    configuration_shown,
+    measured_figure,
+    speedup_of_figure,
+)
+from specdec_ref.errors import SpecdecError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SECONDS, SECONDS_MEASURING = 10.0, 120.0
+
+
+def picture(name: str, function: Any) -> Any:
+    """The figure of what a function does, or a line that says why there is none. Never raises."""
+    seconds = SECONDS_MEASURING if name == "decode_speedup" else SECONDS
+    try:
+        if name not in DRAWINGS:
+            raise SpecdecError(f"picture={name!r:.80}: takes one of {', '.join(DRAWINGS)}")
+        with time_limit(seconds):
+            return DRAWINGS[name](function)
+    except SpecdecError as error:
+        print(error)
+    except NotImplementedError as error:  # PyTorch has some of its own
+        stub = clean(error) in ("", STUB)
+        message = f"No picture: NotImplementedError: {clean(error, 120)}"
+        print("Nothing to show yet: write your code above, and run this cell again." if stub else message)
+    except TooSlow:
+        print(f"No picture: your code did not come to an end within {seconds:.0f} seconds.")
+    except Exception as error:
+        print(f"No picture: {type(error).__name__}: {clean(error, 120)}")
+    return None
+
+
+@plotting.styled
+def accept_figure(accepts: Function) -> "Figure":
+    """Share of 1,000 values of u for which a token is kept, against p/q."""
+    u, ratios = torch.linspace(0, 0.999, 1000, dtype=torch.float64), torch.linspace(0.05, 2, 40, dtype=torch.float64)
+    q = torch.full((1000,), 0.4, dtype=torch.float64)
+    shares = [np.mean([bool(kept) for kept in accepts(q * r, q, u)]) for r in ratios]
+    figure, axes = plotting.new_figure("How often your rule keeps a token", "p/q", "share kept", height=3.0)
+    axes.plot(ratios, ratios.clamp(max=1), "--", color=plotting.FORMULA, label="min(1, p/q)")
+    axes.plot(ratios, shares, "o", color=plotting.ACCEPTED, markersize=4, label="yours")
+    axes.legend()
+    return figure
+
+
+@plotting.styled
+def residual_figure(residual: Function) -> "Figure":
+    """What is kept, and on top of it the learner's residual: together they have to reach p."""
+    p = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
+    q = torch.tensor([0.2, 0.3, 0.1, 0.4], dtype=torch.float64)
+    kept = torch.minimum(p, q)
+    yours = torch.as_tensor(residual(p.clone(), q.clone()), dtype=torch.float64)
+    replaced = (1 - kept.sum()) * yours
+    off = float((kept + replaced - p).abs().max())
+    message = "kept + replaced is exactly p" if off < 1e-6 else f"kept + replaced misses p by up to {off:.2f}"
+    figure, axes = plotting.new_figure(message, "token", "probability", height=3.2)
+    at = np.arange(len(p))
+    axes.bar(at, kept, 0.6, color=plotting.ACCEPTED, label="kept: min(p, q)")
+    axes.bar(
+        at, replaced, 0.6, bottom=kept, color="white", edgecolor=plotting.REJECTED, hatch="xxx",
+        label="rejected → your residual",
+    )  # fmt: skip
+    for i, height in enumerate(p.tolist()):
+        axes.plot([i - 0.4, i + 0.4], [height] * 2, color=plotting.TARGET, linewidth=2.4, label="" if i else "p")
+    axes.set_xticks(at, ["a", "b", "c", "d"])
+    axes.legend()
+    return figure
+
+
+@plotting.styled
+def speedup_figure(speedup: Function) -> "Figure":
+    """The formula over k, for three α."""
+    figure, axes = plotting.new_figure("What your formula promises at c = 0.1", "k", "speedup", height=3.0)
+    for alpha, style in ((0.9, "-"), (0.7, "--"), (0.5, ":")):
+        promised = [float(speedup(alpha, k, 0.1, 1.0)) for k in range(1, 17)]
+        axes.plot(range(1, 17), promised, style, color=plotting.TARGET, label=f"α = {alpha}")
+        best = int(np.argmax(promised))
+        axes.plot(best + 1, promised[best], "o", color=plotting.ACCEPTED)
+    axes.legend(title="● the best k")
+    return figure
+
+
+@plotting.styled
+def rewind_figure(lengths_after: Function) -> "Figure":
+    """Both caches after a round, for 0 … 4 accepted tokens, and where the text ends."""
+    cached, k = 6, 4
+    figure, axes = plotting.new_figure(
+        f"Your caches after a round: {cached} tokens cached before, k = {k}", "tokens in the cache", "", height=3.6
+    )
+    for accepted in range(k + 1):
+        for at, (length, colour) in enumerate(
+            zip(lengths_after(cached, k, accepted), (plotting.TARGET, plotting.DRAFT), strict=True)
+        ):
+            label = ("target's", "draft's")[at] if accepted == 0 else ""
+            axes.barh(-accepted - 0.18 + 0.36 * (1 - at), int(length), 0.32, color=colour, label=label)
+        text = cached + 2 + accepted
+        label = "" if accepted else "the text ends here"
+        axes.plot([text] * 2, [-accepted - 0.4, -accepted + 0.4], color="black", linewidth=2, label=label)
+    axes.set_yticks([-a for a in range(k + 1)], [f"{a} of {k} accepted" for a in range(k + 1)])
+    axes.set_xlim(0, cached + k + 6)
+    axes.legend(loc="center right")
+    return figure
+
+
+def _outcomes(found: dict[Any, float], title: str, right: dict[Any, float] | None = None) -> "Figure":
+    figure, axes = plotting.new_figure(title, "probability", "", height=max(2.6, 0.3 * len(found) + 1.2))
+    keys = sorted({*found, *(right or {})}, key=str)
+    for i, key in enumerate(keys):
+        axes.barh(-i, found.get(key, 0.0), 0.6, color=plotting.ACCEPTED, label="" if i else "yours")
+        if right is not None:
+            position = [right.get(key, 0.0)] * 2
+            axes.plot(
+                position, [-i - 0.4, -i + 0.4], color=plotting.TARGET, linewidth=2.4, label="" if i else "target's"
+            )
+    names = [" ".join(map(str, key)) if isinstance(key, tuple) else clean(key, 20) for key in keys]
+    axes.set_yticks([-i for i in range(len(keys))], names)
+    axes.legend()
+    return figure
+
+
+@plotting.styled
+def step_figure(step: Function) -> "Figure":
+    """Every outcome of a step for two drafted tokens 0 0, with its exact probability."""
+    p = torch.tensor([[0.5, 0.5], [0.9, 0.1], [0.3, 0.7]], dtype=torch.float64)
+    q = torch.tensor([[0.8, 0.2], [0.5, 0.5]], dtype=torch.float64)
+    found = distribution(lambda chance: step(p.clone(), q.clone(), [0, 0], chance))
+    return _outcomes(found, "Drafted 0 0: what your step emits")
+
+
+def findings_table(findings: Function) -> None:
+    """What was answered, beside the lines."""
+    for letter, bug in sorted(findings().items()):
+        print(f"{letter}: {judgement.EXHIBITS.get(letter, '')}\n   {clean(bug)}")
+
+
+@plotting.styled
+def mended_figure(mended_round: Function) -> "Figure":
+    """The next three tokens of the mended round, of the broken one, and the target's."""
+    case = mending.cases(0)[1]
+    found, broken, right = (
+        mending.next_tokens(f, case) for f in (mended_round, mending.broken_round, mending.mended_round)
+    )
+    figure = _outcomes(found, "The next three tokens after your rounds", right)
+    axes = figure.axes[0]
+    for i, key in enumerate(sorted({*found, *right}, key=str)):
+        axes.plot(broken.get(key, 0.0), -i, "x", color=plotting.REJECTED, label="" if i else "broken round's")
+    axes.legend()
+    return figure
+
+
+@plotting.styled
+def power_figure(is_consistent: Function) -> "Figure":
+    """Share of samplers that the learner's test refutes: a right one, and one that is slightly wrong."""
+    draw, claimed, samples = np.random.default_rng(0).multinomial, [0.6, 0.3, 0.09, 0.01], (100, 1_000, 10_000, 100_000)
+    figure, axes = plotting.new_figure("What your test refutes", "samples", "share refuted, of 100", height=3.0)
+    for words, really, style, colour in (
+        ("a right sampler", claimed, "o-", plotting.ACCEPTED),
+        ("one that is 4 % off", [0.56, 0.32, 0.1, 0.02], "s--", plotting.REJECTED),
+    ):
+        shares = [np.mean([not is_consistent(c.tolist(), claimed) for c in draw(n, really, size=100)]) for n in samples]
+        axes.plot(samples, shares, style, color=colour, label=words)
+    axes.set_xscale("log")
+    axes.set_ylim(-0.05, 1.1)
+    axes.legend()
+    return figure
+
+
+@plotting.styled
+def decode_figure(decode: Function) -> "Figure":
+    """The exact distribution of two tokens, beside the target's."""
+    noise = torch.Generator().manual_seed(1)
+    target, draft = (torch.randn(2, 2, 2, generator=noise, dtype=torch.float64) * 1.5).softmax(-1)
+    found = distribution(lambda chance: decode(target.clone(), draft.clone(), 0, 2, 2, chance))
+    right = {(a, b): float(target[0, a] * target[a, b]) for a in range(2) for b in range(2)}
+    return _outcomes(found, "Your first two tokens", right)
+
+
+@plotting.styled
+def draft_figure(best_draft: Function) -> "Figure":
+    """Speedup over k of the drafts that ship, and what was chosen."""
+    drafts = {"small": (0.62, 0.09), "medium": (0.74, 0.13), "large": (0.78, 0.2)}
+    name, k = best_draft(dict(drafts), 0.1)
+    figure, axes = plotting.new_figure(f"You choose: {clean(name, 20)}, k = {int(k)}", "k", "speedup", height=3.2)
+    for (one, (alpha, c)), style in zip(drafts.items(), (":", "-", "--"), strict=True):
+        gains = [rule.speedup(alpha, n, c, 1 + 0.1 * n) for n in range(1, 9)]
+        axes.plot(range(1, 9), gains, style, color=plotting.DRAFT, label=one)
+        if one == name and 1 <= int(k) <= 8:
+            axes.plot(int(k), gains[int(k) - 1], "o", color=plotting.ACCEPTED, markersize=11, label="your choice")
+    axes.axhline(1, color=plotting.FORMULA, linestyle="--", linewidth=1)
+    axes.legend(ncols=2)
+    return figure
+
+
+@plotting.styled
+def adaptive_figure(choose_k: Function) -> "Figure":
+    """k over the rounds of a text that is easy, useless to draft for, and easy again; the heuristic's beside."""
+    case = next(case for case in deployment.stream_cases(0) if case.words == "easy, useless, easy")
+    yours, heuristic = (deployment.play(f, case) for f in (choose_k, deployment.Heuristic()))
+    figure, axes = plotting.new_figure(
+        f"Yours {yours.speedup:.2f}×, the source text's {heuristic.speedup:.2f}×",
+        "round",
+        "tokens drafted, k",
+        height=3.2,
+    )
+    axes.step(range(len(heuristic.ks)), heuristic.ks, "--", color=plotting.DRAFT, label="source text's heuristic")
+    axes.step(range(len(yours.ks)), yours.ks, "-", color=plotting.TARGET, label="yours")
+    alphas = case.arguments[0]
+    for i in range(1, len(alphas)):
+        if alphas[i] != alphas[i - 1]:
+            axes.axvline(i, color="black", linewidth=0.8)
+            axes.text(i + 1, 9.2, f"α = {alphas[i]:g}", fontsize=9)
+    axes.text(1, 9.2, f"α = {alphas[0]:g}", fontsize=9)
+    axes.set_ylim(-0.4, 10.2)
+    axes.set_yticks(range(0, deployment.MAX_K + 1, 2))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+@plotting.styled
+def memory_figure(memory_bytes: Function) -> "Figure":
+    """GiB alone and with a draft, for three batch sizes."""
+    large, small, batches = memory.SHAPES["70B"], memory.SHAPES["7B"], (1, 8, 32)
+    figure, axes = plotting.new_figure("70B with a 7B draft, 4,096 tokens each", "sequences", "GiB", height=3.2)
+    for offset, (words, draft, hatch) in enumerate((("alone", None, ""), ("with the draft", small, "//"))):
+        taken = [float(memory_bytes(dict(large), draft and dict(draft), b, 4096, 4)) / 2**30 for b in batches]
+        colour = plotting.DRAFT if draft else plotting.TARGET
+        bars = axes.bar(np.arange(3) + 0.4 * offset - 0.2, taken, 0.38, color=colour, hatch=hatch, label=words)
+        axes.bar_label(bars, [f"{x:.0f}" for x in taken], fontsize=9)
+    axes.set_xticks(range(3), [str(b) for b in batches])
+    axes.legend(loc="upper left")
+    return figure
+
+
+@plotting.styled
+def decide_figure(draft_tokens: Function) -> "Figure":
+    """What was measured in the cases that are shown, for k = 0, 2, 4, and where the learner's tree goes."""
+    names = "batch", "context", "alpha", "c", "v3", "v5"
+    figure, axes = plotting.new_figure("Measured speedup of each k, and your choice", "", "speedup", height=3.6)
+    lowest, highest = 1.0, 1.0
+    for i, case in enumerate(shown_cases()):
+        k = int(draft_tokens(int(case["batch"]), int(case["context"]), *(case[n] for n in names[2:])))
+        measured = {0: 1.0, 2: case["speedup at k = 2"], 4: case["speedup at k = 4"]}
+        lowest, highest = min(lowest, *measured.values()), max(highest, *measured.values())
+        positions = {one: i + (one - 2) * 0.14 for one in measured}  # side by side: equal speedups must not overlap
+        for one, speedup in measured.items():
+            axes.text(positions[one], speedup, str(one), ha="center", va="center", fontsize=9)
+        ring = {"markersize": 13, "markerfacecolor": "none", "markeredgewidth": 1.8, "color": plotting.ACCEPTED}
+        axes.plot(positions.get(k, i), measured.get(k, np.nan), "o", label="" if i else "your k", **ring)
+    labels = [f"batch {case['batch']:.0f}\nα {case['alpha']}" for case in shown_cases()]
+    axes.set_xticks(range(len(labels)), labels, fontsize=9)
+    axes.grid(axis="x", visible=False)
+    axes.set_xlim(-0.6, len(labels) - 0.4)
+    axes.set_ylim(lowest - 0.1, highest + 0.1)
+    axes.legend()
+    return figure
+
+
+DRAWINGS: dict[str, Callable[[Any], Any]] = {
+    "accept": accept_figure,
+    "residual": residual_figure,
+    "speedup": speedup_figure,
+    "rewind": rewind_figure,
+    "step": step_figure,
+    "find_bug": findings_table,
+    "mend": mended_figure,
+    "equivalence_test": power_figure,
+    "decode": decode_figure,
+    "speedup_of": speedup_of_figure,
+    "decode_speedup": measured_figure,
+    "vllm_config": configuration_shown,
+    "acceptance": acceptance_figure,
+    "best_draft": draft_figure,
+    "adaptive_k": adaptive_figure,
+    "memory": memory_figure,
+    "decide": decide_figure,
+}

@@ -1,0 +1,75 @@
+"""Pictures of the exercises about records: acceptance rates, speedups, and the configuration that vLLM is handed."""
+
+import json
+import shlex
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from specdec_lab import plotting
+from specdec_lab.teaching.exercises import configuring
+from specdec_lab.teaching.exercises.exercise import Function, clean
+from specdec_lab.teaching.exercises.workload import KEPT, recorded_rounds
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@plotting.styled
+def speedup_of_figure(speedup_of: Function) -> "Figure":
+    """The paces of six runs, and the speedup of all of them together."""
+    plain, fast = [(64, 1.6), (64, 1.5), (20, 0.6)], [(64, 0.9), (64, 0.7), (9, 0.45)]
+    message = float(speedup_of(list(plain), list(fast)))
+    figure, axes = plotting.new_figure(f"You say: {message:.2f}×", "prompt", "tokens per second", height=3.0)
+    for offset, (words, runs, colour) in enumerate(
+        (("plain", plain, plotting.TARGET), ("speculative", fast, plotting.DRAFT))
+    ):
+        bars = axes.bar(np.arange(3) + 0.4 * offset - 0.2, [t / s for t, s in runs], 0.38, color=colour, label=words)
+        axes.bar_label(bars, [f"{tokens} in {seconds} s" for tokens, seconds in runs], fontsize=9)
+    axes.margins(y=0.12)
+    axes.set_xticks(range(3), ["1", "2", "3: ended early"])
+    axes.legend(loc="upper right")
+    return figure
+
+
+def configuration_shown(vllm_config: Function) -> None:
+    """The command line that the dictionary makes."""
+    config = vllm_config("drafts/medium", 4)
+    written = clean(json.dumps({**config}, ensure_ascii=False, default=str), 400)
+    refused = [clean(key, 40) for key in config if key not in configuring.TAKEN]
+    print(f"vllm serve TARGET --speculative-config {shlex.quote(written)}")
+    if refused:
+        print(f"vLLM refuses: {', '.join(refused)}")
+
+
+@plotting.styled
+def acceptance_figure(acceptance_rate: Function) -> "Figure":
+    """What the learner's function says of the recorded rounds, beside accepted / drafted."""
+    title = "Acceptance rates of the drafts that ship, from recorded rounds"
+    figure, axes = plotting.new_figure(title, "k", "share", height=3.2)
+    ks = sorted({k for _, k in KEPT})
+    for draft, style in zip(("small", "medium", "large"), (":", "-", "--"), strict=True):
+        yours = [float(acceptance_rate(recorded_rounds(draft, k))) for k in ks]
+        drafted = [sum(a for _, a in recorded_rounds(draft, k)) / sum(k for _ in recorded_rounds(draft, k)) for k in ks]
+        label = "accepted / drafted" if draft == "medium" else ""
+        axes.plot(ks, drafted, style, color=plotting.FORMULA, linewidth=1, label=label)
+        axes.plot(ks, yours, style, marker="o", color=plotting.ACCEPTED, label=f"yours, {draft}")
+    axes.set_xticks(ks)
+    axes.set_ylim(0, 1.05)
+    axes.legend(ncols=2, loc="lower left")
+    return figure
+
+
+@plotting.styled
+def measured_figure(measured_speedup: Function) -> "Figure":
+    """What the learner's measurement says of the pair that ships, for several k."""
+    from specdec_ref.loading import held_out_prompts, load_pair
+
+    pair, prompts = load_pair(), list(held_out_prompts().values())[:2]
+    gains = {k: float(measured_speedup(pair, prompts, k)) for k in (2, 4, 8)}
+    best = max(gains, key=lambda k: gains[k])
+    figure, axes = plotting.new_figure(f"Measured: {gains[best]:.2f}× at k = {best}", "k", "speedup", height=3.0)
+    axes.plot(list(gains), list(gains.values()), "o-", color=plotting.ACCEPTED, label="yours")
+    axes.axhline(1, color=plotting.FORMULA, linestyle="--", linewidth=1)
+    axes.set_xticks(list(gains))
+    return figure

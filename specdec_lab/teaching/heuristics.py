@@ -1,0 +1,67 @@
+"""Two rules of thumb for k that are widely copied, kept as they are: baselines to do better than."""
+
+from collections import deque
+
+from specdec_ref.decoding import Round
+from specdec_ref.errors import SpecdecError, is_number, is_whole
+
+
+class AdaptiveSpeculation:
+    """One token more while 0.1 above the target, one fewer while 0.1 below it: the source text's heuristic as it is.
+
+    It looks at the mean of accepted / proposed over the last 100 rounds, from the tenth on. Its set point moves with
+    what it sets: at the same α, accepted / proposed = (α + … + αᵏ)/k falls as k grows (α = 0.8: 0.72 at k = 2, 0.42 at
+    k = 8), so it finds the k at which a draft looks 70 % accepted, whatever a draft step costs, and never finds 0.
+    The baseline to do better than. Rows of a batch are pooled. Raises SpecdecError.
+    """
+
+    def __init__(self, min_k: int = 2, max_k: int = 8, target_acceptance: float = 0.7):
+        if not (is_whole(min_k) and is_whole(max_k) and 1 <= min_k <= max_k):
+            raise SpecdecError(f"min_k={min_k!r:.80}, max_k={max_k!r:.80}: take whole numbers, 1 ≤ min_k ≤ max_k")
+        if not is_number(target_acceptance) or not 0 <= target_acceptance <= 1:
+            raise SpecdecError(f"target_acceptance={target_acceptance!r:.80}: takes a share, 0 … 1")
+        self.min_k, self.max_k, self.target_acceptance = min_k, max_k, target_acceptance
+        self.current_k = (min_k + max_k) // 2
+        self.recent_acceptances: deque[float] = deque(maxlen=100)
+
+    def update(self, num_accepted: int, num_proposed: int) -> None:
+        """One round: how many of the proposed tokens, at least 1, were accepted."""
+        if not (is_whole(num_accepted) and is_whole(num_proposed) and 0 <= num_accepted <= num_proposed > 0):
+            raise SpecdecError(f"{num_accepted=!r:.40}, {num_proposed=!r:.40}: take 0 ≤ accepted ≤ proposed > 0")
+        self.recent_acceptances.append(num_accepted / num_proposed)
+        average = sum(self.recent_acceptances) / len(self.recent_acceptances)
+        if len(self.recent_acceptances) >= 10 and average > self.target_acceptance + 0.1:
+            self.current_k = min(self.max_k, self.current_k + 1)
+        elif len(self.recent_acceptances) >= 10 and average < self.target_acceptance - 0.1:
+            self.current_k = max(self.min_k, self.current_k - 1)
+
+    def get_current_k(self) -> int:
+        """Tokens to draft in the next round."""
+        return self.current_k
+
+    next_k = get_current_k
+
+    def observe(self, rounds: list[Round]) -> None:
+        if proposed := sum(len(one.drafted) for one in rounds):  # a text's last round may have no room for a draft
+            self.update(sum(one.accepted for one in rounds), proposed)
+
+
+def get_optimal_speculation_config(batch_size: int, sequence_length: float) -> dict[str, int | bool | str]:
+    """The source text's four rules as they are: num_speculative_tokens, enable and the reason it gives.
+
+    batch_size: sequences decoded together, ≥ 1. sequence_length: tokens of each, ≥ 0 (its caller passes characters).
+    The last rule takes what is left: one sequence of 2,048 to 4,096 tokens is a 'Medium batch'. Raises SpecdecError.
+    """
+    if not is_whole(batch_size) or batch_size < 1:
+        raise SpecdecError(f"batch_size={batch_size!r:.80}: takes a whole number ≥ 1")
+    if not is_number(sequence_length) or not 0 <= sequence_length < float("inf"):
+        raise SpecdecError(f"sequence_length={sequence_length!r:.80}: takes a number of tokens ≥ 0")
+    if batch_size == 1 and sequence_length < 512:
+        k, reason = 8, "Low batch, short context - maximum speculation benefit"
+    elif batch_size <= 4 and sequence_length < 2048:
+        k, reason = 4, "Small batch - speculation still beneficial"
+    elif batch_size > 8 or sequence_length > 4096:
+        k, reason = 0, "Large batch/context - batch processing more efficient"
+    else:
+        k, reason = 2, "Medium batch - conservative speculation"
+    return {"num_speculative_tokens": k, "enable": k > 0, "reason": reason}

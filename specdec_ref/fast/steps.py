@@ -1,0 +1,138 @@
+"""How the steps of a model are run: one operation after the other, recorded on a CPU, or captured
+as CUDA graphs."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from specdec_ref.cache import RewindableCache
+from specdec_ref.errors import SpecdecError
+from specdec_ref.fast.graphs import forget_workspaces, step_in_workspace, workspace_for
+from specdec_ref.fast.trace import is_plain, model_state, recorded_step, untouched
+
+STEPS = "auto", "plain", "recorded", "graphs", "compiled"
+"""Ways to run steps: as suits the device; one operation after the other; recorded on a CPU (see
+`trace`); captured as CUDA graphs; compiled, then captured."""
+
+CAPACITY_STEP = 256
+"""A captured step belongs to one size of cache, so capacities are rounded up to multiples of this
+to be used again."""
+
+Forward = Callable[[Any, Tensor, Tensor, tuple[Tensor, ...]], Tensor]
+"""(cache, tokens [B, n], positions, masks) → logits [B, n, V]."""
+
+_chosen: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
+
+
+def choose_steps(model: nn.Module, steps: str) -> None:
+    """Run this model's steps that way from now on.
+
+    Args:
+        model: a transformers model.
+        steps: one of `STEPS`. 'plain' gives transformers' own numbers to the last bit.
+
+    Raises:
+        SpecdecError: for another word.
+    """
+    if steps not in STEPS:
+        raise SpecdecError(f"steps={steps!r:.80}: takes one of {', '.join(STEPS)}")
+    _chosen[model] = steps
+    forget_workspaces(model)
+
+
+def steps_of(model: nn.Module) -> str:
+    """How this model's steps are run: what was chosen, else 'graphs' on CUDA and 'recorded'
+    elsewhere."""
+    steps = _chosen.get(model, "auto")
+    if steps != "auto":
+        return steps
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    return "graphs" if on_gpu else "recorded"
+
+
+class Runner(Protocol):
+    """Runs the steps of one generation over one cache. It does not hold the forward pass, which
+    holds it."""
+
+    def step(self, forward: Forward, tokens: Tensor, masks: tuple[Tensor, ...]) -> Tensor:
+        """Logits [B, n, V] after each of tokens [B, n], for which `cache.advance` has made room.
+
+        Args:
+            forward: the model's forward pass.
+            tokens: [B, n].
+            masks: one additive mask for each kind of attention layer, [B or 1, 1, n, W].
+        """
+        ...
+
+
+def choose_runner(model: nn.Module, cache: RewindableCache, steps: str) -> Runner:
+    """The runner for `steps`, one of `STEPS`, or the plain one where the model or the device cannot
+    do better."""
+    if cache.capacity == 0:
+        return PlainRunner(cache)
+    if steps == "recorded" and is_plain(model) and cache.device.type == "cpu":
+        return RecordingRunner(cache, model)
+    if steps in ("graphs", "compiled"):
+        if untouched(model):
+            return CapturingRunner(cache, model, compiled=steps == "compiled")
+        warnings.warn(
+            "the model has hooks, which no graph sees: its steps run one kernel by one",
+            stacklevel=3,
+        )
+    return PlainRunner(cache)
+
+
+def rounded_capacity(capacity: int, context: int, steps: str) -> int:
+    """The capacity in tokens of a cache for these steps: more than was asked for where that lets
+    graphs be reused."""
+    if steps not in ("graphs", "compiled"):
+        return capacity
+    rounded = -(-capacity // CAPACITY_STEP) * CAPACITY_STEP
+    return min(max(context, capacity), rounded)
+
+
+class PlainRunner:
+    """One operation after the other."""
+
+    def __init__(self, cache: RewindableCache):
+        self.cache = cache
+
+    def step(self, forward: Forward, tokens: Tensor, masks: tuple[Tensor, ...]) -> Tensor:
+        return forward(self.cache, tokens, self.cache.positions, masks)
+
+
+class RecordingRunner(PlainRunner):
+    """Records a step when its shape comes often, and replays it (see `trace`)."""
+
+    def __init__(self, cache: RewindableCache, model: nn.Module):
+        super().__init__(cache)
+        self.model = model
+        self.state = model_state(model)
+
+    def step(self, forward: Forward, tokens: Tensor, masks: tuple[Tensor, ...]) -> Tensor:
+        if len(masks) > 1 or not self.cache.slots:
+            return super().step(forward, tokens, masks)
+        return recorded_step(self.model, self.state, tokens, masks[0], self.cache)
+
+
+class CapturingRunner(PlainRunner):
+    """Captures a step when its shape comes often, and replays the graph (see `graphs`)."""
+
+    def __init__(self, cache: RewindableCache, model: nn.Module, compiled: bool):
+        super().__init__(cache)
+        self.model = model
+        self.compiled = compiled
+        self.workspace = workspace_for(model, cache)
+
+    def step(self, forward: Forward, tokens: Tensor, masks: tuple[Tensor, ...]) -> Tensor:
+        if not self.cache.slots:
+            return super().step(forward, tokens, masks)
+        if self.cache.allocated != self.workspace.slots_per_row:
+            self.workspace = workspace_for(self.model, self.cache)
+        logits = step_in_workspace(
+            self.model, self.workspace, self.cache, forward, tokens, masks, self.compiled
+        )
+        return super().step(forward, tokens, masks) if logits is None else logits

@@ -1,0 +1,210 @@
+"""Steps recorded once and replayed: on a CPU, half the time of a small model's step is Python's own
+overhead.
+
+A step of fixed shape does the same operations every time, so it is recorded by PyTorch's tracer
+when its shape has come often, and replayed from then on. A step of one token replays the very
+operations of the model: the same numbers to the last bit. In a step of several, the linear layers
+multiply by packed weights (see `packing`): the same sums in another order.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from specdec_ref.cache import FixedSlots, RewindableCache, cache_argument
+from specdec_ref.fast.packing import NOTHING, Packed, Packing, Places, pack
+
+PLAIN_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Model types whose forward pass is embedding, rotary positions, layers, norm and head, and nothing
+more."""
+
+USES_BEFORE_RECORDING = 12
+"""A record costs as much as some hundred steps, so shapes that only the last round of a text has
+are not worth one."""
+
+Shape = tuple[object, ...]
+State = tuple[object, ...]
+
+
+@dataclass
+class Records:
+    """What is recorded of one model.
+
+    state: what `model_state` was when the weights were packed. packing: those weights. steps:
+    recorded steps by shape. uses: how often each shape was run before it was recorded.
+    """
+
+    state: State = ()
+    packing: Packing = NOTHING
+    steps: dict[Shape, "Step"] = field(default_factory=dict)
+    uses: dict[Shape, int] = field(default_factory=dict)
+
+
+_records: "WeakKeyDictionary[nn.Module, Records]" = WeakKeyDictionary()
+
+
+def layer_by_layer(
+    model: Any, tokens: Tensor, positions: Tensor, mask: Any, cache: Any, keep_logits: int = 0
+) -> Tensor:
+    """The forward pass of a plain family, without the bookkeeping of transformers' outer functions.
+
+    Args:
+        model: a causal LM of one of `PLAIN_FAMILIES`.
+        tokens, positions: [B, n].
+        mask: additive, [B or 1, 1, n, W], or one for each kind of layer.
+        cache: what the layers write to; None for none.
+        keep_logits: the number of last tokens to score; 0 scores all.
+
+    Returns:
+        Logits [B, n or keep_logits, V].
+    """
+    body = model.model
+    caching = {cache_argument(model): cache}
+    hidden = body.embed_tokens(tokens)
+    rotary = body.rotary_emb(hidden, position_ids=positions)
+    for i, layer in enumerate(body.layers):
+        hidden = layer(
+            hidden,
+            attention_mask=mask[model.config.layer_types[i]] if isinstance(mask, dict) else mask,
+            position_ids=positions,
+            position_embeddings=rotary,
+            use_cache=True,
+            **caching,
+        )
+    logits: Tensor = model.lm_head(body.norm(hidden[:, -keep_logits:]))
+    return logits
+
+
+def model_state(model: nn.Module) -> State:
+    """A value that changes where a module or parameter is replaced, moved, converted or written to.
+
+    Records and packed weights of another state are not used. (Writing through `.data` goes
+    unnoticed.)
+    """
+    modules = [id(module) for module in model.modules()]
+    parameters = list(model.parameters())
+    places = [(id(p), p.data_ptr(), p.dtype) for p in parameters]
+    versions = [0 if p.is_inference() else p._version for p in parameters]
+    return (*modules, *places, *versions)
+
+
+def untouched(model: nn.Module) -> bool:
+    """Whether the model has no hooks and no patched `forward`, which `layer_by_layer` and replays
+    leave out."""
+    return not any(
+        "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
+        for module in model.modules()
+    )
+
+
+def is_plain(model: Any) -> bool:
+    """Whether `layer_by_layer` is the whole forward pass of this model."""
+    return model.config.model_type in PLAIN_FAMILIES and untouched(model)
+
+
+def takes_packed(batch: int, n: int) -> bool:
+    """Whether a step of n tokens multiplies by packed weights.
+
+    A step of one token does not: it took 9.0 ms instead of 10.5 with them, but would not be the
+    model's own any more. Several sequences gain hardly anything.
+    """
+    return batch == 1 < n
+
+
+Step = Callable[..., Tensor]
+"""(tokens [B, n], positions, mask, rows, packed weights and slots) → logits [B, n, V]."""
+
+
+def step_of(model: nn.Module, num_weights: int, places: Places) -> Step:
+    """A step whose packed weights and cache come in as tensors: the weights, then keys and values
+    of every layer."""
+
+    def step(
+        tokens: Tensor, positions: Tensor, mask: Tensor, rows: Tensor, *others: Tensor
+    ) -> Tensor:
+        weights, slots = others[:num_weights], others[num_weights:]
+        layers = dict(enumerate(zip(slots[::2], slots[1::2], strict=True)))
+        cache = FixedSlots(layers, positions, rows)
+        with Packed(weights, places):
+            return layer_by_layer(model, tokens, positions.expand(tokens.shape), mask, cache)
+
+    return step
+
+
+def record(model: nn.Module, step: Step, inputs: tuple[Tensor, ...]) -> Step:
+    """The operations of `step` on these inputs, as a function that replays them on others of the
+    same shapes.
+
+    The weights become constants of the function, without a copy. `torch.jit.trace` does the same,
+    but what it makes stays in the process for good, with a class for each module of the model: 70
+    MB for each shape of a step of 30 layers. This function takes half of that and is freed with the
+    last reference to it.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:  # no constant may ask for a gradient
+            parameter.requires_grad_(False)
+        with _without_warnings():
+            graph, _ = torch._C._create_graph_by_tracing(
+                step, inputs, lambda tensor: "", True, False
+            )
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+    recorded: Step = torch._C._create_function_from_graph("step", graph)
+    return recorded
+
+
+def recorded_step(
+    model: nn.Module, state: State, tokens: Tensor, mask: Tensor, cache: RewindableCache
+) -> Tensor:
+    """`layer_by_layer` at the cache's positions, replayed where this shape is recorded.
+
+    Args:
+        model: a causal LM of one of `PLAIN_FAMILIES`.
+        state: what `model_state` returned when decoding began.
+        tokens: [B, n].
+        mask: additive, [B or 1, 1, n, W].
+        cache: has made room for the tokens. One record serves any number of slots.
+
+    Returns:
+        Logits [B, n, V], the same before and after recording, to the last bit.
+    """
+    records = _records.setdefault(model, Records())
+    packed = takes_packed(*tokens.shape)
+    if packed and records.state != state:
+        records.state = state
+        records.packing = pack(model)
+    weights, places = records.packing if packed else NOTHING
+    slots = [tensor for layer in range(len(cache.slots)) for tensor in cache.window(layer)]
+    inputs = (tokens, cache.positions, mask, cache.rows, *weights, *slots)
+    shape = (*tokens.shape, *cache.positions.shape, slots[0].dtype, state)
+    if shape in records.steps:
+        return records.steps[shape](*inputs)
+    step = step_of(model, len(weights), places)
+    records.uses[shape] = records.uses.get(shape, 0) + 1
+    if records.uses[shape] > USES_BEFORE_RECORDING:
+        with suppress(RuntimeError):  # quantized layers hold their weights where no tracer looks
+            step = record(model, step, inputs)
+        records.steps[shape] = step
+    return step(*inputs)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Without what tracing complains of: it reads every property of a model, and fixes Python
+    values by shape."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(before)

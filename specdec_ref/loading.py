@@ -1,0 +1,250 @@
+"""Loading models and checking that they can work together: `load_pair`, and the pair that ships."""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from specdec_ref.consistency import check_consistent
+from specdec_ref.errors import SpecdecError, one_line
+from specdec_ref.fast.layout import store_by_columns
+from specdec_ref.fast.steps import STEPS, choose_steps
+from specdec_ref.models import check_rewindable, context_length, score_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+PRETRAINED = Path(str(resources.files("specdec_ref"))) / "pretrained"
+DEFAULT_DRAFT = "draft-medium"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A target, a draft and the tokenizer that both use. `target` and `draft` are plain
+    transformers models."""
+
+    target: "PreTrainedModel"
+    draft: "PreTrainedModel | None"
+    tokenizer: "PreTrainedTokenizerBase"
+
+    @property
+    def device(self) -> torch.device:
+        """Where both models are."""
+        return self.target.device
+
+    @property
+    def context(self) -> int:
+        """Tokens that both models can hold."""
+        models = [m for m in (self.target, self.draft) if m is not None]
+        return min(context_length(m.config.get_text_config(decoder=True)) for m in models)
+
+    @property
+    def eos(self) -> frozenset[int]:
+        """Ids that end a generation: the target's own."""
+        ids = self.target.generation_config.eos_token_id
+        ids = self.target.config.eos_token_id if ids is None else ids
+        return frozenset([ids] if isinstance(ids, int) else ids or [])
+
+
+def shipped() -> tuple[str, ...]:
+    """Names of the shipped models, 'target' and the drafts, as `load_pair` takes them."""
+    return tuple(sorted(p.parent.name for p in PRETRAINED.glob("*/model.safetensors")))
+
+
+def held_out_prompts() -> dict[str, str]:
+    """Beginnings of functions that no shipped model was trained on, by name. Raises SpecdecError
+    where missing."""
+    if not (PRETRAINED / "prompts.json").is_file():
+        raise SpecdecError(
+            "held-out prompts: prompts.json is missing here; make it with `specdec train`"
+        )
+    return dict(json.loads((PRETRAINED / "prompts.json").read_text(encoding="utf-8")))
+
+
+def load_pair(
+    target: str | os.PathLike[str] | None = None,
+    draft: str | os.PathLike[str] | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    steps: str = "auto",
+) -> Pair:
+    """Load a target and its draft, ready to decode with.
+
+    target, draft: a folder, a hub name, or one of `shipped()`; neither: the pair that ships here,
+    with no network. A target of your own without a draft gives a pair for prompt lookup. device:
+    'cpu', 'cuda', …; default the GPU where there is one. dtype: default float32 on CPU, bfloat16
+    elsewhere. steps: 'auto', that is 'recorded' on a CPU and 'graphs' on CUDA, where the model
+    allows it; 'plain', 'graphs' (CUDA graphs) or 'compiled' (torch.compile, then graphs). Only
+    safetensors are read, and no code of the model's own is run. Raises SpecdecError where a model
+    cannot be loaded, where its steps do not score as its own forward pass (`consistency`), or where
+    the two do not fit.
+    """
+    where = usable_device(device)
+    kind = usable_dtype(dtype, where)
+    if steps not in STEPS:
+        raise SpecdecError(f"steps={steps!r:.80}: takes one of {', '.join(STEPS)}")
+    ours = target is None
+    if ours and draft is None:
+        draft = DEFAULT_DRAFT
+    if ours and "target" not in shipped():
+        raise SpecdecError(
+            "target: the pair that ships is missing here; make it with `specdec train`"
+        )
+    target_model = load_model("target", "target" if ours else target, where, kind)
+    tokenizer = load_tokenizer("target", "target" if ours else target)
+    _check_vocabulary("target", target_model, tokenizer)
+    draft_model = None
+    if draft is not None:
+        draft_model = load_model("draft", draft, where, kind)
+        check_compatible(target_model, tokenizer, draft_model, load_tokenizer("draft", draft))
+    for model in (target_model, draft_model):
+        if model is not None:
+            choose_steps(model, steps)
+    return Pair(target_model, draft_model, tokenizer)
+
+
+def check_compatible(
+    target: "PreTrainedModel",
+    target_tokenizer: "PreTrainedTokenizerBase",
+    draft: "PreTrainedModel",
+    draft_tokenizer: "PreTrainedTokenizerBase",
+) -> None:
+    """Check that a draft can propose to a target: same ids for the same strings, both can be
+    rewound.
+
+    Sizes prove nothing: the maps from string to id are compared. Rows of the embedding beyond the
+    vocabulary (padding) may differ in number. Raises SpecdecError with the first difference.
+    """
+    _check_vocabulary("draft", draft, draft_tokenizer)
+    ours, theirs = target_tokenizer.get_vocab(), draft_tokenizer.get_vocab()
+    if ours != theirs:
+        by_id = {i: s for s, i in ours.items()}, {i: s for s, i in theirs.items()}
+        first = min(i for _, i in ours.items() ^ theirs.items())
+        raise SpecdecError(
+            f"draft: its vocabulary is not the target's: "
+            f"id {first} is {by_id[0].get(first)!r} for the target and "
+            f"{by_id[1].get(first)!r} for the draft ({len(ours)} and {len(theirs)} tokens)"
+        )
+
+
+def _check_vocabulary(
+    role: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+) -> None:
+    check_rewindable(model, role)
+    rows, largest = score_rows(model), max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise SpecdecError(
+            f"{role}: its tokenizer has ids up to {largest}, "
+            f"but the model scores only {rows} tokens"
+        )
+
+
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name, tried out; None: the GPU where there is one, else the CPU. Raises
+    SpecdecError."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+        torch.zeros(
+            1, dtype=torch.float64, device=where
+        ).item()  # 'meta' has no numbers, 'mps' none of 64 bits
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        here = "cpu, cuda" if torch.cuda.is_available() else "cpu (PyTorch sees no CUDA GPU here)"
+        raise SpecdecError(
+            f"device={str(device)!r}: not usable; this machine has {here}"
+        ) from error
+    return where
+
+
+def usable_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The number type of that name; None: float32 on a CPU, bfloat16 elsewhere. Raises
+    SpecdecError."""
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if kind not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        raise SpecdecError(f"dtype={dtype!r}: takes float32, float64, bfloat16 or float16")
+    return kind
+
+
+def usable_source(role: str, name: str | os.PathLike[str] | None) -> str:
+    if isinstance(name, str) and name in shipped():
+        return str(PRETRAINED / name)
+    takes = ", ".join(["takes a folder, a hub name", *shipped()])
+    if not isinstance(name, (str, os.PathLike)):
+        raise SpecdecError(f"{role}={name!r:.80}: {takes}")
+    if not Path(name).is_dir() and (isinstance(name, os.PathLike) or not HUB_NAME.fullmatch(name)):
+        raise SpecdecError(f"{role}={str(name)!r}: no such folder; {takes}")
+    return str(name)
+
+
+def load_model(
+    role: str, name: str | os.PathLike[str] | None, device: torch.device, dtype: torch.dtype
+) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    source = usable_source(role, name)
+    local = Path(source).is_dir()
+    if local and not (Path(source) / "config.json").is_file():
+        raise SpecdecError(f"{role}={str(name)!r}: not a model folder, it has no config.json")
+    bars = logging.is_progress_bar_enabled()
+    if local:  # nothing to wait for
+        logging.disable_progress_bar()
+    try:
+        result: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=local,
+            output_loading_info=True,
+        )
+        loaded: PreTrainedModel = result[0].to(device).eval()
+    except (
+        Exception
+    ) as error:  # every library below has its own errors for a bad file; the caller needs one line
+        here = (
+            ""
+            if local
+            else f"no such folder, nor one that ships ({', '.join(shipped())}); from the hub it "
+        )
+        raise SpecdecError(
+            f"{role}={str(name)!r}: {here}cannot be loaded: {one_line(error)}"
+        ) from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    if missing := sorted(
+        result[1]["missing_keys"]
+    ):  # transformers would fill them with random numbers
+        raise SpecdecError(
+            f"{role}={str(name)!r}: cannot be loaded: "
+            f"its weights lack {missing[0]} ({len(missing)} missing)"
+        )
+    if device.type == "cpu":
+        store_by_columns(loaded)
+    check_consistent(loaded, role)
+    return loaded
+
+
+def load_tokenizer(role: str, name: str | os.PathLike[str] | None) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    source = usable_source(role, name)
+    try:
+        return AutoTokenizer.from_pretrained(
+            source, trust_remote_code=False, local_files_only=Path(source).is_dir()
+        )
+    except Exception as error:
+        raise SpecdecError(
+            f"{role}={str(name)!r}: its tokenizer cannot be loaded: {one_line(error)}"
+        ) from error
