@@ -42,7 +42,7 @@ def play_stream(controller: Controller, alphas: Sequence[float], c: float, v: Co
     `predicted_speedup` takes them. No model and no clock is involved: a controller that times its rounds is refused
     with SpecdecError.
     """
-    if getattr(controller, "measures", False):
+    if getattr(controller, "measures_costs", False):
         raise SpecdecError("controller: times its rounds, and these take no time; give it the costs")
     u = np.random.default_rng(seed).random((len(alphas), max(MAX_K, controller.max_k)))
     ks, tokens, cost = [], 0, 0.0
