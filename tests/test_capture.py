@@ -76,12 +76,13 @@ def test_a_plain_step_is_the_models_own_to_the_last_bit(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", sorted(PLAIN_FAMILIES - {"mistral"}))
-def test_a_recorded_step_of_one_token_is_the_models_own_to_the_last_bit(family: str) -> None:
+def test_a_recorded_step_of_several_rows_is_the_models_own_to_the_last_bit(family: str) -> None:
+    """They are not packed. A single row is, whether a step has one token or more: see the next test."""
     recorded, plain = TransformersModel(build_model(family)), TransformersModel(build_model(family))
-    found = logits_over_a_while(recorded, [30], [1] * 12)
+    found = logits_over_a_while(recorded, [30, 30], [1] * 12)
     assert trace._records[recorded.model].steps
-    plain.start(1, 0)
-    own = logits_over_a_while(_never_recorded(plain), [30], [1] * 12)
+    plain.start(2, 0)
+    own = logits_over_a_while(_never_recorded(plain), [30, 30], [1] * 12)
     assert all(map(torch.equal, found, own))
 
 

@@ -162,7 +162,7 @@ def memory_profile(
     elif not isinstance(models, tuple) or len(models) != 2:
         raise SpecdecError(f"models={models!r:.80}: takes a Pair, or (target, draft): folders, names or configurations")
     where = usable_device(device)
-    packs = where.type == "cpu" and takes_packed(batch, k + 1)
+    packs = where.type == "cpu" and takes_packed(batch)
     kind = usable_dtype(dtype, where)
     target = skeleton(models[0], kind, "target")
     draft = skeleton(models[1], kind, "draft") if models[1] is not None else None
