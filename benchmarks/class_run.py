@@ -84,7 +84,7 @@ def wrong_answers() -> Iterator[Submission]:
         exercise, diagnosis = (ast.literal_eval(item) for item in row.elts[:2])
         answer = ast.unparse(row.elts[2])
         wanted = needed(row.elts[2], parts)
-        lines = ["from typing import Any", "import numpy as np", "import torch"]
+        lines = ["from pathlib import PurePosixPath", "from typing import Any", "import numpy as np", "import torch"]
         lines += [ast.unparse(node) for node in wanted]
         lines += [f"{EXERCISES[exercise].function} = {answer}"]
         yield Submission("wrong", answer, MOST - POINTS, "\n".join(lines), exercise, diagnosis)

@@ -116,7 +116,15 @@ def generate_autoregressive(
     stop: str | Sequence[str] = (),
     monitor: Watcher | None = None,
 ) -> Generation | list[Generation]:
-    """One token per step of the target: the baseline. Exactly `generate_speculative` with k = 0.
+    """Decode one token per step of the target: the baseline. The same as `generate_speculative`
+    with k = 0.
+
+    Args:
+        pair: target and tokenizer; its draft is not used.
+        prompt, max_new_tokens, sampling, seed, stop, monitor: as for `generate_speculative`.
+
+    Returns:
+        One generation, or a list of them for a list of prompts.
 
     Raises:
         SpecdecError: arguments that it cannot use.

@@ -121,15 +121,15 @@ class RewindableCache:
         return states.new_zeros(batch, heads, self.allocated, width)
 
     def _grow(self, tokens: int) -> None:
-        """Double the slots, or more where `tokens` ask for it. What stands in them is copied."""
+        """Double the slots, or more where `tokens` ask for it: layer by layer, so that no more than
+        one layer exists twice at a time."""
         before, self.allocated = self.allocated, min(self.capacity, max(tokens, 2 * self.allocated))
-        longer = {}
-        for layer, states in self.slots.items():
-            keys, values = self._room(states[0]), self._room(states[1])
-            keys[:, :, :before] = states[0]
-            values[:, :, :before] = states[1]
-            longer[layer] = keys, values
-        self.slots = longer
+        for layer in self.slots:
+            old_keys, old_values = self.slots[layer]
+            keys, values = self._room(old_keys), self._room(old_values)
+            keys[:, :, :before] = old_keys
+            values[:, :, :before] = old_values
+            self.slots[layer] = keys, values
 
 
 class FixedSlots:

@@ -77,14 +77,20 @@ def load_pair(
 ) -> Pair:
     """Load a target and its draft, ready to decode with.
 
-    target, draft: a folder, a hub name, or one of `shipped()`; neither: the pair that ships here,
-    with no network. A target of your own without a draft gives a pair for prompt lookup. device:
-    'cpu', 'cuda', …; default the GPU where there is one. dtype: default float32 on CPU, bfloat16
-    elsewhere. steps: 'auto', that is 'recorded' on a CPU and 'graphs' on CUDA, where the model
-    allows it; 'plain', 'graphs' (CUDA graphs) or 'compiled' (torch.compile, then graphs). Only
-    safetensors are read, and no code of the model's own is run. Raises SpecdecError where a model
-    cannot be loaded, where its steps do not score as its own forward pass (`consistency`), or where
-    the two do not fit.
+    Only safetensors are read, and no code of the model's own is run.
+
+    Args:
+        target, draft: a folder, a hub name, or one of `shipped()`. Without either: the pair that
+            ships here, with no network. A target of your own without a draft gives a pair for
+            prompt lookup.
+        device: 'cpu', 'cuda', …; default the GPU where there is one.
+        dtype: default float32 on a CPU, bfloat16 elsewhere.
+        steps: 'auto' is 'recorded' on a CPU and 'graphs' on CUDA, where the model allows it. Others:
+            'plain', 'graphs' (CUDA graphs) and 'compiled' (torch.compile, then graphs).
+
+    Raises:
+        SpecdecError: a model cannot be loaded, its steps do not score as its own forward pass (see
+            `consistency`), or the two models do not fit together.
     """
     where = usable_device(device)
     kind = usable_dtype(dtype, where)
@@ -119,8 +125,15 @@ def check_compatible(
     """Check that a draft can propose to a target: same ids for the same strings, both can be
     rewound.
 
-    Sizes prove nothing: the maps from string to id are compared. Rows of the embedding beyond the
-    vocabulary (padding) may differ in number. Raises SpecdecError with the first difference.
+    Equal sizes of the vocabularies are not enough, so the maps from string to id are compared.
+    Embedding rows beyond the vocabulary (padding) may differ in number.
+
+    Args:
+        target, draft: causal LMs.
+        target_tokenizer, draft_tokenizer: their tokenizers.
+
+    Raises:
+        SpecdecError: names the first difference.
     """
     _check_vocabulary("draft", draft, draft_tokenizer)
     ours, theirs = target_tokenizer.get_vocab(), draft_tokenizer.get_vocab()

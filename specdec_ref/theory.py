@@ -1,9 +1,12 @@
 """What speculative decoding should gain, from four measured numbers.
 
-α: chance that a drafted token is accepted. c: time of a draft step / time of a target step. v: time
-to score k + 1 tokens / time to score one. o (`overhead`): what else a round costs, in target steps.
-The formulas take α as the same at every position; that and v > 1 are the two reasons why a measured
-speedup differs from the papers' formula (v = 1).
+- α: probability that a drafted token is accepted.
+- c: time of a draft step / time of a target step.
+- v: time to score k + 1 tokens / time to score one.
+- o (`overhead`): everything else a round costs, in target steps.
+
+The formulas assume the same α at every position. That assumption, and v > 1, are the two reasons why
+a measured speedup differs from the papers' formula (v = 1).
 """
 
 from collections.abc import Callable
@@ -19,21 +22,38 @@ Cost = float | Callable[[int], float]
 
 
 def expected_tokens(alpha: Real, k: int) -> Real:
-    """Tokens that a round emits on average: 1 + α + … + αᵏ = (1 − αᵏ⁺¹)/(1 − α).
+    """Expected tokens per round: 1 + α + … + αᵏ = (1 − αᵏ⁺¹)/(1 − α).
 
-    alpha: number or array in [0, 1]. k ≥ 0. The leading 1 is the token that every round adds: the
-    residual's, or the bonus token. Leviathan et al. 2022, equation 1. Raises SpecdecError.
+    The leading 1 is the token that every round adds: the residual's, or the bonus token.
+
+    Args:
+        alpha: acceptance rate, a number or array in [0, 1].
+        k: drafted tokens, ≥ 0.
+
+    Raises:
+        SpecdecError: alpha or k is out of range.
+
+    Leviathan et al. 2022, equation 1.
     """
     _check(alpha, k)
     return sum(alpha**i for i in range(1, k + 1)) + alpha**0
 
 
 def predicted_speedup(alpha: Real, k: int, c: float, v: Cost = 1.0, overhead: float = 0.0) -> Real:
-    """S = E[tokens] / (k·c + v(k + 1) + o), against one target step per token (S = 1 at k = 0).
+    """Speedup over one target step per token: S = E[tokens] / (k·c + v(k + 1) + o), and 1 at k = 0.
 
-    alpha: number or array in [0, 1]; c, overhead: target steps, ≥ 0; v: a number, or a function of
-    the number of scored tokens. Leviathan et al. 2022, theorem 3.8, is the case v = 1, o = 0.
-    Raises SpecdecError.
+    Args:
+        alpha: acceptance rate, a number or array in [0, 1].
+        k: drafted tokens, ≥ 0.
+        c: time of a draft step, in target steps, ≥ 0.
+        v: time to score k + 1 tokens, in target steps: a number, or a function of the number of
+            scored tokens.
+        overhead: everything else a round costs, in target steps, ≥ 0.
+
+    Raises:
+        SpecdecError: an argument is out of range.
+
+    Leviathan et al. 2022, theorem 3.8, is the case v = 1, o = 0.
     """
     if not (is_number(c) and is_number(overhead) and c >= 0 and overhead >= 0):
         raise SpecdecError(
@@ -45,18 +65,32 @@ def predicted_speedup(alpha: Real, k: int, c: float, v: Cost = 1.0, overhead: fl
 
 
 def best_k(alpha: float, c: float, v: Cost = 1.0, overhead: float = 0.0, max_k: int = 32) -> int:
-    """The k in 0…max_k with the largest predicted speedup; 0 says: do not speculate. Raises
-    SpecdecError."""
+    """The k in 0…max_k with the largest predicted speedup; 0 means: do not speculate.
+
+    Args:
+        alpha, c, v, overhead: as for `predicted_speedup`.
+        max_k: the largest k to consider.
+
+    Raises:
+        SpecdecError: an argument is out of range.
+    """
     if not is_whole(max_k) or max_k < 0:
         raise SpecdecError(f"max_k={max_k!r}: takes a whole number ≥ 0")
     return max(range(max_k + 1), key=lambda k: float(predicted_speedup(alpha, k, c, v, overhead)))
 
 
 def break_even_alpha(k: int, c: float, v: Cost = 1.0, overhead: float = 0.0) -> float:
-    """The α at which k drafted tokens gain nothing (S = 1); inf where even α = 1 does not pay.
-    Within 1e-12.
+    """The α at which k drafted tokens gain nothing (S = 1), within 1e-12.
 
-    Raises SpecdecError.
+    Args:
+        k: drafted tokens, ≥ 1.
+        c, v, overhead: as for `predicted_speedup`.
+
+    Returns:
+        A number in [0, 1], or inf where even α = 1 does not pay.
+
+    Raises:
+        SpecdecError: an argument is out of range.
     """
     if not is_whole(k) or k < 1:
         raise SpecdecError(f"k={k!r}: takes a whole number ≥ 1")

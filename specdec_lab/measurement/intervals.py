@@ -6,6 +6,7 @@ confidence. With too few samples there is no interval.
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 from specdec_ref.errors import SpecdecError, is_number
 
@@ -40,13 +41,15 @@ def samples_needed(quantile: float, level: float = 0.95) -> int:
 
 
 def share_interval(successes: int, trials: int, level: float = 0.95) -> Interval:
-    """Wilson's interval for a share that was observed as successes / trials. (0, 1) without trials."""
+    """Confidence interval of a probability, from successes in independent trials. (0, 1) without trials. Wilson 1927."""
     if not trials:
         return 0.0, 1.0
-    from scipy.stats import binomtest
-
-    interval = binomtest(successes, trials).proportion_ci(level, method="wilson")
-    return float(interval.low), float(interval.high)
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share = successes / trials
+    square = z * z / trials
+    middle = share + square / 2
+    half = z * math.sqrt(share * (1 - share) / trials + square / trials / 4)
+    return max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))
 
 
 def _check(quantile: float, level: float) -> None:

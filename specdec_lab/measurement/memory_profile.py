@@ -14,7 +14,6 @@ from torch import Tensor
 
 from specdec_lab.measurement.tables_shown import html_table, mib, rich_table
 from specdec_lab.plotting import DRAFT, FORMULA, TARGET, new_figure, styled
-from specdec_ref.cache import FIRST_SLOTS
 from specdec_ref.errors import SpecdecError, is_whole, one_line
 from specdec_ref.fast.packing import packable, packed_product
 from specdec_ref.fast.steps import choose_steps, steps_of
@@ -265,23 +264,14 @@ def _share(model: "PreTrainedModel", batch: int, context: int, capacity: int, sc
     ours.prefill([[0]] * batch)  # allocates the first slots, which have the shapes that the model needs
     slots = ours.cache.capacity
     per_slot = ours.cache.bytes // ours.cache.allocated
-    growing = per_slot * _slots_before_growing(slots)
     tokens = max(min(context, PREFILL_CHUNK), min(scored, slots))
     packs = packs and packed_product() is not None and model.config.model_type in PLAIN_FAMILIES
     return ModelMemory(
         weights=sum(t.nbytes for t in tensors_of(model)),
         kv=per_slot * slots,
-        activations=max(growing, _step_activations(model, batch, tokens, slots)),
+        activations=_step_activations(model, batch, tokens, slots),
         packed=sum(module.weight.nbytes for module in model.modules() if packs and packable(module)),
     )
-
-
-def _slots_before_growing(slots: int) -> int:
-    """Slots of the cache before it grows for the last time. They are released after the copy; 0 if it never grows."""
-    before = FIRST_SLOTS
-    while 2 * before < slots:
-        before *= 2
-    return before if before < slots else 0
 
 
 def _step_activations(model: "PreTrainedModel", batch: int, tokens: int, slots: int) -> int:

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import isnan, nan, sqrt
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from specdec_lab.measurement.intervals import share_interval
 from specdec_ref.errors import SpecdecError
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -146,7 +146,7 @@ def summarise(
         accepted=accepted,
         emitted=emitted,
         acceptance_rate=_share(accepted, judged),
-        acceptance_interval=wilson_interval(accepted, judged),
+        acceptance_interval=share_interval(accepted, judged) if judged else (nan, nan),
         draft_acceptance_rate=_share(accepted, drafted),
         tokens_per_round=_share(accepted + rounds, rounds),
         accepted_histogram=tuple(int(n[(a == i) & (d > 0)].sum()) for i in range(k + 1)),
@@ -182,19 +182,6 @@ def _of_each_round(d: NDArray[np.int64], a: NDArray[np.int64], n: NDArray[np.int
     median, high = np.interp([0.5 * last[-1], 0.95 * last[-1]], ends, rates.repeat(2)).tolist()
     values = mean, spread, float(rates[0]), float(rates[-1]), median, high
     return dict(zip(names, values, strict=True)) | {"total_iterations": int(n.sum())}
-
-
-def wilson_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """Confidence interval of a probability, from successes in independent trials; NaN without trials. Wilson 1927.
-
-    The standard library is enough for it, and statistics are often asked for while text streams: no scipy here.
-    """
-    if not trials:
-        return nan, nan
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share, square = successes / trials, z * z / trials
-    middle, half = share + square / 2, z * sqrt(share * (1 - share) / trials + square / trials / 4)
-    return max(0.0, (middle - half) / (1 + square)), min(1.0, (middle + half) / (1 + square))
 
 
 def _share(part: float, whole: float) -> float:

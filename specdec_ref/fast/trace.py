@@ -137,13 +137,20 @@ def step_of(model: nn.Module, num_weights: int, places: Places) -> Step:
 
 
 def record(model: nn.Module, step: Step, inputs: tuple[Tensor, ...]) -> Step:
-    """The operations of `step` on these inputs, as a function that replays them on others of the
-    same shapes.
+    """Record the operations of `step` on these inputs.
 
-    The weights become constants of the function, without a copy. `torch.jit.trace` does the same,
+    The weights become constants of the recording, without a copy. `torch.jit.trace` does the same,
     but what it makes stays in the process for good, with a class for each module of the model: 70
-    MB for each shape of a step of 30 layers. This function takes half of that and is freed with the
-    last reference to it.
+    MB for each shape of a step of 30 layers. This recording takes half of that, and is freed with
+    the last reference to it.
+
+    Args:
+        model: owns the weights that `step` uses.
+        step: the step to record.
+        inputs: tensors of the shapes to record for.
+
+    Returns:
+        A function that replays the operations on other inputs of the same shapes.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
