@@ -85,8 +85,8 @@ def load_pair(
             prompt lookup.
         device: 'cpu', 'cuda', …; default the GPU where there is one.
         dtype: default float32 on a CPU, bfloat16 elsewhere.
-        steps: 'auto' is 'recorded' on a CPU and 'graphs' on CUDA, where the model allows it. Others:
-            'plain', 'graphs' (CUDA graphs) and 'compiled' (torch.compile, then graphs).
+        steps: 'auto' is 'recorded' on a CPU and 'graphs' on CUDA, where the model allows it.
+            Others: 'plain', 'graphs' (CUDA graphs) and 'compiled' (torch.compile, then graphs).
 
     Raises:
         SpecdecError: a model cannot be loaded, its steps do not score as its own forward pass (see

@@ -41,7 +41,7 @@ def samples_needed(quantile: float, level: float = 0.95) -> int:
 
 
 def share_interval(successes: int, trials: int, level: float = 0.95) -> Interval:
-    """Confidence interval of a probability, from successes in independent trials. (0, 1) without trials. Wilson 1927."""
+    """Confidence interval of a probability, from independent trials; (0, 1) without any. Wilson 1927."""
     if not trials:
         return 0.0, 1.0
     z = NormalDist().inv_cdf((1 + level) / 2)
