@@ -212,6 +212,7 @@ def test_a_name_inside_of_another_function_is_not_the_notebook_s() -> None:
     assert defines("def other():\n    pass\ntry:\n    def residual(p, q):\n        return p\n", "residual")
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     "source",
     [

@@ -269,6 +269,7 @@ def test_memory_is_limited(sandbox: Sandbox) -> None:
             takes(1_200)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     "value",
     [

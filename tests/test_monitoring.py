@@ -341,6 +341,7 @@ def test_what_a_streams_reader_does_between_rounds_is_other_time(pair: Pair) -> 
     assert [record.other_seconds >= 0.2 for record in monitor.rounds] == [False, True]
 
 
+@pytest.mark.timed
 def test_watching_costs_less_than_two_per_cent_of_a_round() -> None:
     """A round of the pair that ships lasts about 6 ms, so 120 µs; the least of ten tries, for a busy machine."""
     monitor = SpeculativeDecodingMonitor()
