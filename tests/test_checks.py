@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from specdec_lab.teaching.exercises import check, hint, picture, progress, solution
+from specdec_lab.teaching.exercises.beyond_one import SAMPLERS, distance
 from specdec_lab.teaching.exercises.catalogue import EXERCISES, exercise_named
 from specdec_lab.teaching.exercises.exercise import Exercise, ExerciseCase, Misconception, given
 from specdec_lab.teaching.exercises.hidden import STEP, with_telling_cases
@@ -459,7 +460,106 @@ def config_with_more_said(draft: str, k: int) -> Any:
     return config
 
 
+def block_from_the_end(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
+    """The longest length first, so that the first accepted one is the largest."""
+    k, w = len(drafted), [1.0]
+    for i in range(k):
+        w.append(min(1.0, w[i] * float(p[i][drafted[i]]) / float(q[i][drafted[i]])))
+    for i in range(k, 0, -1):
+        q_i = q[i] if i < k else torch.zeros_like(p[i])
+        left = torch.relu(w[i] * p[i] - q_i)
+        bottom = float(left.sum()) + 1 - w[i]
+        if chance.accept(float(left.sum()) / bottom if bottom else 1.0):
+            return (*drafted[:i], chance.draw(left / left.sum()))
+    if not k:
+        return [chance.draw(p[0])]
+    left = torch.relu(p[0] - q[0])
+    return (chance.draw(left / left.sum()),)
+
+
+def block_of_the_reference(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
+    """With a row of zeros after the last drafted token, so that the bonus is no case of its own."""
+    q = torch.cat([q, torch.zeros(1, p.shape[1], dtype=p.dtype)])
+    weight, best, left = 1.0, 0, torch.relu(p[0] - q[0])
+    for i, token in enumerate(drafted):
+        weight = min(1.0, weight * float(p[i, token] / q[i, token]))
+        rest = torch.relu(weight * p[i + 1] - q[i + 1])
+        total = float(rest.sum())
+        if chance.accept(1.0 if total + 1 - weight == 0 else total / (total + 1 - weight)):
+            best, left = i + 1, rest
+    return torch.tensor([*drafted[:best], chance.draw(left / left.sum())])
+
+
+def block_in_plain_python(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
+    p, q, k, w = p.tolist(), [*q.tolist(), [0.0] * p.shape[1]], len(drafted), [1.0]
+    for i, token in enumerate(drafted):
+        w.append(min(1.0, w[-1] * p[i][token] / q[i][token]))
+    kept = 0
+    for i in range(1, k + 1):
+        s = sum(max(0.0, w[i] * x - y) for x, y in zip(p[i], q[i], strict=True))
+        kept = i if chance.accept(s / (s + 1 - w[i]) if s + 1 - w[i] > 1e-12 else 1) else kept
+    rest = [max(0.0, w[kept] * x - y) for x, y in zip(p[kept], q[kept], strict=True)]
+    return [*drafted[:kept], chance.draw([r / sum(rest) for r in rest])]
+
+
+def one_by_cases(p: Any, q: Any, candidates: Any, chance: Any) -> Any:
+    first, second = candidates
+    if chance.accept((p[first] / q[first]).clamp(max=1)):
+        return first
+    p = torch.relu(p - q) / torch.relu(p - q).sum()
+    if chance.accept((p[second] / q[second]).clamp(max=1)):
+        return second
+    p = torch.relu(p - q)
+    return chance.draw(p / p.sum())
+
+
+def one_without_normalizing_until_asked(p: Any, q: Any, candidates: Any, chance: Any) -> Any:
+    left, total = p, 1.0
+    for x in candidates:
+        if chance.accept(min(1.0, float(left[x]) / total / float(q[x]))):
+            return torch.tensor(x)
+        left = torch.relu(left / total - q)
+        total = float(left.sum())
+    return chance.draw((left / total).tolist())
+
+
+def one_recursively(p: Any, q: Any, candidates: Any, chance: Any) -> Any:
+    if not candidates:
+        return chance.draw(p)
+    if chance.accept(min(1.0, float(p[candidates[0]] / q[candidates[0]]))):
+        return candidates[0]
+    rest = (p - q).clip(0)
+    return one_recursively(rest / rest.sum(), q, candidates[1:], chance)
+
+
+def lossless_by_search() -> Any:
+    """Random pairs until one shows a difference; None where none does."""
+    chance = torch.Generator().manual_seed(1)
+    found: dict[str, Any] = dict.fromkeys(SAMPLERS)
+    for _ in range(40):
+        p, q = torch.rand(2, 3, generator=chance, dtype=torch.float64).softmax(-1)
+        p, q = p**4 / (p**4).sum(), q**4 / (q**4).sum()
+        for letter, sampler in SAMPLERS.items():
+            if distance(sampler, p, q) > 0.02:
+                found[letter] = (p, q)
+    return found
+
+
+def lossless_by_two_tokens() -> Any:
+    pair = [[0.5, 0.5], [0.9, 0.1]]
+    c = [[0.5, 0.3, 0.2], [0.2, 0.3, 0.5]]
+    return {"F": None, "E": pair, "D": None, "C": c, "B": pair, "A": None}
+
+
+def lossless_by_tensors() -> Any:
+    pair = torch.tensor([[0.5, 0.3, 0.2], [0.2, 0.3, 0.5]])
+    return {letter: None if letter in "ADF" else tuple(pair) for letter in "ABCDEF"}
+
+
 RIGHT: dict[str, list[Callable[..., Any]]] = {
+    "block": [block_from_the_end, block_of_the_reference, block_in_plain_python],
+    "candidates": [one_by_cases, one_without_normalizing_until_asked, one_recursively],
+    "lossless": [lossless_by_search, lossless_by_two_tokens, lossless_by_tensors],
     "acceptance": [rate_by_numpy, rate_of_verdicts, rate_by_package, rate_without_empty_rounds],
     "speedup_of": [faster_by_numpy, faster_per_token, faster_by_tensor],
     "vllm_config": [config_by_package, config_without_a_method, config_with_more_said],
@@ -893,7 +993,7 @@ def test_in_a_notebook_nothing_raises_and_progress_is_kept(capsys: pytest.Captur
     assert shown
     assert "public checks passed" in repr(shown)
     assert "public checks passed" in shown._repr_html_()
-    assert "1 of 16 exercises passed" in repr(progress())
+    assert f"1 of {len(EXERCISES)} exercises passed" in repr(progress())
     assert "2 tries" in repr(progress())
 
 
@@ -930,7 +1030,7 @@ def test_tries_that_are_equal_or_of_a_wrong_type_unlock_nothing(capsys: pytest.C
 
 def test_a_broken_progress_file_is_no_obstacle(tmp_path: Any) -> None:
     (tmp_path / "progress.json").write_text('{"residual": [')
-    assert "0 of 16" in repr(progress())
+    assert f"0 of {len(EXERCISES)}" in repr(progress())
     check("residual", lambda p, q: p)
     assert "1 try" in repr(progress())
 

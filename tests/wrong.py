@@ -1106,3 +1106,180 @@ WRONG += [
     ("adaptive_k", "unknown", k_that_looks_by_length),
     ("adaptive_k", "unknown", k_of_accepted_per_draft),
 ]
+
+
+# Blocks, two candidates, lossless or not
+
+
+def weights_of(p: Any, q: Any, drafted: Any) -> list[float]:
+    w = [1.0]
+    for i, x in enumerate(drafted):
+        w.append(min(1.0, w[-1] * float(p[i, x] / q[i, x])))
+    return w
+
+
+def block_end(p: Any, q: Any, drafted: Any, length: int, weight: float, chance: Any) -> list[int]:
+    if length == len(drafted):
+        return [*drafted, chance.draw(p[length])]
+    left = torch.relu(weight * p[length] - q[length])
+    left = left if left.sum() > 0 else p[length]
+    return [*drafted[:length], chance.draw(left / left.sum())]
+
+
+def chance_of(w: float, p: Any, q: Any) -> float:
+    s = float(torch.relu(w * p - q).sum())
+    return s / (s + 1 - w) if s + 1 - w > 0 else 1.0
+
+
+def block_of_one_number(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
+    """Decides the whole block at once."""
+    w = weights_of(p, q, drafted)
+    length = len(drafted) if chance.accept(w[-1]) else 0
+    return block_end(p, q, drafted, length, w[length], chance)
+
+
+def block_whose_end_has_no_bonus(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
+    k, w, length = len(drafted), weights_of(p, q, drafted), 0
+    for i in range(1, k + 1):
+        if chance.accept(chance_of(w[i], p[i], q[i]) if i < k else w[k]):
+            length = i
+    return drafted if length == k and k else block_end(p, q, drafted, length, w[length], chance)
+
+
+def block_with_rows_before(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
+    """Compares with the rows before the token, not after it."""
+    k, w, length = len(drafted), weights_of(p, q, drafted), 0
+    for i in range(1, k + 1):
+        if chance.accept(chance_of(w[i], p[i - 1], q[i - 1]) if i < k else w[k]):
+            length = i
+    return block_end(p, q, drafted, length, w[length], chance)
+
+
+def block_with_sums_unlike(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
+    """S itself as the probability."""
+    k, w, length = len(drafted), weights_of(p, q, drafted), 0
+    for i in range(1, k + 1):
+        if chance.accept(float(torch.relu(w[i] * p[i] - q[i]).sum()) if i < k else w[k]):
+            length = i
+    return block_end(p, q, drafted, length, w[length], chance)
+
+
+def block_of_zero_by_zero(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
+    k, w, length = len(drafted), weights_of(p, q, drafted), 0
+    for i in range(1, k + 1):
+        s = torch.relu(w[i] * p[i] - q[i]).sum() if i < k else torch.tensor(w[k])
+        if chance.accept(s / (s + 1 - w[i]) if i < k else w[k]):
+            length = i
+    return block_end(p, q, drafted, length, w[length], chance)
+
+
+def block_without_its_last(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
+    """Never accepts the whole block."""
+    k, w, length = len(drafted), weights_of(p, q, drafted), 0
+    for i in range(1, k):
+        if chance.accept(chance_of(w[i], p[i], q[i])):
+            length = i
+    return block_end(p, q, drafted, length, w[length], chance)
+
+
+def one_of_the_first_only(p: Any, q: Any, candidates: Any, chance: Any) -> Any:
+    if chance.accept(min(1.0, float(p[candidates[0]] / q[candidates[0]]))):
+        return candidates[0]
+    return chance.draw(torch.relu(p - q) / torch.relu(p - q).sum())
+
+
+def one_in_reverse(p: Any, q: Any, candidates: Any, chance: Any) -> Any:
+    left = p
+    for x in candidates[::-1]:
+        if chance.accept(min(1.0, float(left[x] / q[x]))):
+            return x
+        left = torch.relu(left - q) / torch.relu(left - q).sum()
+    return chance.draw(left)
+
+
+def one_without_the_rejected(p: Any, q: Any, candidates: Any, chance: Any) -> Any:
+    left = p.clone()
+    for x in candidates:
+        if chance.accept(min(1.0, float(left[x] / q[x]))):
+            return x
+        left[x] = 0
+        left = left / left.sum()
+    return chance.draw(left)
+
+
+def one_in_a_list(p: Any, q: Any, candidates: Any, chance: Any) -> Any:
+    return [one_of_the_first_only(p, q, candidates, chance)]
+
+
+def one_from_the_draft(p: Any, q: Any, candidates: Any, chance: Any) -> Any:
+    left = p
+    for x in candidates:
+        if chance.accept(min(1.0, float(left[x] / q[x]))):
+            return x
+        left = torch.relu(left - q) / torch.relu(left - q).sum()
+    return chance.draw(q)
+
+
+def one_of_twice_the_draft(p: Any, q: Any, candidates: Any, chance: Any) -> Any:
+    """As if one token of twice the probability had been sampled."""
+    for x in candidates:
+        if chance.accept(min(1.0, float(p[x] / (2 * q[x])))):
+            return x
+    left = torch.relu(p - 2 * q)
+    left = left if left.sum() > 0 else p
+    return chance.draw(left / left.sum())
+
+
+PAIR = [0.5, 0.3, 0.2], [0.2, 0.3, 0.5]
+
+
+def lossless_all_of_them() -> Any:
+    return dict.fromkeys("ABCDEF")
+
+
+def lossless_none_of_them() -> Any:
+    return dict.fromkeys("ABCDEF", PAIR)
+
+
+def lossless_by_words() -> Any:
+    return {"A": "lossless", "B": "lossy", "C": "lossy", "D": "lossless", "E": "lossy", "F": "lossless"}
+
+
+def lossless_without_f() -> Any:
+    return {"A": None, "B": PAIR, "C": PAIR, "D": None, "E": PAIR}
+
+
+def lossless_with_p_alone() -> Any:
+    return {"A": None, "B": [0.5, 0.5], "C": PAIR, "D": None, "E": PAIR, "F": None}
+
+
+def lossless_not_summing_to_one() -> Any:
+    return {"A": None, "B": ([0.5, 0.6], [0.5, 0.5]), "C": PAIR, "D": None, "E": PAIR, "F": None}
+
+
+def lossless_where_all_is_equal() -> Any:
+    same = [0.5, 0.5], [0.5, 0.5]
+    return {"A": None, "B": same, "C": PAIR, "D": None, "E": PAIR, "F": None}
+
+
+WRONG += [
+    ("block", "unknown", block_of_one_number),
+    ("block", "unknown", block_whose_end_has_no_bonus),
+    ("block", "unknown", block_with_rows_before),
+    ("block", "unknown", block_with_sums_unlike),
+    ("block", "bad-request", block_of_zero_by_zero),
+    ("block", "unknown", block_without_its_last),
+    ("candidates", "unknown", one_of_the_first_only),
+    ("candidates", "unknown", one_in_reverse),
+    ("candidates", "unknown", one_without_the_rejected),
+    ("candidates", "bad-request", one_in_a_list),
+    ("candidates", "unknown", one_from_the_draft),
+    ("candidates", "unknown", one_of_twice_the_draft),
+    ("lossless", "b-called-lossless", lossless_all_of_them),
+    ("lossless", "a-called-lossy", lossless_none_of_them),
+    ("lossless", "bad-request", lossless_by_words),
+    ("lossless", "bad-request", lossless_without_f),
+    ("lossless", "bad-request", lossless_with_p_alone),
+    ("lossless", "bad-request", lossless_not_summing_to_one),
+    ("lossless", "unknown", lossless_where_all_is_equal),
+]

@@ -87,11 +87,28 @@ def _block(
     return [*drafted[:length], chance.draw(left / left.sum())]
 
 
-def _token_by_token(p: Tensor, q: Tensor, drafted: list[int], chance: Any) -> list[int]:
+def token_round(p: Tensor, q: Tensor, drafted: list[int], chance: Any) -> list[int]:
+    """The token-wise rule: stop at the first rejection."""
     for i, token in enumerate(drafted):
         if not chance.accept(min(1.0, float(p[i, token] / q[i, token]))):
             return [*drafted[:i], chance.draw(residual(p[i], q[i]))]
     return [*drafted, chance.draw(p[len(drafted)])]
+
+
+def random_tables(seed: int, k: int) -> tuple[Tensor, Tensor]:
+    """p [k + 1, 3] and q [k, 3] for one round, the same whatever was drafted before."""
+    return _rows(seed, k + 1, 3), _rows(seed + 50, k, 3)
+
+
+def accepted_tokens(rule: Function, p: Tensor, q: Tensor) -> float:
+    """Expected number of accepted drafted tokens in a round, over all drafts and outcomes."""
+
+    def play(chance: Any) -> list[int]:
+        drafted = [chance.draw(row) for row in q]
+        return [len(rule(p.clone(), q.clone(), drafted, chance)) - 1]
+
+    lengths = distribution(play)
+    return float(sum(probability * length for (length,), probability in lengths.items()))
 
 
 def _block_cases(seed: int) -> list[ExerciseCase]:
@@ -135,7 +152,7 @@ BLOCK = Exercise(
     (
         Misconception(
             "token-by-token", "This is the token-wise rule. It is exact, but a block can accept more", 2,
-            _token_by_token,
+            token_round,
         ),
         Misconception(
             "stops-at-the-first-failure", "You stop at the first length that fails. A longer one may be "

@@ -1,6 +1,7 @@
 """All exercises, in the order of the course."""
 
 from specdec_lab.teaching.exercises import (
+    beyond_one,
     choosing,
     configuring,
     deciding,
@@ -36,6 +37,9 @@ EXERCISES: dict[str, Exercise] = {
         deployment.ADAPTIVE,
         memory.MEMORY,
         deciding.DECIDE,
+        beyond_one.BLOCK,
+        beyond_one.CANDIDATES,
+        beyond_one.LOSSLESS_OR_NOT,
     )
 }
 

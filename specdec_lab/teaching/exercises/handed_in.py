@@ -35,6 +35,9 @@ COURSE_NOTEBOOKS = {
     "10_adaptive_k": ("adaptive_k",),
     "11_memory": ("memory",),
     "12_decide": ("decide",),
+    "13_block": ("block",),
+    "14_candidates": ("candidates",),
+    "15_lossless": ("lossless",),
 }
 """The course's own file names, and the exercises in each. nbgrader collects notebooks under these names."""
 NOTEBOOK_OF = {exercise: f"{stem}.ipynb" for stem, exercises in COURSE_NOTEBOOKS.items() for exercise in exercises}

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from specdec_lab import plotting
-from specdec_lab.teaching.exercises import deployment, judgement, memory, mending, rule
+from specdec_lab.teaching.exercises import beyond_one, deployment, judgement, memory, mending, rule
 from specdec_lab.teaching.exercises.deciding import shown_cases
 from specdec_lab.teaching.exercises.exercise import Function, TooSlow, clean
 from specdec_lab.teaching.exercises.judging import STUB, time_limit
@@ -272,6 +272,58 @@ def decide_figure(draft_tokens: Function) -> "Figure":
     return figure
 
 
+@plotting.styled
+def block_figure(block_round: Function) -> "Figure":
+    """Accepted tokens per round of the learner's rule against the token-wise rule, for 15 random pairs, k = 2."""
+    tokenwise, yours = [], []
+    for seed in range(15):
+        p, q = beyond_one.random_tables(seed, k=2)
+        tokenwise.append(beyond_one.accepted_tokens(beyond_one.token_round, p, q))
+        yours.append(beyond_one.accepted_tokens(block_round, p, q))
+    better = sum(mine > theirs + 1e-9 for mine, theirs in zip(yours, tokenwise, strict=True))
+    figure, axes = plotting.new_figure(
+        f"Your rule accepts more than the token-wise rule in {better} of {len(yours)} pairs",
+        "accepted of 2 drafted tokens, token-wise rule",
+        "accepted, your rule",
+        height=3.4,
+    )
+    ends = [min(tokenwise) - 0.05, max(tokenwise) + 0.05]
+    axes.plot(ends, ends, "--", color=plotting.FORMULA, label="as many")
+    axes.plot(tokenwise, yours, "o", color=plotting.ACCEPTED, label="one pair of p and q")
+    axes.legend()
+    return figure
+
+
+@plotting.styled
+def candidates_figure(emit_one: Function) -> "Figure":
+    """The distribution of the emitted token when both candidates are sampled from q, against p."""
+    p = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
+    q = torch.tensor([0.2, 0.3, 0.1, 0.4], dtype=torch.float64)
+    found = distribution(lambda chance: [emit_one(p.clone(), q.clone(), [chance.draw(q), chance.draw(q)], chance)])
+    shares = [found.get((token,), 0.0) for token in range(len(p))]
+    off = max(abs(share - float(x)) for share, x in zip(shares, p, strict=True))
+    message = "The emitted token has exactly p" if off < 1e-6 else f"The emitted token misses p by up to {off:.2f}"
+    figure, axes = plotting.new_figure(message, "token", "probability", height=3.2)
+    at = np.arange(len(p))
+    axes.bar(at - 0.15, shares, 0.3, color=plotting.ACCEPTED, label="emitted")
+    axes.bar(at + 0.15, q, 0.3, color=plotting.DRAFT, label="q")
+    for i, height in enumerate(p.tolist()):
+        axes.plot([i - 0.4, i + 0.4], [height] * 2, color=plotting.TARGET, linewidth=2.4, label="" if i else "p")
+    axes.set_xticks(at, ["a", "b", "c", "d"])
+    axes.legend()
+    return figure
+
+
+def distances_table(counterexamples: Function) -> None:
+    """The exact total variation of each sampler on the learner's counterexample."""
+    for letter, pair in sorted(counterexamples().items()):
+        if pair is None:
+            print(f"{letter}: lossless, you say")
+            continue
+        p, q = pair
+        print(f"{letter}: total variation {beyond_one.distance(beyond_one.SAMPLERS[letter], p, q):.3f}")
+
+
 DRAWINGS: dict[str, Callable[[Any], Any]] = {
     "accept": accept_figure,
     "residual": residual_figure,
@@ -290,4 +342,7 @@ DRAWINGS: dict[str, Callable[[Any], Any]] = {
     "adaptive_k": adaptive_figure,
     "memory": memory_figure,
     "decide": decide_figure,
+    "block": block_figure,
+    "candidates": candidates_figure,
+    "lossless": distances_table,
 }
