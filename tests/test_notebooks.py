@@ -94,15 +94,6 @@ def test_keeps_the_rhythm(path: Path) -> None:
     assert sum("assert " in source for source in code) >= 3
 
 
-@pytest.mark.parametrize("lesson", SECTIONS)
-def test_names_the_sections_of_the_source_text_that_it_covers(lesson: str) -> None:
-    (path,) = (path for path in NOTEBOOKS if path.stem.startswith(lesson))
-    prose = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
-    named = {number for found in re.findall(r"(?:[Ss]ections?|table) ((?:\d\.\d(?: and )?)+)", prose)
-             for number in found.split(" and ")}  # fmt: skip
-    assert not set(SECTIONS[lesson]) - named
-
-
 @each
 def test_links_inside_the_repository_resolve(path: Path) -> None:
     prose = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")

@@ -7,8 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specdec_lab.teaching.exercises.exercise import Exercise, ExerciseCase, Function, Misconception, called, shown
-from specdec_lab.teaching.exercises.outcomes import BadRequest, distribution
+from specdec_lab.teaching.exercises.exercise import (
+    Exercise,
+    ExerciseCase,
+    Function,
+    Misconception,
+    called,
+    shape_of,
+    shown,
+)
+from specdec_lab.teaching.exercises.outcomes import BadRequest, distribution, frozen
 from specdec_lab.teaching.exercises.rule import residual
 
 
@@ -118,11 +126,11 @@ def _block_cases(seed: int) -> list[ExerciseCase]:
     p, q = [[0.5, 0.3, 0.2], [0.1, 0.3, 0.6], [0.4, 0.3, 0.3]], [[0.7, 0.1, 0.2], [0.4, 0.1, 0.5]]
     cases = [
         ExerciseCase(single, "one token of p = 0.5, q = 0.8", True, False),
-        ExerciseCase((*toy, [0, 1]), "p = [1/3, 2/3], q = [2/3, 1/3] in every row, drafted [0, 1]", True),
-        ExerciseCase((*toy, [1, 0]), "p = [1/3, 2/3], q = [2/3, 1/3] in every row, drafted [1, 0]", True),
+        ExerciseCase((*toy, [0, 1]), "p = [1/3, 2/3], q = [2/3, 1/3] in every row, drafted [0, 1]", True, False),
+        ExerciseCase((*toy, [1, 0]), "p = [1/3, 2/3], q = [2/3, 1/3] in every row, drafted [1, 0]", True, False),
         ExerciseCase((_tensor(*p), _tensor(*q), [0, 2]), f"p = {p}, q = {q}, drafted [0, 2]", True),
-        ExerciseCase((_tensor([0.4, 0.6]), torch.zeros(0, 2, dtype=torch.float64), []), "nothing drafted", True),
-        ExerciseCase((toy[0], toy[0][:2], [0, 1]), "p = q = [1/3, 2/3] in every row, drafted [0, 1]", True),
+        ExerciseCase((_tensor([0.4, 0.6]), torch.zeros(0, 2, dtype=torch.float64), []), "nothing drafted", True, False),
+        ExerciseCase((toy[0], toy[0][:2], [0, 1]), "p = q = [1/3, 2/3] in every row, drafted [0, 1]", True, False),
     ]  # fmt: skip
     for i in range(8):
         k = 2 + i % 2
@@ -190,14 +198,15 @@ BLOCK = Exercise(
 # Two candidates for one position
 
 
-def emit_one(p: Tensor, q: Tensor, candidates: list[int], chance: Any) -> int:
+def emit_one(p: Tensor, q: Tensor, candidates: list[int], chance: Any) -> Any:
     """One token, from two candidates that were sampled independently from q (SpecInfer)."""
     left = p
     for token in candidates:
         if chance.accept(min(1.0, float(left[token] / q[token]))):
             return token
-        left = residual(left, q)
-    return int(chance.draw(left))
+        rest = (left - q).clamp(min=0)
+        left = rest / rest.sum() if rest.sum() > 0 else left
+    return chance.draw(left)
 
 
 def _two(
@@ -256,7 +265,14 @@ def _candidate_cases(seed: int) -> list[ExerciseCase]:
 
 def _emitted(function: Function, case: ExerciseCase) -> Any:
     """The distribution of the one token."""
-    return distribution(lambda chance: [called(function, *case.arguments, chance)])
+
+    def play(chance: Any) -> list[int]:
+        token = called(function, *case.arguments, chance)
+        if not isinstance(frozen(token), int):
+            raise BadRequest(f"emit_one gives {shape_of(token)}; takes one token id")
+        return [frozen(token)]
+
+    return distribution(play)
 
 
 CANDIDATES = Exercise(
@@ -341,7 +357,7 @@ def sampler_b(p: Tensor, q: Tensor, chance: Any) -> int:
 def sampler_c(p: Tensor, q: Tensor, chance: Any) -> int:
     """Two samples of q; the one that the target prefers is tried first."""
     candidates = sorted([chance.draw(q), chance.draw(q)], key=lambda x: -float(p[x]))
-    return emit_one(p, q, candidates, chance)
+    return int(emit_one(p, q, candidates, chance))
 
 
 def sampler_d(p: Tensor, q: Tensor, chance: Any) -> int:
@@ -410,7 +426,7 @@ def _first_wrong(function: Function, case: ExerciseCase) -> Any:
     """The first sampler that is misjudged, and how; what they all are where none is."""
     said = called(function)
     if not isinstance(said, dict) or set(said) != set(SAMPLERS):
-        raise BadRequest(f"counterexamples gives {shown(said)}; takes a dict with the keys {', '.join(SAMPLERS)}")
+        raise BadRequest(f"counterexamples gives {shape_of(said)}; takes a dict with the keys {', '.join(SAMPLERS)}")
     judged = {}
     for letter, sampler in SAMPLERS.items():
         truth = LOSSLESS if letter in "ADF" else LOSSY
