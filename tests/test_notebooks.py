@@ -23,17 +23,6 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MACHINE_PATH = re.compile(r"/(?:home|root|work|Users|tmp|opt|mnt)/\w|[A-Z]:\\\\")
 MOST_CELLS, MOST_LINES, LONG_CELL = 60, 15, 0.25
-SECTIONS = {
-    "01": ("1.1", "1.2"),
-    "02": ("2.1", "2.2", "2.3"),
-    "03": ("2.1", "2.2"),
-    "04": ("3.3",),
-    "05": ("4.1", "4.2"),
-    "06": ("5.1", "5.2"),
-    "07": ("6.1", "7.3"),
-    "08": ("3.1", "3.2", "7.1", "7.2"),
-}
-"""Of the source text, by the lesson that they belong to."""
 
 
 def read(path: Path) -> Any:
