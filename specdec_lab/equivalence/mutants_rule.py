@@ -199,7 +199,7 @@ keep = (p_drafted > (0.3 * torch.exp(-entropy)).clamp(max=0.09)) & (q_drafted > 
         name="residual-unnormalised",
         title="The residual is not normalised",
         what="Searches the running sum of max(0, p − q) for a u in [0, 1); u beyond it falls to the last token.",
-        seen="a classic; the source text of this course has it in 2.1",
+        seen="a classic of tutorials",
         effect="distribution",
         output="The last token of the vocabulary comes out far too often.",
         caught_by="exact",

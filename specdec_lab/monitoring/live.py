@@ -52,9 +52,9 @@ class MonitorStatistics:
     accepted / judged at each position; unconditional_rates: [k], accepted there / all drafts, as vLLM has it. Seconds
     are sums over steps, NaN unless all told. rolling_…: of the last `window` rounds.
 
-    source_text: what the course's source text computes from each round's own accepted / drafted (0 where nothing was
-    drafted), under its seven names. It misleads, since a round weighs the same whatever its k: where 1 of 1 and then 4
-    of 8 tokens are accepted, the mean is 0.75, pooled it is 5/9, and α is estimated as 5/6.
+    per_round: seven statistics of each round's own accepted / drafted (0 where nothing was drafted), by name. They
+    mislead, since each round has the same weight whatever its k. Example: 1 of 1 and then 4 of 8 tokens are accepted;
+    the mean is 0.75, pooled it is 5/9, and α is estimated as 5/6.
     """
 
     window: int
@@ -77,12 +77,12 @@ class MonitorStatistics:
     rolling_acceptance_rate: float
     rolling_draft_acceptance_rate: float
     rolling_tokens_per_round: float
-    source_text: dict[str, float]
+    per_round: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything by name, the source text's seven among them."""
+        """Everything by name."""
         everything: dict[str, Any] = dict(vars(self))
-        return {**everything, **everything.pop("source_text")}
+        return {**everything, **everything.pop("per_round")}
 
     def __getitem__(self, name: str) -> Any:
         return self.to_dict()[name]
@@ -158,7 +158,7 @@ def summarise(
         rolling_acceptance_rate=_share(last_accepted, last_judged),
         rolling_draft_acceptance_rate=_share(last_accepted, last_drafted),
         rolling_tokens_per_round=_share(last_accepted + last_rounds, last_rounds),
-        source_text=_of_each_round(d, a, n),
+        per_round=_of_each_round(d, a, n),
     )
 
 

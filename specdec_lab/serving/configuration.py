@@ -1,4 +1,4 @@
-"""vLLM's `speculative_config`: made from our settings, or translated from the source text's arguments of old.
+"""vLLM's `speculative_config`: made from our settings, or translated from legacy arguments.
 
 Names and values as in vLLM 0.32, read in its source on 2026-11-23. vLLM itself is not imported.
 """
@@ -92,7 +92,7 @@ def checked_schedule(schedule: Schedule, k: int) -> list[list[int]]:
 def for_latency(draft: str | None, k: int = 4, max_batch: int = 4, *, exact_q: bool = True) -> dict[str, Any]:
     """For few requests at once: speculate up to `max_batch` of them, beyond that not.
 
-    The source text lowers k to 2 here. But at small batches the arithmetic idles, and k should be what the formula
+    A common advice lowers k to 2 here. But at small batches the arithmetic idles, and k should be what the formula
     gives for the measured α, c and v: see `best_k`.
     """
     if not is_whole(max_batch) or max_batch < 1:
@@ -104,7 +104,7 @@ def for_latency(draft: str | None, k: int = 4, max_batch: int = 4, *, exact_q: b
 def for_throughput(draft: str | None, schedule: Schedule, *, exact_q: bool = True) -> dict[str, Any]:
     """For many requests at once: by a measured schedule only, whose k falls as the batch grows.
 
-    The source text raises k to 8 here and leaves it on for every batch. But a large batch uses the arithmetic already,
+    A common advice raises k to 8 here and leaves it on for every batch. But a large batch uses the arithmetic already,
     so that each further scored token costs its full share: k has to fall, to 0 where it does not pay. Raises
     SpecdecError for a schedule whose k rises.
     """
@@ -116,7 +116,7 @@ def for_throughput(draft: str | None, schedule: Schedule, *, exact_q: bool = Tru
 
 
 def translate(old: Mapping[str, Any]) -> Translation:
-    """The source text's arguments (3.1, 3.2) as vLLM takes them today, with what became of each.
+    """Legacy arguments as vLLM takes them today, with what became of each.
 
     None-valued arguments are left out, which `LLM(**vars(config))` does not do. Raises SpecdecError where a value
     cannot be meant.

@@ -1,4 +1,4 @@
-"""When to switch speculation on: the checklist of the source text's 7.1 and 7.2 as a tree of measurable questions.
+"""When to switch speculation on: a checklist as a tree of measurable questions.
 
 The questions are in the order in which they cost: what can be read off the models, what has to be known of the
 machine's memory, what has to be measured. At the end stands the formula, with the costs of the batch at hand, instead

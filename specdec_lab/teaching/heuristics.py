@@ -7,7 +7,7 @@ from specdec_ref.errors import SpecdecError, is_number, is_whole
 
 
 class AdaptiveSpeculation:
-    """One token more while 0.1 above the target, one fewer while 0.1 below it: the source text's heuristic as it is.
+    """Raise k by one while accepted/proposed is 0.1 above the target, lower it while 0.1 below: a common heuristic.
 
     It looks at the mean of accepted / proposed over the last 100 rounds, from the tenth on. Its set point moves with
     what it sets: at the same α, accepted / proposed = (α + … + αᵏ)/k falls as k grows (α = 0.8: 0.72 at k = 2, 0.42 at
@@ -47,7 +47,7 @@ class AdaptiveSpeculation:
 
 
 def get_optimal_speculation_config(batch_size: int, sequence_length: float) -> dict[str, int | bool | str]:
-    """The source text's four rules as they are: num_speculative_tokens, enable and the reason it gives.
+    """Four common rules of thumb, gaps included: num_speculative_tokens, enable and the reason it gives.
 
     batch_size: sequences decoded together, ≥ 1. sequence_length: tokens of each, ≥ 0 (its caller passes characters).
     The last rule takes what is left: one sequence of 2,048 to 4,096 tokens is a 'Medium batch'. Raises SpecdecError.

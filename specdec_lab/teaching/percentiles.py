@@ -1,6 +1,6 @@
 """How little a few samples say: p99s that many experiments would give, single comparisons, and a machine that drifts.
 
-The last figure is of another table that nobody measured: the source text's expected speedups, beside the formula's.
+The last figure compares a widely copied table of expected speedups, which nobody measured, with the formula.
 """
 
 from collections.abc import Mapping, Sequence

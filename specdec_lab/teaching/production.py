@@ -56,7 +56,7 @@ def judged_figure(rows: Sequence[tuple[str, float, float, float]], title: str) -
     at = np.arange(len(rows))
     axes.axvline(1, color=plotting.FORMULA, linewidth=1)
     axes.plot(best, at, "|", color="black", markersize=13, markeredgewidth=2, label="best in hindsight")
-    axes.plot(rule, at, "s", color=plotting.DRAFT, markersize=9, label="the source text's rule")
+    axes.plot(rule, at, "s", color=plotting.DRAFT, markersize=9, label="rule of thumb")
     axes.plot(tree, at, "o", color=plotting.TARGET, markersize=6, label="the tree")
     axes.set_yticks(at, names)
     axes.set_ylim(len(rows) - 0.4, -0.6)

@@ -75,7 +75,7 @@ def controllers_figure(before: float, after: float, c: float, slope: float = 0.1
     )
     x = range(1, rounds + 1)
     axes.step(x, best, "--", color=plotting.FORMULA, where="mid", label="best, if α were known")
-    axes.step(x, heuristic.ks, "-", color=plotting.DRAFT, where="mid", linewidth=1.6, label="source text's heuristic")
+    axes.step(x, heuristic.ks, "-", color=plotting.DRAFT, where="mid", linewidth=1.6, label="threshold heuristic")
     axes.step(x, model.ks, "-", color=plotting.TARGET, where="mid", linewidth=1.6, label="cost model")
     axes.vlines(rounds // 2 + 0.5, -0.4, MAX_K + 0.5, color="black", linewidth=0.8)
     for at, alpha in ((0.25, before), (0.75, after)):

@@ -93,7 +93,7 @@ VLLM = Exercise(
     vllm_config,
     (
         Misconception(
-            "of-old", "speculative_model is the source text's argument: it was removed in 2025. Today's key is 'model'",
+            "of-old", "The argument speculative_model was removed in 2025. Today's key is 'model'",
             1, _written(speculative_model="DRAFT", num_speculative_tokens="K"),
         ),
         Misconception(

@@ -163,7 +163,7 @@ def _good(value: Any, right: Any, case: ExerciseCase) -> bool:
     return bool(k == right)
 
 
-def _source_text(batch: int, context: int, *_: float) -> int:
+def _by_batch_and_context(batch: int, context: int, *_: float) -> int:
     k = int(get_optimal_speculation_config(batch, context)["num_speculative_tokens"])
     return min(4, k)
 
@@ -197,8 +197,8 @@ DECIDE = Exercise(
         Misconception("always-two", "You always draft 2 tokens, where they are not worth it as well", 1, lambda *a: 2),
         Misconception("never", "You never speculate", 1, lambda *a: 0),
         Misconception(
-            "source-text", "You decide as the source text does, by batch and context alone; measured, it is otherwise",
-            2, _source_text,
+            "batch-and-context", "You decide by batch and context alone. The measurements say otherwise",
+            2, _by_batch_and_context,
         ),
         Misconception(
             "batch-size-alone", "You decide by the batch size alone: what counts is what it does to v", 2,

@@ -103,7 +103,7 @@ def _whole(k: Any) -> bool:
 
 
 class Heuristic:
-    """The source text's, as a function of the history."""
+    """The threshold heuristic (`AdaptiveSpeculation`), as a function of the history."""
 
     def __init__(self) -> None:
         self._heuristic = AdaptiveSpeculation(min_k=2, max_k=MAX_K)

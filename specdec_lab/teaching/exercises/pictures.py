@@ -214,12 +214,12 @@ def adaptive_figure(choose_k: Function) -> "Figure":
     case = next(case for case in deployment.stream_cases(0) if case.words == "easy, useless, easy")
     yours, heuristic = (deployment.play(f, case) for f in (choose_k, deployment.Heuristic()))
     figure, axes = plotting.new_figure(
-        f"Yours {yours.speedup:.2f}×, the source text's {heuristic.speedup:.2f}×",
+        f"Yours {yours.speedup:.2f}×, the threshold heuristic's {heuristic.speedup:.2f}×",
         "round",
         "tokens drafted, k",
         height=3.2,
     )
-    axes.step(range(len(heuristic.ks)), heuristic.ks, "--", color=plotting.DRAFT, label="source text's heuristic")
+    axes.step(range(len(heuristic.ks)), heuristic.ks, "--", color=plotting.DRAFT, label="threshold heuristic")
     axes.step(range(len(yours.ks)), yours.ks, "-", color=plotting.TARGET, label="yours")
     alphas = case.arguments[0]
     for i in range(1, len(alphas)):

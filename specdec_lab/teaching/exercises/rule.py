@@ -245,7 +245,7 @@ SPEEDUP = Exercise(
     speedup,
     (
         Misconception(
-            "bonus-left-out", "You count accepted tokens only, as the source text does: every round emits one more", 1,
+            "bonus-left-out", "You count accepted tokens only. Every round emits one more", 1,
             lambda a, k, c, v: (_emitted(a, k) - 1) / (k * c + v),
         ),
         Misconception(
