@@ -57,7 +57,8 @@ ON_THE_PAIR = """## On the pair that ships
 `benchmarks/museum.py` draws from the trained pair while each wrong version of the first kind is in force, in two ways:
 at temperature 1, and at temperature 0.7 with top-k 40 and a draft that stops when it is unsure. TV is the total
 variation of the first four tokens from the target's, in the way that shows more. Where it is 0.03 or more, the
-empirical test has to refute it in every run, with as many samples as find such a difference 99 times in 100."""
+empirical test has to refute it in every run, with as many samples as find such a difference 99 times in 100. Both ways
+decode with token verification, so the wrong versions of block verification are not among them."""
 
 
 def page(

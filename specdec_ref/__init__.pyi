@@ -1,6 +1,7 @@
 """The public names, and the module that each comes from. `__init__.py` reads this list."""
 
 from specdec_ref.acceptance import Verdict as Verdict
+from specdec_ref.acceptance import Verify as Verify
 from specdec_ref.acceptance import acceptance_probability as acceptance_probability
 from specdec_ref.acceptance import acceptance_rate as acceptance_rate
 from specdec_ref.acceptance import residual as residual
@@ -10,6 +11,7 @@ from specdec_ref.api import Generation as Generation
 from specdec_ref.api import generate_autoregressive as generate_autoregressive
 from specdec_ref.api import generate_speculative as generate_speculative
 from specdec_ref.api import stream_speculative as stream_speculative
+from specdec_ref.beyond.block import verify_block as verify_block
 from specdec_ref.cache import RewindableCache as RewindableCache
 from specdec_ref.control import CostModelSpeculation as CostModelSpeculation
 from specdec_ref.control import FixedK as FixedK

@@ -14,6 +14,7 @@ theorem 1.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -103,6 +104,22 @@ class Verdict:
     next_token: Tensor
 
 
+class Verify(Protocol):
+    """A verification rule: `verify`, or another function of the same arguments, such as
+    `beyond.block.verify_block`."""
+
+    def __call__(self, p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) -> Verdict:
+        """Decide how many drafted tokens are accepted, and sample one more token."""
+        ...
+
+
+def check_verify_arguments(p: Tensor, q: Tensor, drafted: Tensor) -> None:
+    """Raise SpecdecError unless the shapes are those that `verify` takes."""
+    if p.shape != (*q.shape[:-2], q.shape[-2] + 1, q.shape[-1]) or drafted.shape != q.shape[:-1]:
+        shapes = f"p {[*p.shape]}, q {[*q.shape]}, drafted {[*drafted.shape]}"
+        raise SpecdecError(f"{shapes}: do not fit together")
+
+
 def verify(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) -> Verdict:
     """Accept drafted tokens up to the first rejection, then sample one more token.
 
@@ -118,9 +135,7 @@ def verify(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) -> Ver
     Raises:
         SpecdecError: the shapes do not fit together.
     """
-    if p.shape != (*q.shape[:-2], q.shape[-2] + 1, q.shape[-1]) or drafted.shape != q.shape[:-1]:
-        shapes = f"p {[*p.shape]}, q {[*q.shape]}, drafted {[*drafted.shape]}"
-        raise SpecdecError(f"{shapes}: do not fit together")
+    check_verify_arguments(p, q, drafted)
     p = p.to(torch.promote_types(p.dtype, torch.float32))  # 16 bits are too coarse to decide with
     q = q.to(torch.promote_types(q.dtype, torch.float32))
     # After the last drafted token nothing was drafted (q = 0), so nothing is accepted there, and

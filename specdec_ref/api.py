@@ -8,6 +8,8 @@ from typing import Any, Protocol, cast, overload
 
 import torch
 
+from specdec_ref.acceptance import Verify, verify
+from specdec_ref.beyond.block import verify_block
 from specdec_ref.control import as_controller
 from specdec_ref.decoding import Controller, Round, Row, speculate
 from specdec_ref.drafting import Drafter, ModelDrafter
@@ -18,6 +20,16 @@ from specdec_ref.sampling import Sampling, SeededRandomness
 
 Prompt = str | Sequence[int]
 """Text, or token ids; a 1-D tensor of ids will do."""
+
+VERIFICATIONS: dict[str, Verify] = {"token": verify, "block": verify_block}
+"""The verification rules by name."""
+
+
+def verification_rule(verification: str) -> Verify:
+    """The rule of that name, one of `VERIFICATIONS`. Raises SpecdecError for any other value."""
+    if not isinstance(verification, str) or verification not in VERIFICATIONS:
+        raise SpecdecError(f"verification={verification!r:.80}: takes 'token' or 'block'")
+    return VERIFICATIONS[verification]
 
 
 class Watcher(Protocol):
@@ -58,7 +70,8 @@ class Generation:
         """Accepted / examined tokens over all rounds; a round examines up to its first rejection.
         NaN where none was.
 
-        This estimates α = Σ min(p, q). Accepted / drafted does not: it falls as k grows.
+        With token verification this estimates α = Σ min(p, q). Accepted / drafted does not: it
+        falls as k grows.
         """
         accepted = sum(r.accepted for r in self.rounds)
         examined = sum(min(r.accepted + 1, len(r.drafted)) for r in self.rounds)
@@ -154,6 +167,7 @@ def generate_speculative(  # type: ignore[overload-overlap]
     stop: str | Sequence[str] = ...,
     drafter: Drafter | None = ...,
     monitor: Watcher | None = ...,
+    verification: str = ...,
 ) -> Generation: ...
 @overload
 def generate_speculative(
@@ -167,6 +181,7 @@ def generate_speculative(
     stop: str | Sequence[str] = ...,
     drafter: Drafter | None = ...,
     monitor: Watcher | None = ...,
+    verification: str = ...,
 ) -> list[Generation]: ...
 def generate_speculative(
     pair: Pair,
@@ -179,6 +194,7 @@ def generate_speculative(
     stop: str | Sequence[str] = (),
     drafter: Drafter | None = None,
     monitor: Watcher | None = None,
+    verification: str = "token",
 ) -> Generation | list[Generation]:
     """Generate with draft and verify; the tokens have exactly the target's distribution, whatever
     the draft.
@@ -196,6 +212,8 @@ def generate_speculative(
         stop: strings that end a generation.
         drafter: default the pair's draft model.
         monitor: receives every round.
+        verification: 'token' decides each drafted token by itself, up to the first rejection;
+            'block' decides them together and accepts more on average, see `beyond.block`.
 
     Returns:
         A `Generation`; for a list of prompts, a list of them, and [] for an empty list.
@@ -207,7 +225,7 @@ def generate_speculative(
     listed = isinstance(prompt, Sequence) or (isinstance(prompt, torch.Tensor) and prompt.ndim > 0)
     if many and (not listed or isinstance(prompt, bytes)):
         raise SpecdecError(f"prompt={prompt!r:.80}: takes text, token ids, or a list of either")
-    options = Options(k, max_new_tokens, sampling, seed, stop, drafter, monitor)
+    options = Options(k, max_new_tokens, sampling, seed, stop, drafter, monitor, verification)
     call = Call(pair, prompt if many else [prompt], options)
     for _ in call.rounds():
         pass
@@ -226,6 +244,7 @@ def stream_speculative(
     stop: str | Sequence[str] = (),
     drafter: Drafter | None = None,
     monitor: Watcher | None = None,
+    verification: str = "token",
     on_end: Callable[[Generation], None] = lambda generation: None,
 ) -> Iterator[Chunk]:
     """The same, as it happens: a `Chunk` per round, whose texts add up to the text.
@@ -233,7 +252,7 @@ def stream_speculative(
     What may become a stop string, or is half a character, is held back until it is certain.
 
     Args:
-        pair, k, max_new_tokens, sampling, seed, stop, drafter, monitor: as in
+        pair, k, max_new_tokens, sampling, seed, stop, drafter, monitor, verification: as in
             `generate_speculative`.
         prompt: one prompt, text or token ids.
         on_end: receives the whole `Generation`, with finish 'interrupted' where the stream was
@@ -248,7 +267,7 @@ def stream_speculative(
         )
     if not callable(on_end):
         raise SpecdecError(f"on_end={on_end!r:.80}: takes a function of one Generation")
-    options = Options(k, max_new_tokens, sampling, seed, stop, drafter, monitor)
+    options = Options(k, max_new_tokens, sampling, seed, stop, drafter, monitor, verification)
     return _stream(Call(pair, [cast(Prompt, prompt)], options), on_end)
 
 
@@ -275,6 +294,7 @@ class Options:
     stop: str | Sequence[str]
     drafter: Drafter | None
     monitor: Watcher | None
+    verification: str
 
     def __post_init__(self) -> None:
         if self.sampling is not None and not isinstance(self.sampling, Sampling):
@@ -302,6 +322,7 @@ class Options:
         ):
             takes = "takes a Drafter (start, propose, keep), as PromptLookupDrafter(), or None"
             raise SpecdecError(f"drafter={self.drafter!r:.80}: {takes}")
+        verification_rule(self.verification)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -324,6 +345,7 @@ class Call:
         self.eos = pair.eos
         self.sampling = options.sampling or Sampling()
         self.controller = options.controller()
+        self.verify = verification_rule(options.verification)
         self.target = TransformersModel(pair.target)
         if self.target.device.type == "meta":
             raise SpecdecError(
@@ -432,6 +454,7 @@ class Call:
             self.randomness,
             self.eos,
             self.context,
+            self.verify,
         )
 
     def generations(self) -> list[Generation]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from specdec_ref.acceptance import Verdict, verify
+from specdec_ref.acceptance import Verdict, Verify, verify
 from specdec_ref.drafting import Draft, Drafter, NoDrafter
 from specdec_ref.errors import SpecdecError, is_whole
 from specdec_ref.models import LanguageModel
@@ -126,6 +126,7 @@ def speculate(
     randomness: Randomness,
     eos: frozenset[int] = frozenset(),
     context: int | None = None,
+    verify: Verify = verify,
 ) -> Iterator[list[Row]]:
     """Decode `rows` in place, as one batch, until each has a `finish`. Yields after every round the
     rows it extended.
@@ -139,6 +140,7 @@ def speculate(
         eos: end tokens.
         context: tokens that the models can hold; default the target's. The last emitted token need
             not be held.
+        verify: the verification rule.
 
     Raises:
         SpecdecError: the controller, the drafter or a model returned something that cannot be used.
@@ -164,7 +166,7 @@ def speculate(
         p = sampling.probabilities(logits)
         q = draft.distribution(target.vocab_size, p)
 
-        # 3. Tokens are accepted up to the first rejection, and one more is sampled.
+        # 3. Some of the drafted tokens are accepted, and one more is sampled.
         verdict = verify(p, q, draft.tokens, randomness)
         after_verify = clock.now()
         outcomes = fetch(proposed, draft, p, q, verdict)

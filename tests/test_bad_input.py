@@ -434,6 +434,7 @@ PROMPT = [
 ]  # fmt: skip
 
 LENGTH_SEED_STOP = [
+    *options("verification", shown("blocks", "", None, True, ["block"]), "'token' or 'block'"),
     *options("max_new_tokens", shown(-1, 2.5, None, "9", True), "whole number"),
     edge(
         "generate: max_new_tokens=0",

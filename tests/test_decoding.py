@@ -27,9 +27,12 @@ from specdec_ref import (
     Sampling,
     SeededRandomness,
     TransformersModel,
+    Verify,
     generate_autoregressive,
     generate_speculative,
     stream_speculative,
+    verify,
+    verify_block,
 )
 from specdec_ref.cache import FIRST_SLOTS
 from specdec_ref.decoding import Row, speculate
@@ -547,8 +550,11 @@ def test_a_stream_of_no_tokens_ends_at_once(pair: Pair) -> None:
 WAITS = ["tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__"]
 
 
+@pytest.mark.parametrize("rule", [verify, verify_block])
 @pytest.mark.parametrize("drafter", ["model", "prompt lookup"])
-def test_a_round_waits_for_the_device_exactly_once(drafter: str, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_round_waits_for_the_device_exactly_once(
+    drafter: str, rule: Verify, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: Counter[str] = Counter()
 
     def counted(name: str) -> Callable[..., object]:
@@ -564,9 +570,8 @@ def test_a_round_waits_for_the_device_exactly_once(drafter: str, pair: Pair, mon
     for model in (pair.target, pair.draft):
         choose_steps(model, "plain")  # a step that is being recorded, on CPUs only, looks at its sizes as tensors
     rows = [Row(tuple(prompt), NEW) for prompt in PROMPTS]
-    loop = speculate(
-        TransformersModel(pair.target), DRAFTERS[drafter](pair), rows, FixedK(3), Sampling(), SeededRandomness(0)
-    )
+    parts = TransformersModel(pair.target), DRAFTERS[drafter](pair), rows, FixedK(3), Sampling(), SeededRandomness(0)
+    loop = speculate(*parts, verify=rule)
     for name in WAITS:
         monkeypatch.setattr(torch.Tensor, name, counted(name))
     make = torch.tensor

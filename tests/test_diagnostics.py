@@ -41,6 +41,7 @@ from specdec_lab.measurement.memory_profile import memory_profile
 from specdec_lab.measurement.parts import Models
 from specdec_lab.monitoring.monitor import SpeculativeDecodingMonitor
 from specdec_ref import decoding
+from specdec_ref.api import VERIFICATIONS
 
 MEASUREMENT = Path(diagnostics.__file__).parent
 PROMPTS = ["the rest is in the list ", "a tree, and on the stone ", "as is the start, so is the end ", "not one "]
@@ -229,7 +230,7 @@ def test_a_wrong_greedy_loop_is_found(healthy: sd.Pair, monkeypatch: pytest.Monk
         kept = torch.full(drafted.shape[:-1], drafted.shape[-1])
         return sd.Verdict(kept, randomness.draw(p[..., -1, :]))
 
-    monkeypatch.setattr(decoding, "verify", keep_all)
+    monkeypatch.setitem(VERIFICATIONS, "token", keep_all)
     found = diagnose(healthy, **QUICK)
     assert codes(found) == ["greedy-differs"]
     assert found[0].numbers["margin"] > 100 * found[0].numbers["rounding"]
@@ -241,7 +242,7 @@ def test_a_comparison_with_the_row_before_is_found(healthy: sd.Pair, monkeypatch
     def off_by_one(p: Tensor, q: Tensor, drafted: Tensor, randomness: sd.Randomness) -> sd.Verdict:
         return verify(p.roll(1, dims=1) if drafted.shape[1] else p, q, drafted, randomness)
 
-    monkeypatch.setattr(decoding, "verify", off_by_one)
+    monkeypatch.setitem(VERIFICATIONS, "token", off_by_one)
     assert codes(diagnose(healthy, **QUICK)) == ["greedy-differs"]
 
 

@@ -29,6 +29,7 @@ from specdec_lab.equivalence.sampler import SamplerError
 from specdec_lab.equivalence.statistics import chance_tv, detectable_tv, fit, holm, total_variation, tv_interval
 from specdec_ref import decoding
 from specdec_ref.acceptance import acceptance_probability
+from specdec_ref.api import VERIFICATIONS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -156,7 +157,7 @@ def test_a_leak_of_5_percent_is_refuted(pair: sd.Pair, plan: SamplingPlan) -> No
 def test_a_wrong_rule_in_our_loop_is_refuted(
     pair: sd.Pair, plan: SamplingPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "verify", residual_is_target)
+    monkeypatch.setitem(VERIFICATIONS, "token", residual_is_target)
     result = carry_out(plan, OurLoop(pair, k=LENGTH - 2))
     assert not result.consistent
     assert "NOT the target" in result.explain()

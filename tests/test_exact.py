@@ -1,7 +1,7 @@
 """The exact proof: it holds for the loop as it is, in every case of the suite; it refutes wrong loops by just as much
 as they are wrong; and what it enumerates is what a plain enumeration without any merging finds.
 
-No chance in here: tables and examples come from fixed seeds. About 45 s of CPU time.
+No chance in here: tables and examples come from fixed seeds. About two minutes of CPU time.
 """
 
 import importlib
@@ -24,6 +24,7 @@ from specdec_lab.equivalence.exact import Proof, exact
 from specdec_lab.equivalence.proof_suite import CONTROLLERS, ProofCase, UpAndDown, cases, prove_all
 from specdec_lab.equivalence.tables import TableModel, constant_table, markov_table, random_table
 from specdec_ref import acceptance, control, decoding
+from specdec_ref.api import VERIFICATIONS
 from specdec_ref.control import as_controller
 from specdec_ref.decoding import Controller
 from specdec_ref.drafting import Draft, Drafter, ModelDrafter, PromptLookupDrafter
@@ -33,6 +34,7 @@ from specdec_ref.sampling import GREEDY, Randomness, Sampling
 from specdec_ref.theory import expected_tokens
 
 CASES = {case.name: case for case in cases()}
+TOKEN_CASES = [name for name, case in CASES.items() if case.settings.get("verification", "token") == "token"]
 EXACT = 1e-9
 Outcomes = dict[tuple[Any, ...], float]
 
@@ -65,6 +67,7 @@ def test_the_loop_is_exact(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if isinstance(case.drafter, ModelDrafter)])
 def test_the_first_draft_is_accepted_with_the_overlap_of_p_and_q(name: str) -> None:
+    """Also with block verification, which gains from the second drafted token on."""
     case, proof = CASES[name], proof_of(name)
     sampling = case.settings.get("sampling", Sampling())
     assert isinstance(case.drafter, ModelDrafter)
@@ -81,7 +84,8 @@ def test_the_first_draft_is_accepted_with_the_overlap_of_p_and_q(name: str) -> N
         q = draft.distribution([min(token, draft.vocab_size - 1) for token in prompt], sampling)
         overlaps.append(float(torch.minimum(p[: len(q)], q).sum()))
     if math.isnan(proof.acceptance_rate):
-        assert name == "one token"
+        drafts_nothing_first = "one token", "k by CostModelSpeculation, timed"  # timing begins with k = 0
+        assert name.removeprefix("block, ") in drafts_nothing_first
     else:
         assert proof.acceptance_rate == pytest.approx(sum(overlaps) / len(overlaps), abs=EXACT)
 
@@ -89,6 +93,21 @@ def test_the_first_draft_is_accepted_with_the_overlap_of_p_and_q(name: str) -> N
 def test_the_suite_covers_every_size_and_has_no_name_twice() -> None:
     assert len(CASES) == len(cases())
     assert {f"V={v} k={k}" for v in (2, 3, 4, 5) for k in (1, 2, 3, 4)} <= set(CASES)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in TOKEN_CASES])
+def test_block_verification_gives_no_fewer_tokens_in_a_round(name: str) -> None:
+    by_token, by_block = proof_of(name.removeprefix("block, ")), proof_of(name)
+    assert by_block.tokens_per_round >= by_token.tokens_per_round - EXACT
+    if isinstance(CASES[name].drafter, PromptLookupDrafter) or "greedy" in name:
+        assert by_block.tokens_per_round == pytest.approx(by_token.tokens_per_round, abs=EXACT)
+
+
+def test_block_verification_is_proven_wherever_token_verification_is_but_for_the_largest_sizes() -> None:
+    by_token = {name for name in TOKEN_CASES if not re.fullmatch(r"V=\d k=\d", name)}
+    by_block = {name.removeprefix("block, ") for name in CASES if name not in TOKEN_CASES}
+    assert by_token < by_block
+    assert {name for name in by_block - by_token if "k=1" not in name} >= {"V=2 k=2", "V=2 k=3", "V=2 k=4", "V=3 k=3"}
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if re.fullmatch(r"V=\d k=\d", name)])
@@ -127,6 +146,7 @@ def test_the_suite_reports_every_case_as_it_is_proven(monkeypatch: pytest.Monkey
     top_p=st.sampled_from([None, 0.5, 0.9]),
     eos=st.sampled_from([frozenset(), frozenset({1})]),
     confidence=st.sampled_from([0.0, 0.5]),
+    verification=st.sampled_from(["token", "block"]),
 )
 def test_the_loop_is_exact_whatever_the_tables(
     vocab_size: int,
@@ -140,11 +160,13 @@ def test_the_loop_is_exact_whatever_the_tables(
     top_p: float | None,
     eos: frozenset[int],
     confidence: float,
+    verification: str,
 ) -> None:
     target, draft = (random_table(vocab_size, seed, zeros=zeros, sharpness=sharpness) for seed in seeds)
     sampling = Sampling(temperature, top_k, top_p)
     drafter = ModelDrafter(draft, confidence)
-    proof = exact(target, drafter, [0, 1], k=k, max_new_tokens=tokens, sampling=sampling, eos=eos)
+    settings = {"k": k, "max_new_tokens": tokens, "sampling": sampling, "eos": eos}
+    proof = exact(target, drafter, [0, 1], **settings, verification=verification)
     assert proof.holds, proof.explain()
     if tokens > 1:
         overlap = torch.minimum(target.distribution([0, 1], sampling), draft.distribution([0, 1], sampling)).sum()
@@ -213,7 +235,7 @@ def bonus_of_the_draft(patch: pytest.MonkeyPatch) -> None:
         last = q[:, -1:] if q.shape[1] else p[:, -1:]
         return right(torch.cat([p[:, :-1], last], 1), q, drafted, randomness)
 
-    patch.setattr(decoding, "verify", wrong)
+    patch.setitem(VERIFICATIONS, "token", wrong)
 
 
 def q_at_another_temperature(patch: pytest.MonkeyPatch) -> None:
@@ -520,6 +542,7 @@ NAN = float("nan")
         (lambda: exact(P, None, [0], k=-1), "k=-1"),
         (lambda: exact(P, None, [0], sampling=0.7), "sampling=0.7"),
         (lambda: exact(P, None, [0], limit=0), "limit=0"),
+        (lambda: exact(P, None, [0], verification="blocks"), "verification='blocks'"),
         (lambda: exact(P, ModelDrafter(Q), [0], limit=5), "limit=5: there are more paths than that to play; make k"),
         (lambda: exact(P, None, [0], k=(one for one in ())), "k="),
     ],

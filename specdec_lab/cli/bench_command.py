@@ -17,6 +17,7 @@ from specdec_lab.cli.common import (
     DtypeOption,
     JsonOption,
     TargetOption,
+    check_verification_option,
     headline,
     load,
     progress_bar,
@@ -44,6 +45,9 @@ def bench(
     prompts: Annotated[int, typer.Option(help="Held-out prompts (with --suite: of each length).")] = 6,
     repeats: Annotated[int, typer.Option(help="Timed runs of each contender on each prompt.")] = 2,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
+    verification: Annotated[
+        str, typer.Option(help="How drafted tokens are verified: token or block (only for the table of every k).")
+    ] = "token",
     suite: Annotated[
         Path | None,
         typer.Option(help="Run the whole suite and write its report to this folder. A later run continues there."),
@@ -74,12 +78,17 @@ def bench(
             raise SpecdecError(f"--{name} {value}: takes a whole number ≥ 1")
     if sum((suite is not None, drafts, batch, server is not None)) > 1:
         raise SpecdecError("--suite, --drafts, --batch and --server: take one of them at a time")
+    check_verification_option(verification)
+    if verification != "token" and (suite is not None or drafts or batch or server is not None):
+        raise SpecdecError(
+            f"--verification {verification}: changes nothing with --suite, --drafts, --batch or --server"
+        )
     from specdec_ref.sampling import Sampling
 
     quiet_libraries()
     console = Console(quiet=as_json, highlight=False)
     models = target, draft, device, dtype
-    work = Workload(tokens, prompts, repeats, Sampling(temperature=temperature))
+    work = Workload(tokens, prompts, repeats, Sampling(temperature=temperature), verification)
     if server is not None:
         _server(console, server, model, concurrency, work, as_json)
     elif batch:
@@ -96,12 +105,14 @@ ModelOptions = tuple[str | None, str | None, str | None, str | None]
 
 @dataclass(frozen=True)
 class Workload:
-    """What is generated: new tokens of each generation, number of prompts, runs of each, and how tokens are sampled."""
+    """What is generated: new tokens of each generation, number of prompts, runs of each, and how tokens are sampled and
+    verified."""
 
     tokens: int
     prompts: int
     repeats: int
     sampling: "Sampling"
+    verification: str = "token"
 
 
 PLAIN = "no drafts"
@@ -126,7 +137,10 @@ def _every_k(console: Console, models: ModelOptions, max_k: int, work: Workload,
         raise SpecdecError(f"--max-k {max_k}: the models hold {pair.context} tokens")
     texts = list(held_out_prompts().values())[: work.prompts]
     ids = [pair.tokenizer(text)["input_ids"][-longest:] for text in texts]
-    contenders = {(f"k = {k}" if k else PLAIN): ours(pair, k, work.sampling, work.tokens) for k in range(max_k + 1)}
+    contenders = {
+        (f"k = {k}" if k else PLAIN): ours(pair, k, work.sampling, work.tokens, work.verification)
+        for k in range(max_k + 1)
+    }
     runs = race_length(len(contenders), len(ids), work.repeats)
     with progress_bar(_stderr(console), runs + WARM_UP + 15) as step:
         costs = measure_costs(
@@ -145,7 +159,8 @@ def _every_k(console: Console, models: ModelOptions, max_k: int, work: Workload,
         lines.append({"k": k, **result_facts(result), "formula": formula})
     if as_json:
         costs_facts = {"c": costs.c, "v": {n: costs.v(n) for n in costs.scoring}, "target_step": costs.target_step}
-        print(json.dumps({"headline": headline(pair), "costs": costs_facts, "results": lines}, indent=1))
+        facts = {"headline": headline(pair), "verification": work.verification, "costs": costs_facts, "results": lines}
+        print(json.dumps(facts, indent=1))
         return
     table = result_table("", "tokens/s", "speedup", "formula", "accepted", "tokens/round")
     for line in lines:
@@ -156,6 +171,10 @@ def _every_k(console: Console, models: ModelOptions, max_k: int, work: Workload,
         "speedup: times as fast as without drafts, whole generations · formula: the same, predicted from the "
         "acceptance, c and v · accepted: share of the judged tokens"
     )
+    if work.verification != "token":
+        console.print(
+            "with block verification, accepted is not α, and the formula, which assumes α, is an estimate only"
+        )
 
 
 def _stderr(console: Console) -> Console:

@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from specdec_ref.errors import SpecdecError
+
 if TYPE_CHECKING:
     from specdec_ref.loading import Pair
 
@@ -23,6 +25,12 @@ DraftOption = Annotated[
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, … (default: the GPU where there is one).")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16, … (default: float32 on CPU, else bfloat16).")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+
+
+def check_verification_option(verification: str) -> None:
+    """Raise SpecdecError unless --verification is the name of a rule, before anything is loaded."""
+    if verification not in ("token", "block"):
+        raise SpecdecError(f"--verification {verification}: takes token or block")
 
 
 def load(target: str | None, draft: str | None, device: str | None, dtype: str | None) -> "Pair":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from specdec_lab.cli.common import check_verification_option
 from specdec_ref.errors import SpecdecError
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ def equivalence(
     samples: Annotated[int, typer.Option(help="Samples, over all prompts.")] = 100_000,
     length: Annotated[int, typer.Option(help="Tokens of each sample.")] = 4,
     k: Annotated[int | None, typer.Option("-k", "--k", help="Tokens drafted per round (default: length − 2).")] = None,
+    verification: Annotated[
+        str, typer.Option(help="With --engine ours: how drafted tokens are verified, token or block.")
+    ] = "token",
     temperature: Annotated[float, typer.Option(help="Of the sampling that is tested.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Keep the k most likely tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep the most likely tokens up to this mass.")] = None,
@@ -77,6 +81,7 @@ def equivalence(
     if prompts < 1:
         raise SpecdecError(f"--prompts {prompts}: takes a whole number ≥ 1")
     _check_figure(figure, instead)
+    _check_verification(verification, engine, instead)
     from specdec_lab.cli.common import headline, load
 
     console = Console(quiet=as_json, highlight=False)
@@ -91,7 +96,7 @@ def equivalence(
     k = _drafted(engine, k, length, greedy)
     pair = load(target, draft, device, dtype)
     console.print(headline(pair))
-    sampler = _engine(engine, pair, k, sampling, model)
+    sampler = _engine(engine, pair, k, sampling, model, verification)
     texts = list(held_out_prompts().values())[:prompts]
     ids = [pair.tokenizer(text)["input_ids"] for text in texts]
     if greedy:
@@ -195,10 +200,22 @@ def _finish(facts: dict[str, Any], as_json: bool) -> None:
     raise typer.Exit(1 if not facts["consistent"] else 130 if facts.get("partial") else 0)
 
 
-def _engine(name: str, pair: "Pair", k: int, sampling: "Sampling", model: str | None) -> "Sampler":
+def _engine(name: str, pair: "Pair", k: int, sampling: "Sampling", model: str | None, verification: str) -> "Sampler":
     from specdec_lab.equivalence.engines import engine_by_name
 
-    return engine_by_name(name, pair, k=k, sampling=sampling, model=model)
+    return engine_by_name(name, pair, k=k, sampling=sampling, model=model, verification=verification)
+
+
+def _check_verification(verification: str, engine: str, instead: list[str]) -> None:
+    """Raise SpecdecError for an unknown rule, and where the option would change nothing."""
+    if verification == "token":
+        return
+    check_verification_option(verification)
+    for option in ("--exact", "--museum"):
+        if option in instead:
+            raise SpecdecError(f"--verification {verification}: changes nothing with {option}, which covers both rules")
+    if engine != "ours":
+        raise SpecdecError(f"--verification {verification}: changes nothing with --engine {engine}; is for ours")
 
 
 def _drafted(engine: str, k: int | None, length: int, greedy: bool) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from specdec_lab.equivalence.sampler import Sampler, crash, drawing_of
 from specdec_ref import decoding
+from specdec_ref.api import verification_rule
 from specdec_ref.cache import FixedSlots, RewindableCache
 from specdec_ref.control import as_controller
 from specdec_ref.decoding import Controller
@@ -204,6 +205,7 @@ def _neighbours(needed: list[int]) -> list[tuple[slice, int]]:
 
 class OurLoop:
     """Our decoding loop, in batches, without end tokens. k: a number or a controller. drafter: default the draft model.
+    verification: 'token' or 'block', as in `generate_speculative`.
 
     It runs `decoding.speculate` as it finds it there, so that a wrong version put in its place is what is tested.
     """
@@ -215,10 +217,12 @@ class OurLoop:
         sampling: Sampling | None = None,
         drafter: Drafter | None = None,
         batch: int = 2_000,
+        verification: str = "token",
     ):
         self.sampling = Sampling() if sampling is None else sampling
         self.batch = batch
         self.controller = as_controller(k)
+        self.verify = verification_rule(verification)
         self.target: LanguageModel = SharedWork(pair.target)
         self.drafter = drafter
         if drafter is None and self.controller.max_k:
@@ -227,6 +231,8 @@ class OurLoop:
             self.drafter = ModelDrafter(SharedWork(pair.draft, self.target.vocab_size))
         self.context = pair.context
         self.name = f"our loop, k = {self.controller.max_k}" if self.controller.max_k else "our loop, one by one"
+        if verification != "token":
+            self.name += f", {verification} verification"
 
     def sample(self, prompt: Sequence[int], number: int, length: int, seed: int) -> Tensor:
         rows = [decoding.Row(tuple(prompt), length) for _ in range(number)]
@@ -236,9 +242,17 @@ class OurLoop:
         for model in (self.target, getattr(self.drafter, "model", None)):
             if isinstance(model, SharedWork):
                 model.final_lengths = [len(prompt) + length]
-        for _ in decoding.speculate(
-            self.target, self.drafter, list(rows), self.controller, self.sampling, randomness, context=self.context
-        ):
+        loop = decoding.speculate(
+            self.target,
+            self.drafter,
+            list(rows),
+            self.controller,
+            self.sampling,
+            randomness,
+            context=self.context,
+            verify=self.verify,
+        )
+        for _ in loop:
             pass
         return torch.tensor([row.new for row in rows])
 
@@ -362,18 +376,20 @@ def engine_by_name(
     k: int = 2,
     sampling: Sampling | None = None,
     model: str | None = None,
+    verification: str = "token",
 ) -> Sampler:
     """The sampler that the command line calls `name`, one of `ENGINES`.
 
     k: tokens drafted per round, by those of `DRAFTING`; 'assisted-default' has transformers' own schedule and stop by
     confidence. model: what a server or vLLM calls the target; vLLM drafts with the pair's draft. A `module:attribute`
-    is called with (pair, sampling) and gives a sampler. Raises SpecdecError for an unknown name.
+    is called with (pair, sampling) and gives a sampler. verification: 'token' or 'block', of 'ours' alone. Raises
+    SpecdecError for an unknown name.
     """
     from specdec_lab.equivalence.server_engine import OpenAICompletions
 
     kind, _, rest = name.partition(":")
     known: dict[str, Callable[[], Sampler]] = {
-        "ours": lambda: OurLoop(pair, k, sampling, batch=MANY),
+        "ours": lambda: OurLoop(pair, k, sampling, batch=MANY, verification=verification),
         "autoregressive": lambda: autoregressive(pair, sampling, batch=MANY),
         "transformers": lambda: TransformersGenerate(pair, sampling),
         "assisted": lambda: TransformersAssisted(pair, sampling, k),

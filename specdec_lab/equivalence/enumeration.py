@@ -21,6 +21,7 @@ from torch import Tensor
 
 from specdec_lab.equivalence.tables import SHARED, TableModel
 from specdec_ref import decoding
+from specdec_ref.acceptance import Verify, verify
 from specdec_ref.decoding import Controller, Round
 from specdec_ref.drafting import Drafter
 from specdec_ref.errors import SpecdecError
@@ -134,6 +135,7 @@ class Enumeration:
 
     spare: tokens that a table may hold beyond a row's sequence and still count as remembered. What lies behind them is
     taken for forgotten, so that more can be merged; where that is wrong, `solve` raises `StaleRead`. None: all counts.
+    verify: the verification rule.
     """
 
     def __init__(
@@ -146,10 +148,11 @@ class Enumeration:
         context: int,
         limit: int,
         spare: int | None = 0,
+        verify: Verify = verify,
     ):
         self.state, self.prompts, self.lengths = state, prompts, lengths
         self.sampling, self.eos, self.context = sampling, eos, context
-        self.limit, self.spare = limit, spare
+        self.limit, self.spare, self.verify = limit, spare, verify
         self.paths = self.rounds = 0
         self.drafted_first = self.accepted_first = self.tokens_first = 0.0
         self._nodes: dict[Hashable, Node] = {None: Node(tuple(() for _ in prompts), False, 0, ())}
@@ -223,6 +226,7 @@ class Enumeration:
             script,
             self.eos,
             self.context,
+            self.verify,
         )
         memory: Hashable = "ended"
         for _ in range(rounds):

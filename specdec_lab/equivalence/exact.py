@@ -17,6 +17,7 @@ import torch
 
 from specdec_lab.equivalence.enumeration import Emitted, Enumeration, LoopState
 from specdec_lab.equivalence.tables import StaleRead
+from specdec_ref.api import verification_rule
 from specdec_ref.control import as_controller
 from specdec_ref.decoding import Controller
 from specdec_ref.drafting import Drafter
@@ -92,15 +93,17 @@ def exact(
     eos: frozenset[int] = frozenset(),
     context: int | None = None,
     limit: int = 200_000,
+    verification: str = "token",
 ) -> Proof:
     """Compare the exact distribution of what the loop emits with the target's.
 
     target: a `TableModel`. drafter: for instance `ModelDrafter(TableModel(…))`; None drafts nothing. prompt: token ids,
     or a list of prompts, decoded as one batch. max_new_tokens: ≥ 1, one number or one for each prompt. sampling,
-    context: as in `speculate`. limit: replays of the loop that are allowed; each takes about a millisecond. Models,
-    drafter and controller are copied, never changed. Raises SpecdecError, also where the loop takes chance from
-    elsewhere than its `Randomness`.
+    context: as in `speculate`. limit: replays of the loop that are allowed; each takes about a millisecond.
+    verification: 'token' or 'block', as in `generate_speculative`. Models, drafter and controller are copied, never
+    changed. Raises SpecdecError, also where the loop takes chance from elsewhere than its `Randomness`.
     """
+    verify = verification_rule(verification)
     _check_arguments(target, drafter, sampling, context, limit)
     sampling, context, eos = sampling or Sampling(), context or target.context, frozenset(eos)
     many = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Sequence)
@@ -108,7 +111,7 @@ def exact(
     lengths = _lengths(max_new_tokens, len(prompts))
     state = LoopState(target, drafter, as_controller(k))
     for spare in (0, 1, None):  # more has to count as remembered where a wrong loop reads what it should have forgotten
-        played = Enumeration(state, prompts, lengths, sampling, eos, context, limit, spare)
+        played = Enumeration(state, prompts, lengths, sampling, eos, context, limit, spare, verify)
         with suppress(StaleRead):
             emitted = played.solve()
             break

@@ -60,6 +60,9 @@ def proofs() -> Iterator[tuple[str, Callable[[], Proof]]]:
     yield "three tokens, k = 2", partial(exact, p, draft, [0], k=2, max_new_tokens=4)
     yield "two tokens, k = 3", partial(exact, two, ModelDrafter(other), [0], k=3, max_new_tokens=5)
     yield "two rows", partial(exact, two, ModelDrafter(other), [[0], [1, 0]], k=1, max_new_tokens=2)
+    by_block = partial(exact, k=2, max_new_tokens=3, verification="block")
+    yield "block verification, three tokens", partial(by_block, p, draft, [0])
+    yield "block verification, two rows", partial(by_block, two, ModelDrafter(other), [[0], [1, 0]])
     real, small = (OnCache(model) for model in tiny_pair(vocab_size=2, width=8, layers=1))
     yield "a transformer, two rows", partial(exact, real, ModelDrafter(small), [[0], [1, 0, 1]], k=1, max_new_tokens=2)
 
@@ -131,12 +134,17 @@ def _counted_acceptance() -> tuple[float, float, float]:
 
 
 def tokens_per_round() -> Observation:
-    """A round emits as many tokens as the formula says, and k + 1 where all drafts are accepted."""
+    """A round emits as many tokens as the formula says, for both verification rules, and k + 1 where all drafts are
+    accepted."""
     k, p, q = 2, random_table(3, 1), random_table(3, 2)
     got = exact(p, ModelDrafter(q), [0], k=k, max_new_tokens=k + 1).tokens_per_round
     expected = _expected_tokens(p, q, (0,), k)
     if not abs(got - expected) <= TOLERANCE:
         return Observation(True, f"{got:.6f} tokens in a round instead of {expected:.6f}")
+    block = exact(p, ModelDrafter(q), [0], k=k, max_new_tokens=k + 1, verification="block").tokens_per_round
+    most = 1 + _most_accepted(p, q, (0,), k)
+    if not abs(block - most) <= TOLERANCE:
+        return Observation(True, f"block verification: {block:.6f} tokens in a round, where {most:.6f} is the optimum")
     rounds = [r for row in _run(p, ModelDrafter(q), [[0]] * 32, k, 16) for r in row.rounds[:-1]]
     short = [r for r in rounds if len(r.emitted) != r.accepted + 1]
     if short:
@@ -153,6 +161,25 @@ def _expected_tokens(p: TableModel, q: TableModel, text: tuple[int, ...], k: int
         return 1.0
     both = torch.minimum(p.probabilities(text), q.probabilities(text)).tolist()
     return 1.0 + float(sum(a * _expected_tokens(p, q, (*text, token), k - 1) for token, a in enumerate(both) if a > 0))
+
+
+def _most_accepted(
+    p: TableModel, q: TableModel, text: tuple[int, ...], k: int, accepted: float = 1.0, drafted: float = 1.0
+) -> float:
+    """The most drafted tokens per round that an exact rule can accept: the sum, over all drafts of 1 … k tokens after
+    `text`, of min(drafted, accepted before · p).
+
+    accepted, drafted: probability that the drafted tokens in `text` are drafted and accepted, and that they are
+    drafted. Sun et al. 2024 (arXiv 2403.10444).
+    """
+    if k == 0:
+        return 0.0
+    total = 0.0
+    for token, (a, b) in enumerate(zip(p.probabilities(text).tolist(), q.probabilities(text).tolist(), strict=True)):
+        now_drafted = drafted * b
+        now_accepted = min(now_drafted, accepted * a)
+        total += now_accepted + _most_accepted(p, q, (*text, token), k - 1, now_accepted, now_drafted)
+    return total
 
 
 def ending() -> Observation:

@@ -6,6 +6,7 @@
 `museum` says which tests catch them.
 """
 
+from specdec_lab.equivalence.mutants_block import BLOCK
 from specdec_lab.equivalence.mutants_loop import LOOP
 from specdec_lab.equivalence.mutants_rule import RULE
 from specdec_lab.equivalence.mutants_speed import SPEED
@@ -14,7 +15,7 @@ from specdec_ref.errors import SpecdecError
 
 __all__ = ["MUTANTS", "Mutant", "mutant"]
 
-MUTANTS: tuple[Mutant, ...] = (*RULE, *LOOP, *SPEED)
+MUTANTS: tuple[Mutant, ...] = (*RULE, *BLOCK, *LOOP, *SPEED)
 """All of them: first those that change the distribution, then those that only lose speed."""
 
 

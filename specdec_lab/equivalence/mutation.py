@@ -10,8 +10,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
-from importlib import import_module
+from pkgutil import resolve_name
 from types import CodeType, FunctionType
 from typing import Any, Literal
 
@@ -44,15 +43,18 @@ class Mutant:
     @property
     def function(self) -> FunctionType:
         """The function that is changed."""
-        module, *names = self.where.split(".")
-        found: Any = reduce(getattr, names, import_module(f"specdec_ref.{module}"))
-        function: FunctionType = inspect.unwrap(found)
+        function: FunctionType = inspect.unwrap(resolve_name(f"specdec_ref.{self.where}"))
         return function
 
     @property
     def in_randomness(self) -> bool:
         """Whether it changes `SeededRandomness`, which the exact proof puts its own in place of."""
         return self.where.startswith("sampling.SeededRandomness")
+
+    @property
+    def in_block_verification(self) -> bool:
+        """Whether it changes `verify_block`, which decoding uses only on request."""
+        return self.where.startswith("beyond.block")
 
     @property
     def source(self) -> str:

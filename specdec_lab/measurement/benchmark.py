@@ -102,13 +102,20 @@ def race_length(contenders: int, prompts: int, repeats: int) -> int:
     return contenders * (1 + prompts * repeats)
 
 
-def ours(pair: Pair, k: int, sampling: Sampling, max_new_tokens: int) -> Contender:
+def ours(pair: Pair, k: int, sampling: Sampling, max_new_tokens: int, verification: str = "token") -> Contender:
     """The reference with fixed k as a contender; k = 0 is the autoregressive baseline."""
 
     def run(prompt: list[int], seed: int) -> Sample:
-        return Sample.of(
-            generate_speculative(pair, prompt, k=k, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+        generation = generate_speculative(
+            pair,
+            prompt,
+            k=k,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            seed=seed,
+            verification=verification,
         )
+        return Sample.of(generation)
 
     return run
 

@@ -1,60 +1,91 @@
-"""Two verdicts on the same drafts, enumerated: token by token (lesson 02), and on the whole block at once.
+"""Token and block verification of the same drafts, enumerated: what each rule can do in a round, and how likely it is.
 
-Block verification (Sun et al., 2024, arXiv 2403.10444, algorithm 2) accepts a longer beginning where later tokens make
-up for an earlier one, and samples from another residual. Models are tables: row t is the distribution after token t.
+Token verification (lesson 02) decides each drafted token by itself. Block verification decides them together
+(`specdec_ref/beyond/block.py`; Sun et al., 2024, arXiv 2403.10444, algorithm 2). Both functions here call the
+reference's own rules with a `Randomness` that makes every decision at once. Models are tables: row t is the
+distribution after token t.
 """
 
 from collections import Counter
 from itertools import product
 
+import torch
 from torch import Tensor
 
-from specdec_ref.acceptance import residual
+from specdec_ref.acceptance import Verify, verify
+from specdec_ref.beyond.block import verify_block
 from specdec_ref.errors import SpecdecError, is_whole
 
 BlockOutcome = tuple[int, float, Tensor]
-"""(tokens kept, its probability, what the next token is drawn from [V])."""
+"""(accepted tokens, their probability, the distribution [V] that the next token is sampled from)."""
 
 
 def token_verdict(target: Tensor, draft: Tensor, tokens: tuple[int, ...], start: int = 0) -> list[BlockOutcome]:
-    """What can become of drafted `tokens` after `start` when each is judged by itself: min(1, p/q), in order."""
-    outcomes, alive, last = [], 1.0, start
-    for kept, token in enumerate(tokens):
-        p, q = target[last], draft[last]
-        chance = min(1.0, float(p[token] / q[token]))
-        outcomes.append((kept, alive * (1 - chance), residual(p, q)))
-        alive, last = alive * chance, token
-    return [*outcomes, (len(tokens), alive, target[last])]
+    """What token verification can do with `tokens`, drafted after `start`: one outcome for each number of accepted
+    tokens, 0 … k."""
+    return _outcomes(verify, target, draft, tokens, start)
 
 
 def block_verdict(target: Tensor, draft: Tensor, tokens: tuple[int, ...], start: int = 0) -> list[BlockOutcome]:
-    """The same when the block is judged together: the longest beginning whose own number lets it pass.
+    """What block verification can do with the same tokens."""
+    return _outcomes(verify_block, target, draft, tokens, start)
 
-    ratio: of the beginning, min(1, ratio before · p/q). Beginning i passes with s / (s + 1 − ratio), where s is the
-    mass of max(0, ratio · p − q) after it; the whole block with its ratio.
+
+class EveryDecision:
+    """A `Randomness` for a batch that has one row for each way to decide about n drafted positions.
+
+    Attributes:
+        decisions: [2ⁿ, n] bool, all ways to decide.
+        probability: [2ⁿ], how likely each is, once `accept` was called.
+        next_token: [2ⁿ, V], what `draw` was asked to sample from.
     """
-    ratio, last, passing, after = 1.0, start, [], []
-    for i in range(len(tokens) + 1):
-        if i:
-            ratio = min(1.0, ratio * float(target[last, tokens[i - 1]] / draft[last, tokens[i - 1]]))
-            last = tokens[i - 1]
-        rest = (ratio * target[last] - draft[last]).clamp(min=0)
-        mass = float(rest.sum())
-        whole = i == len(tokens)
-        passing.append(1.0 if i == 0 else ratio if whole else mass / (mass + 1 - ratio) if mass + 1 > ratio else 1.0)
-        after.append(target[last] if whole or not mass else rest / mass)
-    outcomes, none_longer = [], 1.0
-    for i in range(len(tokens), -1, -1):
-        outcomes.append((i, none_longer * passing[i], after[i]))
-        none_longer *= 1 - passing[i]
-    return outcomes[::-1]
+
+    def __init__(self, n: int):
+        self.decisions = torch.tensor(list(product((False, True), repeat=n)))
+        self.probability = torch.empty(0)
+        self.next_token = torch.empty(0)
+
+    def accept(self, probability: Tensor) -> Tensor:
+        """The decisions of each row. Where one cannot come, the row has probability 0 and gets the possible one."""
+        self.probability = torch.where(self.decisions, probability, 1 - probability).prod(-1)
+        return (self.decisions | (probability >= 1)) & (probability > 0)
+
+    def draw(self, probabilities: Tensor) -> Tensor:
+        """Any token: what matters here is the distribution."""
+        self.next_token = probabilities
+        return probabilities.argmax(-1)
+
+
+def _outcomes(rule: Verify, target: Tensor, draft: Tensor, tokens: tuple[int, ...], start: int) -> list[BlockOutcome]:
+    """Every number of accepted tokens, 0 … k, by playing every decision of the rule."""
+    k = len(tokens)
+    before = torch.tensor([start, *tokens])
+    randomness = EveryDecision(k + 1)
+    ways = len(randomness.decisions)
+    p, q = target[before].expand(ways, -1, -1), draft[before[:-1]].expand(ways, -1, -1)
+    accepted = rule(p, q, before[1:].expand(ways, -1), randomness).accepted
+    outcomes = []
+    for n in range(k + 1):
+        rows = (accepted == n) & (randomness.probability > 0)
+        next_token = randomness.next_token[rows][0] if rows.any() else target[before[n]]
+        outcomes.append((n, float(randomness.probability[rows].sum()), next_token))
+    return outcomes
 
 
 def enumerate_rounds(target: Tensor, draft: Tensor, k: int, block: bool) -> tuple[dict[tuple[int, ...], float], float]:
-    """Everything that a round of k drafted tokens can do after token 0, as float64.
+    """Everything that a round of k drafted tokens can do after token 0, in float64.
 
-    target, draft: [V, V], every entry of draft above 0. Returns the distribution of the first k + 1 tokens, what the
-    round leaves out being drawn from the target, and the mean number of drafted tokens kept. Raises SpecdecError.
+    Args:
+        target, draft: [V, V], every entry of draft above 0.
+        k: drafted tokens, 1 … 4.
+        block: block verification instead of token verification.
+
+    Returns:
+        The distribution of the first k + 1 tokens, where those that the round does not emit are sampled from the
+        target; and the mean number of accepted tokens.
+
+    Raises:
+        SpecdecError: arguments that it cannot use.
     """
     if target.shape != draft.shape or target.ndim != 2 or len(target) != target.shape[1] or not bool((draft > 0).all()):
         raise SpecdecError("target, draft: take two tables [V, V] of one size, the draft's entries above 0")
@@ -64,12 +95,12 @@ def enumerate_rounds(target: Tensor, draft: Tensor, k: int, block: bool) -> tupl
     found: Counter[tuple[int, ...]] = Counter()
     mean = 0.0
     for tokens in product(range(len(target)), repeat=k):
-        drawn = _joint(draft, tokens)
-        for kept, chance, after in (block_verdict if block else token_verdict)(target, draft, tokens):
-            mean += drawn * chance * kept
-            for rest in product(range(len(target)), repeat=k + 1 - kept):
-                share = float(after[rest[0]]) * _joint(target, rest[1:], rest[0])
-                found[tokens[:kept] + rest] += drawn * chance * share  # type: ignore[assignment]
+        drafted = _joint(draft, tokens)
+        for accepted, probability, next_token in (block_verdict if block else token_verdict)(target, draft, tokens):
+            mean += drafted * probability * accepted
+            for rest in product(range(len(target)), repeat=k + 1 - accepted):
+                continued = float(next_token[rest[0]]) * _joint(target, rest[1:], rest[0])
+                found[tokens[:accepted] + rest] += drafted * probability * continued  # type: ignore[assignment]
     return dict(found), mean
 
 

@@ -1,0 +1,52 @@
+"""Wrong versions of block verification: which prefixes pass, and what follows the longest one."""
+
+from specdec_lab.equivalence.mutation import Mutant
+
+_WHERE = "beyond.block.verify_block"
+
+BLOCK = (
+    Mutant(
+        name="block-ratios-cut-alone",
+        title="Block verification with every ratio cut at 1",
+        what="Multiplies min(1, p/q) of each token, accepts a prefix with that product, ignores it in the residual.",
+        seen="vllm-project/vllm-ascend #7807, fixed in #7808; there the random numbers are multiplied as well",
+        effect="distribution",
+        output="More tokens are accepted than any exact rule can accept, and the text drifts to the draft's.",
+        caught_by="exact",
+        where=_WHERE,
+        right="""weights = [torch.ones_like(p_drafted[..., 0])]
+for i in range(drafted.shape[-1] - 1):
+    weights.append(acceptance_probability(weights[-1] * p_drafted[..., i], q_drafted[..., i]))
+weight = torch.stack(weights, -1)
+weighted = weight.unsqueeze(-1) * p
+surplus = (weighted - q).clamp(min=0).sum(-1)
+passing = torch.where(weight < 1, surplus / (surplus + (1 - weight)), 1)""",
+        wrong="""ratios = acceptance_probability(p_drafted, q_drafted)[..., :-1]
+weighted, passing = p, F.pad(ratios, (1, 0), value=1).cumprod(-1)""",
+    ),
+    Mutant(
+        name="block-first-failure",
+        title="Block verification that stops at the first failure",
+        what="Accepts the prefixes before the first one that does not pass, instead of the longest one that passes.",
+        seen="vllm-project/vllm-ascend #11985, where a review asks for the break",
+        effect="distribution",
+        output="Too few tokens are accepted, and those that replace them come from the wrong residual.",
+        caught_by="exact",
+        where=_WHERE,
+        right="accepted = (passes * torch.arange(passes.shape[-1], device=passes.device)).amax(-1)",
+        wrong="accepted = passes.long().cumprod(-1).sum(-1) - 1",
+    ),
+    Mutant(
+        name="block-residual-unweighted",
+        title="Block verification with the residual of token verification",
+        what="Replaces a rejected token by one from max(0, p − q), without the weight of the accepted prefix.",
+        seen="part of vllm-project/vllm-ascend #7807",
+        effect="distribution",
+        output="The first token of a round is right, replacements after an unlikely prefix are not.",
+        caught_by="exact",
+        where=_WHERE,
+        right="p_stop, q_stop = weighted.gather(-2, stop).squeeze(-2), q.gather(-2, stop).squeeze(-2)",
+        wrong="p_stop, q_stop = p.gather(-2, stop).squeeze(-2), q.gather(-2, stop).squeeze(-2)",
+    ),
+)
+"""Those that change what comes out, in `beyond.block`."""

@@ -1,0 +1,69 @@
+"""Block verification: the drafted tokens of a round are judged together, not one by one.
+
+Token verification cuts each ratio p/q at 1, so a token that the draft proposes too rarely cannot
+make up for an earlier one that it proposes too often. Here it can: a prefix of the drafted tokens
+has a weight, and only the product of the ratios so far is cut. The output still has exactly the
+target's distribution, and on average no fewer tokens are accepted than by token verification.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from specdec_ref.acceptance import (
+    Verdict,
+    acceptance_probability,
+    check_verify_arguments,
+    residual,
+)
+from specdec_ref.sampling import Randomness
+
+
+def verify_block(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) -> Verdict:
+    """Accept the longest prefix of the drafted tokens that passes, then sample one more token.
+
+    Leading dimensions are sequences, each decided on its own.
+
+    Args:
+        p: [..., k + 1, V], the target's distribution at each drafted position and after the last.
+        q: [..., k, V], what each token was sampled from: one-hot for a deterministic draft, zero
+            for 'not drafted'.
+        drafted: [..., k] int64. k may be 0.
+        randomness: decides and samples.
+
+    Raises:
+        SpecdecError: the shapes do not fit together.
+
+    Sun et al. 2024 (arXiv 2403.10444), algorithm 2.
+    """
+    check_verify_arguments(p, q, drafted)
+    p = p.to(torch.promote_types(p.dtype, torch.float32))  # 16 bits are too coarse to decide with
+    q = q.to(torch.promote_types(q.dtype, torch.float32))
+    # After the last drafted token nothing was drafted (q = 0). There the surplus is the weight, so
+    # the whole block passes with its weight, and the residual is p. The bonus token is no special
+    # case, and neither is a row that drafted fewer than k tokens.
+    q = F.pad(q, (0, 0, 0, 1))
+    drafted = F.pad(drafted, (0, 1))
+    p_drafted = p.gather(-1, drafted.unsqueeze(-1)).squeeze(-1)
+    q_drafted = q.gather(-1, drafted.unsqueeze(-1)).squeeze(-1)
+
+    # 1. The weight of the first i tokens is min(1, weight before · p/q). It is the probability that
+    #    at least i are accepted, on average over the tokens drafted after them.
+    # 2. They pass with surplus / (surplus + 1 − weight), where the surplus is the sum of
+    #    max(0, weight·p − q) at the next position. No token at all always passes.
+    weights = [torch.ones_like(p_drafted[..., 0])]
+    for i in range(drafted.shape[-1] - 1):
+        weights.append(acceptance_probability(weights[-1] * p_drafted[..., i], q_drafted[..., i]))
+    weight = torch.stack(weights, -1)
+    weighted = weight.unsqueeze(-1) * p
+    surplus = (weighted - q).clamp(min=0).sum(-1)
+    passing = torch.where(weight < 1, surplus / (surplus + (1 - weight)), 1)
+
+    # 3. The longest prefix that passes is accepted, also where a shorter one does not.
+    passes = randomness.accept(passing)
+    accepted = (passes * torch.arange(passes.shape[-1], device=passes.device)).amax(-1)
+
+    # 4. The next token is sampled from the residual of the weighted target.
+    stop = accepted[..., None, None].expand(*accepted.shape, 1, p.shape[-1])
+    p_stop, q_stop = weighted.gather(-2, stop).squeeze(-2), q.gather(-2, stop).squeeze(-2)
+    return Verdict(accepted, randomness.draw(residual(p_stop, q_stop)))
