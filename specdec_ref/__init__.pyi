@@ -10,6 +10,7 @@ from specdec_ref.api import Generation as Generation
 from specdec_ref.api import generate_autoregressive as generate_autoregressive
 from specdec_ref.api import generate_speculative as generate_speculative
 from specdec_ref.api import stream_speculative as stream_speculative
+from specdec_ref.beyond.suffix import SuffixDrafter as SuffixDrafter
 from specdec_ref.cache import RewindableCache as RewindableCache
 from specdec_ref.control import CostModelSpeculation as CostModelSpeculation
 from specdec_ref.control import FixedK as FixedK
