@@ -18,7 +18,7 @@ from specdec_lab.equivalence.enumeration import Choice, Script
 from specdec_lab.equivalence.exact import exact
 from specdec_lab.equivalence.lossy import (
     FirstToken,
-    Recorded,
+    RecordingRandomness,
     Verify,
     acceptance_by_position,
     certain_draft,
@@ -157,7 +157,7 @@ def test_after_all_tokens_are_accepted_the_target_itself_is_sampled(name: str) -
     certain = torch.eye(3).double()[[0, 1]]
     p = torch.cat([certain, P[None]])
 
-    class Accepting(Recorded):
+    class Accepting(RecordingRandomness):
         def accept(self, probability: Tensor) -> Tensor:
             return probability > 0.5
 
@@ -169,7 +169,7 @@ def test_after_all_tokens_are_accepted_the_target_itself_is_sampled(name: str) -
 
 @pytest.mark.parametrize("rule", [*ALL.values(), partial(ensemble, weight=1.0)], ids=[*ALL, "ensemble 1"])
 def test_a_token_that_was_not_drafted_is_never_accepted_and_replaced_by_the_target(rule: Verify) -> None:
-    recorded = Recorded()
+    recorded = RecordingRandomness()
     rule(P.expand(2, 3), torch.zeros(1, 3).double(), torch.tensor([0]), recorded)
     assert float(recorded.acceptance[0]) == 0
     assert residual(recorded.replacement, torch.zeros(3)).tolist() == pytest.approx(P.tolist(), abs=1e-12)
@@ -179,10 +179,10 @@ def test_a_token_that_was_not_drafted_is_never_accepted_and_replaced_by_the_targ
 def test_rows_of_a_batch_are_decided_on_their_own(rule: Verify) -> None:
     p, q = torch.stack([P, Q])[:, None].expand(2, 2, 3), torch.stack([Q, P])[:, None]
     drafted = torch.tensor([[2], [0]])
-    together = Recorded()
+    together = RecordingRandomness()
     rule(p, q, drafted, together)
     for row in range(2):
-        alone = Recorded()
+        alone = RecordingRandomness()
         rule(p[row], q[row], drafted[row], alone)
         assert torch.equal(together.acceptance[row], alone.acceptance)
         assert torch.equal(together.replacement[row], alone.replacement)
@@ -260,13 +260,25 @@ TOKEN = torch.zeros(1, dtype=torch.int64)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: lenient(ONE, ONE, TOKEN, Recorded(), lenience=0), "lenience=0: takes a number, 0 < lenience ≤ 1"),
-        (lambda: lenient(ONE, ONE, TOKEN, Recorded(), lenience=float("nan")), "lenience=nan: takes a number"),
-        (lambda: ensemble(ONE, ONE, TOKEN, Recorded(), weight=1.5), "weight=1.5: takes a number, 0 ≤ weight ≤ 1"),
-        (lambda: typical_acceptance(ONE, ONE, TOKEN, Recorded(), epsilon=0), "epsilon=0: takes a number"),
-        (lambda: typical_acceptance(ONE, ONE, TOKEN, Recorded(), alpha=-1), "alpha=-1: takes a number"),
+        (
+            lambda: lenient(ONE, ONE, TOKEN, RecordingRandomness(), lenience=0),
+            "lenience=0: takes a number, 0 < lenience ≤ 1",
+        ),
+        (
+            lambda: lenient(ONE, ONE, TOKEN, RecordingRandomness(), lenience=float("nan")),
+            "lenience=nan: takes a number",
+        ),
+        (
+            lambda: ensemble(ONE, ONE, TOKEN, RecordingRandomness(), weight=1.5),
+            "weight=1.5: takes a number, 0 ≤ weight ≤ 1",
+        ),
+        (lambda: typical_acceptance(ONE, ONE, TOKEN, RecordingRandomness(), epsilon=0), "epsilon=0: takes a number"),
+        (lambda: typical_acceptance(ONE, ONE, TOKEN, RecordingRandomness(), alpha=-1), "alpha=-1: takes a number"),
         *[
-            (lambda rule=rule: rule(ONE, ONE, TOKEN, Recorded()), "p [1, 1], q [1, 1], drafted [1]: do not fit")
+            (
+                lambda rule=rule: rule(ONE, ONE, TOKEN, RecordingRandomness()),
+                "p [1, 1], q [1, 1], drafted [1]: do not fit",
+            )
             for rule in ALL.values()
         ],
         (lambda: first_token(verify, P, Q[:2]), "p [3], q [2]: take two distributions, [V]"),

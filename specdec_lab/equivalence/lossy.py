@@ -157,7 +157,7 @@ def _decide(p: Tensor, q: Tensor, accept: Tensor, replacement: Tensor, randomnes
     return Verdict(accepted, randomness.draw(next_token.gather(-2, stop).squeeze(-2)))
 
 
-class Recorded:
+class RecordingRandomness:
     """A `Randomness` that rejects every token and remembers what it was asked.
 
     Attributes:
@@ -209,11 +209,11 @@ def first_token(rule: Verify, p: Tensor, q: Tensor) -> FirstToken:
         raise SpecdecError(f"p {[*p.shape]}, q {[*q.shape]}: take two distributions, [V]")
     p, q = p.double(), q.double()
     size = len(p)
-    recorded = Recorded()
+    recording = RecordingRandomness()
     every = torch.arange(size, device=p.device)[:, None]
-    rule(p.expand(size, 2, size), q.expand(size, 1, size), every, recorded)
-    accepted = q * recorded.acceptance[:, 0]
-    emitted = accepted + (q - accepted) @ recorded.replacement
+    rule(p.expand(size, 2, size), q.expand(size, 1, size), every, recording)
+    accepted = q * recording.acceptance[:, 0]
+    emitted = accepted + (q - accepted) @ recording.replacement
     return FirstToken(emitted, float((emitted - p).abs().sum() / 2), float(accepted.sum()))
 
 
@@ -224,6 +224,6 @@ def acceptance_by_position(rule: Verify, p: Tensor, q: Tensor, drafted: Tensor) 
         rule: takes the place of `acceptance.verify`.
         p, q, drafted: as in `acceptance.verify`.
     """
-    recorded = Recorded()
-    rule(p, q, drafted, recorded)
-    return recorded.acceptance[..., : drafted.shape[-1]]
+    recording = RecordingRandomness()
+    rule(p, q, drafted, recording)
+    return recording.acceptance[..., : drafted.shape[-1]]

@@ -69,7 +69,7 @@ RULES = (
 
 
 @dataclass(frozen=True)
-class Blocks:
+class DraftedBlocks:
     """Drafted blocks at N positions of held-out text.
 
     Attributes:
@@ -91,7 +91,7 @@ def draft_blocks(
     sampling: Sampling | None = None,
     texts: Iterable[str] | None = None,
     seed: int = 0,
-) -> Blocks:
+) -> DraftedBlocks:
     """Draft k tokens at positions spread over texts, and score them with the target.
 
     Args:
@@ -124,7 +124,7 @@ def draft_blocks(
         p = sampling.probabilities(target.extend(torch.cat([last, draft.tokens], 1)))
         rounds.append((p, draft.distribution(target.vocab_size, p), draft.tokens))
     p, q, drafted = (torch.cat(parts) for parts in zip(*rounds, strict=True))
-    return Blocks(p, q, drafted)
+    return DraftedBlocks(p, q, drafted)
 
 
 def _contexts(pair: Pair, positions: int, k: int, texts: Iterable[str] | None) -> list[list[int]]:
@@ -159,7 +159,7 @@ class Tradeoff:
     tokens_per_round: float
 
 
-def tradeoff(rule: LossyRule, blocks: Blocks) -> Tradeoff:
+def tradeoff(rule: LossyRule, blocks: DraftedBlocks) -> Tradeoff:
     """Judge all blocks by one rule."""
     first = [first_token(rule.verify, p, q) for p, q in zip(blocks.p[:, 0], blocks.q[:, 0], strict=True)]
     accepted = acceptance_by_position(rule.verify, blocks.p, blocks.q, blocks.drafted).cumprod(-1).sum(-1)
@@ -173,6 +173,8 @@ def tradeoff(rule: LossyRule, blocks: Blocks) -> Tradeoff:
 
 
 MARKERS = {"lenience": "s", "ensemble": "o", "typical acceptance": "D", "longest match": "X"}
+LABELS = {"lenience": (-5, 6, "right"), "ensemble": (3, -13, "left"), "typical acceptance": (7, -4, "left")}
+"""Where a setting is written beside its marker: points to the right, points up, alignment."""
 
 
 @styled
@@ -190,23 +192,18 @@ def tradeoff_figure(tradeoffs: Sequence[Tradeoff], k: int) -> "Figure":
     for name, points in families.items():
         x, y = [point.tv for point in points], [point.tokens_per_round for point in points]
         if points[0].rule.exact:
+            axes.axhline(y[0], color=FORMULA, linestyle="--", linewidth=1)
             axes.plot(x, y, "o", color=ACCEPTED, markersize=8, clip_on=False, zorder=3)
-            axes.annotate(
-                f"{ACCEPTED_MARK} {name}", (x[0], y[0]), xytext=(9, -4), textcoords="offset points", color=ACCEPTED
-            )
-            if name == "exact rule":
-                axes.axhline(y[0], color=FORMULA, linestyle="--", linewidth=1)
+            label = f"{ACCEPTED_MARK} {name}"
+            axes.annotate(label, (0, y[0]), xytext=(9, -15), textcoords="offset points", color=ACCEPTED)
             continue
         axes.plot(x, y, marker=MARKERS[name], color=REJECTED, label=name, linewidth=1)
         for point in points:
             if point.rule.setting:
-                axes.annotate(
-                    point.rule.setting,
-                    (point.tv, point.tokens_per_round),
-                    xytext=(4, -11),
-                    textcoords="offset points",
-                    fontsize=9,
-                )
+                right, up, aligned = LABELS[name]
+                at = point.tv, point.tokens_per_round
+                axes.annotate(point.rule.setting, at, (right, up), textcoords="offset points", ha=aligned, fontsize=9)
+    axes.margins(x=0.12, y=0.1)
     axes.set_xlim(left=0)
-    axes.legend(title="lossy rules")
+    axes.legend(title="lossy rules", loc="lower right")
     return figure

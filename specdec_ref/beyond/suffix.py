@@ -91,13 +91,14 @@ class SuffixDrafter:
     Args:
         max_match: tokens of the longest suffix to look for.
         min_probability: the smallest estimated probability of a proposal; 0 never stops.
-        memory: tokens of earlier texts to remember, ≥ 0.
+        memory: tokens of earlier texts to remember, ≥ 0. One takes some 2 KiB at the default
+            `max_match`.
 
     Raises:
         SpecdecError: arguments that it cannot use.
     """
 
-    def __init__(self, max_match: int = 16, min_probability: float = 0.1, memory: int = 10_000):
+    def __init__(self, max_match: int = 8, min_probability: float = 0.3, memory: int = 10_000):
         if not is_whole(max_match) or max_match < 1:
             raise SpecdecError(f"max_match={max_match!r:.80}: takes a whole number ≥ 1")
         if not is_number(min_probability) or not 0 <= min_probability <= 1:
