@@ -12,6 +12,7 @@ from specdec_ref.api import generate_autoregressive as generate_autoregressive
 from specdec_ref.api import generate_speculative as generate_speculative
 from specdec_ref.api import stream_speculative as stream_speculative
 from specdec_ref.beyond.block import verify_block as verify_block
+from specdec_ref.beyond.suffix import SuffixDrafter as SuffixDrafter
 from specdec_ref.cache import RewindableCache as RewindableCache
 from specdec_ref.control import CostModelSpeculation as CostModelSpeculation
 from specdec_ref.control import FixedK as FixedK

@@ -137,6 +137,14 @@ class NoDrafter:
         return _empty_draft(len(sequences), self.device)
 
 
+def point_masses(proposed: list[list[int]]) -> Draft:
+    """The draft of a drafter that is certain: each row's proposed tokens, maybe none."""
+    longest = max(map(len, proposed))
+    padded = [tokens + [0] * (longest - len(tokens)) for tokens in proposed]
+    lengths = [len(tokens) for tokens in proposed]
+    return Draft(torch.tensor(padded, dtype=torch.int64), lengths=torch.tensor(lengths))
+
+
 def _empty_draft(batch: int, device: torch.device) -> Draft:
     return Draft(torch.empty(batch, 0, dtype=torch.int64, device=device))
 
@@ -262,11 +270,7 @@ class PromptLookupDrafter:
     def propose(
         self, sequences: list[list[int]], k: int, sampling: Sampling, randomness: Randomness
     ) -> Draft:
-        continuations = [self._continuation(s, k) for s in sequences]
-        longest = max(map(len, continuations))
-        padded = [c + [0] * (longest - len(c)) for c in continuations]
-        lengths = [len(c) for c in continuations]
-        return Draft(torch.tensor(padded, dtype=torch.int64), lengths=torch.tensor(lengths))
+        return point_masses([self._continuation(s, k) for s in sequences])
 
     def _continuation(self, sequence: list[int], k: int) -> list[int]:
         for n in range(min(self.max_ngram, len(sequence) - 1), self.min_ngram - 1, -1):

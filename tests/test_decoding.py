@@ -26,6 +26,7 @@ from specdec_ref import (
     Round,
     Sampling,
     SeededRandomness,
+    SuffixDrafter,
     TransformersModel,
     Verify,
     generate_autoregressive,
@@ -86,6 +87,7 @@ DRAFTERS: dict[str, Callable[[Pair], Drafter]] = {
     "self": lambda pair: ModelDrafter(TransformersModel(pair.target)),
     "min_confidence": lambda pair: ModelDrafter(TransformersModel(pair.draft), min_confidence=0.4),
     "prompt lookup": lambda pair: PromptLookupDrafter(),
+    "suffix": lambda pair: SuffixDrafter(),
 }
 
 

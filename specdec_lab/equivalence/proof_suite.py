@@ -12,6 +12,7 @@ from typing import Any
 from specdec_lab.equivalence.exact import Proof, exact
 from specdec_lab.equivalence.tables import TableModel, constant_table, markov_table, random_table
 from specdec_lab.teaching.heuristics import AdaptiveSpeculation
+from specdec_ref.beyond.suffix import SuffixDrafter
 from specdec_ref.control import CostModelSpeculation, FixedK
 from specdec_ref.decoding import Controller, Round
 from specdec_ref.drafting import Drafter, ModelDrafter, PromptLookupDrafter
@@ -91,7 +92,15 @@ SMALL_SIZES = "V=2 k=1", "V=2 k=2", "V=2 k=3", "V=2 k=4", "V=3 k=2", "V=3 k=3", 
 
 def cases() -> list[ProofCase]:
     """The whole suite, by the name of what it covers: token verification, then block verification."""
-    kinds = [*_distributions(), *_samplings(), *_endings(), *_drafters(), *_controllers(), *_batches()]
+    kinds = [
+        *_distributions(),
+        *_samplings(),
+        *_endings(),
+        *_drafters(),
+        *_suffixes(),
+        *_controllers(),
+        *_batches(),
+    ]
     return [*_sizes(), *kinds, *map(_with_blocks, [*_small_sizes(), *kinds])]
 
 
@@ -249,6 +258,73 @@ def _drafters() -> list[ProofCase]:
             markov_table([[0.7, 0.2, 0.1], [0.1, 0.7, 0.2], [0.2, 0.1, 0.7]]),
             ModelDrafter(markov_table([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.2, 0.1, 0.7]])),
             settings={"k": 3},
+        ),
+    ]
+
+
+def _suffixes() -> list[ProofCase]:
+    """Every replay starts from a copy of the drafter, so all of them begin with the same earlier texts."""
+    p2, p3, prompt, ragged = random_table(2, 91), random_table(3, 92), (0, 1, 0, 0, 1), ((0,), (1, 0, 1))
+    cycle = markov_table([[0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.8, 0.1, 0.1]])
+    experienced = SuffixDrafter(max_match=2)
+    experienced.remember((1, 0, 0, 1, 1))
+    experienced.remember((0, 0, 1))
+    forgetful = SuffixDrafter(max_match=2, memory=3)
+    forgetful.remember((1, 1, 0))
+    return [
+        ProofCase(
+            "suffix",
+            "the most frequent continuation",
+            p2,
+            SuffixDrafter(),
+            prompt,
+            {"k": 3, "max_new_tokens": 7},
+        ),
+        ProofCase(
+            "suffix, V=3",
+            "counts of three tokens",
+            p3,
+            SuffixDrafter(),
+            (0, 1, 2, 0, 1),
+            {"k": 3, "max_new_tokens": 5},
+        ),
+        ProofCase(
+            "suffix, threshold",
+            "proposals that end where their estimated probability is low",
+            p2,
+            SuffixDrafter(max_match=1, min_probability=0.7),
+            prompt,
+            {"k": 3},
+        ),
+        ProofCase("suffix, earlier texts", "a drafter that remembers other texts", p2, experienced, (0, 1), {"k": 3}),
+        ProofCase("suffix, eos", "an end token that may be proposed", p2, experienced, prompt, {"k": 3, "eos": {1}}),
+        ProofCase(
+            "suffix, greedy",
+            "one-hot p and q, which agree",
+            cycle,
+            SuffixDrafter(),
+            (0, 1, 2, 0, 1),
+            {"k": 3, "max_new_tokens": 8, "sampling": GREEDY},
+        ),
+        ProofCase(
+            "suffix, top-p", "a point mass against a cut p", p3, experienced, (0, 1), {"sampling": Sampling(top_p=0.6)}
+        ),
+        ProofCase("two rows, suffix", "each row drafts from both texts", p2, SuffixDrafter(), ragged),
+        ProofCase(
+            "two rows, suffix, eos",
+            "rows leave in any order, and old texts are forgotten meanwhile",
+            p2,
+            forgetful,
+            ragged,
+            {"k": 3, "eos": {1}},
+        ),
+        ProofCase(
+            "two rows, suffix, two lengths",
+            "one row goes on with what the other has left behind",
+            p2,
+            experienced,
+            ragged,
+            {"max_new_tokens": (2, 4)},
         ),
     ]
 

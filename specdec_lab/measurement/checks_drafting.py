@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from specdec_lab.measurement.diagnosis_setup import LEVEL, Measurement, Setup
 from specdec_lab.measurement.findings import Finding
 from specdec_lab.measurement.intervals import share_interval
+from specdec_ref.beyond.suffix import SuffixDrafter
 from specdec_ref.drafting import ModelDrafter, PromptLookupDrafter
 from specdec_ref.sampling import GREEDY, SeededRandomness
 
@@ -63,8 +64,9 @@ def check_k(setup: Setup) -> list[Finding]:
     setup.measurements["k"] = Measurement(f"{drafted} tokens drafted in {rounds} rounds", numbers)
     findings = []
     confident = isinstance(setup.drafter, ModelDrafter) and setup.drafter.min_confidence > 0
-    by_design = confident or isinstance(setup.new_drafter(), PromptLookupDrafter)
-    if short and not (by_design and drafted > asked / 2) and not isinstance(setup.new_drafter(), PromptLookupDrafter):
+    copies = isinstance(setup.new_drafter(), (PromptLookupDrafter, SuffixDrafter))
+    by_design = confident or copies
+    if short and not (by_design and drafted > asked / 2) and not copies:
         findings.append(
             Finding(
                 "k-not-reached",
