@@ -261,7 +261,7 @@ def main() -> None:
     )
     options = parser.parse_args()
 
-    chosen = tuple(m for m in MUTANTS if m.effect == "distribution")
+    chosen = tuple(m for m in MUTANTS if m.effect == "distribution" and not m.in_trees)
     if options.mutants:
         chosen = tuple(m for m in MUTANTS if m.name in options.mutants.split(","))
     pair = sd.load_pair(device=options.device)  # here only to know its weights

@@ -13,6 +13,7 @@ Leviathan, Kalman, Matias 2022 (arXiv 2211.17192), algorithm 1; Chen et al. 2023
 theorem 1.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -97,10 +98,17 @@ class Verdict:
     Attributes:
         accepted: [...] int64, how many drafted tokens are accepted, 0…k.
         next_token: [...] int64, the token that is sampled after them.
+        path: [..., n] bool, which nodes of a tree are accepted; None for a chain, where the first
+            ones are.
     """
 
     accepted: Tensor
     next_token: Tensor
+    path: Tensor | None = None
+
+
+Decision = Callable[[Tensor, Tensor, Tensor, Randomness], Verdict]
+"""(p, q, drafted, randomness) → `Verdict`, as `verify`."""
 
 
 def verify(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) -> Verdict:

@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast, overload
 
 import torch
 
+from specdec_ref.beyond.trees import BestFirstDrafter, TreeDrafter
 from specdec_ref.control import as_controller
 from specdec_ref.decoding import Controller, Round, Row, speculate
 from specdec_ref.drafting import Drafter, ModelDrafter
@@ -15,6 +16,9 @@ from specdec_ref.errors import SpecdecError, is_whole
 from specdec_ref.loading import Pair
 from specdec_ref.models import TransformersModel
 from specdec_ref.sampling import Sampling, SeededRandomness
+
+MODEL_DRAFTERS = ModelDrafter, TreeDrafter, BestFirstDrafter
+"""Those with a draft model, whose device, vocabulary and context are checked."""
 
 Prompt = str | Sequence[int]
 """Text, or token ids; a 1-D tensor of ids will do."""
@@ -61,7 +65,7 @@ class Generation:
         This estimates α = Σ min(p, q). Accepted / drafted does not: it falls as k grows.
         """
         accepted = sum(r.accepted for r in self.rounds)
-        examined = sum(min(r.accepted + 1, len(r.drafted)) for r in self.rounds)
+        examined = sum(r.examined for r in self.rounds)
         return accepted / examined if examined else float("nan")
 
     @property
@@ -327,7 +331,7 @@ class Call:
                 f"k={self.controller.max_k}: takes less than the context, {self.context} tokens"
             )
         self.drafter = self._usable_drafter(pair, options.drafter)
-        draft = self.drafter.model if isinstance(self.drafter, ModelDrafter) else None
+        draft = self.drafter.model if isinstance(self.drafter, MODEL_DRAFTERS) else None
         if draft is not None:
             self.context = min(self.context, draft.context)
 
@@ -352,7 +356,7 @@ class Call:
                     "pass drafter=PromptLookupDrafter() or k=0"
                 )
             drafter = ModelDrafter(TransformersModel(pair.draft, self.target.vocab_size))
-        if not isinstance(drafter, ModelDrafter):
+        if not isinstance(drafter, MODEL_DRAFTERS):
             return drafter
         model = drafter.model
         if model.device != self.target.device:
@@ -360,10 +364,8 @@ class Call:
                 f"draft: is on {model.device}, the target on {self.target.device}; takes one device"
             )
         if model.vocab_size > self.target.vocab_size and isinstance(model, TransformersModel):
-            model = TransformersModel(
-                model.model, self.target.vocab_size
-            )  # it must not propose its own padding
-            return ModelDrafter(model, drafter.min_confidence)
+            # It must not propose its own padding.
+            return drafter.with_model(TransformersModel(model.model, self.target.vocab_size))
         return drafter
 
     def _ids(self, prompt: Prompt, tokenizer: Any) -> tuple[int, ...]:

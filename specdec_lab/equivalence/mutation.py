@@ -10,8 +10,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
-from importlib import import_module
+from pkgutil import resolve_name
 from types import CodeType, FunctionType
 from typing import Any, Literal
 
@@ -44,8 +43,7 @@ class Mutant:
     @property
     def function(self) -> FunctionType:
         """The function that is changed."""
-        module, *names = self.where.split(".")
-        found: Any = reduce(getattr, names, import_module(f"specdec_ref.{module}"))
+        found: Any = resolve_name(f"specdec_ref.{self.where}")
         function: FunctionType = inspect.unwrap(found)
         return function
 
@@ -53,6 +51,11 @@ class Mutant:
     def in_randomness(self) -> bool:
         """Whether it changes `SeededRandomness`, which the exact proof puts its own in place of."""
         return self.where.startswith("sampling.SeededRandomness")
+
+    @property
+    def in_trees(self) -> bool:
+        """Whether only drafts that are trees meet it."""
+        return "tree" in self.where or self.where.endswith("keep_path")
 
     @property
     def source(self) -> str:
