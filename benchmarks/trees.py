@@ -8,9 +8,9 @@ scores per round, and how many of its steps are saved. Rounds that the end of a 
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import hypot
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -43,24 +43,37 @@ def contenders(pair: sd.Pair) -> dict[str, tuple[int, Callable[[], Drafter]]]:
     return found
 
 
+def with_room_for(k: int, rounds: Sequence[sd.Round], tokens: int) -> list[sd.Round]:
+    """The rounds that began with more than k of a text's tokens to go."""
+    found, left = [], tokens
+    for one in rounds:
+        if left > k:
+            found.append(one)
+        left -= len(one.emitted)
+    return found
+
+
 def measured(pair: sd.Pair, k: int, drafter: Drafter, sampling: sd.Sampling, options: Any) -> dict[str, float]:
-    """Tokens per round over all prompts and seeds, each text a sample of its own."""
+    """Tokens per round over all prompts and seeds. The standard error takes texts as independent, not rounds."""
     prompts = list(sd.held_out_prompts().values())
     seeds = range(1 if sampling.greedy else options.seeds)
-    texts, nodes = [], []
+    tokens, rounds, nodes = [], [], 0
     for seed in seeds:
         for generation in sd.generate_speculative(
             pair, prompts, k=k, max_new_tokens=options.tokens, sampling=sampling, seed=seed, drafter=drafter
         ):
-            whole = [r for r in generation.rounds if r.depth == k and len(r.emitted) == r.accepted + 1]
-            texts.append(mean(r.accepted + 1 for r in whole))
-            nodes += [len(r.drafted) for r in whole]
+            whole = with_room_for(k, generation.rounds, options.tokens)
+            tokens.append(sum(r.accepted + 1 for r in whole))
+            rounds.append(len(whole))
+            nodes += sum(len(r.drafted) for r in whole)
+    per_round = sum(tokens) / sum(rounds)
+    residuals = [t - per_round * n for t, n in zip(tokens, rounds, strict=True)]
     return {
-        "tokens_per_round": mean(texts),
-        "standard_error": stdev(texts) / len(texts) ** 0.5,
-        "nodes": mean(nodes),
-        "texts": len(texts),
-        "rounds": len(nodes),
+        "tokens_per_round": per_round,
+        "standard_error": hypot(*residuals) / sum(rounds),
+        "nodes": nodes / sum(rounds),
+        "texts": len(tokens),
+        "rounds": sum(rounds),
     }
 
 

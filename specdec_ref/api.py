@@ -62,7 +62,8 @@ class Generation:
         """Accepted / examined tokens over all rounds; a round examines up to its first rejection.
         NaN where none was.
 
-        This estimates α = Σ min(p, q). Accepted / drafted does not: it falls as k grows.
+        This estimates α = Σ min(p, q). Accepted / drafted does not: it falls as k grows. In a tree
+        the siblings for one position count as one token, accepted where one of them was.
         """
         accepted = sum(r.accepted for r in self.rounds)
         examined = sum(r.examined for r in self.rounds)

@@ -5,6 +5,9 @@ more.
 decoding is temperature 0, one prompt is a batch of one. At the start of a round each model's cache
 holds all tokens of a row but the last one or two, and the round feeds those first. Rejected tokens
 leave by rewinding, so nothing ever sees them again.
+
+A draft may be a tree of tokens, which brings its own accept/reject decision (`beyond.trees`). Then
+p[:, i + 1] is the distribution after node i, and the cache keeps the accepted path.
 """
 
 import time

@@ -143,8 +143,8 @@ class Drafter(Protocol):
     def propose(
         self, sequences: list[list[int]], k: int, sampling: Sampling, randomness: Randomness
     ) -> Draft:
-        """At most `k` tokens, maybe 0, after each of `sequences` (prompt and all emitted tokens),
-        every round."""
+        """At most `k` tokens, maybe 0, or a tree of at most `k` levels, after each of `sequences`
+        (prompt and all emitted tokens), every round."""
         ...
 
     def keep(self, rows: list[int]) -> None:

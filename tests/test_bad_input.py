@@ -589,10 +589,17 @@ DRAFTER = [
         bad(
             f"BestFirstDrafter: {name}={value!r}",
             lambda w, n=name, v=value: sd.BestFirstDrafter(sd.TransformersModel(w.pair.draft), **{n: v}),
-            f"{name}={value!r}", f"1 … {largest}", "draft's",
+            f"{name}={value!r}", takes,
         )
-        for name, largest, values in (("nodes", 64, (0, 65, 2.5)), ("depth", 64, (0, "4")), ("width", 260, (0, 261)))
-        for value in values
+        for name, value, takes in (
+            ("nodes", 0, "whole number ≥ 1"),
+            ("nodes", 2.5, "whole number ≥ 1"),
+            ("nodes", 65, "at most the draft's context"),
+            ("depth", "4", "whole number ≥ 1"),
+            ("depth", 6, "84 candidates"),
+            ("width", 0, "whole number ≥ 1"),
+            ("width", 261, "at most the draft's vocabulary, 260"),
+        )
     ],
     bad(
         "TreeDrafter: draft on another device",

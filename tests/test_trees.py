@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 import specdec_ref as sd
 from specdec_lab import SpeculativeDecodingMonitor
+from specdec_lab.equivalence.engines import SharedWork
 from specdec_lab.equivalence.enumeration import Script
 from specdec_lab.equivalence.exact import Proof, exact
 from specdec_lab.equivalence.mutants import mutant
@@ -199,6 +200,22 @@ def test_best_first_proposes_the_most_probable_continuations_of_the_draft(nodes:
         tokens = draft.tokens[row].tolist()
         proposed = [tuple(tokens[i] for i in path) for path in node_paths(draft.parents)[row]]
         assert sorted(proposed) == sorted(best)
+
+
+def test_in_every_round_the_draft_continues_the_text_as_it_is(pair: Pair) -> None:
+    """Whatever was accepted before, or rejected, or read of an earlier tree."""
+    drafter = TreeDrafter(draft_of(pair), (3, 2))
+    generations = sd.generate_speculative(pair, [[5, 9, 2], [7]], k=2, max_new_tokens=24, drafter=drafter, seed=0)
+    for generation in generations:
+        text, num_checked = list(generation.prompt_tokens), 0
+        for one in generation.rounds:
+            if one.drafted:
+                logits = fresh_logits(draft_of(pair).model, [text])[0][-1]
+                assert list(one.drafted[:3]) == logits.topk(3).indices.tolist()
+                num_checked += 1
+            text += one.emitted
+        assert num_checked > 5
+        assert {one.accepted for one in generation.rounds} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 9])
@@ -451,6 +468,13 @@ def test_a_target_that_scores_no_trees_is_named() -> None:
     )
     with pytest.raises(sd.SpecdecError, match=r"target=.*: takes a model that can score trees"):
         next(rounds)
+
+
+def test_rows_that_share_their_work_score_no_trees(pair: Pair) -> None:
+    model = SharedWork(pair.target)
+    model.start(2, 20)
+    with pytest.raises(sd.SpecdecError, match="drafter: proposes trees"):
+        model.extend_tree(torch.zeros(2, 1, dtype=torch.int64), torch.full((2, 1), -1))
 
 
 def test_a_table_keeps_a_path_only_after_a_tree() -> None:

@@ -24,7 +24,7 @@ SCHEMES = "iid", "without replacement", "top-k"
 """How the siblings of a node are chosen, and the q of each:
 
 - 'iid': independent samples from the draft's distribution, which is the q of each. A token that is
-  sampled twice is two siblings (SpecInfer, arXiv 2305.09781, algorithm 2).
+  sampled twice is two siblings (SpecInfer, arXiv 2305.09781).
 - 'without replacement': one sample after the other. The q of each is the draft's distribution
   without the tokens sampled before, normalized again.
 - 'top-k': the most likely tokens of the draft. Nothing is random about them, so each is a point
@@ -128,7 +128,7 @@ class BestFirstDrafter:
     On each level the `width` most probable nodes get their `width` most likely tokens. Of all these
     the `nodes` most probable are proposed. No node is more probable than the one that it follows,
     so they form a tree. The k of a round limits its depth. Li et al. 2024 (EAGLE-2, arXiv
-    2406.16858), section 4.
+    2406.16858).
 
     Args:
         model: the draft, a `LanguageModel` that can score trees (`TreeModel`).
@@ -142,16 +142,18 @@ class BestFirstDrafter:
 
     def __init__(self, model: LanguageModel, nodes: int = 10, depth: int = 4, width: int = 4):
         self.model = tree_model(model, "model")
-        for name, value in (("nodes", nodes), ("depth", depth)):
-            if not is_whole(value) or not 1 <= value <= model.context:
-                raise SpecdecError(
-                    f"{name}={value!r:.80}: takes a whole number, 1 … {model.context}, "
-                    "the draft's context"
-                )
-        if not is_whole(width) or not 1 <= width <= model.vocab_size:
+        for name, value in (("nodes", nodes), ("depth", depth), ("width", width)):
+            if not is_whole(value) or value < 1:
+                raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ 1")
+        if width > model.vocab_size:
             raise SpecdecError(
-                f"width={width!r:.80}: takes a whole number, 1 … {model.vocab_size}, "
-                "the draft's vocabulary"
+                f"width={width}: takes at most the draft's vocabulary, {model.vocab_size}"
+            )
+        candidates = width + (depth - 1) * width**2
+        if max(nodes, candidates) > model.context:
+            raise SpecdecError(
+                f"nodes={nodes}, depth={depth}, width={width}: {candidates} candidates for {nodes} "
+                f"nodes; takes at most the draft's context of each, {model.context}"
             )
         self.nodes, self.depth, self.width = nodes, depth, width
         self._reader = TreeReader(model)
@@ -313,8 +315,8 @@ def verify_tree(
     At each node its children are tried in order. Each is accepted with probability min(1, p/q);
     after each rejection p becomes the residual. When all of them are rejected, the next token is
     sampled from what p became. After a node without children it is sampled from p: the bonus token.
-    A chain is the tree in which every node has one child. Miao et al. 2023 (arXiv 2305.09781),
-    algorithm 2.
+    A chain is the tree in which every node has one child. Miao et al. 2023 (SpecInfer, arXiv
+    2305.09781).
 
     Args:
         p: [B, n + 1, V], the target's distribution after the text and after each node.
