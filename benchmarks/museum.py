@@ -261,8 +261,8 @@ def main() -> None:
     )
     options = parser.parse_args()
 
-    # The trials decode with token verification, so wrong versions of block verification would change nothing.
-    chosen = tuple(m for m in MUTANTS if m.effect == "distribution" and not m.in_block_verification)
+    # The trials decode chains with token verification, so wrong versions of other methods would change nothing.
+    chosen = tuple(m for m in MUTANTS if m.effect == "distribution" and not m.only_beyond)
     if options.mutants:
         chosen = tuple(m for m in MUTANTS if m.name in options.mutants.split(","))
     pair = sd.load_pair(device=options.device)  # here only to know its weights

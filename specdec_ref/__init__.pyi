@@ -13,6 +13,9 @@ from specdec_ref.api import generate_speculative as generate_speculative
 from specdec_ref.api import stream_speculative as stream_speculative
 from specdec_ref.beyond.block import verify_block as verify_block
 from specdec_ref.beyond.suffix import SuffixDrafter as SuffixDrafter
+from specdec_ref.beyond.trees import BestFirstDrafter as BestFirstDrafter
+from specdec_ref.beyond.trees import TreeDrafter as TreeDrafter
+from specdec_ref.beyond.trees import verify_tree as verify_tree
 from specdec_ref.cache import RewindableCache as RewindableCache
 from specdec_ref.control import CostModelSpeculation as CostModelSpeculation
 from specdec_ref.control import FixedK as FixedK
@@ -31,6 +34,7 @@ from specdec_ref.loading import load_pair as load_pair
 from specdec_ref.loading import shipped as shipped
 from specdec_ref.models import LanguageModel as LanguageModel
 from specdec_ref.models import TransformersModel as TransformersModel
+from specdec_ref.models import TreeModel as TreeModel
 from specdec_ref.sampling import GREEDY as GREEDY
 from specdec_ref.sampling import Randomness as Randomness
 from specdec_ref.sampling import Sampling as Sampling

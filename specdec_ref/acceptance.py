@@ -98,10 +98,13 @@ class Verdict:
     Attributes:
         accepted: [...] int64, how many drafted tokens are accepted, 0…k.
         next_token: [...] int64, the token that is sampled after them.
+        path: [..., n] bool, which nodes of a tree are accepted; None for a chain, where the first
+            ones are.
     """
 
     accepted: Tensor
     next_token: Tensor
+    path: Tensor | None = None
 
 
 class Verify(Protocol):

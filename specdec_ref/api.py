@@ -10,6 +10,7 @@ import torch
 
 from specdec_ref.acceptance import Verify, verify
 from specdec_ref.beyond.block import verify_block
+from specdec_ref.beyond.trees import BestFirstDrafter, TreeDrafter
 from specdec_ref.control import as_controller
 from specdec_ref.decoding import Controller, Round, Row, speculate
 from specdec_ref.drafting import Drafter, ModelDrafter
@@ -17,6 +18,9 @@ from specdec_ref.errors import SpecdecError, is_whole
 from specdec_ref.loading import Pair
 from specdec_ref.models import TransformersModel
 from specdec_ref.sampling import Sampling, SeededRandomness
+
+MODEL_DRAFTERS = ModelDrafter, TreeDrafter, BestFirstDrafter
+"""Those with a draft model, whose device, vocabulary and context are checked."""
 
 Prompt = str | Sequence[int]
 """Text, or token ids; a 1-D tensor of ids will do."""
@@ -71,10 +75,11 @@ class Generation:
         NaN where none was.
 
         With token verification this estimates α = Σ min(p, q). Accepted / drafted does not: it
-        falls as k grows.
+        falls as k grows. In a tree the siblings for one position count as one token, accepted where
+        one of them was.
         """
         accepted = sum(r.accepted for r in self.rounds)
-        examined = sum(min(r.accepted + 1, len(r.drafted)) for r in self.rounds)
+        examined = sum(r.examined for r in self.rounds)
         return accepted / examined if examined else float("nan")
 
     @property
@@ -357,7 +362,7 @@ class Call:
                 f"k={self.controller.max_k}: takes less than the context, {self.context} tokens"
             )
         self.drafter = self._usable_drafter(pair, options.drafter)
-        draft = self.drafter.model if isinstance(self.drafter, ModelDrafter) else None
+        draft = self.drafter.model if isinstance(self.drafter, MODEL_DRAFTERS) else None
         if draft is not None:
             self.context = min(self.context, draft.context)
 
@@ -382,7 +387,7 @@ class Call:
                     "pass drafter=PromptLookupDrafter() or k=0"
                 )
             drafter = ModelDrafter(TransformersModel(pair.draft, self.target.vocab_size))
-        if not isinstance(drafter, ModelDrafter):
+        if not isinstance(drafter, MODEL_DRAFTERS):
             return drafter
         model = drafter.model
         if model.device != self.target.device:
@@ -390,10 +395,8 @@ class Call:
                 f"draft: is on {model.device}, the target on {self.target.device}; takes one device"
             )
         if model.vocab_size > self.target.vocab_size and isinstance(model, TransformersModel):
-            model = TransformersModel(
-                model.model, self.target.vocab_size
-            )  # it must not propose its own padding
-            return ModelDrafter(model, drafter.min_confidence)
+            # It must not propose its own padding.
+            return drafter.with_model(TransformersModel(model.model, self.target.vocab_size))
         return drafter
 
     def _ids(self, prompt: Prompt, tokenizer: Any) -> tuple[int, ...]:

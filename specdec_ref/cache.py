@@ -13,6 +13,8 @@ import inspect
 import torch
 from torch import Tensor, nn
 
+from specdec_ref.ancestry import ancestor_mask, depths
+
 WINDOW = 128
 """Attention looks at this many slots, or a multiple: as many as the longest row needs."""
 
@@ -69,6 +71,57 @@ class RewindableCache:
         self.lengths = [length + n for length in self.lengths]
         slots = torch.arange(self._window, device=self.device)
         return self.positions, (slots <= self.positions[..., None])[:, None]
+
+    def advance_tree(self, parents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Make room for a tree of tokens in every row, which `update` then writes.
+
+        Every node has a slot of its own, so a slot is no longer a position: siblings have the same
+        position. `keep_path` makes slots and positions equal again.
+
+        Args:
+            parents: [B, n] int64 on the host, see `ancestry`; −1 follows the row's last token.
+
+        Returns:
+            The position of each node by its depth, [B, n]; which slots each may see, [B, 1, n, W]
+            bool: the row before the tree, its ancestors and itself; and the position of what each
+            slot holds, [B, 1, 1, W].
+        """
+        n = parents.shape[1]
+        starts = torch.tensor(self.lengths)[:, None]
+        positions = (starts + depths(parents) - 1).to(self.device)
+        # Most nodes will be rejected, so the row itself stays within its capacity.
+        needed = max(self.lengths) + n
+        self.capacity = max(self.capacity, -(-needed // WINDOW) * WINDOW)
+        slots, visible = self.advance(n)
+        slots = slots.expand(self.batch, n)
+        window = visible.shape[-1]
+        visible = visible.expand(self.batch, 1, n, window)
+        ancestors = ancestor_mask(parents).to(self.device)[:, None]
+        visible = visible.scatter(-1, slots[:, None, None].expand(-1, 1, n, n), ancestors)
+        of_slots = torch.arange(window, device=self.device).repeat(self.batch, 1)
+        of_slots = of_slots.scatter(1, slots, positions)
+        return positions, visible, of_slots[:, None, None]
+
+    def keep_path(self, paths: list[list[int]]) -> None:
+        """Keep only these tokens of the last `advance`, and move them together.
+
+        Args:
+            paths: for each row, indices of those tokens, rising.
+        """
+        n = self.positions.shape[1]
+        starts = [length - n for length in self.lengths]
+        self.lengths = [start + len(path) for start, path in zip(starts, paths, strict=True)]
+        longest = max(map(len, paths))
+        # After the end of a shorter path nothing moves.
+        moves = [[*path, *range(len(path), longest)] for path in paths]
+        to = torch.tensor(starts)[:, None] + torch.arange(longest)
+        source = torch.tensor(starts)[:, None] + torch.tensor(moves)
+        if torch.equal(source, to):
+            return
+        source, to = source.to(self.device), to.to(self.device)
+        for layer in self.slots.values():
+            for states in layer:
+                states[self.rows, :, to] = states[self.rows, :, source]
 
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *args: object, **kwargs: object

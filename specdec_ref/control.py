@@ -116,9 +116,9 @@ class CostModelSpeculation:
         if self.measures_costs:
             seconds = self.clock() - self._began
             self._batch = len(rounds)
-            self._round_costs().add(max(len(row.drafted) for row in rounds), seconds)
+            self._round_costs().add(max(row.depth for row in rounds), seconds)
         accepted = sum(row.accepted for row in rounds)
-        rejected = sum(row.accepted < len(row.drafted) for row in rounds)
+        rejected = sum(row.accepted < row.depth for row in rounds)
         prior = (1 - CHANGE) * self.posterior + CHANGE / len(ALPHAS)
         log_likelihood = accepted * np.log(ALPHAS) + rejected * np.log(1 - ALPHAS)
         weights = prior * np.exp(EVIDENCE * (log_likelihood - log_likelihood.max()))

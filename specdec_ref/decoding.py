@@ -5,11 +5,14 @@ more.
 decoding is temperature 0, one prompt is a batch of one. At the start of a round each model's cache
 holds all tokens of a row but the last one or two, and the round feeds those first. Rejected tokens
 leave by rewinding, so nothing ever sees them again.
+
+A draft may be a tree of tokens, which brings its own accept/reject decision (`beyond.trees`). Then
+p[:, i + 1] is the distribution after node i, and the cache keeps the accepted path.
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -17,9 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from specdec_ref.acceptance import Verdict, Verify, verify
+from specdec_ref.ancestry import depths
 from specdec_ref.drafting import Draft, Drafter, NoDrafter
 from specdec_ref.errors import SpecdecError, is_whole
-from specdec_ref.models import LanguageModel
+from specdec_ref.models import LanguageModel, tree_model
 from specdec_ref.sampling import Randomness, Sampling
 
 PROBABILITY_TOLERANCE = 0.01
@@ -31,11 +35,13 @@ class Round:
     """One draft and verify, as one row saw it.
 
     Attributes:
-        drafted: the proposed token ids.
-        accepted: how many of them were accepted.
+        drafted: the proposed token ids; of a tree, all of its nodes.
+        accepted: how many of them were accepted; of a tree, the length of the accepted path.
         emitted: the ids that entered the text: the accepted ones and one more, or fewer where the
             text ended.
         draft_seconds, verify_seconds: of the whole batch.
+        parents: of a tree, the node that each drafted token follows (see `ancestry`); None for a
+            chain.
     """
 
     drafted: tuple[int, ...]
@@ -43,6 +49,19 @@ class Round:
     emitted: tuple[int, ...]
     draft_seconds: float
     verify_seconds: float
+    parents: tuple[int, ...] | None = None
+
+    @property
+    def depth(self) -> int:
+        """The most drafted tokens that could be accepted: all of a chain, one path of a tree."""
+        if self.parents is None:
+            return len(self.drafted)
+        return int(depths(torch.tensor([self.parents])).max()) if self.drafted else 0
+
+    @property
+    def examined(self) -> int:
+        """The positions at which a drafted token was examined, up to the first rejection."""
+        return min(self.accepted + 1, self.depth)
 
 
 class Controller(Protocol):
@@ -162,18 +181,21 @@ def speculate(
         after_draft = clock.now()
 
         # 2. The target scores them in one step: p[:, i] is its distribution after i drafted tokens.
-        logits = score(target, sequences, draft.tokens, padding=usual_k - k)
+        logits = score(target, sequences, draft, padding=usual_k - k)
         p = sampling.probabilities(logits)
         q = draft.distribution(target.vocab_size, p)
 
         # 3. Some of the drafted tokens are accepted, and one more is sampled.
-        verdict = verify(p, q, draft.tokens, randomness)
+        decide = draft.verify or verify
+        verdict = decide(p, q, draft.tokens, randomness)
         after_verify = clock.now()
         outcomes = fetch(proposed, draft, p, q, verdict)
         seconds = clock.between(start, after_draft), clock.between(after_draft, after_verify)
         for row, outcome in zip(rows, outcomes, strict=True):
             emitted = row.add([*outcome.accepted, outcome.next_token], eos, context + 1)
-            row.rounds.append(Round(outcome.drafted, len(outcome.accepted), emitted, *seconds))
+            accepted = len(outcome.accepted)
+            row.rounds.append(Round(outcome.drafted, accepted, emitted, *seconds, outcome.parents))
+        keep_accepted(target, draft, outcomes)
         controller.observe([row.rounds[-1] for row in rows])
         yield rows
 
@@ -220,17 +242,15 @@ def prepare(proposed: Draft, k: int, limits: list[int], target: LanguageModel) -
         raise SpecdecError(f"drafter: its propose gave {proposed!r:.80}; takes a Draft")
     proposed.check(len(limits), k, target.vocab_size)
     tokens = proposed.tokens.to(target.device).clamp(0, target.vocab_size - 1)
-    draft = Draft(tokens, proposed.probabilities, proposed.lengths)
+    draft = replace(proposed, tokens=tokens)
     if min(limits) < k:
         draft = draft.truncate(torch.tensor(limits).to(target.device, non_blocking=True))
     return draft
 
 
-def score(
-    target: LanguageModel, sequences: list[list[int]], drafted: Tensor, padding: int
-) -> Tensor:
+def score(target: LanguageModel, sequences: list[list[int]], draft: Draft, padding: int) -> Tensor:
     """Logits [B, k + 1, V] of the target after each row's last token and after each of its drafted
-    tokens [B, k].
+    tokens [B, k]. In a tree, a token is scored after its own path.
 
     padding: tokens that the last rounds of a text draft fewer than those before. A single row is
     padded by as many, since a step of a new shape is slow (see `fast`).
@@ -239,7 +259,10 @@ def score(
     last = torch.tensor([sequence[-1:] for sequence in sequences]).to(
         target.device, non_blocking=True
     )
-    tokens = torch.cat([last, drafted], 1)
+    tokens = torch.cat([last, draft.tokens], 1)
+    if draft.parents is not None:  # the last token is scored with them, and is the first level
+        parents = F.pad(draft.parents + 1, (1, 0), value=-1)
+        return tree_model(target, "target").extend_tree(tokens, parents)
     num_scored = tokens.shape[1]
     if len(sequences) == 1:
         tokens = F.pad(tokens, (0, padding))
@@ -248,12 +271,21 @@ def score(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a round decided for one row: the drafted ids, those accepted, and the one sampled after
-    them."""
+    """What a round decided for one row.
+
+    Attributes:
+        drafted: the drafted ids.
+        accepted: those that were accepted.
+        next_token: the one sampled after them.
+        path: the indices in `drafted` of those accepted.
+        parents: of a tree, the node that each drafted token follows.
+    """
 
     drafted: tuple[int, ...]
     accepted: tuple[int, ...]
     next_token: int
+    path: tuple[int, ...]
+    parents: tuple[int, ...] | None
 
 
 def fetch(proposed: Draft, draft: Draft, p: Tensor, q: Tensor, verdict: Verdict) -> list[Outcome]:
@@ -281,13 +313,19 @@ def fetch(proposed: Draft, draft: Draft, p: Tensor, q: Tensor, verdict: Verdict)
         mass.sum(1).isnan(),
         off.any(1),
     ]
-    table = torch.cat([torch.stack(columns, 1), proposed.tokens.to(p.device)], 1)
+    num_tokens = proposed.tokens.shape[1]
+    parts = [torch.stack(columns, 1), proposed.tokens.to(p.device)]
+    if verdict.path is not None:
+        parts.append(verdict.path)
+    table = torch.cat(parts, 1)
 
     outcomes = []
-    for accepted, next_token, n, p_is_nan, q_is_nan, q_is_off, *tokens in table.tolist():
-        if not 0 <= n <= len(tokens):
+    for row, values in enumerate(table.tolist()):
+        accepted, next_token, n, p_is_nan, q_is_nan, q_is_off, *others = values
+        tokens, is_accepted = others[:num_tokens], others[num_tokens:]
+        if not 0 <= n <= num_tokens:
             raise SpecdecError(
-                f"drafter: its lengths hold {n}; takes 0 … {len(tokens)}, the tokens of a row"
+                f"drafter: its lengths hold {n}; takes 0 … {num_tokens}, the tokens of a row"
             )
         drafted = tuple(tokens[:n])
         unknown = [token for token in drafted if not 0 <= token < size]
@@ -303,8 +341,22 @@ def fetch(proposed: Draft, draft: Draft, p: Tensor, q: Tensor, verdict: Verdict)
                 "drafter: its probabilities do not sum to one; "
                 "takes what each token was sampled from"
             )
-        outcomes.append(Outcome(drafted, drafted[:accepted], next_token))
+        path: Sequence[int] = range(min(accepted, n))
+        parents = None
+        if draft.parents is not None:
+            path = [node for node in range(n) if is_accepted[node]]
+            parents = tuple(draft.parents[row, :n].tolist())
+        tokens_on_path = tuple(drafted[node] for node in path)
+        outcomes.append(Outcome(drafted, tokens_on_path, next_token, tuple(path), parents))
     return outcomes
+
+
+def keep_accepted(target: LanguageModel, draft: Draft, outcomes: list[Outcome]) -> None:
+    """Of a tree the target keeps the accepted path, after the row's last token. After a chain there
+    is nothing to do: the next round rewinds."""
+    if draft.parents is not None:
+        paths = [[0, *(node + 1 for node in outcome.path)] for outcome in outcomes]
+        tree_model(target, "target").keep_path(paths)
 
 
 def drop_finished(rows: list[Row], target: LanguageModel, drafter: Drafter) -> list[Row]:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from specdec_ref.acceptance import Verify
+from specdec_ref.ancestry import depths
 from specdec_ref.errors import SpecdecError, is_number, is_whole
 from specdec_ref.models import LanguageModel
 from specdec_ref.sampling import Randomness, Sampling
@@ -29,11 +31,17 @@ class Draft:
         probabilities: [B, k, V], row i is what token i was sampled from; None for point masses.
         lengths: [B] int64, how many of a row's tokens are drafted, the rest being padding; None for
             all k.
+        parents: [B, n] int64 on the host, where the tokens form a tree (see `ancestry`); None for a
+            chain. A tree has more tokens than the k levels that were asked for.
+        verify: the accept/reject decision that suits the draft; None: that of the loop. A tree
+            needs one.
     """
 
     tokens: Tensor
     probabilities: Tensor | None = None
     lengths: Tensor | None = None
+    parents: Tensor | None = None
+    verify: Verify | None = None
 
     def check(self, rows: int, k: int, vocab_size: int) -> None:
         """Raise SpecdecError unless the shapes fit what was asked for. Reads no value, so the host
@@ -46,7 +54,7 @@ class Draft:
             tokens.dtype != torch.int64
             or tokens.ndim != 2
             or tokens.shape[0] != rows
-            or tokens.shape[1] > k
+            or (self.parents is None and tokens.shape[1] > k)
         ):
             raise SpecdecError(
                 f"drafter: its tokens are {_kind(tokens)}; takes [{rows}, at most {k}] int64"
@@ -58,6 +66,28 @@ class Draft:
             raise SpecdecError(f"drafter: its probabilities are {list(q.shape)}; takes {takes}")
         if lengths is not None and (lengths.shape != (rows,) or lengths.dtype != torch.int64):
             raise SpecdecError(f"drafter: its lengths are {_kind(lengths)}; takes [{rows}] int64")
+        if self.parents is not None:
+            self._check_tree(self.parents, k)
+
+    def _check_tree(self, parents: Tensor, k: int) -> None:
+        """Raise SpecdecError unless `parents` describe a tree of at most k levels."""
+        shape = list(self.tokens.shape)
+        if parents.shape != self.tokens.shape or parents.dtype != torch.int64:
+            raise SpecdecError(f"drafter: its parents are {_kind(parents)}; takes {shape} int64")
+        known = torch.arange(shape[1])
+        if (parents >= known).any() or (parents < -1).any():
+            raise SpecdecError(
+                "drafter: its parents name a later token; takes −1 or the index of an earlier one"
+            )
+        levels = depths(parents)
+        if (levels.diff(dim=1) < 0).any():
+            raise SpecdecError("drafter: its parents go back a level; takes nodes level by level")
+        if levels.numel() and levels.max() > k:
+            raise SpecdecError(
+                f"drafter: its tree is {int(levels.max())} levels deep; takes at most {k}"
+            )
+        if self.verify is None:
+            raise SpecdecError("drafter: proposes a tree without verify; takes a rule for trees")
 
     @property
     def num_drafted(self) -> Tensor:
@@ -68,7 +98,10 @@ class Draft:
         return torch.full((batch,), k, device=self.tokens.device)
 
     def truncate(self, limits: Tensor) -> "Draft":
-        """At most `limits` [B] tokens of each row; those after them are padding, and read 0."""
+        """At most `limits` [B] tokens of each row, or levels of a tree; those after them are
+        padding, and read 0."""
+        if self.parents is not None:
+            limits = (depths(self.parents).to(limits.device) <= limits[:, None]).sum(1)
         lengths = torch.minimum(self.num_drafted.to(limits.device), limits)
         is_drafted = torch.arange(self.tokens.shape[1], device=limits.device) < lengths[:, None]
         return replace(self, tokens=self.tokens * is_drafted, lengths=lengths)
@@ -110,8 +143,8 @@ class Drafter(Protocol):
     def propose(
         self, sequences: list[list[int]], k: int, sampling: Sampling, randomness: Randomness
     ) -> Draft:
-        """At most `k` tokens, maybe 0, after each of `sequences` (prompt and all emitted tokens),
-        every round."""
+        """At most `k` tokens, maybe 0, or a tree of at most `k` levels, after each of `sequences`
+        (prompt and all emitted tokens), every round."""
         ...
 
     def keep(self, rows: list[int]) -> None:
@@ -134,7 +167,7 @@ class NoDrafter:
     def propose(
         self, sequences: list[list[int]], k: int, sampling: Sampling, randomness: Randomness
     ) -> Draft:
-        return _empty_draft(len(sequences), self.device)
+        return empty_draft(len(sequences), self.device)
 
 
 def point_masses(proposed: list[list[int]]) -> Draft:
@@ -145,7 +178,8 @@ def point_masses(proposed: list[list[int]]) -> Draft:
     return Draft(torch.tensor(padded, dtype=torch.int64), lengths=torch.tensor(lengths))
 
 
-def _empty_draft(batch: int, device: torch.device) -> Draft:
+def empty_draft(batch: int, device: torch.device) -> Draft:
+    """A draft of no tokens."""
     return Draft(torch.empty(batch, 0, dtype=torch.int64, device=device))
 
 
@@ -175,6 +209,10 @@ class ModelDrafter:
         self.min_confidence = min_confidence
         self._cached: list[int] = []
 
+    def with_model(self, model: LanguageModel) -> "ModelDrafter":
+        """A drafter with the same settings on another model."""
+        return ModelDrafter(model, self.min_confidence)
+
     def start(self, batch: int, capacity: int) -> None:
         self.model.start(batch, capacity)
         self._cached = [0] * batch
@@ -190,7 +228,7 @@ class ModelDrafter:
             self._cached = [
                 min(cached, len(s) - 1) for cached, s in zip(self._cached, sequences, strict=True)
             ]
-            return _empty_draft(len(sequences), self.model.device)
+            return empty_draft(len(sequences), self.model.device)
         tokens = self._catch_up(sequences)
         drafted, distributions = [], []
         num_drafted = torch.zeros(len(sequences), dtype=torch.int64, device=self.model.device)

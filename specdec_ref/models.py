@@ -5,7 +5,7 @@ table of conditional probabilities is another `LanguageModel`; the exact proof u
 """
 
 import inspect
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -56,6 +56,40 @@ class LanguageModel(Protocol):
     def keep(self, rows: list[int]) -> None:
         """Continue with these rows only, in this order."""
         ...
+
+
+class TreeModel(LanguageModel, Protocol):
+    """A `LanguageModel` that can also score a tree of tokens in one step."""
+
+    def extend_tree(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        """Append a tree and score each token after its own path alone.
+
+        Then comes `keep_path`, or `rewind` to a length before the tree.
+
+        Args:
+            tokens: [B, n].
+            parents: [B, n] int64 on the host: the index in `tokens` of the token that each follows,
+                −1 for the last token of the row, level by level.
+
+        Returns:
+            Next-token logits after each of them, [B, n, V].
+        """
+        ...
+
+    def keep_path(self, paths: list[list[int]]) -> None:
+        """Forget all of the tree but one path in each row.
+
+        paths: for each row the indices in `tokens` of what stays, from the first level down.
+        """
+        ...
+
+
+def tree_model(model: LanguageModel, name: str) -> TreeModel:
+    """The same model, or SpecdecError under that name where it cannot score trees."""
+    if not hasattr(model, "extend_tree") or not hasattr(model, "keep_path"):
+        takes = "takes a model that can score trees (extend_tree, keep_path), as TransformersModel"
+        raise SpecdecError(f"{name}={model!r:.80}: {takes}")
+    return cast(TreeModel, model)
 
 
 class TransformersModel:
@@ -127,6 +161,23 @@ class TransformersModel:
             masks = self._advance(tokens.shape[1])
             return self._runner.step(self._forward, tokens, masks)[..., : self.vocab_size]
 
+    @torch.inference_mode()
+    def extend_tree(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        """A tree in one step: see `TreeModel`. Its steps are not recorded."""
+        positions, visible, of_slots = self.cache.advance_tree(parents)
+        masks = tuple(
+            _additive(visible, positions, window, self._dtype, of_slots)
+            for window in self._windows.values()
+        )
+        with self._without_autocast():
+            logits = self._forward(self.cache, tokens, positions, masks)
+        return logits[..., : self.vocab_size]
+
+    @torch.inference_mode()
+    def keep_path(self, paths: list[list[int]]) -> None:
+        """One path of the last tree in each row: see `TreeModel`."""
+        self.cache.keep_path(paths)
+
     def rewind(self, lengths: list[int]) -> None:
         self.cache.rewind(lengths)
 
@@ -175,12 +226,22 @@ class TransformersModel:
         return logits
 
 
-def _additive(visible: Tensor, positions: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+def _additive(
+    visible: Tensor,
+    positions: Tensor,
+    window: int | None,
+    dtype: torch.dtype,
+    of_slots: Tensor | None = None,
+) -> Tensor:
     """The mask that every attention implementation of transformers takes: 0 where visible, else the
-    lowest number."""
+    lowest number.
+
+    of_slots: [B, 1, 1, W], the position of what each slot holds; None: slot i holds position i.
+    """
     if window is not None:
-        slots = torch.arange(visible.shape[-1], device=visible.device)
-        visible = visible & (slots > (positions[..., None] - window)[:, None])
+        if of_slots is None:
+            of_slots = torch.arange(visible.shape[-1], device=visible.device)
+        visible = visible & (of_slots > (positions[..., None] - window)[:, None])
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
         ~visible, torch.finfo(dtype).min
     )

@@ -563,6 +563,49 @@ DRAFTER = [
         for value in (2, -0.1, NAN, "0.5", None)
     ],
     bad("ModelDrafter: a transformers model", lambda w: sd.ModelDrafter(w.pair.draft), "model=", "TransformersModel"),
+    *[
+        bad(f"TreeDrafter: branching={shown}", lambda w, v=value: tree_of(w, branching=v), f"branching={shown}", *words)
+        for value, shown, words in (
+            ((0,), "(0,)", ("1 … 260",)),
+            ((2, -1), "(2, -1)", ("number of siblings",)),
+            ((), "()", ("number of siblings",)),
+            (3, "3", ("as (3, 2, 1)",)),
+            ((2.5,), "(2.5,)", ("number of siblings",)),
+            ("321", "'321'", ("number of siblings",)),
+            (None, "None", ("number of siblings",)),
+            ((261,), "(261,)", ("1 … 260",)),
+            ((8, 8), "(8, 8)", ("72 nodes", "at most the draft's context, 64")),
+        )
+    ],
+    bad("TreeDrafter: unknown scheme", lambda w: tree_of(w, scheme="best"), "scheme='best'", "iid, without", "top-k"),
+    bad("TreeDrafter: scheme=None", lambda w: tree_of(w, scheme=None), "scheme=None", "top-k"),
+    bad("TreeDrafter: a transformers model", lambda w: sd.TreeDrafter(w.pair.draft), "model=", "TransformersModel"),
+    edge(
+        "TreeDrafter: a tree as large as the context",
+        lambda w: w.generate(drafter=tree_of(w, branching=(64,)), max_new_tokens=100),
+        lambda g: g.finish == "context" and len(g.prompt_tokens) + len(g.tokens) == CONTEXT + 1,
+    ),
+    *[
+        bad(
+            f"BestFirstDrafter: {name}={value!r}",
+            lambda w, n=name, v=value: sd.BestFirstDrafter(sd.TransformersModel(w.pair.draft), **{n: v}),
+            f"{name}={value!r}", takes,
+        )
+        for name, value, takes in (
+            ("nodes", 0, "whole number ≥ 1"),
+            ("nodes", 2.5, "whole number ≥ 1"),
+            ("nodes", 65, "at most the draft's context"),
+            ("depth", "4", "whole number ≥ 1"),
+            ("depth", 6, "84 candidates"),
+            ("width", 0, "whole number ≥ 1"),
+            ("width", 261, "at most the draft's vocabulary, 260"),
+        )
+    ],
+    bad(
+        "TreeDrafter: draft on another device",
+        lambda w: w.generate(drafter=sd.TreeDrafter(sd.TransformersModel(elsewhere(w, "draft").draft))),
+        "draft", "meta", "cpu",
+    ),
     edge(
         "ModelDrafter: a model with more padding rows than the target",
         lambda w: w.generate(drafter=sd.ModelDrafter(sd.TransformersModel(w.load("padded").target))),
@@ -722,6 +765,10 @@ THEORY = [
 ]  # fmt: skip
 
 TABLE = [*K_AND_CONTROLLER, *PROMPT, *LENGTH_SEED_STOP, *SAMPLING, *LOGITS, *DRAFTER, *LOADING, *THEORY]
+
+
+def tree_of(workshop: Workshop, **arguments: Any) -> sd.TreeDrafter:
+    return sd.TreeDrafter(sd.TransformersModel(workshop.pair.draft), **arguments)
 
 
 def elsewhere(workshop: Workshop, role: str) -> sd.Pair:

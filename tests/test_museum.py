@@ -310,7 +310,7 @@ def test_what_is_recorded_keeps_the_promise(museum_page: Any) -> None:
         found = calibration["found"]["detectable TV, worst direction"]
         assert found["low"] <= calibration["stated_power"] <= found["high"]
     if record is not None:
-        measured = [m for m in MUTANTS if m.effect == "distribution" and not m.in_block_verification]
+        measured = [m for m in MUTANTS if m.effect == "distribution" and not m.only_beyond]
         assert record["mutants"].keys() == {m.name for m in measured}
         assert all(e["refuted"] == len(e["p_values"]) == 20 for e in record["mutants"].values() if e["tv"] >= 0.03)
         assert record["verdict"]["p_values_uniform"]
@@ -376,7 +376,7 @@ def test_the_command_shows_the_matrix_and_draws_it(
 ) -> None:
     status, out = command(result, "--figure", str(tmp_path / "museum.png"))
     assert status == 0
-    assert "exact: 32 of 33 that change the distribution, 0 of 8 that lose speed" in out
+    assert "exact: 41 of 42 that change the distribution, 0 of 8 that lose speed" in out
     assert (tmp_path / "museum.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -83,6 +83,9 @@ class SharedWork(TransformersModel):
         found = [step(self._separate(piece))[self._cache_row] for piece in self._pieces(tokens)]
         return found[0] if len(found) == 1 else torch.cat(found, 1)
 
+    def extend_tree(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        raise SpecdecError("drafter: proposes trees, whose rows cannot share work; takes a drafter of chains")
+
     def _pieces(self, tokens: Tensor) -> list[Tensor]:
         """Columns to score one after the other, since rows that differ in the later ones are alike in the earlier."""
         alike, counts, sizes = self._cache_row, [], [0]

@@ -4,19 +4,15 @@ Each rule takes the place of `acceptance.verify` and has its arguments. Their di
 sampled: `first_token` plays every drafted token and both decisions. `verify` comes out with a distance of 0.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from specdec_ref.acceptance import Verdict, acceptance_probability, residual, verify
+from specdec_ref.acceptance import Verdict, Verify, acceptance_probability, residual, verify
 from specdec_ref.errors import SpecdecError, is_number
 from specdec_ref.sampling import Randomness
-
-Verify = Callable[[Tensor, Tensor, Tensor, Randomness], Verdict]
-"""`acceptance.verify`, or a rule in its place: p [..., k + 1, V], q [..., k, V], drafted [..., k], randomness."""
 
 
 def typical_acceptance(

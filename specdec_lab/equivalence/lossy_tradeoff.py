@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from specdec_lab.equivalence.lossy import (
-    Verify,
     acceptance_by_position,
     certain_draft,
     ensemble,
@@ -23,7 +22,7 @@ from specdec_lab.equivalence.lossy import (
     typical_acceptance,
 )
 from specdec_lab.plotting import ACCEPTED, ACCEPTED_MARK, FORMULA, REJECTED, new_figure, styled
-from specdec_ref.acceptance import verify
+from specdec_ref.acceptance import Verify, verify
 from specdec_ref.drafting import ModelDrafter
 from specdec_ref.errors import SpecdecError, is_whole
 from specdec_ref.loading import Pair, held_out_prompts

@@ -16,6 +16,7 @@ from specdec_lab.equivalence.exact import Proof, exact
 from specdec_lab.equivalence.tables import TableModel, constant_table, random_table
 from specdec_lab.equivalence.tiny import OnCache, fresh_logits, tiny_pair
 from specdec_ref import decoding
+from specdec_ref.beyond.trees import SCHEMES, TreeDrafter
 from specdec_ref.control import as_controller
 from specdec_ref.decoding import Controller, Round
 from specdec_ref.drafting import Draft, ModelDrafter
@@ -63,7 +64,14 @@ def proofs() -> Iterator[tuple[str, Callable[[], Proof]]]:
     by_block = partial(exact, k=2, max_new_tokens=3, verification="block")
     yield "block verification, three tokens", partial(by_block, p, draft, [0])
     yield "block verification, two rows", partial(by_block, two, ModelDrafter(other), [[0], [1, 0]])
+    rising, falling = constant_table([0.1, 0.2, 0.3, 0.4]), constant_table([0.4, 0.3, 0.2, 0.1])
+    for scheme in SCHEMES:
+        siblings = TreeDrafter(falling, (2,), scheme)
+        yield f"two siblings, {scheme}", partial(exact, rising, siblings, [0], k=1, max_new_tokens=2)
+    yield "a tree of two levels", partial(exact, p, TreeDrafter(q, (2, 1)), [0], k=2, max_new_tokens=4)
     real, small = (OnCache(model) for model in tiny_pair(vocab_size=2, width=8, layers=1))
+    tree = TreeDrafter(small, (2, 1))
+    yield "a transformer, trees in two rows", partial(exact, real, tree, [[0], [1, 0, 1]], k=2, max_new_tokens=3)
     yield "a transformer, two rows", partial(exact, real, ModelDrafter(small), [[0], [1, 0, 1]], k=1, max_new_tokens=2)
 
 

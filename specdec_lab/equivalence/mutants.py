@@ -10,12 +10,13 @@ from specdec_lab.equivalence.mutants_block import BLOCK
 from specdec_lab.equivalence.mutants_loop import LOOP
 from specdec_lab.equivalence.mutants_rule import RULE
 from specdec_lab.equivalence.mutants_speed import SPEED
+from specdec_lab.equivalence.mutants_trees import TREES
 from specdec_lab.equivalence.mutation import Mutant
 from specdec_ref.errors import SpecdecError
 
 __all__ = ["MUTANTS", "Mutant", "mutant"]
 
-MUTANTS: tuple[Mutant, ...] = (*RULE, *BLOCK, *LOOP, *SPEED)
+MUTANTS: tuple[Mutant, ...] = (*RULE, *BLOCK, *LOOP, *TREES, *SPEED)
 """All of them: first those that change the distribution, then those that only lose speed."""
 
 

@@ -43,7 +43,8 @@ class Mutant:
     @property
     def function(self) -> FunctionType:
         """The function that is changed."""
-        function: FunctionType = inspect.unwrap(resolve_name(f"specdec_ref.{self.where}"))
+        found: Any = resolve_name(f"specdec_ref.{self.where}")
+        function: FunctionType = inspect.unwrap(found)
         return function
 
     @property
@@ -52,9 +53,9 @@ class Mutant:
         return self.where.startswith("sampling.SeededRandomness")
 
     @property
-    def in_block_verification(self) -> bool:
-        """Whether it changes `verify_block`, which decoding uses only on request."""
-        return self.where.startswith("beyond.block")
+    def only_beyond(self) -> bool:
+        """Whether only block verification or trees meet it, which decoding uses on request."""
+        return self.where.startswith("beyond.block") or "tree" in self.where or self.where.endswith("keep_path")
 
     @property
     def source(self) -> str:

@@ -13,6 +13,7 @@ from specdec_lab.equivalence.exact import Proof, exact
 from specdec_lab.equivalence.tables import TableModel, constant_table, markov_table, random_table
 from specdec_lab.teaching.heuristics import AdaptiveSpeculation
 from specdec_ref.beyond.suffix import SuffixDrafter
+from specdec_ref.beyond.trees import SCHEMES, BestFirstDrafter, TreeDrafter
 from specdec_ref.control import CostModelSpeculation, FixedK
 from specdec_ref.decoding import Controller, Round
 from specdec_ref.drafting import Drafter, ModelDrafter, PromptLookupDrafter
@@ -46,7 +47,7 @@ class UpAndDown:
         return self.k
 
     def observe(self, rounds: list[Round]) -> None:
-        all_accepted = all(one.accepted == len(one.drafted) for one in rounds)
+        all_accepted = all(one.accepted == one.depth for one in rounds)
         self.k = min(self.max_k, self.k + 1) if all_accepted else max(0, self.k - 1)
 
 
@@ -91,7 +92,7 @@ SMALL_SIZES = "V=2 k=1", "V=2 k=2", "V=2 k=3", "V=2 k=4", "V=3 k=2", "V=3 k=3", 
 
 
 def cases() -> list[ProofCase]:
-    """The whole suite, by the name of what it covers: token verification, then block verification."""
+    """The whole suite, by the name of what it covers: token verification, block verification, trees."""
     kinds = [
         *_distributions(),
         *_samplings(),
@@ -101,7 +102,7 @@ def cases() -> list[ProofCase]:
         *_controllers(),
         *_batches(),
     ]
-    return [*_sizes(), *kinds, *map(_with_blocks, [*_small_sizes(), *kinds])]
+    return [*_sizes(), *kinds, *map(_with_blocks, [*_small_sizes(), *kinds]), *_trees()]
 
 
 def prove_all(on_case: Callable[[ProofCase, Proof], None] = lambda case, proof: None) -> list[tuple[ProofCase, Proof]]:
@@ -370,4 +371,88 @@ def _batches() -> list[ProofCase]:
         ProofCase(
             "three rows", "the middle one ends first", p, q, (*ragged, (1, 1)), {"k": 1, "max_new_tokens": (3, 1, 2)}
         ),
+    ]
+
+
+def _trees() -> list[ProofCase]:
+    """Several candidates for a position, in every scheme. Samples are played in every way, so their trees are small."""
+    p, q = random_table(3, 91), random_table(3, 92)
+    two, other, ragged = random_table(2, 93), random_table(2, 94), ((0,), (1, 0, 1))
+    cut = Sampling(temperature=1.5, top_k=2)
+    found = []
+    for scheme in SCHEMES:
+        deep, wide = TreeDrafter(other, (2, 1), scheme), TreeDrafter(q, (3,), scheme)
+        double, narrow = TreeDrafter(q, (2,), scheme), TreeDrafter(random_table(2, 95), (2,), scheme)
+        pair_of_rows = TreeDrafter(other, (2,), scheme)
+        found += [
+            ProofCase(f"tree, {scheme}", "two levels, several rounds", two, deep, settings={"k": 2}),
+            ProofCase(
+                f"tree, {scheme}, whole vocabulary",
+                "a sibling for each token",
+                p,
+                wide,
+                settings={"k": 1, "max_new_tokens": 3},
+            ),
+            ProofCase(
+                f"tree, {scheme}, cut",
+                "temperature and top-k",
+                p,
+                double,
+                settings={"k": 1, "max_new_tokens": 3, "sampling": cut},
+            ),
+            ProofCase(
+                f"tree, {scheme}, greedy", "one text of probability 1", p, double, settings={"k": 1, "sampling": GREEDY}
+            ),
+            ProofCase(f"tree, {scheme}, eos", "an end token at every node", two, deep, settings={"k": 2, "eos": {1}}),
+            ProofCase(
+                f"tree, {scheme}, smaller draft vocabulary",
+                "tokens that no sibling can be",
+                p,
+                narrow,
+                (0, 2),
+                {"k": 1},
+            ),
+            ProofCase(
+                f"tree, {scheme}, two rows",
+                "ragged prompts, one row ends before the other",
+                two,
+                pair_of_rows,
+                ragged,
+                {"k": 1, "max_new_tokens": (2, 3)},
+            ),
+        ]
+    top = TreeDrafter(other, (2, 1))
+    return [
+        *found,
+        ProofCase(
+            "tree, two rows, two levels", "accepted paths of several lengths", two, top, ragged, {"max_new_tokens": 4}
+        ),
+        ProofCase(
+            "tree, two rows, two depths", "a row whose tree is cut", two, top, ragged, {"max_new_tokens": (2, 5)}
+        ),
+        ProofCase("tree, two rows, eos", "rows leave in any order", two, top, ragged, {"eos": {1}}),
+        ProofCase("tree, context", "texts that end where the context is full", two, top, (0, 1), {"context": 5}),
+        ProofCase(
+            "tree, k up and down",
+            "a depth that changes from round to round",
+            two,
+            top,
+            settings={"k": UpAndDown(3), "max_new_tokens": 5},
+        ),
+        ProofCase(
+            "tree, best first",
+            "a tree of another shape after every text",
+            p,
+            BestFirstDrafter(q, nodes=4, depth=3, width=2),
+            settings={"k": 3, "max_new_tokens": 5},
+        ),
+        ProofCase(
+            "tree, best first, two rows",
+            "trees of different shapes, one of them cut",
+            two,
+            BestFirstDrafter(other, nodes=3, depth=3, width=2),
+            ragged,
+            {"k": 3, "max_new_tokens": (2, 4)},
+        ),
+        ProofCase("tree, the target drafts", "as its own draft", p, TreeDrafter(p, (2, 2, 1)), settings={"k": 3}),
     ]

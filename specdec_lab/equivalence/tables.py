@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from specdec_ref.ancestry import node_paths
 from specdec_ref.errors import SpecdecError, is_number, is_whole
 from specdec_ref.sampling import Sampling
 
@@ -47,6 +48,7 @@ class TableModel:
         self.context = context
         self.device = torch.device("cpu")
         self.rows: list[list[int]] = []
+        self._tree_size = 0  # tokens of the tree that each row ends with, until a path is kept
         self._table: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "TableModel":
@@ -72,7 +74,27 @@ class TableModel:
             logits += [self._entry(tuple(row[:n]))[1] for n in range(before + 1, len(row) + 1)]
         return torch.stack(logits).reshape(*tokens.shape, -1)
 
+    def extend_tree(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        logits = []
+        for row, new, row_paths in zip(self.rows, tokens.tolist(), node_paths(parents), strict=True):
+            if STALE in row:
+                raise StaleRead(f"target or draft: reads tokens that were rejected, without rewinding: {row}")
+            text = tuple(row)
+            row += self._known(new)
+            logits += [self._entry((*text, *(new[node] for node in path)))[1] for path in row_paths]
+        self._tree_size = tokens.shape[1]
+        return torch.stack(logits).reshape(*tokens.shape, -1)
+
+    def keep_path(self, paths: list[list[int]]) -> None:
+        if not self._tree_size:
+            raise SpecdecError("keep_path: the last step was no tree")
+        for row, path in zip(self.rows, paths, strict=True):
+            tree = row[-self._tree_size :]
+            row[-self._tree_size :] = [tree[node] for node in path]
+        self._tree_size = 0
+
     def rewind(self, lengths: list[int]) -> None:
+        self._tree_size = 0
         for row, n in zip(self.rows, lengths, strict=True):
             end = row.index(STALE) if STALE in row else len(row)
             if n > end and end < len(row):

@@ -56,13 +56,17 @@ class OnCache:
     A copy shares the model and begins without rows.
     """
 
-    __slots__ = ("_model", "context", "device", "extend", "keep", "prefill", "rewind", "start", "vocab_size")
+    __slots__ = (
+        "_model", "context", "device", "extend", "extend_tree", "keep", "keep_path", "prefill", "rewind", "start",
+        "vocab_size",
+    )  # fmt: skip
 
     def __init__(self, model: "PreTrainedModel"):
         inner = self._model = TransformersModel(model)
         self.vocab_size, self.context, self.device = inner.vocab_size, inner.context, inner.device
         self.start, self.prefill, self.extend = inner.start, inner.prefill, inner.extend
         self.rewind, self.keep = inner.rewind, inner.keep
+        self.extend_tree, self.keep_path = inner.extend_tree, inner.keep_path
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OnCache":
         return OnCache(self._model.model)

@@ -27,6 +27,7 @@ REFRESH_SECONDS = 0.25
 class RoundRecord(NamedTuple):
     """One round as one row saw it; NaN is what nobody told.
 
+    drafted, accepted: of a tree, its number of levels and the length of the accepted path.
     step: the batch's round, from 0. Its rows share it, and its seconds. ended: Unix time. other_seconds: neither
     drafting nor verifying, since the round before; what a stream's reader did in between is in it.
     """

@@ -218,7 +218,7 @@ class _Watched:
 
 
 def _facts(one: "Round") -> tuple[int, int, int]:
-    return len(one.drafted), int(one.accepted), len(one.emitted)
+    return one.depth, int(one.accepted), len(one.emitted)  # of a tree one path counts: α is about positions
 
 
 def _as_json(record: RoundRecord) -> str:

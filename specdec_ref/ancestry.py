@@ -1,0 +1,41 @@
+"""Trees of tokens: which token follows which.
+
+A tree is given by its `parents`, [B, n]: for each node the index of the node that it follows, or −1
+where it follows the text itself. Nodes are listed level by level, so parents come before their
+children.
+"""
+
+import torch
+from torch import Tensor
+
+
+def node_paths(parents: Tensor) -> list[list[list[int]]]:
+    """The nodes that lead to each node of each row, from the first level down to the node itself.
+
+    parents: [B, n] int64, on the host.
+    """
+    return [_paths_of_row(row) for row in parents.tolist()]
+
+
+def _paths_of_row(parents: list[int]) -> list[list[int]]:
+    found: list[list[int]] = []
+    for node, parent in enumerate(parents):
+        before = found[parent] if parent >= 0 else []
+        found.append([*before, node])
+    return found
+
+
+def depths(parents: Tensor) -> Tensor:
+    """The level of each node, 1 where it follows the text. [B, n] → [B, n] int64."""
+    lengths = [[len(path) for path in row] for row in node_paths(parents)]
+    return torch.tensor(lengths, dtype=torch.int64).reshape(parents.shape)
+
+
+def ancestor_mask(parents: Tensor) -> Tensor:
+    """Whether node j is node i or leads to it, [B, n] → [B, n (i), n (j)] bool."""
+    batch, n = parents.shape
+    mask = torch.zeros(batch, n, n, dtype=torch.bool)
+    for row, row_paths in enumerate(node_paths(parents)):
+        for node, path in enumerate(row_paths):
+            mask[row, node, path] = True
+    return mask
