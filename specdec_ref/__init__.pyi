@@ -10,6 +10,14 @@ from specdec_ref.api import Generation as Generation
 from specdec_ref.api import generate_autoregressive as generate_autoregressive
 from specdec_ref.api import generate_speculative as generate_speculative
 from specdec_ref.api import stream_speculative as stream_speculative
+from specdec_ref.beyond.heads import FeatureHead as FeatureHead
+from specdec_ref.beyond.heads import HeadConfig as HeadConfig
+from specdec_ref.beyond.heads import HeadDrafter as HeadDrafter
+from specdec_ref.beyond.heads import ParallelHead as ParallelHead
+from specdec_ref.beyond.heads import ParallelHeadDrafter as ParallelHeadDrafter
+from specdec_ref.beyond.heads import head_config as head_config
+from specdec_ref.beyond.heads import load_head as load_head
+from specdec_ref.beyond.heads import save_head as save_head
 from specdec_ref.cache import RewindableCache as RewindableCache
 from specdec_ref.control import CostModelSpeculation as CostModelSpeculation
 from specdec_ref.control import FixedK as FixedK

@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast, overload
 
 import torch
 
+from specdec_ref.beyond.heads import HeadDrafter, ParallelHeadDrafter
 from specdec_ref.control import as_controller
 from specdec_ref.decoding import Controller, Round, Row, speculate
 from specdec_ref.drafting import Drafter, ModelDrafter
@@ -316,7 +317,7 @@ class Call:
         self.eos = pair.eos
         self.sampling = options.sampling or Sampling()
         self.controller = options.controller()
-        self.target = TransformersModel(pair.target)
+        self.target = _target_model(pair, options.drafter)
         if self.target.device.type == "meta":
             raise SpecdecError(
                 "target: is on device meta, which holds no numbers; takes a loaded model"
@@ -439,6 +440,17 @@ class Call:
             )
             for row in self.rows
         ]
+
+
+def _target_model(pair: Pair, drafter: Drafter | None) -> TransformersModel:
+    """The model that verifies; for a head the one whose features it reads."""
+    if not isinstance(drafter, (HeadDrafter, ParallelHeadDrafter)):
+        return TransformersModel(pair.target)
+    if drafter.target.model is not pair.target:
+        raise SpecdecError(
+            "drafter: this head reads another target; takes load_head(pair.target, …)"
+        )
+    return drafter.target
 
 
 class RowText:

@@ -1,0 +1,1 @@
+"""Beyond one draft model."""
