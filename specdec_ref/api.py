@@ -317,7 +317,7 @@ class Call:
         self.eos = pair.eos
         self.sampling = options.sampling or Sampling()
         self.controller = options.controller()
-        self.target = _target_model(pair, options.drafter)
+        self.target, drafter = _own_target(pair, options.drafter)
         if self.target.device.type == "meta":
             raise SpecdecError(
                 "target: is on device meta, which holds no numbers; takes a loaded model"
@@ -327,7 +327,7 @@ class Call:
             raise SpecdecError(
                 f"k={self.controller.max_k}: takes less than the context, {self.context} tokens"
             )
-        self.drafter = self._usable_drafter(pair, options.drafter)
+        self.drafter = self._usable_drafter(pair, drafter)
         draft = self.drafter.model if isinstance(self.drafter, ModelDrafter) else None
         if draft is not None:
             self.context = min(self.context, draft.context)
@@ -442,15 +442,19 @@ class Call:
         ]
 
 
-def _target_model(pair: Pair, drafter: Drafter | None) -> TransformersModel:
-    """The model that verifies; for a head the one whose features it reads."""
+def _own_target(pair: Pair, drafter: Drafter | None) -> tuple[TransformersModel, Drafter | None]:
+    """The model that verifies, and the drafter; a head is made to read that model's features.
+
+    Both belong to one call, since others may decode with the same head at the same time.
+    """
     if not isinstance(drafter, (HeadDrafter, ParallelHeadDrafter)):
-        return TransformersModel(pair.target)
+        return TransformersModel(pair.target), drafter
     if drafter.target.model is not pair.target:
         raise SpecdecError(
             "drafter: this head reads another target; takes load_head(pair.target, …)"
         )
-    return drafter.target
+    target = TransformersModel(pair.target, feature_layers=drafter.target.feature_layers)
+    return target, drafter.with_target(target)
 
 
 class RowText:

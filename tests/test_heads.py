@@ -233,6 +233,19 @@ def test_greedy_decoding_gives_the_targets_own_tokens(kind: str, k: int, pair: P
     assert [g.tokens for g in drafted] == [g.tokens for g in plain]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_streams_with_one_head_do_not_disturb_each_other(kind: str, pair: Pair) -> None:
+    drafter = drafter_of(random_head(pair.target, kind), pair.target)
+    settings: dict[str, Any] = {"k": 3, "max_new_tokens": 16, "sampling": GREEDY, "drafter": drafter}
+    done: list[sd.Generation] = []
+    streams = [sd.stream_speculative(pair, p, **settings, on_end=done.append) for p in PROMPTS[:2]]
+    while any([next(stream, None) for stream in streams]):
+        pass
+    alone = [sd.generate_speculative(pair, g.prompt_tokens, k=0, max_new_tokens=16, sampling=GREEDY) for g in done]
+    assert [g.tokens for g in done] == [g.tokens for g in alone]
+    assert len(done) == 2
+
+
 def small_target(make: Callable[..., PreTrainedModel], vocab_size: int) -> PreTrainedModel:
     """Small enough to play every outcome; in float64."""
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}

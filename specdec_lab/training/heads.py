@@ -68,7 +68,7 @@ class HeadRecipe:
 
 
 HEAD_RECIPES = {
-    "full": HeadRecipe(TrainingPlan(2500, 4096, 3e-3, ((0.8, 256), (0.2, 1024))), draft_steps=5),
+    "full": HeadRecipe(TrainingPlan(4000, 4096, 3e-3, ((0.8, 256), (0.2, 1024))), draft_steps=5),
     "tiny": HeadRecipe(
         TrainingPlan(12, 128, 5e-3, ((1.0, 32),), warmup=4), draft_steps=3, documents=6, evaluation_characters=600
     ),

@@ -327,8 +327,8 @@ class HeadDrafter:
 
     Args:
         head: the head.
-        target: the model that verifies, with `feature_layers` of the head. Decoding must use this
-            very object.
+        target: the model that verifies, with `feature_layers` of the head. `speculate` must get
+            this very object; `generate_speculative` makes one for each call.
 
     Raises:
         SpecdecError: the head belongs to a target of another shape, or `target` does not keep its
@@ -344,6 +344,10 @@ class HeadDrafter:
         self.head = head.eval()
         self.target = target
         self.start(1, 1)
+
+    def with_target(self, target: TransformersModel) -> "HeadDrafter":
+        """A drafter with the same head for another decoding of the target."""
+        return type(self)(self.head, target)
 
     def start(self, batch: int, capacity: int) -> None:
         # Short rows of a ragged batch are padded, at most by as much as the longest row holds.
@@ -426,6 +430,10 @@ class ParallelHeadDrafter:
         check_fits(head, target)
         self.head = head.eval()
         self.target = target
+
+    def with_target(self, target: TransformersModel) -> "ParallelHeadDrafter":
+        """A drafter with the same head for another decoding of the target."""
+        return type(self)(self.head, target)
 
     def start(self, batch: int, capacity: int) -> None:
         """Nothing to prepare: the target keeps the features."""
