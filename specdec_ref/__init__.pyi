@@ -12,6 +12,14 @@ from specdec_ref.api import generate_autoregressive as generate_autoregressive
 from specdec_ref.api import generate_speculative as generate_speculative
 from specdec_ref.api import stream_speculative as stream_speculative
 from specdec_ref.beyond.block import verify_block as verify_block
+from specdec_ref.beyond.heads import FeatureHead as FeatureHead
+from specdec_ref.beyond.heads import HeadConfig as HeadConfig
+from specdec_ref.beyond.heads import HeadDrafter as HeadDrafter
+from specdec_ref.beyond.heads import ParallelHead as ParallelHead
+from specdec_ref.beyond.heads import ParallelHeadDrafter as ParallelHeadDrafter
+from specdec_ref.beyond.heads import head_config as head_config
+from specdec_ref.beyond.heads import load_head as load_head
+from specdec_ref.beyond.heads import save_head as save_head
 from specdec_ref.beyond.suffix import SuffixDrafter as SuffixDrafter
 from specdec_ref.beyond.trees import BestFirstDrafter as BestFirstDrafter
 from specdec_ref.beyond.trees import TreeDrafter as TreeDrafter

@@ -10,6 +10,7 @@ import torch
 
 from specdec_ref.acceptance import Verify, verify
 from specdec_ref.beyond.block import verify_block
+from specdec_ref.beyond.heads import HeadDrafter, ParallelHeadDrafter
 from specdec_ref.beyond.trees import BestFirstDrafter, TreeDrafter
 from specdec_ref.control import as_controller
 from specdec_ref.decoding import Controller, Round, Row, speculate
@@ -351,7 +352,7 @@ class Call:
         self.sampling = options.sampling or Sampling()
         self.controller = options.controller()
         self.verify = verification_rule(options.verification)
-        self.target = TransformersModel(pair.target)
+        self.target, drafter = _own_target(pair, options.drafter)
         if self.target.device.type == "meta":
             raise SpecdecError(
                 "target: is on device meta, which holds no numbers; takes a loaded model"
@@ -361,7 +362,7 @@ class Call:
             raise SpecdecError(
                 f"k={self.controller.max_k}: takes less than the context, {self.context} tokens"
             )
-        self.drafter = self._usable_drafter(pair, options.drafter)
+        self.drafter = self._usable_drafter(pair, drafter)
         draft = self.drafter.model if isinstance(self.drafter, MODEL_DRAFTERS) else None
         if draft is not None:
             self.context = min(self.context, draft.context)
@@ -473,6 +474,21 @@ class Call:
             )
             for row in self.rows
         ]
+
+
+def _own_target(pair: Pair, drafter: Drafter | None) -> tuple[TransformersModel, Drafter | None]:
+    """The model that verifies, and the drafter; a head is made to read that model's features.
+
+    Both belong to one call, since others may decode with the same head at the same time.
+    """
+    if not isinstance(drafter, (HeadDrafter, ParallelHeadDrafter)):
+        return TransformersModel(pair.target), drafter
+    if drafter.target.model is not pair.target:
+        raise SpecdecError(
+            "drafter: this head reads another target; takes load_head(pair.target, …)"
+        )
+    target = TransformersModel(pair.target, feature_layers=drafter.target.feature_layers)
+    return target, drafter.with_target(target)
 
 
 class RowText:

@@ -9,6 +9,7 @@ and replayed. Unmodified transformers models only ever call `update`: they need 
 """
 
 import inspect
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -208,6 +209,23 @@ class FixedSlots:
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """0: transformers asks a cache for it, but positions and mask are given here."""
         return 0
+
+
+def store_features(
+    cache: RewindableCache | FixedSlots, hidden_states: Sequence[Tensor], layers: Sequence[int]
+) -> None:
+    """Keep hidden states of some layers next to the keys and values of the same tokens.
+
+    A rewind then forgets both together. They take the slots after those of the last layer, as keys
+    of a single head; the values there have width 0.
+
+    Args:
+        cache: has made room for the tokens.
+        hidden_states: one [B, n, d] for each layer, the embeddings first, as in transformers.
+        layers: which of them to keep.
+    """
+    features = torch.cat([hidden_states[layer] for layer in layers], -1).unsqueeze(1)
+    cache.update(features, features[..., :0], len(hidden_states) - 1)
 
 
 def write(slots: Tensor, new: Tensor, positions: Tensor, rows: Tensor) -> None:

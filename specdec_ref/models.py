@@ -5,13 +5,14 @@ table of conditional probabilities is another `LanguageModel`; the exact proof u
 """
 
 import inspect
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from specdec_ref.cache import RewindableCache, cache_argument
-from specdec_ref.errors import SpecdecError
+from specdec_ref.cache import RewindableCache, cache_argument, store_features
+from specdec_ref.errors import SpecdecError, is_whole
 from specdec_ref.fast.steps import PlainRunner, Runner, choose_runner, rounded_capacity, steps_of
 from specdec_ref.fast.trace import is_plain, layer_by_layer
 from specdec_ref.rotary import fixed_lengths, length_dependent_rotary
@@ -103,17 +104,25 @@ class TransformersModel:
         model: the causal LM.
         vocab_size: score only the first so many ids; a draft may have more padding rows than its
             target.
+        feature_layers: layers whose hidden states `features` keeps, for a head that drafts from
+            them; counted as transformers' `hidden_states` are: 0 is the embeddings, the last one
+            includes the final norm. () keeps none.
 
     Raises:
         SpecdecError: the model's state cannot be rewound (recurrent or chunked layers,
-            encoder-decoder).
+            encoder-decoder), or it has no such layers.
     """
 
     final_lengths: list[int] | None = None
     """The longest length in tokens that each row may reach. Set it before `start`; None: the
     context for all rows."""
 
-    def __init__(self, model: "PreTrainedModel", vocab_size: int | None = None):
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        vocab_size: int | None = None,
+        feature_layers: tuple[int, ...] = (),
+    ):
         check_rewindable(model)
         self.model = model.eval()
         config: PretrainedConfig = model.config.get_text_config(decoder=True)
@@ -123,6 +132,7 @@ class TransformersModel:
         self.device: torch.device = model.device
         self._windows = attention_windows(config)
         self._rotary = length_dependent_rotary(model)
+        self.feature_layers = usable_layers(config, feature_layers)
         self.start(1, 0)
 
     def start(self, batch: int, capacity: int) -> None:
@@ -134,7 +144,7 @@ class TransformersModel:
         self._runner: Runner = PlainRunner(
             self.cache
         )  # releases the previous cache, so its workspace can be reused
-        self._runner = choose_runner(self.model, self.cache, steps)
+        self._runner = choose_runner(self.model, self.cache, steps, self.feature_layers)
         self._dtype = self.model.dtype  # transformers searches for it at every call
         self._plain = is_plain(self.model)
         self._lengths = [self.context] * batch if self.final_lengths is None else self.final_lengths
@@ -185,6 +195,22 @@ class TransformersModel:
         self.cache.keep(rows)
         self._lengths = [self._lengths[row] for row in rows]
 
+    @property
+    def features(self) -> Tensor:
+        """Hidden states of `feature_layers`, side by side, for every token in the cache.
+
+        [B, n, layers · d]; n is at least the longest row, and what stands after a row's length is
+        not valid. They are written when a token is scored, and rewound with it.
+        """
+        config = self.model.config.get_text_config(decoder=True)
+        if config.num_hidden_layers not in self.cache.slots:  # no token has been scored
+            width = len(self.feature_layers) * config.hidden_size
+            return torch.zeros(
+                self.cache.batch, 0, width, dtype=self.model.dtype, device=self.device
+            )
+        keys, _ = self.cache.slots[config.num_hidden_layers]
+        return keys[:, 0]
+
     def _without_autocast(self) -> torch.autocast:
         """Steps compute in the number type of the weights, whatever the caller casts. ('meta' has
         no autocast.)"""
@@ -214,15 +240,22 @@ class TransformersModel:
         mask: Any = masks[0] if len(masks) == 1 else dict(zip(self._windows, masks, strict=True))
         with fixed_lengths(self._rotary, self._lengths):
             if self._plain:
-                return layer_by_layer(self.model, tokens, every, mask, cache, keep_logits)
-            logits: Tensor = self.model(
+                return layer_by_layer(
+                    self.model, tokens, every, mask, cache, keep_logits, self.feature_layers
+                )
+            more = {"output_hidden_states": True} if self.feature_layers else {}
+            output = self.model(
                 input_ids=tokens,
                 position_ids=every,
                 attention_mask=mask,
                 use_cache=True,
                 logits_to_keep=keep_logits,
                 **{cache_argument(self.model): cache},
-            ).logits
+                **more,
+            )
+        if self.feature_layers:
+            store_features(cache, output.hidden_states, self.feature_layers)
+        logits: Tensor = output.logits
         return logits
 
 
@@ -281,6 +314,18 @@ def attention_windows(config: "PretrainedConfig") -> dict[str, int | None]:
     if not kinds:  # one kind of layer: Llama, GPT-2; Mistral with its window
         return {"all": window}
     return {kind: window if kind == "sliding_attention" else None for kind in sorted(kinds)}
+
+
+def usable_layers(config: "PretrainedConfig", layers: Sequence[int]) -> tuple[int, ...]:
+    """These layers as a tuple. Raises SpecdecError where a model of this configuration has no such
+    layer."""
+    last = config.num_hidden_layers
+    listed = isinstance(layers, Sequence) and not isinstance(layers, str)
+    if not listed or not all(is_whole(layer) and 0 <= layer <= last for layer in layers):
+        raise SpecdecError(
+            f"feature_layers={layers!r:.80}: takes layers of this model, each 0 … {last}"
+        )
+    return tuple(layers)
 
 
 def check_rewindable(model: "PreTrainedModel", role: str = "model") -> None:

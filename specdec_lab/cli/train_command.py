@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from specdec_lab.cli.common import DeviceOption, JsonOption, quiet_libraries
+from specdec_lab.cli.common import DeviceOption, JsonOption, TargetOption, load, quiet_libraries
 from specdec_ref.errors import SpecdecError
 
 if TYPE_CHECKING:
@@ -26,12 +26,21 @@ def train(
     card: Annotated[
         bool, typer.Option("--card", help="Only measure the pair in OUTPUT and write its card again.")
     ] = False,
+    head: Annotated[
+        str | None,
+        typer.Option(help="Train a head on the features of --target instead: 'feature' or 'parallel'."),
+    ] = None,
+    target: TargetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train target and drafts on the Python standard library's own source. Ctrl-C and the same command: it goes on.
 
     Checkpoints are kept in OUTPUT.work until you delete them.
     """
+    _check_head_options(head, target, card)
+    if head is not None:
+        _train_head(head, target, output, tiny, device, compiled, as_json)
+        return
     import torch
 
     from specdec_lab.measurement.costs import measure_costs
@@ -44,16 +53,10 @@ def train(
     console = Console(quiet=as_json, highlight=False)
     recipe = RECIPES["tiny" if tiny else "full"]
     where = usable_device(device)
-    if output.exists() and not output.is_dir():
-        raise SpecdecError(f"{output}: is a file; takes a folder for the finished pair")
-    work = output.with_name(output.name + ".work")
+    work = _work_folder(output, make=not card)
     if card and not (output / "target" / "config.json").is_file():
         raise SpecdecError(f"{output}: holds no trained pair to measure; train one first")
     if not card:
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SpecdecError(f"{work}: cannot be made: {error.strerror}; takes another OUTPUT") from error
         with _training_progress(console) as (on_stage, on_tick):
             Training(recipe, work, output, where, compiled, None, on_stage, on_tick).run()
     torch.set_grad_enabled(False)
@@ -69,6 +72,75 @@ def train(
     )
     if not as_json:
         console.print(f"try it: specdec demo --target {output / 'target'} --draft {output / 'draft-medium'}")
+
+
+def _check_head_options(head: str | None, target: str | None, card: bool) -> None:
+    if head not in (None, "feature", "parallel"):
+        raise SpecdecError(f"--head {head}: takes 'feature' or 'parallel'")
+    if head is None and target is not None:
+        raise SpecdecError(f"--target {target}: is what a head is trained on; takes --head as well")
+    if head is not None and card:
+        raise SpecdecError(f"--head {head}: has no card; leave out --card")
+
+
+def _work_folder(output: Path, make: bool = True) -> Path:
+    """Where the checkpoints are. Raises SpecdecError where OUTPUT or that folder cannot be one."""
+    if output.exists() and not output.is_dir():
+        raise SpecdecError(f"{output}: is a file; takes a folder for the finished pair")
+    work = output.with_name(output.name + ".work")
+    try:
+        if make:
+            work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecdecError(f"{work}: cannot be made: {error.strerror}; takes another OUTPUT") from error
+    return work
+
+
+def _train_head(
+    kind: str, target: str | None, output: Path, tiny: bool, device: str | None, compiled: bool, as_json: bool
+) -> None:
+    """Train a head on the features of a target, and time it."""
+    import torch
+    from tokenizers import Tokenizer
+
+    from specdec_lab.training.heads import HEAD_RECIPES, HeadTraining, head_costs
+    from specdec_ref.beyond.heads import load_head
+
+    console = Console(quiet=as_json, highlight=False)
+    work = _work_folder(output)
+    pair = load(target or "target", None, device, "float32")
+    backend: Tokenizer = pair.tokenizer.backend_tokenizer
+    recipe = HEAD_RECIPES["tiny" if tiny else "full"]
+
+    def on_evaluation(step: int, acceptance: list[float]) -> None:
+        rates = ", ".join(f"{rate:.3f}" for rate in acceptance)
+        console.print(f"step {step}: Σ min(p, q) of draft steps on held-out text {rates}", soft_wrap=True)
+
+    with _training_progress(console) as (on_stage, on_tick):
+        training = HeadTraining(
+            kind,
+            pair.target.requires_grad_(False),
+            backend,
+            recipe,
+            work,
+            output,
+            compiled,
+            None,
+            on_stage,
+            on_tick,
+            on_evaluation,
+        )
+        facts = training.run()
+    torch.set_grad_enabled(False)
+    context = min(200, pair.context // 2)
+    costs = head_costs(load_head(pair.target, output), context=context, repeats=5 if tiny else 31)
+    facts["c"] = costs.c
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    console.print(
+        f"ready: {output}, Σ min(p, q) {facts['acceptance'][0]:.3f} at the first draft step, c = {costs.c:.3f}"
+    )
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 
 from specdec_lab.measurement.tables_shown import html_table, rich_table
 from specdec_ref.acceptance import verify
-from specdec_ref.drafting import ModelDrafter
+from specdec_ref.drafting import Drafter, ModelDrafter
 from specdec_ref.errors import SpecdecError, is_whole
 from specdec_ref.fast.trace import USES_BEFORE_RECORDING
 from specdec_ref.loading import Pair
@@ -141,7 +141,7 @@ def _check(pair: Pair, max_k: int, context: int, scored: set[int], drafted: int)
 
 def time_steps(
     target: LanguageModel,
-    drafter: ModelDrafter,
+    drafter: Drafter,
     prompts: list[list[int]],
     *,
     scored: Collection[int],

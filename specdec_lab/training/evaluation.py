@@ -36,7 +36,7 @@ class Agreement:
 
 def windows(documents: Iterable[Document], tokenizer: Tokenizer, context: int) -> Iterator[tuple[Tensor, int]]:
     """Ids [1, T + 1] of each window, T ≤ `context`, and the first of its T predictions that counts."""
-    start = tokenizer.token_to_id(END_OF_TEXT)
+    start = int(tokenizer.token_to_id(END_OF_TEXT) or 0)
     for document in documents:
         ids = torch.tensor([start, *tokenizer.encode(document.text).ids])
         scored = 0  # predictions done so far; prediction i is of token i + 1

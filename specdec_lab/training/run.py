@@ -7,14 +7,14 @@ import ast
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from specdec_lab.training.corpus import Corpus, Document, collect
 from specdec_lab.training.distillation import Losses, losses_from_target, losses_from_text
@@ -60,11 +60,8 @@ class Training:
         return Tokenizer.from_file(str(path))
 
     def _windows(self, corpus: Corpus, tokenizer: Tokenizer) -> Windows:
-        streams = [encode(corpus.library, tokenizer), encode(corpus.tests, tokenizer)]
-        shares = [self.recipe.library_share, 1 - self.recipe.library_share]
-        if len(streams[1]) <= self.recipe.context:  # some distributions of Python leave the tests out
-            streams, shares = streams[:1], [1.0]
-        return Windows(streams, shares, self.recipe.seed)
+        recipe = self.recipe
+        return corpus_windows(corpus, tokenizer, recipe.library_share, recipe.context, recipe.seed)
 
     def _target(self, corpus: Corpus, tokenizer: Tokenizer) -> "PreTrainedModel":
         self.on_stage("target")
@@ -108,7 +105,7 @@ class Training:
         plan: TrainingPlan,
         windows: Windows,
     ) -> None:
-        best = _Best(self.work / f"{stage}-best.pt", models, scores)
+        best = BestWeights(self.work / f"{stage}-best.pt", models, scores)
         fit(
             models,
             losses,
@@ -123,10 +120,10 @@ class Training:
         best.restore()
 
 
-class _Best:
+class BestWeights:
     """Keeps, of each model, the weights with the highest score seen at an evaluation."""
 
-    def __init__(self, path: Path, models: "dict[str, PreTrainedModel]", scores: Callable[[], dict[str, float]]):
+    def __init__(self, path: Path, models: Mapping[str, nn.Module], scores: Callable[[], dict[str, float]]):
         self._path, self._models, self._scores = path, models, scores
 
     def look(self, step: int) -> None:
@@ -144,6 +141,15 @@ class _Best:
         best = torch.load(self._path, weights_only=True)
         for name, model in self._models.items():
             model.load_state_dict(best[name]["weights"])
+
+
+def corpus_windows(corpus: Corpus, tokenizer: Tokenizer, library_share: float, context: int, seed: int) -> Windows:
+    """Random windows of the library and its tests; windows of `context` tokens at most."""
+    streams = [encode(corpus.library, tokenizer), encode(corpus.tests, tokenizer)]
+    shares = [library_share, 1 - library_share]
+    if len(streams[1]) <= context:  # some distributions of Python leave the tests out
+        streams, shares = streams[:1], [1.0]
+    return Windows(streams, shares, seed)
 
 
 def build_model(shape: ModelShape, recipe: Recipe, seed: int, device: torch.device | str = "cpu") -> "PreTrainedModel":

@@ -68,14 +68,17 @@ class Runner(Protocol):
         ...
 
 
-def choose_runner(model: nn.Module, cache: RewindableCache, steps: str) -> Runner:
+def choose_runner(
+    model: nn.Module, cache: RewindableCache, steps: str, feature_layers: tuple[int, ...] = ()
+) -> Runner:
     """The runner for `steps`, one of `STEPS`, or the plain one where the model or the device cannot
-    do better."""
+    do better. Steps that keep features are not captured: a captured step serves every cache of its
+    size."""
     if cache.capacity == 0:
         return PlainRunner(cache)
     if steps == "recorded" and is_plain(model) and cache.device.type == "cpu":
-        return RecordingRunner(cache, model)
-    if steps in ("graphs", "compiled"):
+        return RecordingRunner(cache, model, feature_layers)
+    if steps in ("graphs", "compiled") and not feature_layers:
         if untouched(model):
             return CapturingRunner(cache, model, compiled=steps == "compiled")
         warnings.warn(
@@ -107,15 +110,20 @@ class PlainRunner:
 class RecordingRunner(PlainRunner):
     """Records a step when its shape comes often, and replays it (see `trace`)."""
 
-    def __init__(self, cache: RewindableCache, model: nn.Module):
+    def __init__(
+        self, cache: RewindableCache, model: nn.Module, feature_layers: tuple[int, ...] = ()
+    ):
         super().__init__(cache)
         self.model = model
+        self.feature_layers = feature_layers
         self.state = model_state(model)
 
     def step(self, forward: Forward, tokens: Tensor, masks: tuple[Tensor, ...]) -> Tensor:
         if len(masks) > 1 or not self.cache.slots:
             return super().step(forward, tokens, masks)
-        return recorded_step(self.model, self.state, tokens, masks[0], self.cache)
+        return recorded_step(
+            self.model, self.state, tokens, masks[0], self.cache, self.feature_layers
+        )
 
 
 class CapturingRunner(PlainRunner):

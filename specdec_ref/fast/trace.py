@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from specdec_ref.cache import FixedSlots, RewindableCache, cache_argument
+from specdec_ref.cache import FixedSlots, RewindableCache, cache_argument, store_features
 from specdec_ref.fast.packing import NOTHING, Packed, Packing, Places, pack
 
 PLAIN_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -52,7 +52,13 @@ _records: "WeakKeyDictionary[nn.Module, Records]" = WeakKeyDictionary()
 
 
 def layer_by_layer(
-    model: Any, tokens: Tensor, positions: Tensor, mask: Any, cache: Any, keep_logits: int = 0
+    model: Any,
+    tokens: Tensor,
+    positions: Tensor,
+    mask: Any,
+    cache: Any,
+    keep_logits: int = 0,
+    feature_layers: tuple[int, ...] = (),
 ) -> Tensor:
     """The forward pass of a plain family, without the bookkeeping of transformers' outer functions.
 
@@ -62,6 +68,7 @@ def layer_by_layer(
         mask: additive, [B or 1, 1, n, W], or one for each kind of layer.
         cache: what the layers write to; None for none.
         keep_logits: the number of last tokens to score; 0 scores all.
+        feature_layers: layers whose hidden states the cache keeps as well (see `store_features`).
 
     Returns:
         Logits [B, n or keep_logits, V].
@@ -70,6 +77,7 @@ def layer_by_layer(
     caching = {cache_argument(model): cache}
     hidden = body.embed_tokens(tokens)
     rotary = body.rotary_emb(hidden, position_ids=positions)
+    hidden_states = [hidden]
     for i, layer in enumerate(body.layers):
         hidden = layer(
             hidden,
@@ -79,6 +87,11 @@ def layer_by_layer(
             use_cache=True,
             **caching,
         )
+        if feature_layers:
+            hidden_states.append(hidden)
+    if feature_layers:
+        hidden_states[-1] = body.norm(hidden)  # transformers counts the last layer with its norm
+        store_features(cache, hidden_states, feature_layers)
     logits: Tensor = model.lm_head(body.norm(hidden[:, -keep_logits:]))
     return logits
 
@@ -120,7 +133,9 @@ Step = Callable[..., Tensor]
 """(tokens [B, n], positions, mask, rows, packed weights and slots) → logits [B, n, V]."""
 
 
-def step_of(model: nn.Module, num_weights: int, places: Places) -> Step:
+def step_of(
+    model: nn.Module, num_weights: int, places: Places, feature_layers: tuple[int, ...] = ()
+) -> Step:
     """A step whose packed weights and cache come in as tensors: the weights, then keys and values
     of every layer."""
 
@@ -131,7 +146,14 @@ def step_of(model: nn.Module, num_weights: int, places: Places) -> Step:
         layers = dict(enumerate(zip(slots[::2], slots[1::2], strict=True)))
         cache = FixedSlots(layers, positions, rows)
         with Packed(weights, places):
-            return layer_by_layer(model, tokens, positions.expand(tokens.shape), mask, cache)
+            return layer_by_layer(
+                model,
+                tokens,
+                positions.expand(tokens.shape),
+                mask,
+                cache,
+                feature_layers=feature_layers,
+            )
 
     return step
 
@@ -168,7 +190,12 @@ def record(model: nn.Module, step: Step, inputs: tuple[Tensor, ...]) -> Step:
 
 
 def recorded_step(
-    model: nn.Module, state: State, tokens: Tensor, mask: Tensor, cache: RewindableCache
+    model: nn.Module,
+    state: State,
+    tokens: Tensor,
+    mask: Tensor,
+    cache: RewindableCache,
+    feature_layers: tuple[int, ...] = (),
 ) -> Tensor:
     """`layer_by_layer` at the cache's positions, replayed where this shape is recorded.
 
@@ -178,22 +205,41 @@ def recorded_step(
         tokens: [B, n].
         mask: additive, [B or 1, 1, n, W].
         cache: has made room for the tokens. One record serves any number of slots.
+        feature_layers: as in `layer_by_layer`.
 
     Returns:
         Logits [B, n, V], the same before and after recording, to the last bit.
     """
-    records = _records.setdefault(model, Records())
-    packed = takes_packed(len(tokens))
-    if packed and records.state != state:
-        records.state = state
-        records.packing = pack(model)
-    weights, places = records.packing if packed else NOTHING
+    weights, places = packed_weights(model, state, len(tokens))
     slots = [tensor for layer in range(len(cache.slots)) for tensor in cache.window(layer)]
     inputs = (tokens, cache.positions, mask, cache.rows, *weights, *slots)
-    shape = (*tokens.shape, *cache.positions.shape, slots[0].dtype, state)
+    shape = (*tokens.shape, *cache.positions.shape, slots[0].dtype, state, feature_layers)
+    return replay(model, shape, step_of(model, len(weights), places, feature_layers), inputs)
+
+
+def packed_weights(model: nn.Module, state: State, batch: int) -> Packing:
+    """The packed weights of a model in this state; none where steps of so many rows take none."""
+    if not takes_packed(batch):
+        return NOTHING
+    records = _records.setdefault(model, Records())
+    if records.state != state:
+        records.state = state
+        records.packing = pack(model)
+    return records.packing
+
+
+def replay(model: nn.Module, shape: Shape, step: Step, inputs: tuple[Tensor, ...]) -> Tensor:
+    """`step(*inputs)`, recorded when it comes often and replayed from then on.
+
+    Args:
+        model: whose step it is; the records live as long as it does.
+        shape: what tells this step from others of the model.
+        step: takes `inputs`, and is the same function for the same shape.
+        inputs: all tensors that change from step to step.
+    """
+    records = _records.setdefault(model, Records())
     if shape in records.steps:
         return records.steps[shape](*inputs)
-    step = step_of(model, len(weights), places)
     records.uses[shape] = records.uses.get(shape, 0) + 1
     if records.uses[shape] > USES_BEFORE_RECORDING:
         with suppress(RuntimeError):  # quantized layers hold their weights where no tracer looks
