@@ -376,7 +376,7 @@ def test_the_command_shows_the_matrix_and_draws_it(
 ) -> None:
     status, out = command(result, "--figure", str(tmp_path / "museum.png"))
     assert status == 0
-    assert "exact: 32 of 33 that change the distribution, 0 of 8 that lose speed" in out
+    assert "exact: 33 of 34 that change the distribution, 0 of 8 that lose speed" in out
     assert (tmp_path / "museum.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -18,7 +18,7 @@ from specdec_lab.equivalence.tiny import OnCache, fresh_logits, tiny_pair
 from specdec_ref import decoding
 from specdec_ref.control import as_controller
 from specdec_ref.decoding import Controller, Round
-from specdec_ref.drafting import Draft, ModelDrafter
+from specdec_ref.drafting import Draft, ModelDrafter, PromptLookupDrafter
 from specdec_ref.models import LanguageModel, TransformersModel
 from specdec_ref.sampling import GREEDY, Randomness, Sampling, SeededRandomness
 
@@ -63,6 +63,7 @@ def proofs() -> Iterator[tuple[str, Callable[[], Proof]]]:
     by_block = partial(exact, k=2, max_new_tokens=3, verification="block")
     yield "block verification, three tokens", partial(by_block, p, draft, [0])
     yield "block verification, two rows", partial(by_block, two, ModelDrafter(other), [[0], [1, 0]])
+    yield "block verification, prompt lookup", partial(by_block, p, PromptLookupDrafter(), [0, 1, 2, 0, 1])
     real, small = (OnCache(model) for model in tiny_pair(vocab_size=2, width=8, layers=1))
     yield "a transformer, two rows", partial(exact, real, ModelDrafter(small), [[0], [1, 0, 1]], k=1, max_new_tokens=2)
 
