@@ -173,7 +173,7 @@ class RoundCosts:
         medians = [median(self._seconds[k]) for k in self.swept]
         drafting, seconds = np.array(self.swept[1:]), np.array(medians[1:])
         degree = min(1, len(drafting) - 1)
-        if degree >= 0:
+        if degree >= 0 and medians[0] > 0:
             line = np.polyfit(drafting, seconds, degree)
             self.costs[1:] = np.polyval(line, np.arange(1, len(self.costs))) / medians[0]
 

@@ -19,7 +19,7 @@ from specdec_ref import decoding
 from specdec_ref.beyond.trees import SCHEMES, TreeDrafter
 from specdec_ref.control import as_controller
 from specdec_ref.decoding import Controller, Round
-from specdec_ref.drafting import Draft, ModelDrafter
+from specdec_ref.drafting import Draft, ModelDrafter, PromptLookupDrafter
 from specdec_ref.models import LanguageModel, TransformersModel
 from specdec_ref.sampling import GREEDY, Randomness, Sampling, SeededRandomness
 
@@ -64,6 +64,7 @@ def proofs() -> Iterator[tuple[str, Callable[[], Proof]]]:
     by_block = partial(exact, k=2, max_new_tokens=3, verification="block")
     yield "block verification, three tokens", partial(by_block, p, draft, [0])
     yield "block verification, two rows", partial(by_block, two, ModelDrafter(other), [[0], [1, 0]])
+    yield "block verification, prompt lookup", partial(by_block, p, PromptLookupDrafter(), [0, 1, 2, 0, 1])
     rising, falling = constant_table([0.1, 0.2, 0.3, 0.4]), constant_table([0.4, 0.3, 0.2, 0.1])
     for scheme in SCHEMES:
         siblings = TreeDrafter(falling, (2,), scheme)

@@ -48,5 +48,18 @@ weighted, passing = p, F.pad(ratios, (1, 0), value=1).cumprod(-1)""",
         right="p_stop, q_stop = weighted.gather(-2, stop).squeeze(-2), q.gather(-2, stop).squeeze(-2)",
         wrong="p_stop, q_stop = p.gather(-2, stop).squeeze(-2), q.gather(-2, stop).squeeze(-2)",
     ),
+    Mutant(
+        name="block-q-of-one",
+        title="Block verification with q = 1 for a draft without probabilities",
+        what="Takes q for 1 at every token where the draft is deterministic, instead of at the drafted token alone.",
+        seen="vllm-project/vllm-ascend #7603 and #7839, which switch block verification off for such drafts",
+        effect="distribution",
+        output="With prompt lookup, other probabilities and fewer accepted tokens; with a draft model, nothing.",
+        caught_by="exact",
+        where=_WHERE,
+        right="surplus = (weighted - q).clamp(min=0).sum(-1)",
+        wrong="""q = torch.where(q.amax(-1, keepdim=True) == 1, 1, q)
+surplus = (weighted - q).clamp(min=0).sum(-1)""",
+    ),
 )
 """Those that change what comes out, in `beyond.block`."""
