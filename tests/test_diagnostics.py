@@ -339,6 +339,11 @@ def test_a_drafter_that_is_rarely_confident_is_a_note(healthy: sd.Pair) -> None:
     assert found[0].severity == "note"
 
 
+def test_a_drafter_that_copies_need_not_reach_k(healthy: sd.Pair) -> None:
+    found = diagnose(healthy, drafter=sd.SuffixDrafter(), **QUICK)
+    assert "k-not-reached" not in codes(found)
+
+
 def test_a_context_that_ends_before_the_text_is_a_note(healthy: sd.Pair) -> None:
     """106 tokens of prompt and 24 new ones in models of 128: the last rounds have no room for four drafted tokens."""
     prompts = [[(7 * i + j) % 60 for i in range(106)] for j in range(4)]

@@ -100,7 +100,8 @@ def ensemble(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness, *, w
 def certain_draft(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) -> Verdict:
     """Judge a sampled token as if the draft had been certain of it, with q(x) = 1. Exact, and slower.
 
-    The token is accepted with p(x), which is at most min(1, p(x)/q(x)).
+    The token is accepted with p(x), which is at most min(1, p(x)/q(x)). To sample from the target and to go on as long
+    as the sample equals the draft comes to the same, and accepts Σ p·q.
 
     Args:
         p, q, drafted, randomness: as in `acceptance.verify`.

@@ -196,10 +196,10 @@ def tradeoff_figure(tradeoffs: Sequence[Tradeoff], k: int) -> "Figure":
             label = f"{ACCEPTED_MARK} {name}"
             axes.annotate(label, (0, y[0]), xytext=(9, -15), textcoords="offset points", color=ACCEPTED)
             continue
-        axes.plot(x, y, marker=MARKERS[name], color=REJECTED, label=name, linewidth=1)
+        axes.plot(x, y, marker=MARKERS.get(name, "^"), color=REJECTED, label=name, linewidth=1)
         for point in points:
             if point.rule.setting:
-                right, up, aligned = LABELS[name]
+                right, up, aligned = LABELS.get(name, (7, -4, "left"))
                 at = point.tv, point.tokens_per_round
                 axes.annotate(point.rule.setting, at, (right, up), textcoords="offset points", ha=aligned, fontsize=9)
     axes.margins(x=0.12, y=0.1)
