@@ -95,7 +95,7 @@ def main() -> None:
 
     table = Table(title="Tokens per round")
     for heading in ("sampling", "draft", "nodes", "tokens per round", "standard error"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=True)
     for way, rows in found.items():
         for name, row in rows.items():
             shown = f"{row['nodes']:.0f}", f"{row['tokens_per_round']:.2f}", f"{row['standard_error']:.2f}"
