@@ -55,7 +55,7 @@ CONFIDENCE = 0.4
 FIXED = [f"k = {k}" for k in range(MAX_K + 1)]
 HEURISTIC, COST_MODEL, STOP = "heuristic", "cost model", "confidence stop"
 CONTENDERS = [*FIXED, HEURISTIC, COST_MODEL, STOP]
-GOAL, GOAL_USELESS, GOAL_MIXED = 0.97, 0.95, 1.0
+GOAL, GOAL_USELESS, GOAL_MIXED = 0.95, 0.95, 1.0
 RESAMPLES = 1000
 
 Ran = dict[str, Any]
