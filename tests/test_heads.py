@@ -543,6 +543,19 @@ def byte_tokenizer(library: Path) -> Any:
     return train_tokenizer([path.read_text() for path in sorted(library.glob("*.py"))], 270)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_head_takes_over_the_targets_vocabulary_layers(kind: str, byte_target: PreTrainedModel) -> None:
+    head = new_head(byte_target, kind, HEAD_RECIPES["tiny"])
+    state = head.state_dict()
+    embedding, norm = ("body.embed_tokens", "body.norm") if kind == "feature" else ("embedding", "norm")
+    ours = [state[f"{name}.weight"] for name in (embedding, norm, "output")]
+    model: Any = byte_target
+    theirs = [model.model.embed_tokens.weight, model.model.norm.weight, model.lm_head.weight]
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    again = new_head(byte_target, kind, HEAD_RECIPES["tiny"])
+    assert all(torch.equal(weights, again.state_dict()[name]) for name, weights in state.items())
+
+
 def head_training(
     kind: str, folder: Path, library: Path, tokenizer: Any, target: PreTrainedModel, **changes: Any
 ) -> HeadTraining:

@@ -68,7 +68,7 @@ class HeadRecipe:
 
 
 HEAD_RECIPES = {
-    "full": HeadRecipe(TrainingPlan(4000, 4096, 3e-3, ((0.8, 256), (0.2, 1024))), draft_steps=5),
+    "full": HeadRecipe(TrainingPlan(8000, 2048, 3e-3, ((0.8, 256), (0.2, 1024))), draft_steps=5),
     "tiny": HeadRecipe(
         TrainingPlan(12, 128, 5e-3, ((1.0, 32),), warmup=4), draft_steps=3, documents=6, evaluation_characters=600
     ),
@@ -296,12 +296,12 @@ class HeadTraining:
 
 
 def new_head(target: "PreTrainedModel", kind: str, recipe: HeadRecipe) -> Head:
-    """A head with random weights, but for the embedding and output layer, which it copies from the target."""
+    """A head with random weights, and with all that it can take over from its target (`begin_from`)."""
     config: HeadConfig = replace(head_config(target, kind), num_tokens=recipe.draft_steps)
     torch.manual_seed(recipe.seed)
     head: Head = FeatureHead(config) if kind == "feature" else ParallelHead(config)
     head = head.to(target.device)
-    head.copy_vocabulary(target)
+    head.begin_from(target)
     return head
 
 

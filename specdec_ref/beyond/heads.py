@@ -200,10 +200,10 @@ class FeatureHead(nn.Module):
         scores: Tensor = self.output(self.body.norm(hidden))
         return scores
 
-    def copy_vocabulary(self, target: "PreTrainedModel") -> None:
-        """Begin with the target's own embedding and output layer."""
-        copy_weights(self.body.embed_tokens, target.get_input_embeddings())
-        copy_weights(self.output, target.get_output_embeddings())
+    def begin_from(self, target: "PreTrainedModel") -> None:
+        """Copy the target's vocabulary layers, and pass the last of its features straight on."""
+        copy_vocabulary(target, self.body.embed_tokens, self.body.norm, self.output)
+        pass_on_features(self.fuse, self.join)
 
 
 class ParallelHead(nn.Module):
@@ -247,19 +247,36 @@ class ParallelHead(nn.Module):
         scores: Tensor = self.output(normalized(self.norm, hidden + F.silu(own)))
         return scores
 
-    def copy_vocabulary(self, target: "PreTrainedModel") -> None:
-        """Begin with the target's own embedding and output layer."""
-        copy_weights(self.embedding, target.get_input_embeddings())
-        copy_weights(self.output, target.get_output_embeddings())
+    def begin_from(self, target: "PreTrainedModel") -> None:
+        """Copy the target's vocabulary layers, and pass its feature straight on."""
+        copy_vocabulary(target, self.embedding, self.norm, self.output)
+        pass_on_features(self.fuse, self.join)
 
 
 Head = FeatureHead | ParallelHead
 
 
 @torch.no_grad()
-def copy_weights(layer: Any, source: Any) -> None:
-    """Copy the rows of `source` that `layer` has; a target may have padding rows more."""
-    layer.weight.copy_(source.weight[: len(layer.weight)])
+def copy_vocabulary(target: Any, embedding: nn.Embedding, norm: Any, output: nn.Linear) -> None:
+    """Copy the target's embedding, output layer and, where it is found, the norm before that."""
+    rows, width = embedding.weight.shape
+    embedding.weight.copy_(target.get_input_embeddings().weight[:rows])
+    output.weight.copy_(target.get_output_embeddings().weight[:rows])
+    scale = getattr(getattr(target.base_model, "norm", None), "weight", None)
+    if isinstance(scale, Tensor) and scale.shape == (width,):
+        norm.weight.copy_(scale)
+
+
+@torch.no_grad()
+def pass_on_features(fuse: nn.Linear, join: nn.Linear) -> None:
+    """Add to the random weights a path that leaves the last feature as it is.
+
+    Training then starts from a state that holds what the target knew, instead of a random mixture.
+    """
+    width = fuse.out_features
+    identity = torch.eye(width, dtype=fuse.weight.dtype, device=fuse.weight.device)
+    fuse.weight[:, -width:] += identity
+    join.weight[:, -width:] += identity
 
 
 def features_before(target: TransformersModel, positions: Tensor) -> Tensor:
