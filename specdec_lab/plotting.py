@@ -1,4 +1,4 @@
-"""How things look, everywhere: one colour and one mark for each thing, and nothing told by colour alone.
+"""How things look, everywhere: one color and one mark for each thing, and nothing told by color alone.
 
 The palette is Okabe and Ito's, which colour-blind readers can tell apart. matplotlib is imported when something is
 drawn.

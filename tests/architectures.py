@@ -73,7 +73,7 @@ def _is_text(kind: str) -> bool:
 def small_model(kind: str, **changes: object) -> "tf.PreTrainedModel":
     """A random model of two layers and some thousand parameters. Raises whatever its configuration raises.
 
-    Its weights are scaled up: as initialised, logits are near constant and any mistake in the cache would pass.
+    Its weights are scaled up: as initialized, logits are near constant and any mistake in the cache would pass.
     """
     made = CONFIG_MAPPING[kind]
     default = made()

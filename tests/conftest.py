@@ -63,7 +63,7 @@ def tokenizer() -> "PreTrainedTokenizerFast":
 def build_model(kind: str = "llama", seed: int = 0, **changes: object) -> "PreTrainedModel":
     """A random causal LM of 2 layers, 4 query and 2 key-value heads, that ends at no token.
 
-    Its weights are scaled up: as initialised, logits are near constant and any mistake in the cache would pass.
+    Its weights are scaled up: as initialized, logits are near constant and any mistake in the cache would pass.
     """
     import transformers as tf
 

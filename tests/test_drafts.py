@@ -34,7 +34,7 @@ def test_the_largest_k_is_among_those_compared() -> None:
 
 
 def test_overhead_can_turn_the_choice_round() -> None:
-    """Each round's own cost favours who needs fewer rounds."""
+    """Each round's own cost favors who needs fewer rounds."""
     drafts = {"cheap": (0.0, 0.6), "dear": (0.2, 0.8)}
     assert "Best here: cheap" in title(speedup_map(drafts, 1.0))
     assert "Best here: dear" in title(speedup_map(drafts, 1.0, overhead=3.0))

@@ -225,7 +225,7 @@ def test_our_engine_draws_the_same_whether_or_not_it_scores_what_nobody_asks_for
         ([3] * 50 + [1] * 80, [(0, 50, 3), (50, 130, 1)]),
         ([1] * 80 + [3], [(0, 80, 1), (80, 81, 3)]),
         ([1] * 20 + [3] + [1] * 200, [(0, 21, 3), (21, 221, 1)]),
-        ([2, 1] * 200, [(0, 400, 2)]),  # each takes little, and no two neighbours are alike
+        ([2, 1] * 200, [(0, 400, 2)]),  # each takes little, and no two neighbors are alike
     ],
 )
 def test_neighbours_are_scored_together_unless_that_wastes_more_than_a_pass(

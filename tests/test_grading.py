@@ -40,8 +40,8 @@ LIMIT = judging.SECONDS
 STUB = "def residual(p, q):\n    raise NotImplementedError('your code here')"
 REORDERED = [
     'check("residual", residual)',
-    "def residual(p, q):\n    return normalised((p - q).clamp(min=0), p)",
-    "def normalised(rest, p):\n    n = rest.sum(-1, keepdim=True)\n    return torch.where(n > 0, rest / n, p)",
+    "def residual(p, q):\n    return normalized((p - q).clamp(min=0), p)",
+    "def normalized(rest, p):\n    n = rest.sum(-1, keepdim=True)\n    return torch.where(n > 0, rest / n, p)",
     "import torch\n\nfrom specdec_lab.teaching.exercises import check",
 ]
 """The check first, then the answer, what it calls, and last what is imported."""

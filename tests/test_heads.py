@@ -1,5 +1,5 @@
 """The promises of `heads`: the output is exact, whatever a head proposes. Its distributions are those of a head that
-reads the whole text afresh, after any rejections in any batch. Training practises the same steps that drafting makes.
+reads the whole text afresh, after any rejections in any batch. Training practices the same steps that drafting makes.
 """
 
 import json

@@ -610,7 +610,7 @@ def test_the_figure_says_its_message_and_names_its_axes(tmp_path: Path) -> None:
     assert axes.get_xlabel() == "round"
     assert "(%)" in axes.get_ylabel()
     lines = {str(line.get_label()): line for line in axes.lines}
-    assert len({line.get_linestyle() for line in lines.values()}) == len(lines) == 3  # told apart without colour
+    assert len({line.get_linestyle() for line in lines.values()}) == len(lines) == 3  # told apart without color
     last = lines["α, last 25"]
     assert np.asarray(last.get_xdata()).tolist() == list(range(25, 101))
     assert np.asarray(last.get_ydata())[[0, -1]].tolist() == [100, 0]

@@ -117,15 +117,15 @@ def test_what_is_added_to_a_figure_later_is_in_the_course_s_style() -> None:
 
 
 def test_words_of_the_strip_can_be_read_on_white_and_on_a_dark_theme() -> None:
-    """Contrast as WCAG 2 defines it, of every colour that its words have."""
+    """Contrast as WCAG 2 defines it, of every color that its words have."""
 
-    def luminance(colour: str) -> float:
-        parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    def luminance(color: str) -> float:
+        parts = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
         red, green, blue = (x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts)
         return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
-    colours = set(re.findall(r"color:(#\w{6})", token_strip([], None)._repr_html_()))
-    assert len(colours) == 3
-    for colour in colours:
-        assert 1.05 / (luminance(colour) + 0.05) >= 4.5
-        assert (luminance(colour) + 0.05) / (luminance("#111111") + 0.05) >= 4
+    colors = set(re.findall(r"color:(#\w{6})", token_strip([], None)._repr_html_()))
+    assert len(colors) == 3
+    for color in colors:
+        assert 1.05 / (luminance(color) + 0.05) >= 4.5
+        assert (luminance(color) + 0.05) / (luminance("#111111") + 0.05) >= 4

@@ -99,10 +99,10 @@ def _print_submission(console: "Console", one: "Graded") -> None:
     from rich.text import Text
 
     from specdec_lab.teaching.exercises.grading import POINTS
-    from specdec_lab.teaching.exercises.showing import COLOURS, plain
+    from specdec_lab.teaching.exercises.showing import COLORS, plain
 
     for verdict in one.verdicts:
-        console.print(Text(plain(verdict), style=COLOURS[verdict.outcome] if verdict.passed else ""))
+        console.print(Text(plain(verdict), style=COLORS[verdict.outcome] if verdict.passed else ""))
     console.print(f"{one.score} of {POINTS * len(one.verdicts)} points")
 
 

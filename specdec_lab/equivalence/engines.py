@@ -111,7 +111,7 @@ class SharedWork(TransformersModel):
     def _forward(
         self, cache: Any, tokens: Tensor, positions: Tensor, masks: tuple[Tensor, ...], keep_logits: int = 0
     ) -> Tensor:
-        """The forward pass, of neighbours that have as much to go. Returns logits [B, n or keep_logits, V]."""
+        """The forward pass, of neighbors that have as much to go. Returns logits [B, n or keep_logits, V]."""
         n = tokens.shape[1]
         if self.end is None or keep_logits or len(positions) == 1 or not cache.slots:
             return super()._forward(cache, tokens, positions, masks, keep_logits)

@@ -26,9 +26,9 @@ def museum_figure(result: Matrix) -> "Figure":
             if mark == MISSED:
                 axes.text(x, y, MISSED, ha="center", va="center", color=FORMULA, fontsize=14)
                 continue
-            colour = REJECTED if row[0] == RIGHT else ACCEPTED
+            color = REJECTED if row[0] == RIGHT else ACCEPTED
             edge = "black" if mark == INTENDED else "white"
-            axes.add_patch(Rectangle((x - 0.42, y - 0.42), 0.84, 0.84, facecolor=colour, edgecolor=edge, linewidth=1.6))
+            axes.add_patch(Rectangle((x - 0.42, y - 0.42), 0.84, 0.84, facecolor=color, edgecolor=edge, linewidth=1.6))
             axes.text(x, y, CAUGHT, ha="center", va="center", color="white", fontsize=9, fontweight="bold")
     kinds = [*(m.effect for m in result.mutants), RIGHT]
     for kind, message in (("distribution", "the text has the wrong distribution"), ("speed", "only speed is lost")):

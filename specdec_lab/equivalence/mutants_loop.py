@@ -13,7 +13,7 @@ LOOP = (
         what="Drafts the most likely token, but says that it was drawn from the whole distribution.",
         seen="huggingface/transformers #32867, mended in #33534: [.6, .4] came out as [.75, .25]",
         effect="distribution",
-        output="The draft's favourite comes out too often.",
+        output="The draft's favorite comes out too often.",
         caught_by="exact",
         where="drafting.ModelDrafter.propose",
         right="token = randomness.draw(q)",

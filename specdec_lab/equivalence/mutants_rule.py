@@ -197,7 +197,7 @@ keep = (p_drafted > (0.3 * torch.exp(-entropy)).clamp(max=0.09)) & (q_drafted > 
     ),
     Mutant(
         name="residual-unnormalised",
-        title="The residual is not normalised",
+        title="The residual is not normalized",
         what="Searches the running sum of max(0, p − q) for a u in [0, 1); u beyond it falls to the last token.",
         seen="a classic of tutorials",
         effect="distribution",

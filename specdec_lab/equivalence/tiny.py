@@ -21,7 +21,7 @@ SCALE = 0.3
 def tiny_pair(vocab_size: int = 32, width: int = 32, layers: int = 2, noise: float = 0.1) -> tuple[Any, Any]:
     """A random Llama, and a draft that differs from it by `noise`: accepted often, not always. In float64 on CPU.
 
-    The weights are large: as transformers initialises them, all tokens are about equally likely, and no mistake in a
+    The weights are large: as transformers initializes them, all tokens are about equally likely, and no mistake in a
     cache would show.
     """
     from transformers import AutoModelForCausalLM, LlamaConfig

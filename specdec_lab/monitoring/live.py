@@ -123,7 +123,7 @@ class MonitorStatistics:
         return "\n".join(f"{name:<30}{value}" for name, value in self.rows())
 
 
-def summarise(
+def summarize(
     pairs: Mapping[tuple[int, int], int],
     recent: Sequence[RoundRecord],
     emitted: int,

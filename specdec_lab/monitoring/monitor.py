@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from specdec_lab import plotting
-from specdec_lab.monitoring.live import LiveView, MonitorStatistics, RoundRecord, percent, summarise
+from specdec_lab.monitoring.live import LiveView, MonitorStatistics, RoundRecord, percent, summarize
 from specdec_ref.control import as_controller
 from specdec_ref.errors import SpecdecError, is_whole
 
@@ -99,7 +99,7 @@ class SpeculativeDecodingMonitor:
         with self._lock:
             recent = list(islice(reversed(self.rounds), self.window))
             pairs, emitted, seconds = self._pairs.copy(), self._emitted, self._seconds
-        return summarise(pairs, recent, emitted, seconds, self.window)
+        return summarize(pairs, recent, emitted, seconds, self.window)
 
     def live(self) -> LiveView:
         """`with monitor.live(): …` shows the statistics while text streams: in a notebook at once, else at the end."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import nan
 
-from specdec_lab.monitoring.live import MonitorStatistics, summarise
+from specdec_lab.monitoring.live import MonitorStatistics, summarize
 from specdec_lab.web import answered, request
 from specdec_ref.errors import SpecdecError
 
@@ -56,7 +56,7 @@ class SpeculationCounters:
         k = len(self.per_position)
         reached = (self.drafts, *self.per_position, 0)
         pairs = {(k, accepted): reached[accepted] - reached[accepted + 1] for accepted in range(k + 1)}
-        return summarise(
+        return summarize(
             {pair: n for pair, n in pairs.items() if n},
             (),
             self.accepted_tokens + self.drafts,

@@ -93,7 +93,7 @@ def live(
     """A vLLM server of the pair that ships for each of `configs`: all start, are asked in turns, and end.
 
     Together, since a start is three processes that import one after the other; in turns, so that a machine whose speed
-    changes favours none; whoever is not asked waits. 'enforce-eager' leaves the compiler out: it starts in a third of
+    changes favors none; whoever is not asked waits. 'enforce-eager' leaves the compiler out: it starts in a third of
     the time, and runs somewhat slower. Raises BrokenOffError where a server does not start, once the others are
     measured, or breaks off: a comparison needs every contender. What was measured until then stands in its one line,
     and as a SideBySide in its `measured`.

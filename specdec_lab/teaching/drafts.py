@@ -132,7 +132,7 @@ def realised_figure(
 def temperature_figure(
     temperatures: Sequence[float], rates: Mapping[str, Sequence[float]], agreement: Mapping[str, float]
 ) -> "Figure":
-    """α over the temperature for every draft. agreement: where both models have the same favourite; drawn at 0."""
+    """α over the temperature for every draft. agreement: where both models have the same favorite; drawn at 0."""
     figure, axes = plotting.new_figure(
         "α without its temperature says little", "temperature", "acceptance rate α", height=4.0
     )

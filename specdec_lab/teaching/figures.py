@@ -77,12 +77,12 @@ def round_figure(played: "PlayedRound", decode: Any, most: int = 5) -> "Figure":
     )
     for i in range(n):
         judged, kept = i <= played.accepted, i < played.accepted
-        colour = plotting.ACCEPTED if kept else plotting.REJECTED if judged else "#BBBBBB"
-        one.bar(i, played.chances[i], 0.55, color=colour, alpha=0.85 if judged else 0.4)
+        color = plotting.ACCEPTED if kept else plotting.REJECTED if judged else "#BBBBBB"
+        one.bar(i, played.chances[i], 0.55, color=color, alpha=0.85 if judged else 0.4)
         one.plot([i - 0.36, i + 0.36], [played.u[i]] * 2, color="black", linewidth=2, alpha=1 if judged else 0.25)
         mark = plotting.ACCEPTED_MARK if kept else plotting.REJECTED_MARK if judged else "not judged"
         size = 13 if judged else 9
-        one.text(i, 1.05, mark, ha="center", va="bottom", color=colour if judged else "#666666", fontsize=size)
+        one.text(i, 1.05, mark, ha="center", va="bottom", color=color if judged else "#666666", fontsize=size)
     one.plot([], [], color="black", linewidth=2, label="u")
     words = [f"{_show(decode(token))}\nq = {q:.2g}" for token, q in zip(played.drafted, played.q, strict=True)]
     one.set_xticks(range(n), words)
@@ -96,10 +96,10 @@ def round_figure(played: "PlayedRound", decode: Any, most: int = 5) -> "Figure":
     likeliest = played.next_from.argsort(descending=True)[:most].tolist()
     if played.next_token not in likeliest:
         likeliest[-1] = played.next_token
-    colour = plotting.BONUS if full else plotting.REJECTED
+    color = plotting.BONUS if full else plotting.REJECTED
     for y, token in enumerate(likeliest):
         chance, drawn = float(played.next_from[token]), token == played.next_token
-        look = {"color": colour} if full else {"color": "white", "edgecolor": colour, "hatch": "xxx"}
+        look = {"color": color} if full else {"color": "white", "edgecolor": color, "hatch": "xxx"}
         two.barh(y, chance, 0.6, **look)
         two.text(chance, y, "  ← drawn" if drawn else "", va="center", fontsize=9)
     two.set_yticks(range(len(likeliest)), [_show(decode(token)) for token in likeliest])

@@ -48,9 +48,9 @@ def regret_figure(names: Sequence[str], relative: Mapping[str, Sequence[float]])
         "speedup / that of the best fixed k", "", height=1.5 + 0.36 * len(names),
     )  # fmt: skip
     marks = zip(relative.items(), (("o", plotting.DRAFT), ("s", plotting.TARGET), ("^", plotting.BONUS)), strict=False)
-    for i, ((name, values), (mark, colour)) in enumerate(marks):
+    for i, ((name, values), (mark, color)) in enumerate(marks):
         rows = np.arange(len(names)) + 0.22 * (i - (len(relative) - 1) / 2)  # none hides another
-        axes.plot(values, rows, mark, color=colour, markeredgecolor="black", markersize=7, label=name)
+        axes.plot(values, rows, mark, color=color, markeredgecolor="black", markersize=7, label=name)
     axes.axvline(1, color=plotting.FORMULA, linestyle="--", label="best fixed k")
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)

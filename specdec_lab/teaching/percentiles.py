@@ -88,10 +88,10 @@ def turns_figure(plans: Mapping[str, Sequence[tuple[str, float]]]) -> "Figure":
     for one, (name, runs) in zip(axes.flat, plans.items(), strict=True):
         times = {who: [(i, t) for i, (other, t) in enumerate(runs, 1) if other == who] for who in "AB"}
         middle = {}
-        for who, mark, colour in (("A", "o", plotting.TARGET), ("B", "^", plotting.DRAFT)):
-            one.plot(*zip(*times[who], strict=True), mark, color=colour, label=who)
+        for who, mark, color in (("A", "o", plotting.TARGET), ("B", "^", plotting.DRAFT)):
+            one.plot(*zip(*times[who], strict=True), mark, color=color, label=who)
             middle[who] = np.median([t for _, t in times[who]])
-            one.hlines(middle[who], times[who][0][0], times[who][-1][0], color=colour, linestyle="--")
+            one.hlines(middle[who], times[who][0][0], times[who][-1][0], color=color, linestyle="--")
         ratio = middle["B"] / middle["A"]
         one.set_title(f"{name}: B / A = {ratio:.2f}")
         one.set_ylim(0, 1.1 * max(t for _, t in runs))
@@ -115,11 +115,11 @@ def expected_figure(
     )
     names = [*claims, *ours]
     for y, name in enumerate(claims):
-        for at, (low, high), colour, label in (
+        for at, (low, high), color, label in (
             (y - 0.14, claims[name], plotting.FORMULA, "the table's claim"),
             (y + 0.14, formula[name], "black", "formula, its α and r, v = 1"),
         ):
-            axes.plot([low, high], [at, at], "|-", color=colour, linewidth=3, label="" if y else label)
+            axes.plot([low, high], [at, at], "|-", color=color, linewidth=3, label="" if y else label)
     for y, (speedup, interval) in enumerate(ours.values(), len(claims)):
         first = y == len(claims)
         if interval:

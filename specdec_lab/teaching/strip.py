@@ -19,7 +19,7 @@ _BOX = (
     "font-family:ui-monospace,Menlo,Consolas,monospace;font-size:13px;line-height:1.75;white-space:pre-wrap;"
     "border:1px solid #8884;border-radius:6px;padding:10px 12px;max-width:900px"
 )
-# The plots' colours, darkened until text in them stands 4.5 : 1 from white, and still 4 : 1 from a dark theme.
+# The plots' colors, darkened until text in them stands 4.5 : 1 from white, and still 4 : 1 from a dark theme.
 _STYLES = {
     "accepted": "color:#008562;text-decoration:underline;text-underline-offset:3px",
     "rejected": "color:#C25500;text-decoration:line-through;font-size:11.5px;margin:0 2px",

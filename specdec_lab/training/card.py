@@ -46,7 +46,7 @@ For the course: speedups, acceptance rates, exactness tests, benchmarks of decod
 like Python and does nothing useful; never run it. At temperature 0 they soon repeat themselves, as small models do:
 judge speed at temperature 1 too.
 
-## Licence
+## License
 
 The weights were learnt from text under the PSF License Agreement (Python Software Foundation, version 2), which permits
 derived works; they and the excerpts in `prompts.json` are distributed under the same terms. Copyright of the text: the

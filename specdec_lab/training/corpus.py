@@ -1,6 +1,6 @@
 """The text the shipped models learn from: the source of Python's own standard library.
 
-Every user has it, and the PSF licence permits it. Whole modules, with their tests, are held out from training:
+Every user has it, and the PSF license permits it. Whole modules, with their tests, are held out from training:
 prompts and measurements come from those, so no figure of the course is about text a model has seen.
 """
 

@@ -4,7 +4,7 @@ The text is the corpus that the drafts were distilled on, in the same windows. A
 after equally many tokens of the same text, and nothing has to be generated first. The target's features would fill
 hundreds of gigabytes, so its forward pass runs again for each batch.
 
-A feature head drafts from its own output after the first token, so it has to practise that. Training simulates its
+A feature head drafts from its own output after the first token, so it has to practice that. Training simulates its
 draft steps over a whole window at once (EAGLE-3, arXiv 2503.01840, 'training-time test').
 """
 

@@ -153,7 +153,7 @@ def corpus_windows(corpus: Corpus, tokenizer: Tokenizer, library_share: float, c
 
 
 def build_model(shape: ModelShape, recipe: Recipe, seed: int, device: torch.device | str = "cpu") -> "PreTrainedModel":
-    """A randomly initialised transformers Llama of that shape on `device` (tied embeddings, RoPE, SwiGLU)."""
+    """A randomly initialized transformers Llama of that shape on `device` (tied embeddings, RoPE, SwiGLU)."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)

@@ -2,7 +2,7 @@
 `solution` and `progress` help on.
 
 Exercises are functions whose results can be compared: everything that chance decides is handed in, so that a check can
-play every outcome and no luck is involved. A mistake is recognised by what it computes: each exercise knows the wrong
+play every outcome and no luck is involved. A mistake is recognized by what it computes: each exercise knows the wrong
 versions that people write, and finds the one that gives the learner's own values.
 """
 

@@ -140,7 +140,7 @@ BEST_DRAFT = Exercise(
             _wrongly(lambda a, k, c, s: (1 - a ** (k + 1)) / (1 - a) / (k * c + 1 + s * k)),
         ),
         Misconception(
-            "most-tokens", "You maximise tokens per round: that is always k = 8, whatever it costs", 1,
+            "most-tokens", "You maximize tokens per round: that is always k = 8, whatever it costs", 1,
             _wrongly(lambda a, k, c, s: _emitted(a, k)),
         ),
         Misconception(

@@ -237,7 +237,7 @@ def _does_not_show(exercise: Exercise, mistake: Misconception, seeds: tuple[int,
 
 
 def _tells_much(value: Any) -> bool:
-    """Whether one value is enough to recognise a mistake by: a tensor of numbers or several things, no yes or no."""
+    """Whether one value is enough to recognize a mistake by: a tensor of numbers or several things, no yes or no."""
     if isinstance(value, torch.Tensor):
         return value.is_floating_point()
     return isinstance(value, (dict, float)) or (isinstance(value, (tuple, list)) and len(value) > 1)

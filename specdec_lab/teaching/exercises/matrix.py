@@ -12,7 +12,7 @@ INTRODUCTION = """# Exercises, and the mistakes they know
 <!-- Written by `python -m specdec_lab.teaching.exercises.matrix > docs/exercises.md`. Do not edit. -->
 
 Every exercise is a function whose results can be compared; what chance decides is handed in, so that a check plays
-every outcome. A mistake is recognised by what it computes. Each row below was put to its check when this page was
+every outcome. A mistake is recognized by what it computes. Each row below was put to its check when this page was
 written: the wrong answer, the diagnosis that it ended in, the smallest case, and what the learner reads."""
 
 

@@ -105,11 +105,11 @@ def rewind_figure(lengths_after: Function) -> "Figure":
         f"Your caches after a round: {cached} tokens cached before, k = {k}", "tokens in the cache", "", height=3.6
     )
     for accepted in range(k + 1):
-        for at, (length, colour) in enumerate(
+        for at, (length, color) in enumerate(
             zip(lengths_after(cached, k, accepted), (plotting.TARGET, plotting.DRAFT), strict=True)
         ):
             label = ("target's", "draft's")[at] if accepted == 0 else ""
-            axes.barh(-accepted - 0.18 + 0.36 * (1 - at), int(length), 0.32, color=colour, label=label)
+            axes.barh(-accepted - 0.18 + 0.36 * (1 - at), int(length), 0.32, color=color, label=label)
         text = cached + 2 + accepted
         label = "" if accepted else "the text ends here"
         axes.plot([text] * 2, [-accepted - 0.4, -accepted + 0.4], color="black", linewidth=2, label=label)
@@ -170,12 +170,12 @@ def power_figure(is_consistent: Function) -> "Figure":
     """Share of samplers that the learner's test refutes: a right one, and one that is slightly wrong."""
     draw, claimed, samples = np.random.default_rng(0).multinomial, [0.6, 0.3, 0.09, 0.01], (100, 1_000, 10_000, 100_000)
     figure, axes = plotting.new_figure("What your test refutes", "samples", "share refuted, of 100", height=3.0)
-    for words, really, style, colour in (
+    for words, really, style, color in (
         ("a right sampler", claimed, "o-", plotting.ACCEPTED),
         ("one that is 4 % off", [0.56, 0.32, 0.1, 0.02], "s--", plotting.REJECTED),
     ):
         shares = [np.mean([not is_consistent(c.tolist(), claimed) for c in draw(n, really, size=100)]) for n in samples]
-        axes.plot(samples, shares, style, color=colour, label=words)
+        axes.plot(samples, shares, style, color=color, label=words)
     axes.set_xscale("log")
     axes.set_ylim(-0.05, 1.1)
     axes.legend()
@@ -240,8 +240,8 @@ def memory_figure(memory_bytes: Function) -> "Figure":
     figure, axes = plotting.new_figure("70B with a 7B draft, 4,096 tokens each", "sequences", "GiB", height=3.2)
     for offset, (words, draft, hatch) in enumerate((("alone", None, ""), ("with the draft", small, "//"))):
         taken = [float(memory_bytes(dict(large), draft and dict(draft), b, 4096, 4)) / 2**30 for b in batches]
-        colour = plotting.DRAFT if draft else plotting.TARGET
-        bars = axes.bar(np.arange(3) + 0.4 * offset - 0.2, taken, 0.38, color=colour, hatch=hatch, label=words)
+        color = plotting.DRAFT if draft else plotting.TARGET
+        bars = axes.bar(np.arange(3) + 0.4 * offset - 0.2, taken, 0.38, color=color, hatch=hatch, label=words)
         axes.bar_label(bars, [f"{x:.0f}" for x in taken], fontsize=9)
     axes.set_xticks(range(3), [str(b) for b in batches])
     axes.legend(loc="upper left")

@@ -21,10 +21,10 @@ def speedup_of_figure(speedup_of: Function) -> "Figure":
     plain, fast = [(64, 1.6), (64, 1.5), (20, 0.6)], [(64, 0.9), (64, 0.7), (9, 0.45)]
     message = float(speedup_of(list(plain), list(fast)))
     figure, axes = plotting.new_figure(f"You say: {message:.2f}×", "prompt", "tokens per second", height=3.0)
-    for offset, (words, runs, colour) in enumerate(
+    for offset, (words, runs, color) in enumerate(
         (("plain", plain, plotting.TARGET), ("speculative", fast, plotting.DRAFT))
     ):
-        bars = axes.bar(np.arange(3) + 0.4 * offset - 0.2, [t / s for t, s in runs], 0.38, color=colour, label=words)
+        bars = axes.bar(np.arange(3) + 0.4 * offset - 0.2, [t / s for t, s in runs], 0.38, color=color, label=words)
         axes.bar_label(bars, [f"{tokens} in {seconds} s" for tokens, seconds in runs], fontsize=9)
     axes.margins(y=0.12)
     axes.set_xticks(range(3), ["1", "2", "3: ended early"])

@@ -110,7 +110,7 @@ ACCEPT = Exercise(
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:
-    """What is left of p when the draft's share has been taken away, normalised; p itself where nothing is left."""
+    """What is left of p when the draft's share has been taken away, normalized; p itself where nothing is left."""
     rest = (p - q).clamp(min=0)
     total = rest.sum(-1, keepdim=True)
     return torch.where(total > 0, rest / total, p)
@@ -151,7 +151,7 @@ RESIDUAL = Exercise(
     1,
     (
         "The draft could contribute min(p, q) of each token. What is missing from p is max(0, p − q).",
-        "Normalise over the last dimension: rest.sum(-1, keepdim=True).",
+        "Normalize over the last dimension: rest.sum(-1, keepdim=True).",
         "Where p = q nothing is left, and 0/0 is NaN. Rounding can reject there: fall back to p (torch.where).",
     ),
     residual,

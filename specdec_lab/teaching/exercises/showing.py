@@ -6,7 +6,7 @@ from specdec_lab import plotting
 from specdec_lab.teaching.exercises.exercise import CheckResult
 
 MARKS = {"passed": plotting.ACCEPTED_MARK, "wrong": plotting.REJECTED_MARK, "crashed": "!", "not attempted": "–"}
-COLOURS = {
+COLORS = {
     "passed": plotting.ACCEPTED,
     "wrong": plotting.REJECTED,
     "crashed": plotting.DRAFT,
@@ -44,14 +44,14 @@ class ShownResult:
 
     def _repr_html_(self) -> str:
         v = self.verdict
-        colour = COLOURS[v.outcome]
+        color = COLORS[v.outcome]
         lines = "".join(
             f'<tr><td style="text-align:left;opacity:0.75;padding:1px 14px 1px 0">{name}</td>'
             f'<td style="text-align:left;font-family:monospace">{escape(words)}</td></tr>'
             for name, words in rows(v)
         )
         return (
-            f'<div style="border-left:4px solid {colour};padding:4px 12px;margin:4px 0">'
-            f'<b style="color:{colour}">{MARKS[v.outcome]} {v.outcome}</b> &nbsp; {escape(v.headline)}'
+            f'<div style="border-left:4px solid {color};padding:4px 12px;margin:4px 0">'
+            f'<b style="color:{color}">{MARKS[v.outcome]} {v.outcome}</b> &nbsp; {escape(v.headline)}'
             f'<table style="margin:4px 0 0 0">{lines}</table></div>'
         )
