@@ -22,7 +22,7 @@ from specdec_lab.teaching.exercises.showing import plain
 from specdec_lab.teaching.exercises.sources import STUB
 
 ALL_SEEDS = (PUBLIC_SEED, *HIDDEN_SEEDS)
-DRAWN = [name for name in EXERCISES if name not in ("find_bug", "adaptive_k", "mend")]
+DRAWN = [name for name in EXERCISES if name not in ("find_bug", "adaptive_k", "mend", "lossless")]
 """Those that are asked with other arguments in hidden cases, and with no others than theirs in public ones."""
 
 

@@ -30,7 +30,8 @@ from specdec_lab.equivalence.lossy import (
 )
 from specdec_lab.equivalence.lossy_tradeoff import RULES, draft_blocks, tradeoff, tradeoff_figure
 from specdec_lab.equivalence.tables import random_table
-from specdec_ref import ModelDrafter, Pair, SpecdecError, decoding, residual, verify
+from specdec_ref import ModelDrafter, Pair, SpecdecError, residual, verify
+from specdec_ref.api import VERIFICATIONS
 
 P, Q = (torch.tensor(values, dtype=torch.float64) for values in ([0.5, 0.3, 0.2], [0.2, 0.3, 0.5]))  # Σ min = 0.7
 LOSSY: dict[str, Verify] = {
@@ -195,7 +196,7 @@ def test_rows_of_a_batch_are_decided_on_their_own(rule: Verify) -> None:
 def test_the_proof_refutes_the_loop_with_a_lossy_rule_and_holds_with_an_exact_one(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "verify", ALL[name])
+    monkeypatch.setitem(VERIFICATIONS, "token", ALL[name])
     proof = exact(random_table(3, 1), ModelDrafter(random_table(3, 2)), [0], k=2, max_new_tokens=3)
     assert proof.holds is (name in EXACT)
     assert (proof.tv > 0.01) is (name in LOSSY)
