@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -35,8 +35,17 @@ from specdec_ref.theory import expected_tokens
 
 CASES = {case.name: case for case in cases()}
 TOKEN_CASES = [name for name, case in CASES.items() if case.settings.get("verification", "token") == "token"]
+QUICK_BLOCK_CASES = {
+    f"block, {name}" for name in ("V=2 k=2", "V=2 k=3", "V=3 k=2", "two rows", "two rows, eos", "two eos")
+}
 EXACT = 1e-9
 Outcomes = dict[tuple[Any, ...], float]
+
+
+def each_of(names: Iterable[str]) -> list[Any]:
+    """These cases as parameters: most of block verification are `slow`, since token verification has the same."""
+    quick = {*TOKEN_CASES, *QUICK_BLOCK_CASES}
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 @cache
@@ -55,7 +64,7 @@ def of_first_token(outcomes: Outcomes) -> dict[int, float]:
 # The loop as it is
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", each_of(CASES))
 def test_the_loop_is_exact(name: str) -> None:
     proof = proof_of(name)
     assert proof.holds, proof.explain()
@@ -65,7 +74,7 @@ def test_the_loop_is_exact(name: str) -> None:
     assert proof.explain().startswith("Exact: over ")
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if isinstance(case.drafter, ModelDrafter)])
+@pytest.mark.parametrize("name", each_of(n for n, case in CASES.items() if isinstance(case.drafter, ModelDrafter)))
 def test_the_first_draft_is_accepted_with_the_overlap_of_p_and_q(name: str) -> None:
     """Also with block verification, which gains from the second drafted token on."""
     case, proof = CASES[name], proof_of(name)
@@ -95,7 +104,7 @@ def test_the_suite_covers_every_size_and_has_no_name_twice() -> None:
     assert {f"V={v} k={k}" for v in (2, 3, 4, 5) for k in (1, 2, 3, 4)} <= set(CASES)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in TOKEN_CASES])
+@pytest.mark.parametrize("name", each_of(name for name in CASES if name not in TOKEN_CASES))
 def test_block_verification_gives_no_fewer_tokens_in_a_round(name: str) -> None:
     by_token, by_block = proof_of(name.removeprefix("block, ")), proof_of(name)
     assert by_block.tokens_per_round >= by_token.tokens_per_round - EXACT

@@ -107,6 +107,7 @@ def test_more_tokens_than_max_k_are_not_drafted(pair: sd.Pair) -> None:
             measure_costs(pair, max_k=6, context=20, drafted=drafted)
 
 
+@pytest.mark.slow
 def test_compare_peers_measures_us_and_transformers(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "compare_peers.py"), "--tokens", "12", "--prompts", "1"]

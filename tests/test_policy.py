@@ -109,6 +109,7 @@ def test_the_machine_of_these_tests_has_a_ridge() -> None:
     assert policy.cell(32, 64).costs.v(9) > 2 * policy.cell(1, 64).costs.v(9)
 
 
+@pytest.mark.slow
 def test_the_recommendation_is_never_below_the_promise_however_the_turns_vary() -> None:
     """200 machines with 18 cells each, turns that vary by 3 %: none of 3,600 recommendations is truly below 0.97.
 

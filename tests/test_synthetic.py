@@ -89,6 +89,7 @@ def test_what_cannot_be_built_is_said(change: dict[str, object], says: str) -> N
         synthetic_pair(device="cpu", dtype=torch.float32, **arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_runs_at_small_shapes(tmp_path: Path) -> None:
     """Everything that it does on a GPU, but for the capturing of steps, is done here."""
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--small", "--device", "cpu"]
