@@ -20,7 +20,8 @@ from specdec_ref.loading import Pair
 from specdec_ref.models import TransformersModel
 from specdec_ref.sampling import Sampling, SeededRandomness
 
-MODEL_DRAFTERS = ModelDrafter, TreeDrafter, BestFirstDrafter
+TREE_DRAFTERS = TreeDrafter, BestFirstDrafter
+MODEL_DRAFTERS = ModelDrafter, *TREE_DRAFTERS
 """Those with a draft model, whose device, vocabulary and context are checked."""
 
 Prompt = str | Sequence[int]
@@ -329,6 +330,11 @@ class Options:
             takes = "takes a Drafter (start, propose, keep), as PromptLookupDrafter(), or None"
             raise SpecdecError(f"drafter={self.drafter!r:.80}: {takes}")
         verification_rule(self.verification)
+        if self.verification != "token" and isinstance(self.drafter, TREE_DRAFTERS):
+            raise SpecdecError(
+                f"verification={self.verification!r}: a tree of candidates has a rule of its own; "
+                "takes 'token' with a tree drafter"
+            )
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -52,7 +52,8 @@ class CostModelSpeculation:
     each accepted or rejected token updates it by Bayes' rule, and each round moves it a little
     towards uniform, since α changes with the text. The costs of rounds are timed (see
     `RoundCosts`), or given. One controller can serve many generations, one after the other. The
-    rows of a batch are pooled.
+    rows of a batch are pooled. With block verification, α is a rough estimate; the output stays
+    exact.
 
     Args:
         max_k: the largest k to choose.

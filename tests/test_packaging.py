@@ -1,10 +1,12 @@
 """The promises of the packaging: the lists of dependencies agree, and what the README says to type exists."""
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -162,3 +164,29 @@ def test_package_says_that_it_is_typed() -> None:
 def test_set_up_names_no_package_index(name: str) -> None:
     """Where packages come from is the user's own choice and configuration."""
     assert not re.search(r"index-url|find-links|trusted-host", (ROOT / name).read_text(encoding="utf-8"))
+
+
+def record(name: str) -> Any:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_the_readmes_figures_are_those_on_record() -> None:
+    words = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    at_one, greedy = (record("compare_peers")["modes"][mode]["ratios"] for mode in ("temperature 1", "greedy"))
+    best, assisted = "best k / autoregressive", "best k / best of transformers assisted"
+    assert f"emits {at_one[best]:.2f} times as many tokens per second" in words
+    assert f"(k = {at_one['best k']}, {at_one['acceptance']:.0%} accepted)".replace("%", " %") in words
+    assert f"Greedy decoding reaches {greedy[best]:.2f} times" in words
+    assert f"runs at {at_one['autoregressive / transformers generate']:.2f} times" in words
+    assert f"runs at {at_one[assisted]:.2f} times" in words
+    assert f"(greedy {greedy[assisted]:.2f})" in words
+    assert f"the formula predicts {at_one['formula']:.2f} (greedy {greedy['formula']:.2f})" in words
+    blocks = record("block_verification")["results"]
+    gains = [100 * blocks[k]["same rounds"]["gain"] for k in ("4", "6")]
+    assert "emits {:.0f} % more tokens per round at k = 4 and {:.0f} % more at k = 6".format(*gains) in words
+    trees = record("trees")["results"]["greedy"]
+    chain, tree = (trees[name]["tokens_per_round"] for name in ("chain, k = 4", "tree (3, 2, 1, 1), top-k"))
+    assert f"emits {tree:.1f} tokens per round greedy, where a chain of four emits {chain:.1f}" in words
+    steps = record("real_model")["v"]
+    assert f"and {steps['plain']['5']:.1f} times as long with plain ones" in words
+    assert round(steps["auto"]["5"], 1) == 1.0  # 'as long as a step of one'

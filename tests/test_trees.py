@@ -495,3 +495,11 @@ def test_the_number_of_nodes_is_that_of_all_levels() -> None:
     draft = drafter.propose([[0]], 3, Sampling(), SeededRandomness(0))
     assert draft.tokens.shape[1] == sum(prod((3, 2, 1)[:n]) for n in (1, 2, 3)) == 15
     assert len(set(itertools.chain(*draft.tokens.tolist()))) <= 3
+
+
+def test_a_tree_takes_no_other_verification_rule(pair: sd.Pair) -> None:
+    """It has a rule of its own, and an option that is accepted and ignored would mislead."""
+    assert pair.draft is not None
+    drafter = sd.TreeDrafter(sd.TransformersModel(pair.draft))
+    with pytest.raises(sd.SpecdecError, match=r"verification='block'.* takes 'token' with a tree drafter"):
+        sd.generate_speculative(pair, "def f(", drafter=drafter, verification="block")

@@ -1,4 +1,4 @@
-"""Block verification: the drafted tokens of a round are judged together, not one by one.
+"""Block verification: one decision about the drafted tokens of a round, not one for each token.
 
 Token verification cuts each ratio p/q at 1, so a token that the draft proposes too rarely cannot
 make up for an earlier one that it proposes too often. Here it can: a prefix of the drafted tokens
