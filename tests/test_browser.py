@@ -1,4 +1,4 @@
-"""Lessons 00, 02 and 03 as a learner meets them: JupyterLab in a real browser, all cells run, a control moved.
+"""Lessons 00, 02 and 04 as a learner meets them: JupyterLab in a real browser, all cells run, a control moved.
 
 Skipped where no Chromium or Chrome is installed, failed there if SPECDEC_BROWSER=required. On Debian and Ubuntu: apt
 install chromium. What the explorers looked like lies in pytest's temporary folder afterwards (`--basetemp` names one).
@@ -154,7 +154,7 @@ def test_a_slider_of_the_explorer_changes_its_picture(opened: Any) -> None:
 
 
 def test_the_next_round_is_another_picture_and_the_one_before_can_be_had_again(opened: Any) -> None:
-    lesson = opened("03_draft_and_verify")
+    lesson = opened("04_draft_and_verify")
     lesson.run_all()
     before = lesson.picture("before")
     lesson.page.get_by_role("button", name="next round").first.click()

@@ -74,7 +74,7 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
 def test_on_measured_cases_the_tree_gains_and_hardly_loses() -> None:
-    """Lesson 06's 24 cells and lesson 07's two modes, with measured speedups for every k that the tree may say."""
+    """Lesson 07's 24 cells and lesson 08's two modes, with measured speedups for every k that the tree may say."""
     cases = policy_cases(RESULTS / "batch_policy.json") + peer_cases(RESULTS / "compare_peers.json")
     assert len(cases) == 26
     tree = [case.worth(decide(case.situation).k) for case in cases]

@@ -52,7 +52,7 @@ def test_every_label_stays_on_the_map() -> None:
 
 
 def test_no_name_of_a_line_lies_on_that_of_a_draft() -> None:
-    """Costs and rates as lesson 04 measured them once, when two names did."""
+    """Costs and rates as lesson 05 measured them once, when two names did."""
     measured = {"small-plain": (0.091, 0.544), "small": (0.092, 0.608), "medium": (0.117, 0.7), "large": (0.197, 0.744)}
     figure = speedup_map({f"draft-{name}": where for name, where in measured.items()}, lambda n: 0.9 if n > 1 else 1.0)
     figure.canvas.draw()

@@ -1,4 +1,4 @@
-"""Figures of lesson 06 show the numbers that they are given, and the formula's."""
+"""Figures of lesson 07 show the numbers that they are given, and the formula's."""
 
 import pytest
 

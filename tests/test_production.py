@@ -1,4 +1,4 @@
-"""Figures of lesson 08: the bars and points are the numbers given, and a slider redraws."""
+"""Figures of lesson 09: the bars and points are the numbers given, and a slider redraws."""
 
 from typing import Any
 

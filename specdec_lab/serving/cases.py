@@ -34,7 +34,7 @@ class MeasuredCase:
 
 
 def policy_cases(path: Path) -> list[MeasuredCase]:
-    """Of `benchmarks/batch_policy.py` (lesson 06): a case for every batch size and context. Raises SpecdecError."""
+    """Of `benchmarks/batch_policy.py` (lesson 07): a case for every batch size and context. Raises SpecdecError."""
 
     def read(report: dict[str, Any]) -> list[MeasuredCase]:
         cases = []

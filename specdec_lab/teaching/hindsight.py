@@ -1,4 +1,4 @@
-"""Figures of lesson 06: where the heuristic rests, how far controllers are from hindsight, which α breaks even."""
+"""Figures of lesson 07: where the heuristic rests, how far controllers are from hindsight, which α breaks even."""
 
 from collections.abc import Mapping, Sequence
 from math import floor

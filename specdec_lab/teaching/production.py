@@ -1,4 +1,4 @@
-"""Lesson 08's figures: contenders by pace, decisions beside what was measured; and sliders for any figure."""
+"""Lesson 09's figures: contenders by pace, decisions beside what was measured; and sliders for any figure."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any

@@ -68,7 +68,7 @@ class HeadRecipe:
 
 
 HEAD_RECIPES = {
-    "full": HeadRecipe(TrainingPlan(8000, 2048, 3e-3, ((0.8, 256), (0.2, 1024))), draft_steps=5),
+    "full": HeadRecipe(TrainingPlan(10_000, 1024, 2e-3, ((0.8, 256), (0.2, 1024))), draft_steps=5),
     "tiny": HeadRecipe(
         TrainingPlan(12, 128, 5e-3, ((1.0, 32),), warmup=4), draft_steps=3, documents=6, evaluation_characters=600
     ),
