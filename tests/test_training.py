@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from specdec_lab.training.card import accepted_by_position, write_card
 from specdec_lab.training.corpus import HELD_OUT, Corpus, Document, collect
 from specdec_lab.training.distillation import distillation_loss, losses_from_text
 from specdec_lab.training.evaluation import windows
@@ -21,6 +23,8 @@ from specdec_lab.training.fitting import Tick, TrainingPlan, Windows, fit
 from specdec_lab.training.recipe import RECIPES, ModelShape
 from specdec_lab.training.run import build_model, encode
 from specdec_lab.training.tokenizer import train_tokenizer
+from specdec_ref.beyond.heads import FeatureHead, head_config, save_head
+from specdec_ref.decoding import Round
 from specdec_ref.errors import SpecdecError
 from specdec_ref.loading import load_pair
 
@@ -213,3 +217,26 @@ def test_the_card_says_what_was_measured(tiny_pair: tuple[Path, dict]) -> None: 
     for name, draft in facts["drafts"].items():
         assert f"`{name}`" in card
         assert f"{draft['acceptance']:.3f}" in card
+
+
+@pytest.mark.slow
+def test_the_card_measures_heads_too(tiny_pair: tuple[Path, dict], tmp_path: Path) -> None:  # type: ignore[type-arg]
+    folder = tmp_path / "pair"
+    shutil.copytree(tiny_pair[0], folder)
+    target = load_pair(folder / "target", folder / "draft-small", device="cpu", dtype="float32").target
+    head = FeatureHead(head_config(target))
+    head.begin_from(target)
+    save_head(head, folder / "head-feature")
+    facts = write_card(folder, torch.device("cpu"), quick=True)["heads"]["head-feature"]
+    assert 0 < facts["acceptance"][0] <= 1
+    assert facts["c"] > 0
+    assert facts["rounds"]["tokens_per_round"] >= 1
+    assert f"| `head-feature` | 1 × {target.config.hidden_size} |" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_acceptance_by_position_counts_only_examined_tokens() -> None:
+    def round_of(drafted: int, accepted: int) -> Round:
+        return Round(tuple(range(drafted)), accepted, tuple(range(accepted + 1)), 0.0, 0.0)
+
+    rounds = [round_of(3, 0), round_of(3, 2), round_of(3, 3), round_of(1, 1)]
+    assert accepted_by_position(rounds, 4) == [3 / 4, 1.0, 1 / 2, pytest.approx(float("nan"), nan_ok=True)]

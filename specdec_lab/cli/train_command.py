@@ -43,7 +43,6 @@ def train(
         return
     import torch
 
-    from specdec_lab.measurement.costs import measure_costs
     from specdec_lab.training.card import write_card
     from specdec_lab.training.recipe import RECIPES
     from specdec_lab.training.run import Training
@@ -60,13 +59,7 @@ def train(
         with _training_progress(console) as (on_stage, on_tick):
             Training(recipe, work, output, where, compiled, None, on_stage, on_tick).run()
     torch.set_grad_enabled(False)
-    facts = write_card(
-        output,
-        where,
-        lambda pair: measure_costs(pair, max_k=4, context=min(200, pair.context // 2), repeats=5 if tiny else 31).c,
-        quick=tiny,
-        on_stage=lambda what: console.print(f"measuring: {what}"),
-    )
+    facts = write_card(output, where, quick=tiny, on_stage=lambda what: console.print(f"measuring: {what}"))
     print(json.dumps(facts, indent=1)) if as_json else console.print(
         f"ready: {output}, described in {output / 'README.md'}"
     )

@@ -4,98 +4,147 @@ import json
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer
 
-from specdec_lab.training.corpus import HELD_OUT, collect
+from specdec_lab.measurement.costs import measure_costs
+from specdec_lab.training.corpus import HELD_OUT, Document, collect
 from specdec_lab.training.evaluation import compare, excerpt, held_out_loss
+from specdec_lab.training.heads import head_acceptance, head_costs
+from specdec_ref.api import generate_speculative
+from specdec_ref.beyond.heads import HeadDrafter, ParallelHeadDrafter, load_head
+from specdec_ref.decoding import Round
 from specdec_ref.loading import Pair, load_pair
+from specdec_ref.sampling import Sampling
+
+if TYPE_CHECKING:
+    from specdec_ref.drafting import Drafter
 
 QUICK_CHARACTERS = 4_000
 
+DRAFTED = 4
+"""Tokens drafted per round where the card counts tokens per round."""
+
 _CARD = """\
-# The pair that ships with specdec_ref
+# The models that ship with specdec_ref
 
-A target and four drafts, small enough for a laptop and for this repository, to see speculative decoding work and to
-measure it. Llama architecture, bfloat16 safetensors, byte-level BPE of {vocab_size} tokens, context {context}. They
-load with plain `AutoModelForCausalLM.from_pretrained`.
+A target, four draft models and two heads. They are small enough for a laptop and for this repository, so that
+you can see speculative decoding work and measure it. The target and the drafts have the Llama architecture,
+bfloat16 safetensors, a byte-level BPE vocabulary of {vocab_size} tokens and a context of {context} tokens. They
+load with plain `AutoModelForCausalLM.from_pretrained`. `specdec_ref.load_head` loads the heads.
 
-| model | layers × width | parameters | learnt from | c | accepted, Σ min(p, q) | same first choice | nats/character |
+| model | layers × width | parameters | trained on | c | Σ min(p, q) | same first choice | nats/character |
 |---|---|---|---|---|---|---|---|
 {rows}
+{heads}
+These figures are for held-out text at temperature 1: {held_out_characters:,} characters of modules that no
+model was trained on ({modules}). Each token has up to {context} tokens before it.
 
-Held-out text at temperature 1: {held_out_characters:,} characters of modules that no model was trained on ({modules}),
-each token with up to {context} tokens before it. *accepted* is the mean over positions of Σ min(p, q), the chance that
-a drafted token is kept; *same first choice* the share of positions where draft and target find the same token most
-likely. *c* is the time of a draft step over that of a target step, batch 1, {device}, float32, torch {torch}, medians;
-it depends on the machine. `specdec train --card FOLDER` measures all of this again and writes this page.
+- *Σ min(p, q)* is the probability that a drafted token is accepted, as a mean over positions. For a head it is
+  that of the first draft step.
+- *same first choice* is the share of positions where draft and target find the same token most likely.
+- *c* is the time of a draft step divided by the time of a target step: batch 1, {device}, float32, torch
+  {torch}, medians. It depends on the machine.
 
-## What they learnt
+`specdec train --card FOLDER` measures all of this again and writes this page.
 
-The source of the Python {python} standard library: {library_characters:,} characters of the library and
-{test_characters:,} of its tests, without generated tables and vendored copies. The tokenizer saw the library only.
-The target learnt from the text; the drafts were distilled from the target's distributions (KL, then total variation)
-on the same text; `draft-small-plain` saw the same batches as `draft-small`, but learnt from the text alone: the
-difference between the two is what alignment is worth. `specdec train FOLDER` makes them all again.
+## Tokens per round
+
+Each method drafted {drafted} tokens per round after the held-out prompts, at temperature 1. *accepted at
+position i* is the share of drafted tokens at position i that were accepted, of those that were examined.
+
+| drafter | tokens per round | {positions} |
+|---|---|{lines}|
+{rounds}
+
+## What they were trained on
+
+The text is the source of the Python {python} standard library: {library_characters:,} characters of the library
+and {test_characters:,} of its tests, without generated tables and vendored copies. The tokenizer saw the library
+only. The target was trained on the text. The drafts were distilled from the target's distributions on the same
+text, first with KL(p‖q), then with the total variation distance. `draft-small-plain` saw the same batches as
+`draft-small`, but was trained on the text alone. The difference between the two is what distillation is worth.
+The heads learned from the target's distributions and hidden states on the same text. `specdec train FOLDER`
+trains the pair again, and `specdec train FOLDER --head feature` a head.
 
 ## What they are for, and what not
 
-For the course: speedups, acceptance rates, exactness tests, benchmarks of decoding loops. They write text that looks
-like Python and does nothing useful; never run it. At temperature 0 they soon repeat themselves, as small models do:
-judge speed at temperature 1 too.
+They are for the course: speedups, acceptance rates, exactness tests and benchmarks of decoding loops. They
+write text that looks like Python and does nothing useful; never run it. At temperature 0 they soon repeat
+themselves, as small models do. Judge the speed at temperature 1 too.
 
 ## License
 
-The weights were learnt from text under the PSF License Agreement (Python Software Foundation, version 2), which permits
-derived works; they and the excerpts in `prompts.json` are distributed under the same terms. Copyright of the text: the
-Python Software Foundation and the authors named in the modules.
+The weights were trained on text under the PSF License Agreement (Python Software Foundation, version 2), which
+permits derived works. The weights and the excerpts in `prompts.json` are distributed under the same terms.
+Copyright of the text: the Python Software Foundation and the authors named in the modules.
 """
 
 
 def write_card(
     folder: Path,
     device: torch.device,
-    draft_cost: Callable[[Pair], float],
     *,
     quick: bool = False,
     on_stage: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
-    """Measure the pair in `folder` on held-out text of this interpreter; write README.md and measurements.json there.
+    """Measure the models in `folder` on held-out text of this interpreter; write README.md and measurements.json there.
 
-    draft_cost: measures c of a pair. quick: a small part of the held-out text. Returns the measurements. Raises
-    SpecdecError where the pair cannot be loaded.
+    Args:
+        folder: holds target, draft-* and, where heads were trained, head-*.
+        device: where to measure.
+        quick: use a small part of the held-out text, and time less.
+        on_stage: receives what is being measured.
+
+    Returns:
+        The measurements.
+
+    Raises:
+        SpecdecError: the pair cannot be loaded.
     """
     names = sorted(path.parent.name for path in folder.glob("draft-*/config.json"))
     corpus = collect()
     documents = excerpt(corpus.held_out, QUICK_CHARACTERS) if quick else corpus.held_out
     pairs = {name: load_pair(folder / "target", folder / name, device=device, dtype=torch.float32) for name in names}
-    target = pairs[names[0]].target
+    pair = pairs[names[0]]
     tokenizer = Tokenizer.from_file(str(folder / "target" / "tokenizer.json"))
-    context = target.config.max_position_embeddings
+    head_folders = [path.parent for path in sorted(folder.glob("head-*/config.json"))]
+    heads = {path.name: load_head(pair.target, path) for path in head_folders}
+    repeats = 5 if quick else 31
     on_stage("the target on held-out text")
+    loss = held_out_loss(pair.target, documents, tokenizer)
     facts: dict[str, Any] = {
-        "target": {**_shape(target), "nats_per_character": held_out_loss(target, documents, tokenizer)},
+        "target": {**_shape(pair.target), "nats_per_character": loss},
         "held_out_characters": sum(len(d.text) for d in documents),
         "characters": corpus.characters(),
         "drafts": {},
+        "heads": {},
     }
-    on_stage("the drafts beside it")
-    compared = compare(target, {name: _model(pair.draft) for name, pair in pairs.items()}, documents, tokenizer)
+    on_stage("the drafts on held-out text")
+    compared = compare(pair.target, {name: _model(pair.draft) for name, pair in pairs.items()}, documents, tokenizer)
     for name, pair in pairs.items():
-        on_stage(f"step times of {name}")
+        on_stage(f"step times and rounds of {name}")
         facts["drafts"][name] = {
             **_shape(_model(pair.draft)),
-            "c": draft_cost(pair),
+            "c": measure_costs(pair, max_k=4, context=min(200, pair.context // 2), repeats=repeats).c,
             "acceptance": compared[name].acceptance,
             "agreement": compared[name].agreement,
             "nats_per_character": compared[name].nats_per_character,
+            "rounds": _rounds(pair, None, folder),
+        }
+    for name, head in heads.items():
+        on_stage(f"{name} on held-out text")
+        facts["heads"][name] = {
+            **_head_facts(head, documents, tokenizer, repeats),
+            "rounds": _rounds(pair, head, folder),
         }
     card = _CARD.format(
         rows="\n".join(_rows(facts)),
-        vocab_size=target.config.vocab_size,
-        context=context,
+        heads="".join(f"{row}\n" for row in _head_rows(facts)),
+        vocab_size=pair.target.config.vocab_size,
+        context=pair.context,
         held_out_characters=facts["held_out_characters"],
         modules=", ".join(sorted(HELD_OUT)),
         device="one CUDA GPU" if device.type == "cuda" else f"CPU with {torch.get_num_threads()} threads",
@@ -103,10 +152,68 @@ def write_card(
         python=".".join(platform.python_version_tuple()[:2]),
         library_characters=facts["characters"]["library"],
         test_characters=facts["characters"]["tests"],
+        drafted=DRAFTED,
+        positions=" | ".join(f"accepted at position {i + 1}" for i in range(DRAFTED)),
+        lines="|".join(["---"] * DRAFTED),
+        rounds="\n".join(_round_rows(facts)),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     (folder / "measurements.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return facts
+
+
+def accepted_by_position(rounds: list[Round], k: int) -> list[float]:
+    """The share of examined drafted tokens that were accepted, by position in the draft.
+
+    Args:
+        rounds: of chains, not of trees.
+        k: positions.
+
+    Returns:
+        k shares; NaN where no token was examined.
+    """
+    shares = []
+    for position in range(k):
+        examined = [round_ for round_ in rounds if round_.examined > position]
+        accepted = sum(round_.accepted > position for round_ in examined)
+        shares.append(accepted / len(examined) if examined else float("nan"))
+    return shares
+
+
+def _head_facts(
+    head: HeadDrafter | ParallelHeadDrafter, documents: tuple[Document, ...], tokenizer: Tokenizer, repeats: int
+) -> dict[str, Any]:
+    target = head.target.model
+    steps = head.head.config.num_tokens
+    costs = head_costs(head, context=min(200, head.head.config.context // 2), repeats=repeats)
+    return {
+        "kind": head.head.config.kind,
+        "parameters": sum(p.numel() for p in head.head.parameters()),
+        "c": costs.c,
+        "acceptance": head_acceptance(target, head.head, documents, tokenizer, steps),
+    }
+
+
+def _rounds(pair: Pair, drafter: "Drafter | None", folder: Path) -> dict[str, Any]:
+    """Tokens per round and acceptance by position, after the held-out prompts at temperature 1."""
+    prompts = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
+    half = pair.context // 2
+    rounds: list[Round] = []
+    tokens = 0
+    for seed, text in enumerate(prompts.values()):
+        prompt = pair.tokenizer(text)["input_ids"][-half:]
+        generation = generate_speculative(
+            pair,
+            prompt,
+            k=DRAFTED,
+            drafter=drafter,
+            max_new_tokens=min(160, half - 1),
+            sampling=Sampling(),
+            seed=seed,
+        )
+        rounds += generation.rounds
+        tokens += len(generation.tokens)
+    return {"tokens_per_round": tokens / len(rounds), "accepted": accepted_by_position(rounds, DRAFTED)}
 
 
 def _model(model: Any) -> Any:
@@ -124,13 +231,30 @@ def _shape(model: Any) -> dict[str, Any]:
 
 
 def _rows(facts: dict[str, Any]) -> list[str]:
-    def row(name: str, learnt: str, f: dict[str, Any]) -> str:
+    def row(name: str, source: str, f: dict[str, Any]) -> str:
         compared = f"{f['c']:.3f} | {f['acceptance']:.3f} | {f['agreement']:.1%}" if "acceptance" in f else "1 | |"
         size = f"{f['layers']} × {f['width']} | {f['parameters'] / 1e6:.2f} M"
-        return f"| `{name}` | {size} | {learnt} | {compared} | {f['nats_per_character']:.3f} |"
+        return f"| `{name}` | {size} | {source} | {compared} | {f['nats_per_character']:.3f} |"
 
     rows = [row("target", "text", facts["target"])]
     drafts = sorted(
         facts["drafts"].items(), key=lambda draft: (draft[1]["parameters"], not draft[0].endswith("-plain"))
     )
     return rows + [row(n, "text" if n.endswith("-plain") else "target", f) for n, f in drafts]
+
+
+def _head_rows(facts: dict[str, Any]) -> list[str]:
+    width = facts["target"]["width"]
+    return [
+        f"| `{name}` | {'1' if f['kind'] == 'feature' else '0'} × {width} | {f['parameters'] / 1e6:.2f} M | target | "
+        f"{f['c']:.3f} | {f['acceptance'][0]:.3f} | | |"
+        for name, f in facts["heads"].items()
+    ]
+
+
+def _round_rows(facts: dict[str, Any]) -> list[str]:
+    rows = []
+    for name, f in (facts["drafts"] | facts["heads"]).items():
+        shares = " | ".join(f"{share:.2f}" for share in f["rounds"]["accepted"])
+        rows.append(f"| `{name}` | {f['rounds']['tokens_per_round']:.2f} | {shares} |")
+    return rows
