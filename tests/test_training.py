@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from specdec_lab.training.card import accepted_by_position, write_card
+from specdec_lab.measurement.positions import accepted_by_position
+from specdec_lab.training.card import write_card
 from specdec_lab.training.corpus import HELD_OUT, Corpus, Document, collect
 from specdec_lab.training.distillation import distillation_loss, losses_from_text
 from specdec_lab.training.evaluation import windows

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from specdec_lab.measurement.costs import measure_costs
+from specdec_lab.measurement.positions import accepted_by_position
 from specdec_lab.training.corpus import HELD_OUT, Document, collect
 from specdec_lab.training.evaluation import compare, excerpt, held_out_loss
 from specdec_lab.training.heads import head_acceptance, head_costs
@@ -160,24 +161,6 @@ def write_card(
     (folder / "README.md").write_text(card, encoding="utf-8")
     (folder / "measurements.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return facts
-
-
-def accepted_by_position(rounds: list[Round], k: int) -> list[float]:
-    """The share of examined drafted tokens that were accepted, by position in the draft.
-
-    Args:
-        rounds: of chains, not of trees.
-        k: positions.
-
-    Returns:
-        k shares; NaN where no token was examined.
-    """
-    shares = []
-    for position in range(k):
-        examined = [round_ for round_ in rounds if round_.examined > position]
-        accepted = sum(round_.accepted > position for round_ in examined)
-        shares.append(accepted / len(examined) if examined else float("nan"))
-    return shares
 
 
 def _head_facts(
