@@ -103,7 +103,7 @@ def _train_head(
     work = _work_folder(output)
     pair = load(target or "target", None, device, "float32")
     backend: Tokenizer = pair.tokenizer.backend_tokenizer
-    recipe = HEAD_RECIPES["tiny" if tiny else "full"]
+    recipe = HEAD_RECIPES["tiny" if tiny else kind]
 
     def on_evaluation(step: int, acceptance: list[float]) -> None:
         rates = ", ".join(f"{rate:.3f}" for rate in acceptance)
