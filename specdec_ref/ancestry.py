@@ -34,8 +34,12 @@ def depths(parents: Tensor) -> Tensor:
 def ancestor_mask(parents: Tensor) -> Tensor:
     """Whether node j is node i or leads to it, [B, n] → [B, n (i), n (j)] bool."""
     batch, n = parents.shape
-    mask = torch.zeros(batch, n, n, dtype=torch.bool)
-    for row, row_paths in enumerate(node_paths(parents)):
-        for node, path in enumerate(row_paths):
-            mask[row, node, path] = True
-    return mask
+    masks = []
+    for row in parents.tolist():
+        mask: list[list[bool]] = []
+        for node, parent in enumerate(row):
+            leads_here = list(mask[parent]) if parent >= 0 else [False] * n
+            leads_here[node] = True
+            mask.append(leads_here)
+        masks.append(mask)
+    return torch.tensor(masks, dtype=torch.bool).reshape(batch, n, n)

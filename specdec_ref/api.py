@@ -22,6 +22,7 @@ from specdec_ref.sampling import Sampling, SeededRandomness
 
 TREE_DRAFTERS = TreeDrafter, BestFirstDrafter
 MODEL_DRAFTERS = ModelDrafter, *TREE_DRAFTERS
+HEAD_DRAFTERS = HeadDrafter, ParallelHeadDrafter
 """Those with a draft model, whose device, vocabulary and context are checked."""
 
 Prompt = str | Sequence[int]
@@ -370,7 +371,7 @@ class Call:
             )
         self.drafter = self._usable_drafter(pair, drafter)
         draft = self.drafter.model if isinstance(self.drafter, MODEL_DRAFTERS) else None
-        if draft is not None:
+        if draft is not None and not isinstance(draft, HEAD_DRAFTERS):
             self.context = min(self.context, draft.context)
 
         self.rows = [
@@ -394,7 +395,7 @@ class Call:
                     "pass drafter=PromptLookupDrafter() or k=0"
                 )
             drafter = ModelDrafter(TransformersModel(pair.draft, self.target.vocab_size))
-        if not isinstance(drafter, MODEL_DRAFTERS):
+        if not isinstance(drafter, MODEL_DRAFTERS) or isinstance(drafter.model, HEAD_DRAFTERS):
             return drafter
         model = drafter.model
         if model.device != self.target.device:
@@ -487,14 +488,16 @@ def _own_target(pair: Pair, drafter: Drafter | None) -> tuple[TransformersModel,
 
     Both belong to one call, since others may decode with the same head at the same time.
     """
-    if not isinstance(drafter, (HeadDrafter, ParallelHeadDrafter)):
+    head = drafter.model if isinstance(drafter, TREE_DRAFTERS) else drafter
+    if not isinstance(head, HEAD_DRAFTERS):
         return TransformersModel(pair.target), drafter
-    if drafter.target.model is not pair.target:
+    if head.target.model is not pair.target:
         raise SpecdecError(
             "drafter: this head reads another target; takes load_head(pair.target, …)"
         )
-    target = TransformersModel(pair.target, feature_layers=drafter.target.feature_layers)
-    return target, drafter.with_target(target)
+    target = TransformersModel(pair.target, feature_layers=head.target.feature_layers)
+    head = head.with_target(target)
+    return target, drafter.with_model(head) if isinstance(drafter, TREE_DRAFTERS) else head
 
 
 class RowText:

@@ -31,8 +31,12 @@ class RewindableCache:
 
     `allocated` slots per row exist at first, and more are added as rows grow, so a capacity that no
     text reaches costs no memory. `lengths` says how many tokens of each row are valid: a list on
-    the host, so reading it costs nothing. `positions`: where the tokens of the last `advance`
-    stand, [B, n] or [1, n].
+    the host, so reading it costs nothing.
+
+    Attributes of the tokens of the last `advance`, each [B, n], or [1, n] where all rows are alike:
+        positions: their positions in the text.
+        slot_mapping: the slots that they are written to. In a chain, slot i holds position i. In a
+            tree every node has a slot of its own, but siblings have the same position.
     """
 
     def __init__(self, batch: int, capacity: int, device: torch.device | str = "cpu"):
@@ -44,7 +48,8 @@ class RewindableCache:
         self.rows = torch.arange(batch, device=self.device)[:, None]
         self.slots: dict[int, tuple[Tensor, Tensor]] = {}
         self._window = 0
-        self.positions = torch.empty(1, 0, dtype=torch.int64)
+        self._tree_size = 0
+        self.positions = self.slot_mapping = torch.empty(1, 0, dtype=torch.int64)
 
     def rewind(self, lengths: list[int]) -> None:
         """Forget what lies behind `lengths` (one per row, in tokens, at most the present ones)."""
@@ -68,49 +73,52 @@ class RewindableCache:
         else:
             starts = torch.tensor(self.lengths)[:, None].to(self.device, non_blocking=True)
             self.positions = starts + torch.arange(n, device=self.device)
+        self.slot_mapping = self.positions
         self._window = min(self.allocated, -(-(longest + n) // WINDOW) * WINDOW)
         self.lengths = [length + n for length in self.lengths]
         slots = torch.arange(self._window, device=self.device)
         return self.positions, (slots <= self.positions[..., None])[:, None]
 
-    def advance_tree(self, parents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Make room for a tree of tokens in every row, which `update` then writes.
+    def advance_tree(self, parents: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """Make room for the last `n` nodes of a tree in every row, which `update` then writes.
 
-        Every node has a slot of its own, so a slot is no longer a position: siblings have the same
-        position. `keep_path` makes slots and positions equal again.
+        A tree may come in one step, or in several. `keep_path` then makes slots and positions equal
+        again.
 
         Args:
-            parents: [B, n] int64 on the host, see `ancestry`; −1 follows the row's last token.
+            parents: [B, size] int64 on the host, of all nodes (see `ancestry`); −1 follows the last
+                token before the tree. The first size − n nodes are in the cache already.
+            n: the number of nodes to make room for.
 
         Returns:
-            The position of each node by its depth, [B, n]; which slots each may see, [B, 1, n, W]
-            bool: the row before the tree, its ancestors and itself; and the position of what each
-            slot holds, [B, 1, 1, W].
+            Which slots each of them may see, [B, 1, n, W] bool: the row before the tree, its
+            ancestors and itself; and the position of what each slot holds, [B, 1, 1, W].
         """
-        n = parents.shape[1]
-        starts = torch.tensor(self.lengths)[:, None]
+        size = parents.shape[1]
+        starts = torch.tensor(self.lengths)[:, None] - (size - n)
         positions = (starts + depths(parents) - 1).to(self.device)
         # Most nodes will be rejected, so the row itself stays within its capacity.
         needed = max(self.lengths) + n
         self.capacity = max(self.capacity, -(-needed // WINDOW) * WINDOW)
-        slots, visible = self.advance(n)
-        slots = slots.expand(self.batch, n)
+        _, visible = self.advance(n)
         window = visible.shape[-1]
         visible = visible.expand(self.batch, 1, n, window)
-        ancestors = ancestor_mask(parents).to(self.device)[:, None]
-        visible = visible.scatter(-1, slots[:, None, None].expand(-1, 1, n, n), ancestors)
+        of_tree = (starts + torch.arange(size)).to(self.device)
+        ancestors = ancestor_mask(parents)[:, -n:].to(self.device)[:, None]
+        visible = visible.scatter(-1, of_tree[:, None, None].expand(-1, 1, n, size), ancestors)
         of_slots = torch.arange(window, device=self.device).repeat(self.batch, 1)
-        of_slots = of_slots.scatter(1, slots, positions)
-        return positions, visible, of_slots[:, None, None]
+        of_slots = of_slots.scatter(1, of_tree, positions)
+        self.positions = positions[:, -n:]
+        self._tree_size = size
+        return visible, of_slots[:, None, None]
 
     def keep_path(self, paths: list[list[int]]) -> None:
-        """Keep only these tokens of the last `advance`, and move them together.
+        """Keep only these nodes of the tree that each row ends with, and move them together.
 
         Args:
-            paths: for each row, indices of those tokens, rising.
+            paths: for each row, indices of those nodes, rising.
         """
-        n = self.positions.shape[1]
-        starts = [length - n for length in self.lengths]
+        starts = [length - self._tree_size for length in self.lengths]
         self.lengths = [start + len(path) for start, path in zip(starts, paths, strict=True)]
         longest = max(map(len, paths))
         # After the end of a shorter path nothing moves.
@@ -133,7 +141,7 @@ class RewindableCache:
             self.slots[layer_idx] = self._room(keys), self._room(values)
         seen = self.window(layer_idx)
         for slots, new in zip(seen, (keys, values), strict=True):
-            write(slots, new, self.positions, self.rows)
+            write(slots, new, self.slot_mapping, self.rows)
         return seen
 
     def window(self, layer_idx: int) -> tuple[Tensor, Tensor]:
@@ -190,11 +198,12 @@ class FixedSlots:
     """Slots at addresses that do not change, for a step that is recorded and replayed: no lengths,
     no windows.
 
-    slots: keys and values of each layer, [B, H, W, D]. positions: [B or 1, n]. rows: [B, 1].
+    slots: keys and values of each layer, [B, H, W, D]. slot_mapping: where a step writes, [B or 1,
+    n]. rows: [B, 1].
     """
 
-    def __init__(self, slots: dict[int, tuple[Tensor, Tensor]], positions: Tensor, rows: Tensor):
-        self._slots, self._positions, self._rows = slots, positions, rows
+    def __init__(self, slots: dict[int, tuple[Tensor, Tensor]], slot_mapping: Tensor, rows: Tensor):
+        self._slots, self._slot_mapping, self._rows = slots, slot_mapping, rows
 
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *args: object, **kwargs: object
@@ -203,7 +212,7 @@ class FixedSlots:
         [B, H, W, D]."""
         seen = self._slots[layer_idx]
         for slots, new in zip(seen, (keys, values), strict=True):
-            write(slots, new, self._positions, self._rows)
+            write(slots, new, self._slot_mapping, self._rows)
         return seen
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -228,13 +237,13 @@ def store_features(
     cache.update(features, features[..., :0], len(hidden_states) - 1)
 
 
-def write(slots: Tensor, new: Tensor, positions: Tensor, rows: Tensor) -> None:
-    """slots[row, :, positions[row]] = new[row], in place. slots: [B, H, W, D], new: [B, H, n, D],
-    rows: [B, 1]."""
-    if positions.shape[0] == 1:
-        slots.index_copy_(2, positions[0], new)
+def write(slots: Tensor, new: Tensor, slot_mapping: Tensor, rows: Tensor) -> None:
+    """slots[row, :, slot_mapping[row]] = new[row], in place. slots: [B, H, W, D], new: [B, H, n,
+    D], rows: [B, 1]."""
+    if slot_mapping.shape[0] == 1:
+        slots.index_copy_(2, slot_mapping[0], new)
     else:
-        slots[rows, :, positions] = new.transpose(1, 2)
+        slots[rows, :, slot_mapping] = new.transpose(1, 2)
 
 
 _argument_names: dict[type[nn.Module], str] = {}

@@ -63,24 +63,26 @@ class TreeModel(LanguageModel, Protocol):
     """A `LanguageModel` that can also score a tree of tokens in one step."""
 
     def extend_tree(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        """Append a tree and score each token after its own path alone.
+        """Append a tree, or more nodes of one, and score each after its own path alone.
 
-        Then comes `keep_path`, or `rewind` to a length before the tree.
+        A tree comes in one call, or in several: then each call appends the nodes that follow those
+        of the calls before. At last comes `keep_path`, or `rewind` to a length before the tree.
 
         Args:
-            tokens: [B, n].
-            parents: [B, n] int64 on the host: the index in `tokens` of the token that each follows,
-                −1 for the last token of the row, level by level.
+            tokens: the new nodes, [B, n].
+            parents: [B, m] int64 on the host, of all nodes: the index of the node that each
+                follows, −1 for the last token before the tree, level by level. The first m − n
+                nodes were appended before.
 
         Returns:
-            Next-token logits after each of them, [B, n, V].
+            Next-token logits after each of the new nodes, [B, n, V].
         """
         ...
 
     def keep_path(self, paths: list[list[int]]) -> None:
         """Forget all of the tree but one path in each row.
 
-        paths: for each row the indices in `tokens` of what stays, from the first level down.
+        paths: for each row the indices of the nodes that stay, from the first level down.
         """
         ...
 
@@ -173,15 +175,14 @@ class TransformersModel:
 
     @torch.inference_mode()
     def extend_tree(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        """A tree in one step: see `TreeModel`. Its steps are not recorded."""
-        positions, visible, of_slots = self.cache.advance_tree(parents)
+        """A tree, or more nodes of one: see `TreeModel`."""
+        visible, of_slots = self.cache.advance_tree(parents, tokens.shape[1])
         masks = tuple(
-            _additive(visible, positions, window, self._dtype, of_slots)
+            _additive(visible, self.cache.positions, window, self._dtype, of_slots)
             for window in self._windows.values()
         )
         with self._without_autocast():
-            logits = self._forward(self.cache, tokens, positions, masks)
-        return logits[..., : self.vocab_size]
+            return self._runner.step(self._forward, tokens, masks)[..., : self.vocab_size]
 
     @torch.inference_mode()
     def keep_path(self, paths: list[list[int]]) -> None:

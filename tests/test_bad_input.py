@@ -566,14 +566,14 @@ DRAFTER = [
     *[
         bad(f"TreeDrafter: branching={shown}", lambda w, v=value: tree_of(w, branching=v), f"branching={shown}", *words)
         for value, shown, words in (
-            ((0,), "(0,)", ("1 … 260",)),
+            ((0,), "(0,)", ("each ≥ 1",)),
             ((2, -1), "(2, -1)", ("number of siblings",)),
             ((), "()", ("number of siblings",)),
             (3, "3", ("as (3, 2, 1)",)),
             ((2.5,), "(2.5,)", ("number of siblings",)),
             ("321", "'321'", ("number of siblings",)),
             (None, "None", ("number of siblings",)),
-            ((261,), "(261,)", ("1 … 260",)),
+            ((261,), "(261,)", ("at most the draft's vocabulary, 260",)),
             ((8, 8), "(8, 8)", ("72 nodes", "at most the draft's context, 64")),
         )
     ],

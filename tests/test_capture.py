@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import build_model
 
+from specdec_ref.ancestry import node_paths
 from specdec_ref.fast import trace
 from specdec_ref.fast.packing import NOTHING, Packed, pack, packed_product
 from specdec_ref.fast.steps import PlainRunner, choose_steps
@@ -48,6 +49,38 @@ def logits_over_a_while(lm: TransformersModel, lengths: list[int], sizes: list[i
 
 SIZES = [1, 3, 50, *[1, 3] * 6, 50, 50, 50, 50, 1, 3, 50, 1]
 ROWS = pytest.mark.parametrize("lengths", [[30], [30, 30], [30, 17, 4]], ids=["one row", "rows in step", "ragged"])
+
+
+TREES = [-1, -1, 0, 0, 1, 3, 4], [-1, 0, 0, 0, 1, 2, 5], [-1, 0, 1, 2, 3, 4, 5]
+"""Trees of seven nodes; the last one is a chain."""
+
+
+def tree_logits_over_a_while(lm: TransformersModel, lengths: list[int]) -> list[torch.Tensor]:
+    """Of trees of changing shapes on random tokens. A path of each is kept, so rows grow past the cache's window."""
+    chance = torch.Generator().manual_seed(1)
+    lm.start(len(lengths), 600)
+    lm.prefill([torch.randint(60, (n,), generator=chance).tolist() for n in lengths])
+    found = []
+    for i in range(3 * 24):
+        parents = torch.tensor([TREES[(i + row) % 3] for row in range(len(lengths))])
+        found.append(lm.extend_tree(torch.randint(60, parents.shape, generator=chance), parents))
+        lm.keep_path([paths[6] for paths in node_paths(parents)])
+    return found
+
+
+@ROWS
+@pytest.mark.parametrize("family", sorted(PLAIN_FAMILIES - {"mistral"}))
+def test_one_record_serves_all_trees_of_a_size_and_changes_no_bit(
+    family: str, lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = TransformersModel(build_model(family, max_position_embeddings=600))
+    found = tree_logits_over_a_while(recorded, lengths)
+    # Rows in step are written to the same slots, so such a step is recorded apart.
+    assert 1 <= len(trace._records[recorded.model].steps) <= 2
+    monkeypatch.setattr(trace, "USES_BEFORE_RECORDING", len(found))
+    never = TransformersModel(build_model(family, max_position_embeddings=600))
+    assert all(map(torch.equal, found, tree_logits_over_a_while(never, lengths)))
+    assert not trace._records[never.model].steps
 
 
 @ROWS

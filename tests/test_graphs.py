@@ -57,6 +57,27 @@ def test_captured_steps_equal_plain_ones(family: str, lengths: list[int], device
     assert len(captured._runner.workspace.captured) >= 2
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_captured_trees_equal_plain_ones(family: str, device: str) -> None:
+    """Of any shape and in any rows: positions, slots and mask are inputs of the captured step."""
+    captured, plain = pair_of(family, device, "graphs")
+    chance = torch.Generator().manual_seed(1)
+    prompt = [torch.randint(60, (n,), generator=chance).tolist() for n in (20, 7)]
+    for lm in (captured, plain):
+        lm.start(2, 120)
+        lm.prefill(prompt)
+    shapes = [-1, -1, 0, 0], [-1, 0, 0, 1], [-1, -1, -1, 2]
+    with warnings.catch_warnings(action="error"):
+        for i in range(USES_BEFORE_CAPTURE + 5):
+            tokens = torch.randint(60, (2, 4), generator=chance).to(device)
+            parents = torch.tensor([shapes[i % 3], shapes[(i + 1) % 3]])
+            found, expected = (lm.extend_tree(tokens, parents) for lm in (captured, plain))
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+            for lm in (captured, plain):
+                lm.keep_path([[0, 1] if parents[0, 1] == 0 else [1], [0]])
+    assert captured._runner.workspace.captured
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None and not torch.cuda.is_available(), reason="nothing compiles here")
 def test_compiled_steps_equal_plain_ones(device: str) -> None:

@@ -76,13 +76,15 @@ class TableModel:
 
     def extend_tree(self, tokens: Tensor, parents: Tensor) -> Tensor:
         logits = []
+        earlier = parents.shape[1] - tokens.shape[1]  # nodes that a row ends with already
         for row, new, row_paths in zip(self.rows, tokens.tolist(), node_paths(parents), strict=True):
             if STALE in row:
                 raise StaleRead(f"target or draft: reads tokens that were rejected, without rewinding: {row}")
-            text = tuple(row)
+            start = len(row) - earlier
             row += self._known(new)
-            logits += [self._entry((*text, *(new[node] for node in path)))[1] for path in row_paths]
-        self._tree_size = tokens.shape[1]
+            text, tree = row[:start], row[start:]
+            logits += [self._entry((*text, *(tree[node] for node in path)))[1] for path in row_paths[earlier:]]
+        self._tree_size = parents.shape[1]
         return torch.stack(logits).reshape(*tokens.shape, -1)
 
     def keep_path(self, paths: list[list[int]]) -> None:

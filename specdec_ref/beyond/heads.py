@@ -384,13 +384,11 @@ class HeadDrafter:
     ) -> Draft:
         if k == 0:  # the target keeps the features until they are needed
             return no_tokens(len(sequences), self.target.device)
-        check_features(self.target, sequences)
-        hidden = self._read_texts(sequences)
+        hidden = self.read_texts(sequences)
         drafted: list[Tensor] = []
         distributions: list[Tensor] = []
         while True:
-            logits = self._steps.logits(hidden)[:, -1]
-            q = sampling.probabilities(logits[:, : self.target.vocab_size])
+            q = sampling.probabilities(self.logits(hidden)[:, -1])
             token = randomness.draw(q)
             drafted.append(token)
             distributions.append(q)
@@ -399,9 +397,11 @@ class HeadDrafter:
             # The head's own output stands for the features that do not exist yet.
             hidden = self._step(hidden, token[:, None])
 
-    def _read_texts(self, sequences: list[list[int]]) -> Tensor:
+    @torch.inference_mode()
+    def read_texts(self, sequences: list[list[int]]) -> Tensor:
         """Read what is new of each text with the target's features. Returns the output at its last
         token, [B, 1, d]."""
+        check_features(self.target, sequences)
         known = [min(n, len(s) - 1) for n, s in zip(self._read, sequences, strict=True)]
         new = [s[n:] for n, s in zip(known, sequences, strict=True)]
         longest = max(map(len, new))
@@ -416,6 +416,23 @@ class HeadDrafter:
         self.cache.rewind(self._read)
         rows = torch.arange(len(sequences), device=device)
         return hidden[rows, last.to(device, non_blocking=True)].unsqueeze(1)
+
+    @torch.inference_mode()
+    def read_nodes(self, states: Tensor, tokens: Tensor, parents: Tensor) -> Tensor:
+        """Append nodes of a tree after each text. Returns the output there, [B, n, d].
+
+        Args:
+            states: the output at the parent of each node, [B, n, d].
+            tokens: [B, n].
+            parents: of the whole tree, as in `TreeModel.extend_tree`.
+        """
+        visible, _ = self.cache.advance_tree(parents, tokens.shape[1])
+        return self._steps.hidden(states, tokens, visible, self.cache)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token after each output [B, n, d]: [B, n, V]."""
+        return self._steps.logits(hidden)[..., : self.target.vocab_size]
 
     def _step(self, states: Tensor | None, tokens: Tensor) -> Tensor:
         """Append tokens [B, n] to the head's cache. Returns its output there, [B, n, d].
@@ -464,14 +481,19 @@ class ParallelHeadDrafter:
     ) -> Draft:
         if k == 0:
             return no_tokens(len(sequences), self.target.device)
+        q = sampling.probabilities(self.logits(sequences)[:, :k])
+        return Draft(randomness.draw(q), q)
+
+    @torch.inference_mode()
+    def logits(self, sequences: list[list[int]]) -> Tensor:
+        """Scores of the `num_tokens` tokens after each text, [B, num_tokens, V]."""
         check_features(self.target, sequences)
         newest = torch.tensor([sequence[-1:] for sequence in sequences])
         positions = torch.tensor([[len(sequence) - 1] for sequence in sequences])
         device = self.target.device
         features = features_before(self.target, positions.to(device, non_blocking=True))
-        logits = self.head(features, newest.to(device, non_blocking=True))[:, 0, :k]
-        q = sampling.probabilities(logits[..., : self.target.vocab_size])
-        return Draft(randomness.draw(q), q)
+        logits: Tensor = self.head(features, newest.to(device, non_blocking=True))[:, 0]
+        return logits[..., : self.target.vocab_size]
 
 
 def save_head(head: Head, folder: str | os.PathLike[str]) -> None:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from specdec_ref.acceptance import Verdict, acceptance_probability, residual
+from specdec_ref.beyond.tree_readers import TreeReader, TreeSource, tree_reader
 from specdec_ref.drafting import Draft, empty_draft
 from specdec_ref.errors import SpecdecError, is_whole
-from specdec_ref.models import LanguageModel, tree_model
 from specdec_ref.sampling import Randomness, Sampling
 
 SCHEMES = "iid", "without replacement", "top-k"
@@ -33,14 +33,15 @@ SCHEMES = "iid", "without replacement", "top-k"
 
 
 class TreeDrafter:
-    """Proposes a tree of tokens from a draft model, with the same number of siblings everywhere on
-    a level.
+    """Proposes a tree of tokens from a draft model or a head, with the same number of siblings
+    everywhere on a level.
 
     The k of a round limits the depth of the tree. At temperature 0 samples are all alike, so only
     'top-k' proposes different siblings there.
 
     Args:
-        model: the draft, a `LanguageModel` that can score trees (`TreeModel`).
+        model: the draft, a `LanguageModel` that can score trees (`TreeModel`), or a head, as
+            `load_head` returns it.
         branching: the number of siblings on each level: (3, 2, 1) proposes three tokens, two after
             each of these, and one after each of those, 15 nodes in all.
         scheme: one of `SCHEMES`.
@@ -51,19 +52,20 @@ class TreeDrafter:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: TreeSource,
         branching: Sequence[int] = (3, 2, 1),
         scheme: str = "top-k",
     ):
-        self.model = tree_model(model, "model")
         if scheme not in SCHEMES:
             raise SpecdecError(f"scheme={scheme!r:.80}: takes one of {', '.join(SCHEMES)}")
-        self.branching = _checked_branching(branching, model)
+        self.branching = _checked_branching(branching)
+        self._reader = tree_reader(model, depth=len(self.branching))
+        _check_size(self.branching, self._reader)
+        self.model = model
         self.scheme = scheme
-        self._reader = TreeReader(model)
 
-    def with_model(self, model: LanguageModel) -> "TreeDrafter":
-        """A drafter with the same settings on another model."""
+    def with_model(self, model: TreeSource) -> "TreeDrafter":
+        """A drafter with the same settings on another model or head."""
         return TreeDrafter(model, self.branching, self.scheme)
 
     def start(self, batch: int, capacity: int) -> None:
@@ -76,7 +78,7 @@ class TreeDrafter:
         self, sequences: list[list[int]], k: int, sampling: Sampling, randomness: Randomness
     ) -> Draft:
         if k == 0:
-            return empty_draft(len(sequences), self.model.device)
+            return empty_draft(len(sequences), self._reader.device)
         logits = self._reader.after_text(sequences)
         tokens: list[Tensor] = []
         distributions: list[Tensor] = []
@@ -84,14 +86,14 @@ class TreeDrafter:
         level = [-1]  # the nodes that the next siblings follow; −1 is the text
         for width in self.branching[:k]:
             if parents:
-                tree = torch.cat(tokens, 1), _for_rows(parents, sequences)
-                logits = self._reader.after_nodes(*tree)[:, -len(level) :]
+                logits = self._reader.after_level(tokens[-1], _for_rows(parents, sequences))
             siblings, q = self._siblings(logits, width, sampling, randomness)
             tokens.append(siblings.flatten(1))
             distributions += [] if q is None else [q.flatten(1, 2)]
             first = len(parents)
             parents += [node for node in level for _ in range(width)]
             level = list(range(first, len(parents)))
+        self._reader.forget_tree()
         q = torch.cat(distributions, 1) if distributions else None
         return tree_draft(torch.cat(tokens, 1), _for_rows(parents, sequences), q)
 
@@ -123,7 +125,7 @@ class TreeDrafter:
 
 
 class BestFirstDrafter:
-    """Proposes the tree of the most probable continuations by a draft model, as point masses.
+    """Proposes the tree of the most probable continuations by a draft, as point masses.
 
     On each level the `width` most probable nodes get their `width` most likely tokens. Of all these
     the `nodes` most probable are proposed. No node is more probable than the one that it follows,
@@ -131,7 +133,7 @@ class BestFirstDrafter:
     2406.16858).
 
     Args:
-        model: the draft, a `LanguageModel` that can score trees (`TreeModel`).
+        model: the draft, as in `TreeDrafter`.
         nodes: how many tokens to propose.
         depth: the number of levels.
         width: how many nodes of a level are continued, and by how many tokens.
@@ -140,26 +142,26 @@ class BestFirstDrafter:
         SpecdecError: arguments that it cannot use.
     """
 
-    def __init__(self, model: LanguageModel, nodes: int = 10, depth: int = 4, width: int = 4):
-        self.model = tree_model(model, "model")
+    def __init__(self, model: TreeSource, nodes: int = 10, depth: int = 4, width: int = 4):
         for name, value in (("nodes", nodes), ("depth", depth), ("width", width)):
             if not is_whole(value) or value < 1:
                 raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ 1")
-        if width > model.vocab_size:
+        reader = self._reader = tree_reader(model, depth)
+        if width > reader.vocab_size:
             raise SpecdecError(
-                f"width={width}: takes at most the draft's vocabulary, {model.vocab_size}"
+                f"width={width}: takes at most the draft's vocabulary, {reader.vocab_size}"
             )
         candidates = width + (depth - 1) * width**2
-        if max(nodes, candidates) > model.context:
+        if max(nodes, candidates) > reader.context:
             raise SpecdecError(
                 f"nodes={nodes}, depth={depth}, width={width}: {candidates} candidates for {nodes} "
-                f"nodes; takes at most the draft's context of each, {model.context}"
+                f"nodes; takes at most the draft's context of each, {reader.context}"
             )
+        self.model = model
         self.nodes, self.depth, self.width = nodes, depth, width
-        self._reader = TreeReader(model)
 
-    def with_model(self, model: LanguageModel) -> "BestFirstDrafter":
-        """A drafter with the same settings on another model."""
+    def with_model(self, model: TreeSource) -> "BestFirstDrafter":
+        """A drafter with the same settings on another model or head."""
         return BestFirstDrafter(model, self.nodes, self.depth, self.width)
 
     def start(self, batch: int, capacity: int) -> None:
@@ -172,17 +174,17 @@ class BestFirstDrafter:
         self, sequences: list[list[int]], k: int, sampling: Sampling, randomness: Randomness
     ) -> Draft:
         if k == 0:
-            return empty_draft(len(sequences), self.model.device)
+            return empty_draft(len(sequences), self._reader.device)
         logits = self._reader.after_text(sequences)
         # The nodes so far, and those of the last level that are continued: at first the text.
         tokens = torch.empty(len(sequences), 0, dtype=torch.int64, device=logits.device)
         parents, log_p = tokens, tokens.to(logits)
         level = _for_rows([-1], sequences).to(logits.device)
         log_p_level = torch.zeros_like(level, dtype=logits.dtype)
+        read_parents = tokens  # the draft reads only the nodes that are continued
         for _ in range(min(k, self.depth)):
             if tokens.shape[1]:
-                scores = self._reader.after_nodes(tokens, parents.cpu())
-                logits = scores.take_along_dim(level[..., None], 1)
+                logits = self._reader.after_level(tokens.gather(1, level), read_parents.cpu())
             # 1. Each node of the level gets its most likely tokens.
             likely = logits.log_softmax(-1).topk(self.width)
             added = (log_p_level[..., None] + likely.values).flatten(1)
@@ -192,7 +194,10 @@ class BestFirstDrafter:
             log_p = torch.cat([log_p, added], 1)
             # 2. The most probable of the new nodes are continued.
             best = most_probable(added, self.width)
+            first_parent = read_parents.shape[1] - level.shape[1]  # −1 on the first level: the text
+            read_parents = torch.cat([read_parents, first_parent + best // self.width], 1)
             level, log_p_level = first + best, added.gather(1, best)
+        self._reader.forget_tree()
         # 3. Of all nodes the most probable are proposed, and numbered anew.
         best = most_probable(log_p, self.nodes)
         parents = parents.gather(1, best)
@@ -210,55 +215,6 @@ def most_probable(log_p: Tensor, count: int) -> Tensor:
     return order[:, :count].sort(-1).values
 
 
-class TreeReader:
-    """A draft model that reads texts, and trees after them.
-
-    Trees are forgotten at once, and the tokens accepted of them are read again: simpler than
-    keeping the accepted path.
-
-    model: a `TreeModel`.
-    """
-
-    def __init__(self, model: LanguageModel):
-        self._model = tree_model(model, "model")
-        self._lengths: list[int] = []  # how much of each text was read
-
-    def start(self, batch: int, capacity: int) -> None:
-        """Begin `batch` empty texts."""
-        self._model.start(batch, capacity)
-        self._lengths = [0] * batch
-
-    def keep(self, rows: list[int]) -> None:
-        """Continue with these rows only, in this order."""
-        self._model.keep(rows)
-        self._lengths = [self._lengths[row] for row in rows]
-
-    def after_text(self, sequences: list[list[int]]) -> Tensor:
-        """Read what is new of each text. Returns the logits after its last token, [B, 1, V]."""
-        known = [min(n, len(s) - 1) for n, s in zip(self._lengths, sequences, strict=True)]
-        self._model.rewind(known)
-        # A target with more padding rows may emit ids that the draft has no row for.
-        largest = self._model.vocab_size - 1
-        unread = [
-            [min(token, largest) for token in s[n:]] for s, n in zip(sequences, known, strict=True)
-        ]
-        self._model.prefill([row[:-1] for row in unread])
-        self._lengths = [len(sequence) for sequence in sequences]
-        last = torch.tensor([row[-1:] for row in unread])
-        return self._model.extend(last.to(self._model.device, non_blocking=True))
-
-    def after_nodes(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        """The logits after each node of a tree that follows the texts, [B, n, V].
-
-        Args:
-            tokens: [B, n].
-            parents: [B, n] int64 on the host.
-        """
-        logits = self._model.extend_tree(tokens, parents)
-        self._model.rewind(self._lengths)
-        return logits
-
-
 def tree_draft(tokens: Tensor, parents: Tensor, q: Tensor | None) -> Draft:
     """A `Draft` of a tree, with the decision that suits it.
 
@@ -271,20 +227,29 @@ def tree_draft(tokens: Tensor, parents: Tensor, q: Tensor | None) -> Draft:
     return Draft(tokens, q, parents=parents, verify=partial(verify_tree, parents=parents))
 
 
-def _checked_branching(branching: Sequence[int], model: LanguageModel) -> tuple[int, ...]:
+def _checked_branching(branching: Sequence[int]) -> tuple[int, ...]:
     """The branching as a tuple, or SpecdecError."""
     listed = isinstance(branching, Sequence) and not isinstance(branching, (str, bytes))
     widths = tuple(branching) if listed else ()
-    if not widths or not all(is_whole(n) and 1 <= n <= model.vocab_size for n in widths):
-        takes = f"takes the number of siblings on each level, each 1 … {model.vocab_size}"
-        raise SpecdecError(f"branching={branching!r:.80}: {takes}, as (3, 2, 1)")
-    nodes = sum(prod(widths[: depth + 1]) for depth in range(len(widths)))
-    if nodes > model.context:
+    if not widths or not all(is_whole(n) and n >= 1 for n in widths):
+        takes = "takes the number of siblings on each level, each ≥ 1, as (3, 2, 1)"
+        raise SpecdecError(f"branching={branching!r:.80}: {takes}")
+    return widths
+
+
+def _check_size(branching: tuple[int, ...], reader: TreeReader) -> None:
+    """Raise SpecdecError for a tree that is too large for what drafts it."""
+    if max(branching) > reader.vocab_size:
+        raise SpecdecError(
+            f"branching={branching!r:.80}: has {max(branching)} siblings on a level; "
+            f"takes at most the draft's vocabulary, {reader.vocab_size}"
+        )
+    nodes = sum(prod(branching[: depth + 1]) for depth in range(len(branching)))
+    if nodes > reader.context:
         raise SpecdecError(
             f"branching={branching!r:.80}: is a tree of {nodes} nodes; "
-            f"takes at most the draft's context, {model.context}"
+            f"takes at most the draft's context, {reader.context}"
         )
-    return widths
 
 
 def _for_rows(parents: list[int], sequences: list[list[int]]) -> Tensor:
@@ -347,6 +312,8 @@ def verify_tree(
     for i in range(n):
         # Once a sibling is accepted, those after it no longer follow the last accepted node.
         tried = parents[:, i] == last
+        if p.device.type == "cpu" and not tried.any():
+            continue  # a GPU goes through all nodes, since the host would have to wait for `tried`
         token = drafted[:, i]
         ratio = acceptance_probability(remaining[rows, token], q[rows, i, token])
         accepted = randomness.accept(torch.where(tried, ratio, 0))

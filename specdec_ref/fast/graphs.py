@@ -69,9 +69,10 @@ class CapturedStep:
     ):
         self.tokens = tokens.clone()
         self.positions = cache.positions.clone()
+        self.slot_mapping = cache.slot_mapping.clone()
         self.masks = tuple(mask.clone() for mask in masks)
         slots = {layer: cache.window(layer) for layer in cache.slots}
-        self.cache = FixedSlots(slots, self.positions, cache.rows)
+        self.cache = FixedSlots(slots, self.slot_mapping, cache.rows)
         self.graph: Any = None
         if tokens.device.type == "cuda":
             self._capture(forward)
@@ -91,10 +92,11 @@ class CapturedStep:
         return forward(self.cache, self.tokens, self.positions, self.masks)
 
     def __call__(
-        self, forward: Forward, tokens: Tensor, positions: Tensor, masks: tuple[Tensor, ...]
+        self, forward: Forward, cache: RewindableCache, tokens: Tensor, masks: tuple[Tensor, ...]
     ) -> Tensor:
         self.tokens.copy_(tokens)
-        self.positions.copy_(positions)
+        self.positions.copy_(cache.positions)
+        self.slot_mapping.copy_(cache.slot_mapping)
         for buffer, mask in zip(self.masks, masks, strict=True):
             buffer.copy_(mask)
         if self.graph is None:
@@ -119,7 +121,8 @@ def step_in_workspace(
     """
     if model in _refused or cache.slots is not workspace.slots:
         return None
-    shape = (tokens.shape, cache.positions.shape, *(mask.shape for mask in masks))
+    inputs = (tokens, cache.positions, cache.slot_mapping, *masks)
+    shape = tuple(tensor.shape for tensor in inputs)
     if shape not in workspace.captured:
         workspace.uses[shape] = workspace.uses.get(shape, 0) + 1
         if workspace.uses[shape] <= USES_BEFORE_CAPTURE:
@@ -137,7 +140,7 @@ def step_in_workspace(
         compiled and workspace.captured[shape].graph is None
     ):  # a CPU has no graph, and runs the compiled step
         forward = torch.compile(forward, dynamic=False)
-    return workspace.captured[shape](forward, tokens, cache.positions, masks)
+    return workspace.captured[shape](forward, cache, tokens, masks)
 
 
 @torch.inference_mode()

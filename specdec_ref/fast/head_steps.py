@@ -22,7 +22,7 @@ class PlainHeadSteps:
     def hidden(
         self, states: Tensor, tokens: Tensor, mask: Tensor, cache: RewindableCache
     ) -> Tensor:
-        """The layer's output, as in `FeatureHead.forward`, at the positions of `cache.advance`."""
+        """The layer's output, as in `FeatureHead.forward`, where the cache has made room."""
         output: Tensor = self.head(states, tokens, cache.positions, mask, cache)
         return output
 
@@ -50,19 +50,20 @@ class RecordedHeadSteps(PlainHeadSteps):
             states: Tensor,
             tokens: Tensor,
             positions: Tensor,
+            slot_mapping: Tensor,
             mask: Tensor,
             rows: Tensor,
             *others: Tensor,
         ) -> Tensor:
             keys, values, *packed = others
-            slots = FixedSlots({0: (keys, values)}, positions, rows)
+            slots = FixedSlots({0: (keys, values)}, slot_mapping, rows)
             with Packed(tuple(packed), places):
                 output: Tensor = self.head(states, tokens, positions, mask, slots)
             return output
 
-        positions = cache.positions
-        inputs = (states, tokens, positions, mask, cache.rows, *cache.window(0), *weights)
-        shape = ("hidden", *tokens.shape, *positions.shape, states.dtype, self.state)
+        where = (cache.positions, cache.slot_mapping)
+        inputs = (states, tokens, *where, mask, cache.rows, *cache.window(0), *weights)
+        shape = ("hidden", tokens.shape, *(w.shape for w in where), states.dtype, self.state)
         return replay(self.head, shape, step, inputs)
 
     def logits(self, hidden: Tensor) -> Tensor:

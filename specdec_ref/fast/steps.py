@@ -58,7 +58,8 @@ class Runner(Protocol):
     holds it."""
 
     def step(self, forward: Forward, tokens: Tensor, masks: tuple[Tensor, ...]) -> Tensor:
-        """Logits [B, n, V] after each of tokens [B, n], for which `cache.advance` has made room.
+        """Logits [B, n, V] after each of tokens [B, n], a chain or a tree for which the cache has
+        made room.
 
         Args:
             forward: the model's forward pass.

@@ -130,7 +130,8 @@ def takes_packed(batch: int) -> bool:
 
 
 Step = Callable[..., Tensor]
-"""(tokens [B, n], positions, mask, rows, packed weights and slots) → logits [B, n, V]."""
+"""(tokens [B, n], positions, slot mapping, mask, rows, packed weights and slots) → logits [B, n,
+V]."""
 
 
 def step_of(
@@ -140,11 +141,16 @@ def step_of(
     of every layer."""
 
     def step(
-        tokens: Tensor, positions: Tensor, mask: Tensor, rows: Tensor, *others: Tensor
+        tokens: Tensor,
+        positions: Tensor,
+        slot_mapping: Tensor,
+        mask: Tensor,
+        rows: Tensor,
+        *others: Tensor,
     ) -> Tensor:
         weights, slots = others[:num_weights], others[num_weights:]
         layers = dict(enumerate(zip(slots[::2], slots[1::2], strict=True)))
-        cache = FixedSlots(layers, positions, rows)
+        cache = FixedSlots(layers, slot_mapping, rows)
         with Packed(weights, places):
             return layer_by_layer(
                 model,
@@ -204,7 +210,8 @@ def recorded_step(
         state: what `model_state` returned when decoding began.
         tokens: [B, n].
         mask: additive, [B or 1, 1, n, W].
-        cache: has made room for the tokens. One record serves any number of slots.
+        cache: has made room for the tokens, a chain or a tree. One record serves any number of
+            slots, and trees of any shape with so many nodes.
         feature_layers: as in `layer_by_layer`.
 
     Returns:
@@ -212,8 +219,9 @@ def recorded_step(
     """
     weights, places = packed_weights(model, state, len(tokens))
     slots = [tensor for layer in range(len(cache.slots)) for tensor in cache.window(layer)]
-    inputs = (tokens, cache.positions, mask, cache.rows, *weights, *slots)
-    shape = (*tokens.shape, *cache.positions.shape, slots[0].dtype, state, feature_layers)
+    where = (cache.positions, cache.slot_mapping)
+    inputs = (tokens, *where, mask, cache.rows, *weights, *slots)
+    shape = (tokens.shape, *(w.shape for w in where), slots[0].dtype, state, feature_layers)
     return replay(model, shape, step_of(model, len(weights), places, feature_layers), inputs)
 
 
