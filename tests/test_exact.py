@@ -82,6 +82,7 @@ def test_the_first_draft_is_accepted_with_the_overlap_of_p_and_q(name: str) -> N
     sampling = case.settings.get("sampling", Sampling())
     assert isinstance(case.drafter, ModelDrafter)
     target, draft = case.target, case.drafter.model
+    assert isinstance(target, TableModel)
     assert isinstance(draft, TableModel)
     prompts = case.prompt if isinstance(case.prompt[0], tuple) else [case.prompt]
     wanted = case.settings.get("max_new_tokens", 2)

@@ -236,8 +236,7 @@ def _engine(
 ) -> "Sampler":
     from specdec_lab.equivalence.engines import engine_by_name
 
-    options = {"model": model, "verification": verification, "drafter": drafter}
-    return engine_by_name(name, pair, k=k, sampling=sampling, **options)
+    return engine_by_name(name, pair, k=k, sampling=sampling, model=model, verification=verification, drafter=drafter)
 
 
 def _check_verification(verification: str, engine: str, instead: list[str]) -> None:

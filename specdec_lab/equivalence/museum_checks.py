@@ -202,7 +202,7 @@ def joint_distribution(texts: int = 20_000) -> Observation:
     this one sees whether they are independent; the exact proof replaces them.
     """
     p, q, n = random_table(3, 1), random_table(3, 2), 3
-    probabilities = {(): 1.0}
+    probabilities: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(n):
         probabilities = {
             (*text, token): chance * float(p.probabilities((0, *text))[token])

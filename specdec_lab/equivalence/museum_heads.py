@@ -41,7 +41,12 @@ class ComparedDrafter:
     def __init__(self, drafter: HeadDrafter | ParallelHeadDrafter):
         self.drafter = drafter
         self.largest = 0.0
-        self.start, self.keep = drafter.start, drafter.keep
+
+    def start(self, batch: int, capacity: int) -> None:
+        self.drafter.start(batch, capacity)
+
+    def keep(self, rows: list[int]) -> None:
+        self.drafter.keep(rows)
 
     def propose(self, sequences: list[list[int]], k: int, sampling: Sampling, randomness: Randomness) -> Draft:
         draft = self.drafter.propose(sequences, k, sampling, randomness)
