@@ -1,4 +1,4 @@
-"""Does the empirical test keep what it says? Simulated on the outcomes of the pair that ships, with fixed seeds.
+"""Are the stated rates of the empirical test true? Simulated on the outcomes of the pair that ships, with fixed seeds.
 
     python benchmarks/equivalence_calibration.py [--simulations 100000] [--samples 100000] [--json FILE]
 
@@ -28,7 +28,7 @@ from specdec_lab.equivalence.statistics import detectable_tv, fit, tv_interval
 
 Numbers = NDArray[np.float64]
 Direction = str
-"""worst: all outcomes by the same factor, half of the mass up, half down. one: the likeliest takes from the others."""
+"""worst: all outcomes by the same factor, half of the mass up, half down. one: only the most likely one grows."""
 
 
 def shifted(p: Numbers, tv: float, direction: Direction, rng: np.random.Generator) -> Numbers:

@@ -1,13 +1,13 @@
-"""The museum on a trained pair, recorded: what experiment sees of every mistake, and whether it cries wolf.
+"""The museum on a trained pair, recorded: which mistakes an experiment detects, and how often it raises a false alarm.
 
     python benchmarks/museum.py [--samples N] [--runs 20] [--right-runs 200] [--json FILE] [--device cuda]
 
 For every wrong version that changes the distribution: its total variation on this pair, and, where that is 0.03 or
-more, whether the empirical test refutes it in each of 20 runs. For the right code: 200 runs, of which the p-values have
-to be uniform (Kolmogorov and Smirnov) and the false alarms no more than stated. The file is written after every run,
-and a run that was cut short goes on where it ended if the arguments are the same.
+more, whether the empirical test refutes it in each of 20 runs. For the correct code: 200 runs, whose p-values have to
+be uniform (Kolmogorov-Smirnov), with no more false alarms than stated. The file is written after every run. A run that
+was interrupted continues where it ended, if the arguments are the same.
 
-Millions of samples come after the same two prompts, so rows that begin alike are scored once (`SharedWork`).
+Millions of samples follow the same two prompts, so rows that begin alike are scored once (`SharedWork`).
 """
 
 import argparse
@@ -38,19 +38,20 @@ from specdec_lab.equivalence.mutants import MUTANTS, Mutant, mutant
 from specdec_lab.equivalence.result import Equivalence
 
 LARGE = 0.03
-"""A total variation that has to be found every time."""
+"""A total variation that has to be detected every time."""
 
 FALSE_ALARM = 0.001
 LADDER = 1_000, 1_500, 2_000, 3_000, 4_000, 6_000, 8_000, 11_000, 16_000, 22_000, 32_000, 45_000, 64_000, 90_000
-"""Samples of a run: the more a wrong version is off, the fewer do."""
+"""Samples of a run: the larger the total variation, the fewer are enough."""
 
 RESULTS = Path(__file__).parent / "results" / "museum.json"
 
 
 def total_variation(result: Equivalence) -> float:
-    """Of the sampler from the target, by an estimate that chance does not make larger, as it does the measured one.
+    """An unbiased estimate of the sampler's total variation from the target; near 0 it may be negative.
 
-    One half of the samples says which outcomes come too often, the other half by how much; then the other way round.
+    One half of the samples chooses the outcomes that are too frequent, the other half measures by how much. Then the
+    halves swap.
     """
     excess = drawn = 0.0
     for prompt in result.prompts:
@@ -62,7 +63,7 @@ def total_variation(result: Equivalence) -> float:
 
 
 class Sizes:
-    """The two trials at any sample size, settled when first asked for. They share samplers, whose memory is large."""
+    """The two trials at any sample size. They share samplers, whose memory is large."""
 
     def __init__(self, pair: sd.Pair, largest: int):
         self.pair = pair
@@ -73,7 +74,7 @@ class Sizes:
         return tuple(replace(trial, plan=with_fewer(trial.plan, samples)) for trial in self.largest)
 
     def finding(self, tv: float, name: str) -> tuple[int, float]:
-        """The first of `LADDER` with which that trial finds 0.8 of this total variation, and what it finds."""
+        """The first of `LADDER` with which that trial detects 0.8 of this total variation, and what it detects."""
         for samples in LADDER:
             (plan,) = (trial.plan for trial in self.of(samples) if trial.name == name)
             if plan.is_informative and plan.detectable <= 0.8 * tv:
@@ -82,11 +83,11 @@ class Sizes:
 
 
 SIZES: list[Sizes] = []
-"""Of this process: workers settle theirs when they begin."""
+"""Of this process: each worker makes its own when it begins."""
 
 
 def begin(device: str | None, largest: int, threads: int) -> None:
-    """What every worker does first. It ends with its parent, however that ends."""
+    """Prepare a worker. It ends with its parent, however that ends."""
 
     def end_with_the_parent() -> None:
         parent = multiprocessing.parent_process()
@@ -100,7 +101,7 @@ def begin(device: str | None, largest: int, threads: int) -> None:
 
 
 def measured(name: str, samples: int) -> dict[str, Any]:
-    """One run of each trial under a wrong version, and greedy decoding; tv is that of the trial that shows more."""
+    """One run of each trial under a wrong version, and greedy decoding; tv is the larger of the two trials."""
     (sizes,), wrong = SIZES, mutant(name)
     found: dict[str, Any] = {}
     with wrong.installed():
@@ -116,22 +117,22 @@ def measured(name: str, samples: int) -> dict[str, Any]:
                 "refuted": not result.consistent,
             }
         greedy = greedy_agreement(sizes.pair, [tree.prompt for tree in both[0].plan.trees], 32)
-    most = max(found, key=lambda one: found[one]["tv"])
+    most = max(found, key=lambda trial: found[trial]["tv"])
     enough = dict(zip(("samples", "detectable_tv"), sizes.finding(found[most]["tv"], most), strict=True))
     due = enough if found[most]["tv"] >= LARGE else {}
     return {"tv": found[most]["tv"], "trial": most, "trials": found, "greedy_consistent": greedy.consistent} | due
 
 
 def p_value(name: str, trial: str, samples: int, seed: int) -> float:
-    """Of one run; name: of the wrong version, or none."""
+    """The p-value of one run. name: of the wrong version, or empty."""
     (sizes,), wrong = SIZES, mutant(name) if name else None
-    (one,) = (each for each in sizes.of(samples) if each.name == trial)
+    (chosen,) = (each for each in sizes.of(samples) if each.name == trial)
     with wrong.installed() if wrong else nullcontext():
-        return one.run(seed).p_value
+        return chosen.run(seed).p_value
 
 
 def uniformity(p_values: list[float], false_alarm: float) -> dict[str, Any]:
-    """What the p-values of the right code say about the test itself."""
+    """Whether the p-values of the correct code are as the test states."""
     alarms = sum(p < false_alarm for p in p_values)
     ks = stats.kstest(p_values, "uniform")
     return {
@@ -139,21 +140,21 @@ def uniformity(p_values: list[float], false_alarm: float) -> dict[str, Any]:
         "kolmogorov_smirnov": {"statistic": float(ks.statistic), "p_value": float(ks.pvalue)},
         "false_alarms": alarms,
         "false_alarm_stated": false_alarm,
-        # the chance of as many false alarms or more, were the stated rate true
+        # the probability of as many false alarms or more, if the stated rate is true
         "chance_of_so_many": float(stats.binom.sf(alarms - 1, len(p_values), false_alarm)),
         "below_5_percent": sum(p < 0.05 for p in p_values),
     }
 
 
 class Pace:
-    """A bar over all samples that are to come, and from it how long the rest will take."""
+    """A progress bar over all samples, with an estimate of the remaining time."""
 
     def __init__(self, console: Console, progress: Progress | None = None):
         self.console, self.progress, self.began, self.done = console, progress, time.perf_counter(), 0
         self.task = progress.add_task("", total=None) if progress else None
 
     def plan(self, what: str, samples: int) -> None:
-        """Say what comes now, how many samples it takes, and how long that will be at the pace so far."""
+        """Print the next step, its number of samples, and how long it takes at the pace so far."""
         pace = self.done / (time.perf_counter() - self.began)
         minutes = f", about {samples / pace / 60:.0f} minutes at {pace:,.0f} a second" if self.done else ""
         self.console.print(f"{what}: {samples:,} samples{minutes}")
@@ -161,7 +162,7 @@ class Pace:
             self.progress.reset(self.task, description=what, total=samples)
 
     def drawn(self, samples: int, what: str = "") -> None:
-        """So many more are done."""
+        """Count so many more samples as done."""
         self.done += samples
         if self.progress and self.task is not None:
             self.progress.update(self.task, advance=samples, **({"description": what} if what else {}))
@@ -179,7 +180,7 @@ def recorded(
     pace: Pace,
     before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """All of it. save is called after every step with what there is; before: what an earlier run left."""
+    """Record everything. save is called with the record after every step; before: the record of an earlier run."""
     record: dict[str, Any] = before or {"mutants": {}, "right_code": {}}
 
     fresh = [m.name for m in mutants if m.name not in record["mutants"]]
@@ -202,15 +203,15 @@ def recorded(
     for way in ways:
         lists["", way] = record["right_code"].get(way, {}).get("p_values", [])
         tasks += [("", way, right_samples, 10_000 + seed) for seed in range(len(lists["", way]), right_runs)]
-    pace.plan("runs with wrong versions, then with the right code", sum(task[2] for task in tasks))
+    pace.plan("runs with wrong versions, then with the correct code", sum(task[2] for task in tasks))
 
     for (name, way, drawn, _), p in zip(tasks, workers.map(p_value, *zip(*tasks, strict=True)), strict=True):
         lists[name, way].append(p)
         if name:
-            record["mutants"][name]["refuted"] = sum(one < FALSE_ALARM for one in lists[name, way])
+            record["mutants"][name]["refuted"] = sum(p < FALSE_ALARM for p in lists[name, way])
         else:
             record["right_code"][way] = uniformity(lists[name, way], FALSE_ALARM)
-        pace.drawn(drawn, f"{name or 'right code'}, {drawn:,} samples")
+        pace.drawn(drawn, f"{name or 'correct code'}, {drawn:,} samples")
         save(record)
     record["verdict"] = verdict(record, runs)
     save(record)
@@ -218,7 +219,7 @@ def recorded(
 
 
 def verdict(record: dict[str, Any], runs: int) -> dict[str, Any]:
-    """What was promised, and whether it was kept."""
+    """The promises, and whether they were kept."""
     large = {name: entry for name, entry in record["mutants"].items() if entry["tv"] >= LARGE}
     missed = [name for name, entry in large.items() if entry["refuted"] < runs]
     right = record["right_code"].values()
@@ -232,7 +233,7 @@ def verdict(record: dict[str, Any], runs: int) -> dict[str, Any]:
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """Changes with every training, so that what an earlier run measured of other weights is not taken for this."""
+    """A hash of the weights, so that results of other weights are not continued."""
     digest = hashlib.sha256()
     for weight in model.parameters():
         digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
@@ -241,7 +242,7 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 @contextmanager
 def shown(console: Console) -> Iterator[Pace]:
-    """A pace with its bar, where somebody looks."""
+    """A `Pace`, with a bar on a terminal."""
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         yield Pace(console, progress)
@@ -249,10 +250,12 @@ def shown(console: Console) -> Iterator[Pace]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--samples", type=int, default=10_000, help="to measure each total variation (default 10000)")
-    parser.add_argument("--runs", type=int, default=20, help="for each wrong version that should be found")
-    parser.add_argument("--right-samples", type=int, default=2_000, help="of each run of the right code (default 2000)")
-    parser.add_argument("--right-runs", type=int, default=200, help="of the right code, for each way of sampling")
+    parser.add_argument("--samples", type=int, default=10_000, help="to estimate each total variation (default 10000)")
+    parser.add_argument("--runs", type=int, default=20, help="for each wrong version that has to be refuted")
+    parser.add_argument(
+        "--right-samples", type=int, default=2_000, help="of each run of the correct code (default 2000)"
+    )
+    parser.add_argument("--right-runs", type=int, default=200, help="of the correct code, for each way of sampling")
     parser.add_argument("--mutants", help="names, with commas between; default all that change the distribution")
     parser.add_argument("--device", help="cpu, cuda, …; default the GPU where there is one")
     parser.add_argument("--jobs", type=int, help="processes, 3 GB each; default one a core, at most 4; 1 on a GPU")
@@ -265,7 +268,7 @@ def main() -> None:
     chosen = tuple(m for m in MUTANTS if m.effect == "distribution" and not m.only_beyond)
     if options.mutants:
         chosen = tuple(m for m in MUTANTS if m.name in options.mutants.split(","))
-    pair = sd.load_pair(device=options.device)  # here only to know its weights
+    pair = sd.load_pair(device=options.device)  # here only for the hash of its weights
     asked = {name: getattr(options, name) for name in ("samples", "runs", "right_samples", "right_runs")}
     settings = {
         **asked,
@@ -290,7 +293,7 @@ def main() -> None:
         record["minutes"] = round(earlier + (time.time() - began) / 60, 1)
         options.json.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-        whole = options.json.with_suffix(".part")  # never half a file, should it end here
+        whole = options.json.with_suffix(".part")  # an interrupt leaves a whole file
         whole.write_text(text, encoding="utf-8")
         whole.replace(options.json)
 
@@ -301,19 +304,19 @@ def main() -> None:
     ):
         try:
             record = recorded(workers, **asked, mutants=chosen, save=save, before=before, pace=pace)
-        except BaseException:  # an interrupt above all: not to wait for what was not begun
+        except BaseException:  # above all after an interrupt: drop tasks that have not begun
             workers.shutdown(wait=False, cancel_futures=True)
             raise
     for name, entry in record["mutants"].items():
         found = (
             f"refuted in {entry['refuted']} of {len(entry['p_values'])} runs of {entry['samples']:,} samples"
             if "refuted" in entry
-            else "too small for a promise"
+            else "too small to promise anything"
         )
         print(f"{name:24} TV {entry['tv']:.3f} ({entry['trial'].partition(',')[0]}): {found}")
     for name, one in record["right_code"].items():
         ks, alarms = one["kolmogorov_smirnov"]["p_value"], one["false_alarms"]
-        print(f"right code, {name}: {len(one['p_values'])} runs, uniform with p = {ks:.2g}, {alarms} false alarms")
+        print(f"correct code, {name}: {len(one['p_values'])} runs, uniform with p = {ks:.2g}, {alarms} false alarms")
     print(json.dumps(record["verdict"], indent=1))
 
 

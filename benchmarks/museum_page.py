@@ -1,13 +1,14 @@
-"""The page about the museum, with its picture.
+"""Write the museum's page, with its picture.
 
     python benchmarks/museum_page.py docs
 
-writes museum.md and museum.svg into that folder; `make museum` does so. It reads what `benchmarks/museum.py` recorded
-on the pair that ships from the folder next to it, benchmarks/results/museum.json, and what
-`specdec equivalence --json` said of engines from equivalence_*.json there.
+writes museum.md and museum.svg into that folder; `make museum` does so. From the folder next to it, benchmarks/results,
+it reads what was recorded on the pair that ships: museum.json by `benchmarks/museum.py` and
+equivalence_*.json by `specdec equivalence --json` for some engines.
 """
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,50 +16,63 @@ from typing import Any
 
 from specdec_lab.equivalence.museum import CAUGHT, INTENDED, MISSED, RIGHT, Matrix, matrix
 from specdec_lab.equivalence.mutants import Mutant
+from specdec_lab.equivalence.mutants_randomness import RANDOMNESS
 
 INTRODUCTION = """# The museum of wrong versions
 
 <!-- Written by `python benchmarks/museum_page.py docs`. Do not edit. -->
 
-Speculative decoding is easy to get wrong in ways that nobody sees: the text reads well, and only its probabilities are
-not the target's; or the text is right, and only the speed that was hoped for does not come. Here are mistakes that
-public projects have made, and some that the algorithm invites, each as a change of the package's own code in one
-place. To see one at work:
+Speculative decoding is easy to get wrong without noticing. The text reads well, but its probabilities are not the
+target's. Or the text is right, but the speedup is missing. Each exhibit is one such mistake, made in one place of this
+package's own code. To see one at work:
 
 ```python
 from specdec_lab.equivalence import mutant
 
 with mutant("residual-is-target").installed():
-    ...  # everything in here runs the wrong version
+    ...  # everything in this block runs the wrong version
 ```
+"""
 
-Every wrong version is put to every test:"""
+TESTS = "Every test runs on every wrong version:"
 
-LEGEND = f"""{CAUGHT} caught, {INTENDED} caught by the test that is meant for it, {MISSED} not. The columns with a star
-are two tests of public projects, written anew after their descriptions. They hand p, q and drafted tokens to the rule
-alone.
+LEGEND = f"""{CAUGHT} caught, {INTENDED} caught by the test that is meant for it, {MISSED} not caught. The two columns
+with a star are tests of public projects, rewritten from their descriptions. They pass p, q and drafted tokens to the
+verification rule alone.
 
-Whatever changes the distribution is refuted by the exact proof, but for one: the proof plays chance itself, so a
-mistake inside `SeededRandomness` is out of its sight and has a test of its own. Whatever only loses speed passes the
-proof, as it must: the text is right. How many each test catches:"""
-
+The exact proof refutes everything that changes the distribution, with one kind of exception: mistakes inside
+`SeededRandomness` (see below). Whatever only loses speed passes the proof, because the text is right. How many wrong
+versions each test catches:"""
 
 RESULTS = Path("benchmarks", "results")
 
 PICTURE = """![Every wrong version against every test: caught, caught by the test meant for it, or not](museum.svg)"""
 
-ENGINES = """## What the test says of engines
+DEPENDENCE = """## Random numbers that are not independent
 
-`specdec equivalence --engine …` puts any sampler to the same test, against the target's own probabilities. On the pair
-that ships:"""
+The exact proof enumerates every outcome. For this it replaces the random numbers, and its own make each decision
+independently of the others. So it cannot see that the real random numbers depend on each other, although the sampler
+then has the wrong distribution. [`noise-shared`](#noise-shared) and [`u-shared-in-row`](#u-shared-in-row) are of this
+kind, and pass the proof.
+
+Two tests catch them, because they sample with the real random numbers and compare joint distributions of several
+tokens. `joint`, on small tables, is part of the matrix above. The empirical test does the same for any sampler. It
+needs enough samples: with a shared u, the first token is right, and only later ones are not. `u-shared-in-round` is the
+same mistake inside the verification rule, where the proof sees it."""
+
+ENGINES = """## Other engines under the same test
+
+`specdec equivalence --engine …` tests any sampler against the target's own probabilities. On the pair that ships:"""
 
 ON_THE_PAIR = """## On the pair that ships
 
-`benchmarks/museum.py` draws from the trained pair while each wrong version of the first kind is in force, in two ways:
-at temperature 1, and at temperature 0.7 with top-k 40 and a draft that stops when it is unsure. TV is the total
-variation of the first four tokens from the target's, in the way that shows more. Where it is 0.03 or more, the
-empirical test has to refute it in every run, with as many samples as find such a difference 99 times in 100. Both ways
-decode with token verification, so the wrong versions of block verification are not among them."""
+`benchmarks/museum.py` samples from the trained pair while a wrong version is in effect, in two ways: at temperature 1;
+and at temperature 0.7 with top-k 40 and a draft that stops when it is unsure. TV is the total variation between the
+distribution of the first four tokens and the target's, estimated without bias; the table shows the larger of the two
+ways. An unbiased estimate of a TV near 0 may come out negative, and is shown as 0. The interval holds the true TV with
+95 %, and is wide because it makes no assumption. Where the TV is 0.03 or more, the empirical test has to refute the
+wrong version in every run, with as many samples as detect such a difference 99 times in 100. Both ways decode chains
+with token verification, so the wrong versions of blocks, trees and heads are not in this table."""
 
 
 def page(
@@ -67,14 +81,19 @@ def page(
     engines: Sequence[dict[str, Any]] = (),
     calibration: dict[str, Any] | None = None,
 ) -> str:
-    """docs/museum.md: the matrix, what was recorded, and every wrong version with its difference from the right code.
+    """docs/museum.md: the matrix, what was recorded, and every wrong version as a difference from the correct code.
 
-    record: what `benchmarks/museum.py` wrote. engines: what `specdec equivalence --json` said of some.
-    calibration: what `benchmarks/equivalence_calibration.py` wrote.
+    Args:
+        result: the matrix.
+        record: what `benchmarks/museum.py` wrote.
+        engines: what `specdec equivalence --json` printed for some.
+        calibration: what `benchmarks/equivalence_calibration.py` wrote.
     """
     tests = [f"- **{c.short}** (`{c.name}`): {c.what}" for c in result.checks]
     counts = [f"- {sentence}" for sentence in result.summary()]
-    parts = [INTRODUCTION, "\n".join(tests), PICTURE, _table(result), LEGEND, "\n".join(counts)]
+    introduction = f"{INTRODUCTION}\n{result.origins()}.\n\n{TESTS}"
+    parts = [introduction, "\n".join(tests), PICTURE, _table(result), LEGEND, "\n".join(counts), DEPENDENCE]
+    parts += [_dependence(record)] if record else []
     parts += _on_the_pair(record) if record else []
     parts += [_calibrated(calibration)] if calibration else []
     parts += [ENGINES, "\n".join(map(_of_engine, engines))] if engines else []
@@ -92,81 +111,119 @@ def _table(result: Matrix) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ruler, *rows])
 
 
+def _dependence(record: dict[str, Any]) -> str:
+    """How often the empirical test refuted dependent random numbers, one line for each wrong version."""
+    lines = ["On the pair that ships (see the next section), the empirical test refuted", ""]
+    for name in ("u-shared-in-round", *(m.name for m in RANDOMNESS)):
+        entry = record["mutants"].get(name, {})
+        if "refuted" in entry:
+            runs = f"{entry['refuted']} of {len(entry['p_values'])} runs of {entry['samples']:,} samples"
+            lines.append(f"- `{name}` in {runs}, at {entry['trial']}.")
+    return "\n".join(lines)
+
+
 def _on_the_pair(record: dict[str, Any]) -> list[str]:
-    """The table of total variations, and what the right code did."""
-    rows = ["| wrong version | TV | most at | samples of a run | refuted |", "| --- | --: | --- | --: | --: |"]
+    """The table of total variations, and how often the correct code was refuted."""
+    rows = ["| wrong version | TV | 95 % interval | larger at | samples of a run | refuted |"]
+    rows.append("| --- | --: | --: | --- | --: | --: |")
     for name, entry in sorted(record["mutants"].items(), key=lambda item: -item[1]["tv"]):
         tried = ["", ""]
         if "refuted" in entry:
             tried = [f"{entry['samples']:,}", f"{entry['refuted']} of {len(entry['p_values'])}"]
         where = entry["trial"].partition(",")[0]
-        rows.append(f"| [{name}](#{name}) | {entry['tv']:.3f} | {where} | {' | '.join(tried)} |")
+        low, high = entry["trials"][entry["trial"]]["tv_interval"]
+        tv = f"{max(0, entry['tv']):.3f} | {low:.3f} to {high:.3f}"
+        rows.append(f"| [{name}](#{name}) | {tv} | {where} | {' | '.join(tried)} |")
     said = []
-    for name, one in record["right_code"].items():
-        runs, each = len(one["p_values"]), record["settings"]["right_samples"]
-        alarms = f"{one['false_alarms']} called wrong, where 1 in {1 / one['false_alarm_stated']:,.0f} may be"
-        p = one["kolmogorov_smirnov"]["p_value"]
-        ks = f"Kolmogorov and Smirnov find the p-values uniform with p = {p:.2g}"
-        said.append(f"- The right code, {name}: {runs} runs of {each:,} samples, {alarms}; {ks}.")
+    for name, facts in record["right_code"].items():
+        runs, each = len(facts["p_values"]), record["settings"]["right_samples"]
+        alarms = f"{facts['false_alarms']} refuted, at a stated rate of {facts['false_alarm_stated']:g}"
+        p = facts["kolmogorov_smirnov"]["p_value"]
+        ks = f"A Kolmogorov-Smirnov test of uniform p-values gives p = {p:.2g}"
+        said.append(f"- The correct code, {name}: {runs} runs of {each:,} samples, {alarms}. {ks}.")
     return [ON_THE_PAIR, "\n".join(rows), "\n".join(said)]
 
 
 def _calibrated(facts: dict[str, Any]) -> str:
-    """Whether the empirical test keeps what it says."""
+    """Whether the empirical test's stated rates are true."""
 
-    def share(one: dict[str, Any]) -> str:
-        return f"{one['share']:.2%} ({one['low']:.2%} to {one['high']:.2%})"
+    def share(rate: dict[str, Any]) -> str:
+        return f"{rate['share']:.2%} ({rate['low']:.2%} to {rate['high']:.2%})"
 
     alarms = facts["false alarms, by stated rate"]
-    called_wrong = [f"- {share(one)} where {float(rate):.1%} is stated" for rate, one in alarms.items()]
+    refuted = [f"- {share(measured)} where {float(rate):.1%} is stated" for rate, measured in alarms.items()]
     lines = [
-        f"**Does the empirical test keep its word?** {alarms['0.05']['simulations']:,} tests were simulated, each of "
-        f"{facts['samples']:,} samples",
-        f"of the pair's outcomes, {facts['outcomes']:,} over {facts['prompts']} prompts "
-        "(`python benchmarks/equivalence_calibration.py`). A right sampler was called wrong in",
+        f"**Are the stated rates of the empirical test true?** {alarms['0.05']['simulations']:,} tests were simulated, "
+        f"each of {facts['samples']:,} samples",
+        f"of the pair's {facts['outcomes']:,} outcomes over {facts['prompts']} prompts "
+        "(`python benchmarks/equivalence_calibration.py`). A correct sampler was refuted in",
         "",
-        *called_wrong,
+        *refuted,
         "",
-        f"of them (with 95 % intervals). A sampler with a total variation of {facts['detectable_tv']:.3f}, of which it "
-        f"says that {facts['stated_power']:.0%} of tests",
-        f"find it, was found in {share(facts['found']['detectable TV, worst direction'])}, where the difference is "
-        "spread in the way that hides it best.",
+        "of them (with 95 % intervals). The test states that it detects a total variation of "
+        f"{facts['detectable_tv']:.3f} in {facts['stated_power']:.0%} of tests.",
+        f"It did in {share(facts['found']['detectable TV, worst direction'])}, with the difference spread in the way "
+        "that is hardest to detect.",
     ]
     return "\n".join(lines)
 
 
 def _of_engine(facts: dict[str, Any]) -> str:
-    """One line: the verdict and what it rests on."""
+    """One line: the result and what it rests on."""
     found = "consistent with the target" if facts["consistent"] else "**not the target**"
     low, high = facts["tv_interval"]
     given = {name.replace("_", "-"): value for name, value in facts["sampling"].items() if value is not None}
     how = ", ".join(f"{name} {value:g}" for name, value in given.items())
     return (
         f"- {facts['sampler']}, {how}: {found}, p = {facts['p_value']:.2g} over {facts['samples']:,} samples of "
-        f"{facts['length']} tokens. TV within {low:.3f} and {high:.3f}; {facts['detectable_tv']:.3f} or more would be "
-        "found 99 times in 100."
+        f"{facts['length']} tokens. TV within {low:.3f} and {high:.3f}; {facts['detectable_tv']:.3f} or more is "
+        "detected 99 times in 100."
     )
 
 
+REFERENCE = re.compile(r"([\w.-]{2,}/[\w.-]*\w{2})( #(\d+))?|#(\d+)")
+"""A GitHub repository with or without the number of an issue or pull request, or a number alone."""
+
+
+def linked(seen: str) -> str:
+    """The same text with links to repositories, issues and pull requests.
+
+    A number without a repository belongs to the one before it.
+    """
+    repository = ""
+
+    def link(match: re.Match[str]) -> str:
+        nonlocal repository
+        repository = match[1] or repository
+        number = match[3] or match[4]
+        return f"[{match[0]}](https://github.com/{repository}{f'/issues/{number}' if number else ''})"
+
+    return REFERENCE.sub(link, seen)
+
+
 def _exhibit(m: Mutant, result: Matrix) -> str:
-    seen = result.outcomes[m.name, m.caught_by].evidence
+    evidence = result.outcomes[m.name, m.caught_by].evidence
+    origin = linked(f"By{m.seen.removeprefix('by')}" if m.by_reasoning else f"Seen: {m.seen}")
     return f"""<a id="{m.name}"></a>
 
 ### {m.title}
 
 `{m.name}`, in `{m.where}`. {m.what}
 
-- Seen: {m.seen}.
-- What comes of it: {m.output}
-- Caught by `{m.caught_by}`: {seen.removesuffix(".")}.
+- {origin}.
+- Consequence: {m.output}
+- Caught by `{m.caught_by}`: {evidence.removesuffix(".")}.
 
 ```diff
 {m.difference}
 ```"""
 
 
-def recorded(folder: Path) -> tuple[dict[str, Any] | None, list[dict[str, Any]], dict[str, Any] | None]:
-    """The arguments `record`, `engines` and `calibration` of `page`, from the results beside `folder`."""
+Recorded = tuple[dict[str, Any] | None, list[dict[str, Any]], dict[str, Any] | None]
+
+
+def recorded(folder: Path) -> Recorded:
+    """What `page` takes after the matrix, from the results next to `folder`."""
     results = folder.resolve().parent / RESULTS
 
     def read(name: str) -> Any:

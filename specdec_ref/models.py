@@ -196,6 +196,10 @@ class TransformersModel:
         self.cache.keep(rows)
         self._lengths = [self._lengths[row] for row in rows]
 
+    def lengths(self) -> list[int]:
+        """The number of tokens in the cache, for each row."""
+        return self.cache.lengths
+
     @property
     def features(self) -> Tensor:
         """Hidden states of `feature_layers`, side by side, for every token in the cache.

@@ -27,6 +27,7 @@ from specdec_lab.equivalence.outcome_tree import MINIMUM, grow_tree, pool
 from specdec_lab.equivalence.result import Equivalence
 from specdec_lab.equivalence.sampler import SamplerError
 from specdec_lab.equivalence.statistics import chance_tv, detectable_tv, fit, holm, total_variation, tv_interval
+from specdec_lab.equivalence.tiny import random_head
 from specdec_ref import decoding
 from specdec_ref.acceptance import acceptance_probability
 from specdec_ref.api import VERIFICATIONS
@@ -290,7 +291,7 @@ def test_too_few_samples_are_refused_with_the_number_that_would_do(pair: sd.Pair
     ("changes", "words"),
     [
         ({"sampling": sd.GREEDY}, "temperature=0"),
-        ({"sampling": sd.Sampling(top_k=1)}, "nothing to chance"),
+        ({"sampling": sd.Sampling(top_k=1)}, "certain of what follows"),
         ({"sampling": "warm"}, "sampling='warm'"),
         ({"samples": 0}, "samples=0"),
         ({"samples": 2.5}, r"samples=2\.5"),
@@ -615,6 +616,20 @@ def test_the_command_prints_json_and_ends_with_1_for_a_wrong_engine(specdec: Any
     assert json.loads(out)["p_value"] < FALSE_ALARM
 
 
+@pytest.mark.parametrize("drafter", ["lookup", "tree-without-replacement"])
+def test_the_command_takes_other_drafting_methods(drafter: str, specdec: Any) -> None:
+    status, out, err = specdec("--samples", "1000", "--drafter", drafter)
+    assert status == 0, err
+    assert f"our loop, k = 2, {drafter}: consistent with the target" in out
+
+
+def test_the_command_takes_the_folder_of_a_head(specdec: Any, pair: sd.Pair, tmp_path: Path) -> None:
+    sd.save_head(random_head(pair.target, "feature"), tmp_path)
+    status, out, err = specdec("--samples", "1000", "--drafter", str(tmp_path))
+    assert status == 0, err
+    assert "consistent with the target" in out.replace("\n", " ")
+
+
 def test_an_interrupted_command_tells_what_was_drawn(specdec: Any) -> None:
     status, out, _ = specdec("--samples", "1000", "--engine", f"{__name__}:interrupted")
     assert status == 130
@@ -636,7 +651,8 @@ def test_the_exact_command_proves_every_case_and_ends_with_0(specdec: Any, monke
     status, out, err = specdec("--exact")
     assert status == 0, err
     lines = [line for line in out.splitlines() if re.search(r"\de[+-]\d\d +✓", line)]
-    assert len(lines) == 3  # the differences are not what a narrow terminal leaves out
+    assert len(lines) == 3 + 1  # three cases and their one method; a narrow terminal leaves out no difference
+    assert re.search(r"draft model +3 ", out)
     assert "3 proofs, no sampling, tolerance 1e-9: each of them exactly the target's distribution" in out
     assert specdec("--exact", "--json")[0] == 0
 
@@ -671,9 +687,13 @@ def test_the_greedy_command(specdec: Any) -> None:
         (("--length", "2"), "--length 2"),
         (("--prompts", "0"), "--prompts 0"),
         (("--greedy", "--exact"), "one of them at a time"),
+        (("--drafter", "nonsense"), "takes one of draft, head, parallel-head, lookup"),
+        (("--drafter", "suffix", "--exact"), "changes nothing with --exact, which covers every method"),
+        (("--drafter", "suffix", "--engine", "transformers"), "changes nothing with --engine transformers"),
+        (("--drafter", "tree-iid", "--verification", "block"), "a tree of candidates has a rule of its own"),
         (("--figure", "picture.txt"), ".png"),
         (("--figure", "no/such/folder/a.png"), "folder that exists"),
-        (("--exact", "--figure", "a.png"), "--exact draws none"),
+        (("--exact", "--figure", "a.png"), "--exact has none"),
         (("--seed", "-1"), "seed=-1"),
     ],
     ids=" ".join,

@@ -5,13 +5,16 @@ seeds and fail for a right sampler once in 1,000 other seeds.
 """
 
 import copy
+import functools
 import importlib.util
 import json
+import re
 import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +22,7 @@ import torch
 
 import specdec_ref as sd
 from specdec_lab.equivalence import engines
+from specdec_lab.equivalence.drafters import DRAFTERS, HEADS, drafter_by_name
 from specdec_lab.equivalence.empirical import SamplingPlan, carry_out, empirical, prepare
 from specdec_lab.equivalence.engines import (
     OurLoop,
@@ -31,6 +35,7 @@ from specdec_lab.equivalence.engines import (
 from specdec_lab.equivalence.greedy import greedy_agreement
 from specdec_lab.equivalence.sampler import SamplerError
 from specdec_lab.equivalence.server_engine import OpenAICompletions
+from specdec_lab.equivalence.tiny import head_drafter, random_head
 from specdec_lab.serving.configuration import speculative_config
 from specdec_ref import decoding
 from specdec_ref.fast.steps import choose_steps
@@ -44,10 +49,36 @@ CUTS = sd.Sampling(temperature=0.8, top_k=12, top_p=0.9)
 ON_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 Make = Callable[[sd.Pair, sd.Sampling], Any]
+MakeDrafter = Callable[[sd.Pair], sd.Drafter | None]
+
+
+def with_head(kind: str) -> MakeDrafter:
+    """What makes the drafter of an untrained head."""
+
+    def make(pair: sd.Pair) -> sd.Drafter:
+        head = random_head(pair.target, kind)
+        return head_drafter(head, sd.TransformersModel(pair.target, feature_layers=head.config.feature_layers))
+
+    return make
+
+
+METHODS: dict[str, MakeDrafter] = {
+    **{name: functools.partial(drafter_by_name, name) for name in DRAFTERS if name not in HEADS},
+    "head": with_head("feature"),
+    "parallel-head": with_head("parallel"),
+}
+"""What makes the drafter of each method, for any pair."""
+
+
+def ours(make: MakeDrafter) -> Make:
+    """Our loop with that drafter."""
+    return lambda pair, sampling: OurLoop(pair, 2, sampling, make(pair))
+
+
 ENGINES: dict[str, Make] = {
-    "our loop": lambda pair, sampling: OurLoop(pair, 2, sampling),
-    "one by one": autoregressive,
-    "prompt lookup": lambda pair, sampling: OurLoop(pair, 2, sampling, drafter=sd.PromptLookupDrafter()),
+    **{f"our loop, {name}": ours(make) for name, make in METHODS.items()},
+    "our loop, block verification": lambda pair, sampling: OurLoop(pair, 3, sampling, verification="block"),
+    "autoregressive": autoregressive,
     "transformers": TransformersGenerate,
     "transformers, assisted": lambda pair, sampling: TransformersAssisted(pair, sampling, tokens=2),
     "transformers, assisted, its own schedule": TransformersAssisted,
@@ -231,7 +262,67 @@ def test_our_engine_draws_the_same_whether_or_not_it_scores_what_nobody_asks_for
 def test_neighbours_are_scored_together_unless_that_wastes_more_than_a_pass(
     needed: list[int], passes: list[tuple[int, int, int]]
 ) -> None:
-    assert [(part.start, part.stop, m) for part, m in engines._neighbours(needed)] == passes
+    assert [(part.start, part.stop, m) for part, m in engines.adjacent_rows(needed)] == passes
+
+
+def test_shared_work_scores_trees_as_each_row_would_alone(pair: sd.Pair) -> None:
+    """Equal and different trees after equal and different texts; then other paths are kept, and the texts go on."""
+    plain, shared = sd.TransformersModel(pair.target), SharedWork(pair.target)
+    prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[0]]
+    tokens = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 4]])
+    parents = torch.tensor([[-1, 0, 0, 1], [-1, 0, 0, 1], [-1, 0, 0, 1], [-1, 0, 0, 1], [-1, 0, 0, 2]])
+    shared.end = 8  # nodes are not in the order of their positions, so all of them are scored
+    for model in (plain, shared):
+        model.start(5, 24)
+        model.prefill(prompts)
+    torch.testing.assert_close(shared.extend_tree(tokens, parents), plain.extend_tree(tokens, parents))
+    assert shared.cache.batch == 4
+    shared.end = None
+    for model in (plain, shared):
+        model.keep_path([[0, 1, 3], [0, 2], [0, 1], [0], [0, 2, 3]])
+    assert shared.lengths() == plain.lengths() == [8, 7, 9, 6, 8]
+    assert shared.cache.batch == 5
+    more = torch.tensor([[9, 8], [9, 8], [9, 8], [9, 8], [9, 8]])
+    torch.testing.assert_close(shared.extend(more), plain.extend(more), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_shared_work_changes_no_sample(
+    name: str,
+    tiny_model: "Callable[..., PreTrainedModel]",
+    disturbed: "Callable[..., PreTrainedModel]",
+    pair: sd.Pair,
+) -> None:
+    """The same seed gives the same tokens as `speculate` on models that share nothing. In float64."""
+    target = tiny_model("llama").double()
+    precise = sd.Pair(target, disturbed(target).double(), pair.tokenizer)
+    engine = OurLoop(precise, 3, sd.Sampling(), METHODS[name](precise))
+    drafter = METHODS[name](precise) or sd.ModelDrafter(sd.TransformersModel(precise.draft))
+    plain = getattr(drafter, "target", sd.TransformersModel(target))
+    for seed in range(2):
+        rows = [decoding.Row(tuple(PROMPTS[0]), 9) for _ in range(12)]
+        for _ in decoding.speculate(plain, drafter, list(rows), sd.FixedK(3), sd.Sampling(), sd.SeededRandomness(seed)):
+            pass
+        assert engine.sample(PROMPTS[0], 12, 9, seed).tolist() == [row.new for row in rows]
+        drafter = METHODS[name](precise) if name == "suffix" else drafter  # it would remember these texts
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nonsense", "drafter='nonsense': takes one of draft, head"),
+        ("tree-top-k", "drafter='tree-top-k': needs a draft model"),
+        (str(Path(__file__).parent), "has no config.json of a head"),
+    ],
+)
+def test_an_unusable_drafter_is_a_clear_error(name: str, words: str, pair: sd.Pair) -> None:
+    with pytest.raises(sd.SpecdecError, match=re.escape(words)):
+        drafter_by_name(name, sd.Pair(pair.target, None, pair.tokenizer))
+
+
+def test_block_verification_refuses_a_tree(pair: sd.Pair) -> None:
+    with pytest.raises(sd.SpecdecError, match="verification='block': a tree of candidates has a rule of its own"):
+        OurLoop(pair, 2, drafter=drafter_by_name("tree-iid", pair), verification="block")
 
 
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, ON_A_GPU])]

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from specdec_lab import equivalence
 from specdec_lab.equivalence.exact import Proof, exact
-from specdec_lab.equivalence.proof_suite import CONTROLLERS, ProofCase, UpAndDown, cases, prove_all
+from specdec_lab.equivalence.proof_suite import CONTROLLERS, METHODS, ProofCase, UpAndDown, cases, prove_all
 from specdec_lab.equivalence.tables import TableModel, constant_table, markov_table, random_table
-from specdec_ref import acceptance, control, decoding
-from specdec_ref.api import VERIFICATIONS
+from specdec_ref import acceptance, beyond, control, decoding, drafting
+from specdec_ref.api import TREE_DRAFTERS, VERIFICATIONS
+from specdec_ref.beyond.trees import SCHEMES
 from specdec_ref.control import as_controller
 from specdec_ref.decoding import Controller
-from specdec_ref.drafting import Draft, Drafter, ModelDrafter, PromptLookupDrafter
+from specdec_ref.drafting import Draft, Drafter, ModelDrafter, NoDrafter, PromptLookupDrafter
 from specdec_ref.errors import SpecdecError
 from specdec_ref.models import TransformersModel
 from specdec_ref.sampling import GREEDY, Randomness, Sampling
@@ -81,6 +82,7 @@ def test_the_first_draft_is_accepted_with_the_overlap_of_p_and_q(name: str) -> N
     sampling = case.settings.get("sampling", Sampling())
     assert isinstance(case.drafter, ModelDrafter)
     target, draft = case.target, case.drafter.model
+    assert isinstance(target, TableModel)
     assert isinstance(draft, TableModel)
     prompts = case.prompt if isinstance(case.prompt[0], tuple) else [case.prompt]
     wanted = case.settings.get("max_new_tokens", 2)
@@ -97,6 +99,16 @@ def test_the_first_draft_is_accepted_with_the_overlap_of_p_and_q(name: str) -> N
         assert name.removeprefix("block, ") in drafts_nothing_first
     else:
         assert proof.acceptance_rate == pytest.approx(sum(overlaps) / len(overlaps), abs=EXACT)
+
+
+def test_the_suite_covers_every_drafting_method_and_both_verification_rules() -> None:
+    drafters = {type(case.drafter) for case in CASES.values() if case.drafter is not None}
+    modules = drafting, beyond.heads, beyond.suffix, beyond.trees
+    classes = {cls for module in modules for cls in vars(module).values() if isinstance(cls, type)}
+    assert drafters == {cls for cls in classes if hasattr(cls, "propose")} - {Drafter, NoDrafter}
+    chains = {METHODS[cls] for cls in drafters if cls not in TREE_DRAFTERS} | {"autoregressive"}
+    trees = {f"tree, {scheme}" for scheme in (*SCHEMES, "best first")}
+    assert {case.method for case in CASES.values()} == chains | {f"{m}, block verification" for m in chains} | trees
 
 
 def test_the_suite_covers_every_size_and_has_no_name_twice() -> None:
@@ -553,7 +565,7 @@ NAN = float("nan")
         (lambda: exact(P, None, [0], sampling=0.7), "sampling=0.7"),
         (lambda: exact(P, None, [0], limit=0), "limit=0"),
         (lambda: exact(P, None, [0], verification="blocks"), "verification='blocks'"),
-        (lambda: exact(P, ModelDrafter(Q), [0], limit=5), "limit=5: there are more paths than that to play; make k"),
+        (lambda: exact(P, ModelDrafter(Q), [0], limit=5), "limit=5: there are more paths than that; make k"),
         (lambda: exact(P, None, [0], k=(one for one in ())), "k="),
     ],
 )

@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -30,6 +31,9 @@ from specdec_lab.equivalence.museum import CHECKS, RIGHT, Matrix, MuseumCheck, c
 from specdec_lab.equivalence.museum_checks import PROMPTS, Observation, proofs
 from specdec_lab.equivalence.museum_empirical import Trial, refuted, trials
 from specdec_lab.equivalence.mutants import MUTANTS, Mutant, mutant
+from specdec_lab.equivalence.mutants_randomness import RANDOMNESS
+from specdec_lab.equivalence.statistics import fit
+from specdec_lab.equivalence.tables import random_table
 from specdec_lab.equivalence.tiny import tiny_pair
 from specdec_ref import (
     FixedK,
@@ -97,14 +101,35 @@ def test_the_test_meant_for_it_catches_it_and_not_by_a_crash(wrong: Mutant) -> N
 
 @by_name
 def test_the_exact_proof_refutes_what_changes_the_distribution_and_nothing_else(wrong: Mutant) -> None:
-    """The proof puts its own chance in place of `SeededRandomness`, so it cannot see inside that."""
+    """The proof replaces `SeededRandomness`, so it cannot see inside that."""
     seen = wrong.effect == "distribution" and not wrong.in_randomness
     outcome = cell(wrong.name, "exact")
     assert outcome.caught == seen, outcome.evidence
 
 
-def test_only_one_wrong_version_is_out_of_the_proofs_sight() -> None:
-    assert [m.name for m in MUTANTS if m.in_randomness] == ["u-at-most-ratio"]
+def test_the_proof_cannot_see_inside_the_random_numbers() -> None:
+    assert [m.name for m in MUTANTS if m.in_randomness] == ["u-at-most-ratio", "noise-shared", "u-shared-in-row"]
+
+
+@pytest.mark.parametrize("wrong", RANDOMNESS, ids=lambda m: m.name)
+@pytest.mark.parametrize("check", ["exact", "boundary", "acceptance", "tokens-per-round"])
+def test_other_tests_do_not_see_dependent_random_numbers(wrong: Mutant, check: str) -> None:
+    """So a test of the joint distribution is needed."""
+    assert not cell(wrong.name, check).caught
+
+
+def test_of_a_shared_u_every_single_token_has_its_true_distribution() -> None:
+    """The first token in 20,000 texts of one position is right: a χ² test, which fails once in 10⁶ seeds."""
+    p = random_table(3, 1)
+    with mutant("u-shared-in-row").installed():
+        rows = [decoding.Row((0,), 2) for _ in range(20_000)]
+        loop = decoding.speculate(
+            p, ModelDrafter(random_table(3, 2)), list(rows), FixedK(1), Sampling(), SeededRandomness(0)
+        )
+        for _ in loop:
+            pass
+    counts = np.bincount([row.new[0] for row in rows], minlength=3)
+    assert fit([counts], [p.probabilities((0,)).numpy()]).p_value > 1e-6
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.name)
@@ -152,7 +177,7 @@ def test_a_wrong_version_that_its_test_lets_pass_is_reported(small: Matrix) -> N
         (RIGHT, "exact"): Observation(True, "seen"),
     }
     said = Matrix(small.mutants, small.checks, tampered).failures()
-    assert said == ["the right code fails 'exact': seen", "k-ignored passes 'k', which has to catch it"]
+    assert said == ["the correct code fails 'exact': seen", "k-ignored passes 'k', which has to catch it"]
 
 
 def test_there_are_at_least_22_of_both_kinds_with_names_of_their_own() -> None:
@@ -168,6 +193,19 @@ def test_every_field_is_filled(wrong: Mutant) -> None:
     assert wrong.what.endswith(".")
     assert wrong.output.endswith(".")
     assert wrong.caught_by in {c.name for c in CHECKS}
+
+
+@by_name
+def test_each_says_where_it_was_seen_or_that_it_is_by_reasoning(wrong: Mutant) -> None:
+    in_public = re.search(r"[\w.-]+/[\w.-]+", wrong.seen) is not None
+    assert in_public or wrong.by_reasoning
+    assert wrong.seen.startswith("by reasoning") == wrong.by_reasoning
+
+
+def test_the_museum_counts_what_was_seen_and_what_is_by_reasoning(small: Matrix) -> None:
+    assert small.origins() == "2 of 2 wrong versions were seen in public projects, 0 are by reasoning"
+    every = Matrix(MUTANTS, (), {}).origins()
+    assert every == "36 of 55 wrong versions were seen in public projects, 19 are by reasoning"
 
 
 @by_name
@@ -268,9 +306,12 @@ def test_the_picture_in_the_docs_has_every_wrong_version(small: Matrix, museum_p
 
 RECORD = {
     "mutants": {
-        "ratio-floor": {"tv": 0.005, "trial": "temperature 1"},
+        "ratio-floor": {
+            "tv": -0.0045, "trial": "temperature 1", "trials": {"temperature 1": {"tv_interval": [0.0, 0.054]}},
+        },
         "ratio-squared": {
             "tv": 0.08, "trial": "temperature 1", "samples": 8000, "refuted": 20, "runs": 20, "p_values": [0.0] * 20,
+            "trials": {"temperature 1": {"tv_interval": [0.061, 0.12]}},
         },
     },
     "right_code": {
@@ -285,9 +326,24 @@ RECORD = {
 
 def test_the_page_shows_what_was_recorded_on_the_pair_that_ships(small: Matrix, museum_page: Any) -> None:
     text = museum_page.page(small, RECORD)
-    assert "| [ratio-squared](#ratio-squared) | 0.080 | temperature 1 | 8,000 | 20 of 20 |" in text
-    assert "| [ratio-floor](#ratio-floor) | 0.005 | temperature 1 |  |  |" in text
-    assert "200 runs of 2,000 samples, 1 called wrong, where 1 in 1,000 may be" in text
+    assert "| [ratio-squared](#ratio-squared) | 0.080 | 0.061 to 0.120 | temperature 1 | 8,000 | 20 of 20 |" in text
+    assert "| [ratio-floor](#ratio-floor) | 0.000 | 0.000 to 0.054 | temperature 1 |  |  |" in text  # never below 0
+    assert "200 runs of 2,000 samples, 1 refuted, at a stated rate of 0.001" in text
+
+
+def test_the_page_shows_how_often_dependent_random_numbers_were_refuted(small: Matrix, museum_page: Any) -> None:
+    entry = {**RECORD["mutants"]["ratio-squared"], "refuted": 19, "samples": 64_000}
+    text = museum_page.page(small, {**RECORD, "mutants": {m.name: entry for m in RANDOMNESS}})
+    assert "- `u-shared-in-row` in 19 of 20 runs of 64,000 samples, at temperature 1." in text
+
+
+def test_the_page_links_to_where_a_wrong_version_was_seen(museum_page: Any) -> None:
+    said = museum_page.linked("huggingface/transformers #40976, since #40657; p/q of romsto/Speculative-Decoding")
+    issues = "https://github.com/huggingface/transformers/issues/"
+    assert said == (
+        f"[huggingface/transformers #40976]({issues}40976), since [#40657]({issues}40657); "
+        "p/q of [romsto/Speculative-Decoding](https://github.com/romsto/Speculative-Decoding)"
+    )
 
 
 def test_the_page_shows_what_the_test_says_of_engines(
@@ -311,10 +367,12 @@ def test_what_is_recorded_keeps_the_promise(museum_page: Any) -> None:
         assert found["low"] <= calibration["stated_power"] <= found["high"]
     if record is not None:
         measured = [m for m in MUTANTS if m.effect == "distribution" and not m.only_beyond]
-        assert record["mutants"].keys() == {m.name for m in measured}
+        missing = {m.name for m in measured} - record["mutants"].keys()
+        assert missing <= {m.name for m in RANDOMNESS}  # these take half an hour more
         assert all(e["refuted"] == len(e["p_values"]) == 20 for e in record["mutants"].values() if e["tv"] >= 0.03)
         assert record["verdict"]["p_values_uniform"]
         assert record["verdict"]["false_alarms_as_stated"]
+        assert all(record["mutants"][m.name]["refuted"] == 20 for m in RANDOMNESS if m.name not in missing)
 
 
 @pytest.mark.slow
@@ -323,7 +381,7 @@ def test_the_page_shows_every_wrong_version_and_how_it_was_made(result: Matrix, 
     for m in MUTANTS:
         assert text.count(f"### {m.title}\n") == 1
         assert f"```diff\n{m.difference}\n```" in text
-        assert m.seen in text
+        assert museum_page.linked(m.seen.removeprefix("by reasoning")) in text
     assert "python benchmarks/museum_page.py docs" in text.partition("\n\n")[2][:200]
 
 
@@ -376,7 +434,8 @@ def test_the_command_shows_the_matrix_and_draws_it(
 ) -> None:
     status, out = command(result, "--figure", str(tmp_path / "museum.png"))
     assert status == 0
-    assert "exact: 42 of 43 that change the distribution, 0 of 8 that lose speed" in out
+    assert "exact: 42 of 45 that change the distribution, 0 of 10 that lose speed" in out
+    assert "36 of 55 wrong versions were seen in public projects, 19 are by reasoning" in out
     assert (tmp_path / "museum.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -425,7 +484,17 @@ def test_the_empirical_test_sees_the_rule_the_temperature_the_draft_and_greedy(
         assert refuted(small_pair, both).caught
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", RANDOMNESS, ids=lambda m: m.name)
+def test_the_empirical_test_refutes_dependent_random_numbers_in_20_of_20_runs(wrong: Mutant, small_pair: Pair) -> None:
+    """20,000 samples of four tokens at temperature 1. A correct sampler is refuted once in 1,000 runs."""
+    trial, _ = trials(small_pair, [[5, 9], [8, 3, 1]], samples=20_000)
+    with wrong.installed():
+        refuted_runs = sum(not trial.run(seed).consistent for seed in range(20))
+    assert refuted_runs == 20
+
+
 def test_the_full_matrix_has_the_empirical_test_beside_the_others(small_pair: Pair) -> None:
     names = [check.name for check in checks(full=True, pair=small_pair, samples=6_000, prompts=[[5, 9]])]
     fast = [check.name for check in CHECKS]
-    assert names == [*fast[:8], "empirical", *fast[8:]]
+    assert names == [*fast[:10], "empirical", *fast[10:]]

@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 
 import specdec_ref as sd
 from specdec_lab import SpeculativeDecodingMonitor
-from specdec_lab.equivalence.engines import SharedWork
 from specdec_lab.equivalence.enumeration import Script
 from specdec_lab.equivalence.exact import Proof, exact
 from specdec_lab.equivalence.mutants import mutant
@@ -490,13 +489,6 @@ def test_a_target_that_scores_no_trees_is_named() -> None:
     )
     with pytest.raises(sd.SpecdecError, match=r"target=.*: takes a model that can score trees"):
         next(rounds)
-
-
-def test_rows_that_share_their_work_score_no_trees(pair: Pair) -> None:
-    model = SharedWork(pair.target)
-    model.start(2, 20)
-    with pytest.raises(sd.SpecdecError, match="drafter: proposes trees"):
-        model.extend_tree(torch.zeros(2, 1, dtype=torch.int64), torch.full((2, 1), -1))
 
 
 def test_a_table_keeps_a_path_only_after_a_tree() -> None:

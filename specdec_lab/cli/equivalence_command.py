@@ -1,4 +1,4 @@
-"""`specdec equivalence`: is it exactly the target's distribution? By experiment, by proof, greedily, and the museum."""
+"""`specdec equivalence`: does the output have exactly the target's distribution? By experiment, by proof, greedily."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -14,12 +14,14 @@ from specdec_lab.cli.common import check_verification_option
 from specdec_ref.errors import SpecdecError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from specdec_lab.equivalence.sampler import Sampler
     from specdec_ref.loading import Pair
     from specdec_ref.sampling import Sampling
 
 PROMPT_TOKENS = 16
-"""Held-out texts are cut to their first tokens: what follows a few is as good a test, and costs every engine less."""
+"""Held-out texts are cut to their first tokens: a short prompt is as good a test, and costs every engine less."""
 
 GREEDY_TOKENS = 64
 PICTURES = ".png", ".svg", ".pdf"
@@ -41,7 +43,7 @@ def equivalence(
     engine: Annotated[
         str,
         typer.Option(
-            help="Whose samples: ours, autoregressive, transformers, assisted (k tokens in every round), "
+            help="What samples: ours, autoregressive, transformers, assisted (k tokens in every round), "
             "assisted-default (transformers' own schedule), openai:URL, vllm, or a function of (pair, sampling) as "
             "module:attribute."
         ),
@@ -53,27 +55,37 @@ def equivalence(
     verification: Annotated[
         str, typer.Option(help="With --engine ours: how drafted tokens are verified, token or block.")
     ] = "token",
+    drafter: Annotated[
+        str,
+        typer.Option(
+            help="With --engine ours: draft (the draft model), head, parallel-head, lookup, suffix, tree-iid, "
+            "tree-without-replacement, tree-top-k, tree-best-first, or the folder of a head."
+        ),
+    ] = "draft",
     temperature: Annotated[float, typer.Option(help="Of the sampling that is tested.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Keep the k most likely tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep the most likely tokens up to this mass.")] = None,
     prompts: Annotated[int, typer.Option(help="Held-out prompts.")] = 4,
-    false_alarm: Annotated[float, typer.Option(help="How often a right sampler may be called wrong.")] = 0.001,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same samples.")] = 0,
+    false_alarm: Annotated[float, typer.Option(help="How often a correct sampler may be refuted.")] = 0.001,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same samples.")] = 0,
     greedy: Annotated[
-        bool, typer.Option("--greedy", help="Instead: is greedy decoding token by token the target's?")
+        bool, typer.Option("--greedy", help="Instead: compare greedy decoding with the target's, token by token.")
     ] = False,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Instead: prove our loop exact on small tables, by enumeration.")
+        bool,
+        typer.Option(
+            "--exact", help="Instead: prove our loop exact with every method, by enumeration on small models."
+        ),
     ] = False,
     museum: Annotated[
-        bool, typer.Option("--museum", help="Instead: every known wrong version against every test.")
+        bool, typer.Option("--museum", help="Instead: run every test on every wrong version of the museum.")
     ] = False,
-    figure: Annotated[Path | None, typer.Option(help="Also draw the verdict to this .png, .svg or .pdf file.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Also save a figure of the result as .png, .svg or .pdf.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
 ) -> None:
-    """Test whether an engine draws exactly from the target. Status 0: as far as can be told it does; 1: it does not.
+    """Test whether an engine samples exactly from the target. Exit status 0: consistent with it, 1: refuted.
 
-    Says before it starts how small a difference it would find. Ctrl-C: the verdict over what was drawn by then.
+    It first prints how small a difference it can detect. Ctrl-C ends it with the result of the samples so far.
     """
     instead = [name for name, on in (("--greedy", greedy), ("--exact", exact), ("--museum", museum)) if on]
     if len(instead) > 1:
@@ -82,6 +94,7 @@ def equivalence(
         raise SpecdecError(f"--prompts {prompts}: takes a whole number ≥ 1")
     _check_figure(figure, instead)
     _check_verification(verification, engine, instead)
+    _check_drafter(drafter, engine, instead)
     from specdec_lab.cli.common import headline, load
 
     console = Console(quiet=as_json, highlight=False)
@@ -96,7 +109,7 @@ def equivalence(
     k = _drafted(engine, k, length, greedy)
     pair = load(target, draft, device, dtype)
     console.print(headline(pair))
-    sampler = _engine(engine, pair, k, sampling, model, verification)
+    sampler = _engine(engine, pair, k, sampling, model, verification, drafter)
     texts = list(held_out_prompts().values())[:prompts]
     ids = [pair.tokenizer(text)["input_ids"] for text in texts]
     if greedy:
@@ -117,11 +130,11 @@ def _empirical(
     figure: Path | None,
     as_json: bool,
 ) -> dict[str, Any]:
-    """The plan, the samples, the verdict."""
+    """The plan, the samples, the result."""
     from specdec_lab.equivalence.empirical import carry_out, prepare
     from specdec_lab.equivalence.sampler import SamplerError, ends_of
 
-    with _bar(console, "what the target says") as progress:
+    with _bar(console, "the target's probabilities") as progress:
         plan = prepare(pair, prompts, eos=ends_of(sampler), on_progress=progress, **settings)
     console.print(plan.explain(), "", soft_wrap=True)
     try:
@@ -137,7 +150,7 @@ def _empirical(
     console.print(result.explain(pair.tokenizer), style="bold" if not result.consistent else "", soft_wrap=True)
     if figure is not None:
         result.figure().savefig(figure)
-        console.print(f"drawn to {figure}")
+        console.print(f"saved as {figure}")
     return result.to_dict() | {"sampling": asdict(settings["sampling"])}
 
 
@@ -162,7 +175,13 @@ def _exact(console: Console) -> dict[str, Any]:
 
         def on_case(case: Any, proof: Any) -> None:
             facts.append(
-                {"case": case.name, "covers": case.covers, "holds": proof.holds, "difference": proof.difference}
+                {
+                    "case": case.name,
+                    "method": case.method,
+                    "covers": case.covers,
+                    "holds": proof.holds,
+                    "difference": proof.difference,
+                }
             )
             table.add_row(
                 case.name, case.covers, f"{proof.difference:.0e}", "✓" if proof.holds else "✗ " + proof.explain()
@@ -171,10 +190,22 @@ def _exact(console: Console) -> dict[str, Any]:
 
         prove_all(on_case)
     wrong = [fact["case"] for fact in facts if not fact["holds"]]
-    console.print(table)
+    console.print(table, "", _methods(facts), "")
     message = f"not proven: {', '.join(map(str, wrong))}" if wrong else "each of them exactly the target's distribution"
     console.print(f"{len(facts)} proofs, no sampling, tolerance 1e-9: {message}", soft_wrap=True)
     return {"consistent": not wrong, "proofs": facts}
+
+
+def _methods(facts: list[dict[str, Any]]) -> "Table":
+    """Every method that was proven, with its number of proofs and their largest difference."""
+    from specdec_lab.cli.common import result_table
+
+    table = result_table("method", "proofs", "largest difference", "")
+    for method in sorted({fact["method"] for fact in facts}):
+        proofs = [fact for fact in facts if fact["method"] == method]
+        largest = max(fact["difference"] for fact in proofs)
+        table.add_row(method, str(len(proofs)), f"{largest:.0e}", "✓" if all(f["holds"] for f in proofs) else "✗")
+    return table
 
 
 def _museum(console: Console, figure: Path | None) -> dict[str, Any]:
@@ -183,31 +214,33 @@ def _museum(console: Console, figure: Path | None) -> dict[str, Any]:
     with _bar(console, "wrong versions × tests") as progress:
         result = matrix(on_cell=progress)
     console.print(result.table())
-    for sentence in (*result.summary(), *result.failures()):
+    for sentence in (*result.summary(), result.origins(), *result.failures()):
         console.print(sentence, soft_wrap=True)
     if figure is not None:
         from specdec_lab.equivalence.equivalence_figures import museum_figure
 
         museum_figure(result).savefig(figure)
-        console.print(f"drawn to {figure}")
+        console.print(f"saved as {figure}")
     return {"consistent": not result.failures(), **result.to_dict()}
 
 
 def _finish(facts: dict[str, Any], as_json: bool) -> None:
-    """JSON if asked for, and the exit status: 1 where it is not the target, 130 where an interrupt left it open."""
+    """Print JSON where asked for, and exit: 1 where the target is refuted, 130 after an interrupt."""
     if as_json:
         print(json.dumps(facts, indent=1))
     raise typer.Exit(1 if not facts["consistent"] else 130 if facts.get("partial") else 0)
 
 
-def _engine(name: str, pair: "Pair", k: int, sampling: "Sampling", model: str | None, verification: str) -> "Sampler":
+def _engine(
+    name: str, pair: "Pair", k: int, sampling: "Sampling", model: str | None, verification: str, drafter: str
+) -> "Sampler":
     from specdec_lab.equivalence.engines import engine_by_name
 
-    return engine_by_name(name, pair, k=k, sampling=sampling, model=model, verification=verification)
+    return engine_by_name(name, pair, k=k, sampling=sampling, model=model, verification=verification, drafter=drafter)
 
 
 def _check_verification(verification: str, engine: str, instead: list[str]) -> None:
-    """Raise SpecdecError for an unknown rule, and where the option would change nothing."""
+    """Raise SpecdecError for an unknown rule, and where --verification would change nothing."""
     if verification == "token":
         return
     check_verification_option(verification)
@@ -216,6 +249,17 @@ def _check_verification(verification: str, engine: str, instead: list[str]) -> N
             raise SpecdecError(f"--verification {verification}: changes nothing with {option}, which covers both rules")
     if engine != "ours":
         raise SpecdecError(f"--verification {verification}: changes nothing with --engine {engine}; is for ours")
+
+
+def _check_drafter(drafter: str, engine: str, instead: list[str]) -> None:
+    """Raise SpecdecError where --drafter would change nothing."""
+    if drafter == "draft":
+        return
+    for option in ("--exact", "--museum"):
+        if option in instead:
+            raise SpecdecError(f"--drafter {drafter}: changes nothing with {option}, which covers every method")
+    if engine != "ours":
+        raise SpecdecError(f"--drafter {drafter}: changes nothing with --engine {engine}; is for ours")
 
 
 def _drafted(engine: str, k: int | None, length: int, greedy: bool) -> int:
@@ -237,14 +281,14 @@ def _check_figure(figure: Path | None, instead: list[str]) -> None:
     if figure is None:
         return
     if instead and instead != ["--museum"]:
-        raise SpecdecError(f"--figure: {instead[0]} draws none")
+        raise SpecdecError(f"--figure: {instead[0]} has none")
     if figure.suffix.lower() not in PICTURES or not figure.parent.is_dir():
         raise SpecdecError(f"--figure {figure}: takes a file ending in {', '.join(PICTURES)}, in a folder that exists")
 
 
 @contextmanager
 def _bar(console: Console, what: str) -> Iterator[Progress]:
-    """A progress bar that goes away when done. Yields the function that says how many of how many are done."""
+    """A progress bar that disappears at the end. Yields a function of the number done, and the number of all."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 

@@ -1,7 +1,7 @@
-"""Is what comes out distributed exactly as the target says? Proven by enumeration, tested by experiment.
+"""Does the output have exactly the target's distribution? Proven by enumeration, tested by experiment.
 
-exact: the proof, of our own loop on small tables. empirical: the test, for anybody's sampler. mutants: wrong versions
-that both have to catch, and `museum`, which shows that they do.
+`exact` proves it for our own loop, on small models. `empirical` tests any sampler. `mutants` holds wrong versions, and
+`museum` shows which tests catch them.
 """
 
 import sys
@@ -18,14 +18,14 @@ __all__ = ["Proof", "TableModel", "exact", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:  # loaded when first used: scipy takes its time
+    if name in _HOMES:  # loaded when first used, because scipy loads slowly
         home = import_module(f"{__name__}.{_HOMES[name]}")
         return getattr(home, name, home)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class _Package(ModuleType):
-    """Python names a package's attribute after each file it loads; a function of that name stays in front of it."""
+    """A package gets an attribute for each file that is loaded; a function of the same name takes precedence."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, getattr(value, name, value) if name in __all__ else value)

@@ -1,9 +1,9 @@
-"""Does a sampler draw from the target's distribution? The first tokens after several prompts, counted.
+"""Does a sampler have the target's distribution? The test counts the first tokens after several prompts.
 
-First it is settled, from the target alone, which outcomes are told apart, how often a right sampler will be called
-wrong, and how small a difference will be found (`prepare`); then samples are drawn and counted (`carry_out`). It sees
-only tokens, so it fits any engine. It proves nothing (`exact` does that, for our own loop), but what it refutes is
-wrong.
+`prepare` decides from the target alone which outcomes to count separately, how often a correct sampler will be refuted,
+and how small a difference will be detected. `carry_out` then samples and counts. The test sees only tokens, so it fits
+any engine. It counts sequences of tokens, not single tokens, so it also sees dependence between positions. It does not
+prove that a sampler is right (`exact` does, for our own loop), but what it refutes is wrong.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from specdec_lab.equivalence.outcome_tree import MINIMUM, OutcomeTree, Tokens, grow_tree, pool
-from specdec_lab.equivalence.result import Equivalence, Tally, judge
+from specdec_lab.equivalence.result import Equivalence, Tally, result_of
 from specdec_lab.equivalence.sampler import (
     Sampler,
     SamplerError,
     batch_of,
     checked,
     crash,
-    drawing_of,
     ends_of,
+    function_of,
     name_of,
 )
 from specdec_lab.equivalence.statistics import Counts, detectable_tv
@@ -36,26 +36,36 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Progress = Callable[[int, int], None]
-"""Hears how many of how many are done."""
+"""Called with the number done, and the number of all."""
 
 POWER = 0.99
-"""The chance of finding what is said to be detectable."""
+"""The probability of detecting what is reported as detectable."""
 
 COARSEST, MOST_UNCOUNTED = 0.2, 0.5
-"""A test says nothing, and is refused, that could miss a larger total variation than the one, or that would count more
-than the other share of all samples as 'some other first token'."""
+"""A test is refused where it could miss a total variation above the first number, or would count a larger share of all
+samples than the second as 'some other first token'."""
 
 BATCH = 1_000
-"""Rows asked for at a time, where the sampler does not say."""
+"""Rows per call of the sampler, where it has no `batch`."""
 
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """What will be counted and what that can show, settled before the first sample is drawn.
+    """What will be counted, and what that can show, decided before the first sample.
 
-    trees, samples: one for each prompt. detectable: the total variation that is found with chance `POWER`. uncounted:
-    the share of samples that are only counted as 'some other first token'. end: ids that end a sequence. One plan
-    serves any number of samplers with the same `end`.
+    One plan serves any number of samplers with the same `end`.
+
+    Attributes:
+        trees: the outcomes of each prompt.
+        samples: of each prompt.
+        length: tokens of a sample.
+        sampling: what the sampler claims to follow.
+        false_alarm: how often a correct sampler may be refuted.
+        detectable: the total variation that is detected with probability `POWER`.
+        uncounted: the share of samples that are only counted as 'some other first token'.
+        outcomes: how many are counted separately.
+        vocab_size: of the target.
+        end: ids that end a sequence.
     """
 
     trees: tuple[OutcomeTree, ...]
@@ -71,29 +81,28 @@ class SamplingPlan:
 
     @property
     def rounding(self) -> float:
-        """Total variation that rounding alone makes in the target's own next-token distributions."""
+        """Total variation of the target's own next-token distributions from rounding alone."""
         return max(tree.rounding for tree in self.trees)
 
     @property
     def is_informative(self) -> bool:
-        """Whether the test is worth its time."""
+        """Whether the test can show anything."""
         return self.detectable <= COARSEST and self.uncounted <= MOST_UNCOUNTED
 
     def explain(self) -> str:
-        """In words: what is counted, the false-alarm rate, what is found, and whether rounding stands in the way."""
+        """In words: what is counted, the false-alarm rate, what is detected, and whether rounding disturbs it."""
         s = self.sampling
         cuts = [f"{name} {value}" for name, value in (("top-k", s.top_k), ("top-p", s.top_p)) if value is not None]
         text = (
             f"{sum(self.samples):,} samples of the first {self.length} tokens after {len(self.trees)} prompts, "
-            f"at {', '.join([f'temperature {s.temperature:g}', *cuts])}: {self.outcomes:,} outcomes told apart.\n"
-            f"A right sampler is called wrong once in {1 / self.false_alarm:,.0f} tests. A sampler whose total "
-            f"variation over these outcomes is {self.detectable:.3f} or more is found out {POWER * 100:.0f} times in "
-            "100."
+            f"at {', '.join([f'temperature {s.temperature:g}', *cuts])}: {self.outcomes:,} outcomes counted.\n"
+            f"A correct sampler is refuted once in {1 / self.false_alarm:,.0f} tests. A total variation of "
+            f"{self.detectable:.3f} or more over these outcomes is detected {POWER * 100:.0f} times in 100."
         )
         if self.rounding > self.detectable / 4:
             text += (
-                f"\nRounding alone moves the target's own next-token distribution by {self.rounding:.3f}: a right "
-                "sampler may be refuted for it. Use float32."
+                f"\nRounding alone changes the target's own next-token distribution by {self.rounding:.3f}, so a "
+                "correct sampler may be refuted. Use float32."
             )
         return text
 
@@ -111,15 +120,27 @@ def empirical(
     on_plan: Callable[[SamplingPlan], None] = lambda plan: None,
     on_progress: Progress = lambda done, of: None,
 ) -> Equivalence:
-    """Test whether `sampler` draws the first `length` tokens after `prompts` as the target does.
+    """Test whether the first `length` tokens of `sampler` after `prompts` are distributed as the target's.
 
-    pair: a pair, of which only the target is asked, or a transformers causal LM. samples: over all prompts together.
-    sampling: what the sampler claims to follow, default temperature 1. false_alarm: how often a right sampler may be
-    called wrong. on_plan hears what the test can show before it begins. An interrupt (Ctrl-C) ends it with what was
-    drawn. Raises SpecdecError for arguments it cannot use and for samples too few to show anything, with the number
-    that would do, and SamplerError, which holds the result so far, where the sampler fails.
+    An interrupt (Ctrl-C) ends the test with the samples so far.
+
+    Args:
+        pair: a pair, of which only the target is used, or a transformers causal LM.
+        sampler: a `Sampler`, or a function with the arguments of its `sample`.
+        prompts: texts or lists of token ids.
+        length: tokens of a sample.
+        samples: over all prompts together.
+        sampling: what the sampler claims to follow; default temperature 1.
+        false_alarm: how often a correct sampler may be refuted.
+        seed: equal seeds give equal samples.
+        on_plan: receives what the test can show before it begins.
+        on_progress: see `Progress`.
+
+    Raises:
+        SpecdecError: arguments that it cannot use, or too few samples to show anything, with the number that would do.
+        SamplerError: the sampler fails. It holds the result so far.
     """
-    drawing_of(sampler), batch_of(sampler, BATCH)
+    function_of(sampler), batch_of(sampler, BATCH)
     plan = prepare(
         pair, prompts, length=length, samples=samples, sampling=sampling, false_alarm=false_alarm, eos=ends_of(sampler)
     )
@@ -138,7 +159,7 @@ def prepare(
     eos: Sequence[int] = (),
     on_progress: Progress = lambda done, of: None,
 ) -> SamplingPlan:
-    """Settle what is counted, from the target alone. The arguments are those of `empirical`; eos: ids that end it."""
+    """Decide what is counted, from the target alone. Arguments as in `empirical`; eos: ids that end a sequence."""
     sampling = Sampling() if sampling is None else sampling
     _check_arguments(sampling, length, samples, false_alarm)
     ids = prompt_ids(pair, prompts, length)
@@ -159,18 +180,18 @@ def prepare(
         return asked
     enough = next((n for n in _doubled(samples) if plan(n).is_informative), None)
     if enough is None:
-        raise SpecdecError("prompts: the target leaves nothing to chance after them, so there is nothing to count")
+        raise SpecdecError("prompts: the target is certain of what follows them, so there is nothing to count")
     missed = f"even a total variation of {asked.detectable:.2f} could be missed"
     coarse = f"{asked.uncounted:.0%} of them would count as 'some other token'"
     why = coarse if asked.detectable <= COARSEST else missed
-    raise SpecdecError(f"samples={samples}: too few to say anything, {why}; {enough:,} would do")
+    raise SpecdecError(f"samples={samples}: too few to show anything, {why}; {enough:,} would do")
 
 
 def _check_arguments(sampling: object, length: object, samples: object, false_alarm: object) -> None:
     if not isinstance(sampling, Sampling):
         raise SpecdecError(f"sampling={sampling!r:.80}: takes a Sampling(temperature=…, top_k=…, top_p=…)")
     if sampling.greedy:
-        raise SpecdecError("temperature=0: nothing is left to chance; test it with greedy_agreement (--greedy)")
+        raise SpecdecError("temperature=0: nothing is random; test it with greedy_agreement (--greedy)")
     for name, value in (("length", length), ("samples", samples)):
         if not is_whole(value) or value < 1:
             raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ 1")
@@ -186,7 +207,7 @@ def _doubled(samples: int) -> Iterator[int]:
 
 
 def with_fewer(plan: SamplingPlan, samples: int) -> SamplingPlan:
-    """The plan for fewer samples than it was made for, over all prompts: the same as made afresh, without the work."""
+    """The plan for fewer samples, over all prompts: the same as a new one from `prepare`, without its work."""
     if not is_whole(samples) or not 1 <= samples <= sum(plan.samples):
         raise SpecdecError(f"samples={samples!r:.80}: takes a whole number, 1 … {sum(plan.samples)}")
     return _plan(plan.trees, samples, plan.length, plan.sampling, plan.false_alarm, plan.vocab_size, plan.end)
@@ -201,7 +222,7 @@ def _plan(
     vocab_size: int,
     end: tuple[int, ...],
 ) -> SamplingPlan:
-    """What so many samples tell apart, and what that can show."""
+    """What so many samples can count separately, and what that can show."""
     each = _shares(total, len(trees))
     bins = [pool(tree, n) for tree, n in zip(trees, each, strict=True)]
     outcomes = sum(len(b.names) for b in bins)
@@ -216,7 +237,7 @@ def _shares(total: int, prompts: int) -> tuple[int, ...]:
 
 
 def prompt_ids(pair: "Pair | PreTrainedModel", prompts: Sequence[str | Sequence[int]], length: int) -> list[Tokens]:
-    """Token ids of every prompt. Raises SpecdecError for what is no prompt, or leaves no room for `length` tokens."""
+    """Token ids of every prompt. Raises SpecdecError for invalid prompts and where `length` tokens do not fit."""
     model = pair.target if isinstance(pair, Pair) else pair
     check_rewindable(model, "target")
     rows, context = score_rows(model), context_length(model.config.get_text_config())
@@ -243,10 +264,10 @@ def prompt_ids(pair: "Pair | PreTrainedModel", prompts: Sequence[str | Sequence[
 
 
 def check_one_scaling(model: "PreTrainedModel", prompt: int, length: int) -> None:
-    """Raise SpecdecError where a text of so many tokens, and `length` more, changes its rotary scaling on the way.
+    """Raise SpecdecError where the rotary scaling changes between `prompt` tokens and `length` more.
 
-    The target's probabilities are computed here by its own cached forward passes, whose keys would be rotated in two
-    ways then (see `rotary`).
+    The target's probabilities are computed here with its own cache, whose keys would then be rotated in two ways (see
+    `rotary`).
     """
     if not length_dependent_rotary(model):
         return
@@ -265,8 +286,8 @@ def carry_out(
     seed: int = 0,
     on_progress: Progress = lambda done, of: None,
 ) -> Equivalence:
-    """Draw what the plan asks for, count it and judge. Prompts take turns, so that an early end has some of each."""
-    draw = drawing_of(sampler)
+    """Sample as planned, count, and test. Prompts take turns, so that an early end has samples of each."""
+    sample = function_of(sampler)
     if set(ends_of(sampler)) != set(plan.end):
         raise SpecdecError(f"sampler: stops at {list(ends_of(sampler))}, but the plan is for {list(plan.end)}")
     if not is_whole(seed) or seed < 0:
@@ -276,36 +297,36 @@ def carry_out(
     total = sum(plan.samples)
     before: dict[int, Counts] = {}
 
-    def verdict() -> Equivalence:
+    def result() -> Equivalence:
         about = {"false_alarm": plan.false_alarm, "power": POWER}
-        return judge(tallies, sampler=name_of(sampler), length=plan.length, asked=total, **about)
+        return result_of(tallies, sampler=name_of(sampler), length=plan.length, asked=total, **about)
 
     try:
         for turn, i in _turns(plan.samples, batch):
-            prompt, number = plan.trees[i].prompt, min(batch, plan.samples[i] - tallies[i].drawn)
+            prompt, number = plan.trees[i].prompt, min(batch, plan.samples[i] - tallies[i].samples)
             own_seed = int(np.random.SeedSequence((seed, i, turn)).generate_state(1)[0] >> 1)
-            given = draw(list(prompt), number, plan.length, own_seed)
+            given = sample(list(prompt), number, plan.length, own_seed)
             rows = checked(given, number, plan.length, plan.vocab_size, plan.end)
             if i in before and np.array_equal(rows, before[i]) and len(np.unique(rows, axis=0)) >= 10:
                 raise SpecdecError("sampler: gave the same rows for two seeds; takes independent ones")
             before[i] = rows
             tallies[i].add(rows)
-            on_progress(sum(tally.drawn for tally in tallies), total)
+            on_progress(sum(tally.samples for tally in tallies), total)
             if len(rows) < number:
                 raise SpecdecError(f"sampler: gave {len(rows)} rows where {number} were asked for")
     except KeyboardInterrupt:
-        if not any(tally.drawn for tally in tallies):
+        if not any(tally.samples for tally in tallies):
             raise
     except Exception as error:
-        drawn = sum(tally.drawn for tally in tallies)
+        done = sum(tally.samples for tally in tallies)
         what = str(error) if isinstance(error, SpecdecError) else f"sampler: {crash(error)}"
-        kept = f"after {drawn:,} of {total:,} samples, which are kept" if drawn else "before the first sample"
-        raise SamplerError(f"{what} ({kept})", verdict() if drawn else None) from error
-    return verdict()
+        kept = f"after {done:,} of {total:,} samples, which are kept" if done else "before the first sample"
+        raise SamplerError(f"{what} ({kept})", result() if done else None) from error
+    return result()
 
 
 def _turns(samples: Sequence[int], batch: int) -> Iterator[tuple[int, int]]:
-    """Which prompt is next, and how often it was before: in turn, so that an early end has some of each."""
+    """The turn and the prompt of each batch, round-robin, so that an early end has samples of each prompt."""
     for turn in range(-(-max(samples) // batch)):
         for i, n in enumerate(samples):
             if turn * batch < n:

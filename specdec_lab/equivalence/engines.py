@@ -1,6 +1,6 @@
-"""Samplers to put to the test: our own loop, transformers' generation and assisted generation, vLLM, anybody's.
+"""Samplers to test: our own loop with every drafting method, transformers' generation, vLLM, or your own.
 
-Each is a `Sampler` for one way of sampling. A server is asked by `specdec_lab.equivalence.server_engine`.
+Each is a `Sampler` for one way of sampling. `specdec_lab.equivalence.server_engine` samples from a server.
 """
 
 import copy
@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specdec_lab.equivalence.sampler import Sampler, crash, drawing_of
+from specdec_lab.equivalence.sampler import Sampler, crash, function_of
 from specdec_ref import decoding
-from specdec_ref.api import verification_rule
+from specdec_ref.api import MODEL_DRAFTERS, TREE_DRAFTERS, verification_rule
+from specdec_ref.beyond.heads import HeadDrafter, ParallelHeadDrafter
+from specdec_ref.beyond.suffix import SuffixDrafter
 from specdec_ref.cache import FixedSlots, RewindableCache
 from specdec_ref.control import as_controller
 from specdec_ref.decoding import Controller
@@ -24,11 +26,11 @@ from specdec_ref.drafting import Drafter, ModelDrafter
 from specdec_ref.errors import SpecdecError, is_whole
 from specdec_ref.fast.steps import PlainRunner
 from specdec_ref.loading import Pair
-from specdec_ref.models import LanguageModel, TransformersModel, score_rows
+from specdec_ref.models import TransformersModel, score_rows
 from specdec_ref.sampling import Sampling, SeededRandomness
 
 DRAFTING = "ours", "assisted", "vllm"
-"""Engines that take k; the others draft as they please, or not."""
+"""Engines that take k. The others have a schedule of their own, or do not draft."""
 ENGINES = (
     *("ours", "autoregressive", "transformers", "assisted", "assisted-default"),
     *("openai:URL", "vllm", "module:attribute"),
@@ -36,21 +38,21 @@ ENGINES = (
 
 
 A_PASS = 128
-"""Tokens whose scoring costs as much as another forward pass: rows are only kept apart where that saves more."""
+"""Scoring so many tokens costs as much as another forward pass. Rows are separated only where that saves more."""
 
 MANY = 3_000
-"""Rows of a batch where time counts: the more there are, the more begin alike; 4,000 were slower, and took 5 GB."""
+"""Rows of a batch where time matters: the more rows, the more of them begin alike. 4,000 were slower, and took 5 GB."""
 
 
 class SharedWork(TransformersModel):
-    """Scores rows once as long as they have done the same: a test draws a thousand samples from one prompt.
+    """Scores rows once as long as they are alike, since a test samples thousands of texts after one prompt.
 
-    The cache has one row for each history of tokens fed and taken back; rows part when their histories do, and never
-    meet again, so nothing is computed from anything but what that row itself went through. A step that rows begin alike
-    is taken in pieces, where that scores fewer tokens. Loop, drafter and verdicts do not notice. The memory of a cache
-    serves the next one of its size.
+    The cache has one row for each history of tokens that were fed and rewound. Rows separate when their histories
+    differ, and never join again, so every score is computed from that row's own history alone. A step of several
+    tokens is split where rows begin alike and the split scores fewer tokens. The loop and the drafter see the usual
+    rows. The cache's memory is used again by the next one of the same size.
 
-    end: from this position on nothing is scored (their logits are 0), as texts end there. None: everything.
+    end: tokens from this position on are not scored (their logits are 0), since texts end there. None: all are scored.
     """
 
     end: int | None = None
@@ -58,7 +60,7 @@ class SharedWork(TransformersModel):
     def start(self, batch: int, capacity: int) -> None:
         super().start(1, capacity)
         self._cache_row = torch.zeros(batch, dtype=torch.int64, device=self.device)  # [B], each row's row in the cache
-        if batch > 1:  # a new shape every time, and rows enough to hide the overhead: nothing to record or capture
+        if batch > 1:  # shapes change at every step, so recording or capturing them would not pay
             self.cache = RewindableCache(1, capacity, self.device)
             self._runner = PlainRunner(self.cache)
         if getattr(self, "_size", None) != (batch, capacity):
@@ -83,11 +85,31 @@ class SharedWork(TransformersModel):
         found = [step(self._separate(piece))[self._cache_row] for piece in self._pieces(tokens)]
         return found[0] if len(found) == 1 else torch.cat(found, 1)
 
+    @torch.inference_mode()
     def extend_tree(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        raise SpecdecError("drafter: proposes trees, whose rows cannot share work; takes a drafter of chains")
+        n = tokens.shape[1]
+        different = self._separate(torch.cat([tokens, parents.to(self.device) + 1], 1))
+        end, self.end = self.end, None  # nodes are not in the order of their positions
+        try:
+            logits = super().extend_tree(different[:, :n], different[:, n:].cpu() - 1)
+        finally:
+            self.end = end
+        return logits[self._cache_row]
+
+    @torch.inference_mode()
+    def keep_path(self, paths: list[list[int]]) -> None:
+        longest = max(map(len, paths))
+        padded = [[len(path), *path, *[0] * (longest - len(path))] for path in paths]
+        different = self._separate(torch.tensor(padded, device=self.device))
+        super().keep_path([path[1 : 1 + path[0]] for path in different.tolist()])
+
+    @property
+    def features(self) -> Tensor:
+        """Hidden states of every row, [B, n, layers · d]."""
+        return super().features[self._cache_row]
 
     def _pieces(self, tokens: Tensor) -> list[Tensor]:
-        """Columns to score one after the other, since rows that differ in the later ones are alike in the earlier."""
+        """Columns to score one after the other: rows that differ in a later column may be alike in earlier ones."""
         alike, counts, sizes = self._cache_row, [], [0]
         for column in tokens.unbind(1):
             alike = _refined(alike, column)
@@ -105,19 +127,22 @@ class SharedWork(TransformersModel):
         self._cache_row = self._cache_row[torch.tensor(rows, device=self.device)]
 
     def lengths(self) -> list[int]:
-        """Tokens of every row, as the loop sees them."""
+        """Tokens of every row."""
         return [self.cache.lengths[i] for i in self._cache_row.tolist()]
 
     def _forward(
         self, cache: Any, tokens: Tensor, positions: Tensor, masks: tuple[Tensor, ...], keep_logits: int = 0
     ) -> Tensor:
-        """The forward pass, of neighbors that have as much to go. Returns logits [B, n or keep_logits, V]."""
+        """The forward pass, in groups of adjacent rows with equally many tokens to score.
+
+        Returns logits [B, n or keep_logits, V].
+        """
         n = tokens.shape[1]
         if self.end is None or keep_logits or len(positions) == 1 or not cache.slots:
             return super()._forward(cache, tokens, positions, masks, keep_logits)
         whole = {layer: cache.window(layer) for layer in cache.slots}
         logits = torch.zeros(*tokens.shape, score_rows(self.model), dtype=self._dtype, device=self.device)
-        for part, m in _neighbours((self.end - positions[:, 0]).clamp(0, n).tolist()):
+        for part, m in adjacent_rows((self.end - positions[:, 0]).clamp(0, n).tolist()):
             if m == 0:
                 continue
             slots = {layer: (keys[part], values[part]) for layer, (keys, values) in whole.items()}
@@ -127,17 +152,24 @@ class SharedWork(TransformersModel):
 
     @torch.inference_mode()
     def _separate(self, doing: Tensor, rewinding: bool = False) -> Tensor:
-        """Give rows that do different things, `doing` [B, n], a row each in the cache. Returns [rows there, n].
+        """Give rows that differ in their next action a cache row each.
 
-        The first of those that come from one row stays in its place, so that little is copied; the others go where
-        nobody is, the shortest first.
+        The first of those that come from one cache row stays there, so that little is copied. The others move to
+        unused cache rows, the shortest first.
+
+        Args:
+            doing: [B, n] ≥ 0, what each row does next: the tokens that it feeds, or the length that it rewinds to.
+            rewinding: whether `doing` are lengths.
+
+        Returns:
+            `doing` of each cache row, [cache rows, n].
         """
         alike = self._cache_row  # numbered in the order of their rows, then of what they do
         for column in doing.unbind(1):
             alike = _refined(alike, column)
         n = int(alike.max()) + 1
-        one = alike.new_zeros(n).scatter_(0, alike, torch.arange(len(alike), device=self.device))  # of those alike
-        sources, different = self._cache_row[one].tolist(), doing[one]
+        example = alike.new_zeros(n).scatter_(0, alike, torch.arange(len(alike), device=self.device))  # of those alike
+        sources, different = self._cache_row[example].tolist(), doing[example]
         staying = [i for i, s in enumerate(sources) if s < n and (i == 0 or sources[i - 1] != s)]  # they are sorted
         row_of = dict(zip(staying, (sources[i] for i in staying), strict=True))
         occupied = set(row_of.values())
@@ -154,7 +186,7 @@ class SharedWork(TransformersModel):
         return ordered
 
     def _copy_rows(self, moves: dict[int, int], rows: int) -> None:
-        """Copy rows of the cache, row → source, and go on with the first `rows` of them."""
+        """Copy cache rows, row → source, and keep the first `rows` of them."""
         cache, before = self.cache, self.cache.batch
         if not moves and rows == before:
             return
@@ -163,13 +195,14 @@ class SharedWork(TransformersModel):
             lengths[row] = cache.lengths[source]
         cache.lengths, cache.batch = lengths[:rows], rows
         cache.rows = torch.arange(rows, device=self.device)[:, None]
-        left = {row: source for row, source in moves.items() if row < before}  # by rows that nobody needs
+        left = {row: source for row, source in moves.items() if row < before}  # onto unused rows
         new = [source for _, source in sorted(moves.items() - left.items())]  # for the rows from `before` on
         to, origin, new_origin = (
             torch.tensor(list(x), dtype=torch.int64, device=self.device) for x in (left, left.values(), new)
         )
         for layer, slots in cache.slots.items():
-            if layer not in self._buffers:
+            known = self._buffers.get(layer)
+            if known is None or known[0].shape[1:] != slots[0].shape[1:]:  # trees make a cache grow
                 keys, values = (t.new_zeros(self._size[0], *t.shape[1:]) for t in slots)
                 self._buffers[layer] = keys, values
             for buffer, present in zip(self._buffers[layer], slots, strict=True):
@@ -190,8 +223,8 @@ def _refined(alike: Tensor, doing: Tensor) -> Tensor:
     return numbers
 
 
-def _neighbours(needed: list[int]) -> list[tuple[slice, int]]:
-    """Rows next to each other that are scored in one pass, and of how many tokens: what those need that need most."""
+def adjacent_rows(needed: list[int]) -> list[tuple[slice, int]]:
+    """Adjacent rows that are scored in one pass, and how many tokens of each: the most that any of them needs."""
     found: list[tuple[slice, int]] = []
     first = 0
     for most, rows in groupby(needed):
@@ -206,11 +239,46 @@ def _neighbours(needed: list[int]) -> list[tuple[slice, int]]:
     return found
 
 
-class OurLoop:
-    """Our decoding loop, in batches, without end tokens. k: a number or a controller. drafter: default the draft model.
-    verification: 'token' or 'block', as in `generate_speculative`.
+def shared_models(pair: Pair, drafter: Drafter | None, max_k: int) -> tuple[SharedWork, Drafter | None]:
+    """The target and the drafter of one sampler, on models that share work.
 
-    It runs `decoding.speculate` as it finds it there, so that a wrong version put in its place is what is tested.
+    Args:
+        pair: has the target, and the draft model that is used without a drafter.
+        drafter: any drafting method, or None.
+        max_k: the most tokens that are drafted per round; 0 needs no drafter.
+
+    Raises:
+        SpecdecError: nothing can draft.
+    """
+    if isinstance(drafter, (HeadDrafter, ParallelHeadDrafter)):
+        target = SharedWork(pair.target, feature_layers=drafter.target.feature_layers)
+        return target, drafter.with_target(target)
+    target = SharedWork(pair.target)
+    if isinstance(drafter, MODEL_DRAFTERS) and isinstance(drafter.model, TransformersModel):
+        return target, drafter.with_model(SharedWork(drafter.model.model, target.vocab_size))
+    if drafter is None and max_k:
+        if pair.draft is None:
+            raise SpecdecError("draft: this pair has no draft model; name one, or pass a drafter or k=0")
+        return target, ModelDrafter(SharedWork(pair.draft, target.vocab_size))
+    return target, drafter
+
+
+class OurLoop:
+    """Our decoding loop, in batches, without end tokens.
+
+    It runs `decoding.speculate` as it is when `sample` is called, so the test also sees a wrong version that was put in
+    its place.
+
+    Args:
+        pair: the models.
+        k: a number or a controller.
+        sampling: default temperature 1.
+        drafter: any drafting method; default the pair's draft model.
+        batch: rows to decode at a time.
+        verification: 'token' or 'block', as in `generate_speculative`.
+
+    Raises:
+        SpecdecError: nothing can draft, or block verification was asked for with a drafter of trees.
     """
 
     def __init__(
@@ -226,28 +294,30 @@ class OurLoop:
         self.batch = batch
         self.controller = as_controller(k)
         self.verify = verification_rule(verification)
-        self.target: LanguageModel = SharedWork(pair.target)
-        self.drafter = drafter
-        if drafter is None and self.controller.max_k:
-            if pair.draft is None:
-                raise SpecdecError("draft: this pair has no draft model; name one, or pass a drafter or k=0")
-            self.drafter = ModelDrafter(SharedWork(pair.draft, self.target.vocab_size))
+        if verification != "token" and isinstance(drafter, TREE_DRAFTERS):
+            raise SpecdecError(
+                f"verification={verification!r}: a tree of candidates has a rule of its own; takes 'token'"
+            )
+        self.target, self.drafter = shared_models(pair, drafter, self.controller.max_k)
         self.context = pair.context
-        self.name = f"our loop, k = {self.controller.max_k}" if self.controller.max_k else "our loop, one by one"
+        drafted = f"k = {self.controller.max_k}" if self.controller.max_k else "autoregressive"
+        self.name = f"our loop, {drafted}"
         if verification != "token":
             self.name += f", {verification} verification"
 
     def sample(self, prompt: Sequence[int], number: int, length: int, seed: int) -> Tensor:
         rows = [decoding.Row(tuple(prompt), length) for _ in range(number)]
         randomness = SeededRandomness(seed, self.target.device)
-        if isinstance(self.target, SharedWork):
-            self.target.end = len(prompt) + length - 1  # of a text's last token nobody asks what comes next
+        self.target.end = len(prompt) + length - 1  # what follows the last token of a text is never needed
         for model in (self.target, getattr(self.drafter, "model", None)):
             if isinstance(model, SharedWork):
                 model.final_lengths = [len(prompt) + length]
+        drafter = self.drafter
+        if isinstance(drafter, SuffixDrafter):  # it remembers texts, but equal seeds have to give equal samples
+            drafter = copy.deepcopy(drafter)
         loop = decoding.speculate(
             self.target,
-            self.drafter,
+            drafter,
             list(rows),
             self.controller,
             self.sampling,
@@ -261,12 +331,12 @@ class OurLoop:
 
 
 def autoregressive(pair: Pair, sampling: Sampling | None = None, batch: int = 2_000) -> OurLoop:
-    """Our loop one token at a time: the baseline, which must agree with the target if the test itself is right."""
+    """Our loop one token at a time: the baseline, which is consistent with the target if the test itself is right."""
     return OurLoop(pair, 0, sampling, batch=batch)
 
 
 class TransformersGenerate:
-    """transformers' own `generate`, in batches, with everything off that `sampling` does not name."""
+    """transformers' own `generate`, in batches, with every other processor of logits switched off."""
 
     name = "transformers generate"
 
@@ -281,7 +351,7 @@ class TransformersGenerate:
 
 
 class TransformersAssisted:
-    """transformers' assisted generation: one sequence at a time, so it takes its time.
+    """transformers' assisted generation, one sequence at a time, which makes it slow.
 
     tokens: drafted per round, in every round; None: transformers' own schedule and confidence threshold.
     """
@@ -326,7 +396,7 @@ def _generate(
 
 
 def _with_plain_generation(model: Any, eos: frozenset[int]) -> Any:
-    """The same model with a generation configuration that says nothing: no penalties, no cuts of its own."""
+    """The same model with an empty generation configuration: no penalties, no top-k or top-p of its own."""
     from transformers import GenerationConfig
 
     plain = copy.copy(model)
@@ -380,19 +450,29 @@ def engine_by_name(
     sampling: Sampling | None = None,
     model: str | None = None,
     verification: str = "token",
+    drafter: str = "draft",
 ) -> Sampler:
-    """The sampler that the command line calls `name`, one of `ENGINES`.
+    """The sampler that the command line calls `name`.
 
-    k: tokens drafted per round, by those of `DRAFTING`; 'assisted-default' has transformers' own schedule and stop by
-    confidence. model: what a server or vLLM calls the target; vLLM drafts with the pair's draft. A `module:attribute`
-    is called with (pair, sampling) and gives a sampler. verification: 'token' or 'block', of 'ours' alone. Raises
-    SpecdecError for an unknown name.
+    Args:
+        name: one of `ENGINES`. A `module:attribute` is called with (pair, sampling) and returns a sampler.
+        pair: the models. vLLM drafts with the pair's draft.
+        k: tokens drafted per round, by the engines in `DRAFTING`. 'assisted-default' has transformers' own schedule
+            and confidence threshold.
+        sampling: default temperature 1.
+        model: what a server or vLLM calls the target.
+        verification: 'token' or 'block', for 'ours' alone.
+        drafter: the drafting method, for 'ours' alone; see `drafter_by_name`.
+
+    Raises:
+        SpecdecError: an unknown name.
     """
+    from specdec_lab.equivalence.drafters import drafter_by_name
     from specdec_lab.equivalence.server_engine import OpenAICompletions
 
     kind, _, rest = name.partition(":")
     known: dict[str, Callable[[], Sampler]] = {
-        "ours": lambda: OurLoop(pair, k, sampling, batch=MANY, verification=verification),
+        "ours": lambda: named(OurLoop(pair, k, sampling, drafter_by_name(drafter, pair), MANY, verification), drafter),
         "autoregressive": lambda: autoregressive(pair, sampling, batch=MANY),
         "transformers": lambda: TransformersGenerate(pair, sampling),
         "assisted": lambda: TransformersAssisted(pair, sampling, k),
@@ -406,6 +486,13 @@ def engine_by_name(
     if not kind or not rest or kind == "openai":
         raise SpecdecError(f"engine={name!r:.80}: takes one of {', '.join(ENGINES)}")
     return _imported_sampler(name, pair, sampling)
+
+
+def named(loop: OurLoop, drafter: str) -> OurLoop:
+    """The same loop, whose name says what drafts where that is not the draft model."""
+    if drafter != "draft":
+        loop.name += f", {drafter}"
+    return loop
 
 
 def _vllm(pair: Pair, k: int, sampling: Sampling | None, model: str | None) -> Sampler:
@@ -439,5 +526,5 @@ def _imported_sampler(name: str, pair: Pair, sampling: Sampling | None) -> Sampl
         raise
     except Exception as error:
         raise SpecdecError(f"engine={name!r:.80}: its function failed: {crash(error)}") from error
-    drawing_of(sampler)
+    function_of(sampler)
     return sampler  # type: ignore[no-any-return]

@@ -1,7 +1,7 @@
-"""How the proof plays every outcome: the decoding loop unchanged, under a `Randomness` that follows a script.
+"""How the proof enumerates outcomes: it replays the unchanged decoding loop with a `Randomness` that follows a script.
 
-Depth first, one replay of the loop from its start for each path, round by round. Ends of rounds at which all that the
-loop remembers is equal have the same future: they are merged and their probabilities added.
+It goes depth first and round by round, with one replay of the loop from its start for each path. Two ends of rounds at
+which the loop remembers the same have the same future. They are merged, and their probabilities added.
 """
 
 import copy
@@ -17,7 +17,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from specdec_lab.equivalence.tables import SHARED, TableModel
 from specdec_ref import decoding
@@ -25,19 +25,19 @@ from specdec_ref.acceptance import Verify, verify
 from specdec_ref.decoding import Controller, Round
 from specdec_ref.drafting import Drafter
 from specdec_ref.errors import SpecdecError
-from specdec_ref.models import LanguageModel
+from specdec_ref.models import LanguageModel, TransformersModel
 from specdec_ref.sampling import Sampling
 
 Emitted = tuple[Any, ...]
-"""What was emitted: the tokens of one row, or of every row."""
+"""The emitted tokens of one row, or of every row."""
 
 NEGLIGIBLE = 1e-15
-"""Of a loop that may emit nothing, and so never ends, what is left when so little is left is not followed further."""
+"""Paths less likely than this are dropped: a wrong loop may emit nothing, so that it never ends."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One thing that chance decided: what could have come, how likely each was, and which it is."""
+    """One random decision: the possible outcomes, their probabilities, and which of them is taken."""
 
     options: tuple[int, ...]
     chances: tuple[float, ...]
@@ -45,11 +45,11 @@ class Choice:
 
 
 class Script:
-    """A `Randomness` that does what is written, and takes the first possibility where nothing is written yet.
+    """A `Randomness` that follows a list of choices, and takes the first possible outcome after its end.
 
-    Outcomes of probability 0 never come, and what is certain is no choice. Weights that do not sum to one are scaled,
-    as `SeededRandomness` does. Raises SpecdecError for weights that are negative, NaN or all 0, and where the loop asks
-    for something else than when the script was written.
+    Outcomes of probability 0 are skipped, and certain outcomes are no choice. Weights that do not sum to one are
+    scaled, as in `SeededRandomness`. Raises SpecdecError for weights that are negative, NaN or all 0, and where a
+    replay asks for another choice than before.
     """
 
     def __init__(self, choices: Sequence[Choice]):
@@ -80,12 +80,14 @@ class Script:
             self.choices.append(choice)
         written = self.choices[self.at]
         if replace(written, which=0) != choice:
-            raise SpecdecError("speculate: went another way when played again: not all its chance is Randomness")
+            raise SpecdecError(
+                "speculate: took another path when it was replayed, so not all its randomness is Randomness"
+            )
         self.at += 1
         return written.options[written.which]
 
     def probability(self, start: int) -> float:
-        """Of what was chosen from `start` on."""
+        """The probability of the choices from `start` on."""
         return prod(choice.chances[choice.which] for choice in self.choices[start:])
 
     def following(self, start: int) -> list[Choice] | None:
@@ -99,7 +101,7 @@ class Script:
 
 @dataclass(frozen=True)
 class LoopState:
-    """What remembers something from round to round. Copied together, so that what they share stays shared."""
+    """The objects that keep state between rounds. They are copied together, so that what they share stays shared."""
 
     target: LanguageModel
     drafter: Drafter | None
@@ -108,7 +110,7 @@ class LoopState:
 
 @dataclass(frozen=True)
 class Node:
-    """The end of a round: what was emitted until then, whether all rows have finished, and a script that leads here."""
+    """The end of a round: the tokens emitted so far, whether all rows have finished, and a script that leads here."""
 
     emitted: Emitted
     finished: bool
@@ -117,7 +119,7 @@ class Node:
 
 
 class FixedSeconds:
-    """A controller that is told the same seconds every time, so that a replay goes the same way."""
+    """A controller that observes the same seconds in every replay, so that all replays agree."""
 
     def __init__(self, controller: Controller):
         self.controller = controller
@@ -131,11 +133,17 @@ class FixedSeconds:
 
 
 class Enumeration:
-    """All that can come of some prompts. `solve` it first, then read paths, rounds, and means over the first round.
+    """Every output that some prompts can have. Call `solve`, then read paths, rounds, and means over the first round.
 
-    spare: tokens that a table may hold beyond a row's sequence and still count as remembered. What lies behind them is
-    taken for forgotten, so that more can be merged; where that is wrong, `solve` raises `StaleRead`. None: all counts.
-    verify: the verification rule.
+    Args:
+        state: models, drafter and controller.
+        prompts, lengths: token ids, and the most new tokens of each.
+        sampling, eos, context: as in `speculate`.
+        limit: the most replays.
+        spare: tokens after a row's sequence that a table may hold and that count as remembered. Later ones count as
+            forgotten, so that more can be merged; `solve` raises `StaleRead` where they are read after all. None: all
+            tokens count.
+        verify: the verification rule.
     """
 
     def __init__(
@@ -187,13 +195,13 @@ class Enumeration:
         return dict(result)
 
     def _next_round(self, node: Node) -> dict[Hashable, float]:
-        """Every end of the round after this one, and how likely each is."""
+        """Every end of the round after this one, with its probability."""
         ends: dict[Hashable, float] = defaultdict(float)
         start = len(node.script)
         choices: Sequence[Choice] | None = node.script
         while choices is not None:
             script = Script(choices)
-            key, rows, ended = self._play(script, node.rounds + 1)
+            key, rows, ended = self._replay(script, node.rounds + 1)
             chance = script.probability(start)
             ends[key] += chance
             finished = ended or all(row.finish for row in rows)
@@ -206,12 +214,12 @@ class Enumeration:
             choices = script.following(start)
         return ends
 
-    def _play(self, script: Script, rounds: int) -> tuple[Hashable, list[decoding.Row], bool]:
-        """The loop from its start, for so many rounds: all that it remembers then, its rows, and whether it ended."""
+    def _replay(self, script: Script, rounds: int) -> tuple[Hashable, list[decoding.Row], bool]:
+        """Replay so many rounds from the start. Returns what the loop remembers, its rows, and whether it ended."""
         self.paths += 1
         if self.paths > self.limit:
             smaller = "make k, max_new_tokens, the vocabulary or the batch smaller"
-            raise SpecdecError(f"limit={self.limit}: there are more paths than that to play; {smaller}")
+            raise SpecdecError(f"limit={self.limit}: there are more paths than that; {smaller}")
         try:
             state = copy.deepcopy(self.state)
         except TypeError as error:
@@ -242,7 +250,7 @@ class Enumeration:
 
 
 def _fingerprint(thing: Any, seen: dict[int, int], tables: list[TableModel]) -> Hashable:
-    """What an object remembers, so that the same memory means the same future; but for the rows of tables.
+    """What an object remembers, without the rows of tables. Equal memories have equal futures.
 
     Args:
         thing: any object.
@@ -262,14 +270,14 @@ def _fingerprint(thing: Any, seen: dict[int, int], tables: list[TableModel]) -> 
 
 @singledispatch
 def _contents(thing: Any) -> tuple[Hashable, list[Any]]:
-    """What identifies an object by itself, and the objects that it holds, which are looked at in turn."""
+    """What identifies an object by itself, and the objects that it holds, which are visited in turn."""
     if hasattr(thing, "__dict__"):
         names = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
         slots = [getattr(thing, name, None) for name in names]
         return (type(thing),), [*vars(thing), *vars(thing).values(), *slots]
     try:
         return (type(thing), pickle.dumps(thing)), []
-    except Exception:  # whatever it is: not to be compared, so equal to nothing, so that nothing is merged
+    except Exception:  # it cannot be compared, so it is equal to nothing, and nothing is merged
         return object(), []
 
 
@@ -277,6 +285,12 @@ def _contents(thing: Any) -> tuple[Hashable, list[Any]]:
 def _(table: TableModel) -> tuple[Hashable, list[Any]]:
     own = [value for name, value in vars(table).items() if name not in SHARED and name != "rows"]
     return (type(table), id(table.rule)), own
+
+
+@_contents.register(nn.Module)
+@_contents.register(TransformersModel)
+def _(real: Any) -> tuple[Hashable, list[Any]]:
+    return object(), []  # what a real model holds is not compared, so it is equal to nothing, and nothing is merged
 
 
 @_contents.register

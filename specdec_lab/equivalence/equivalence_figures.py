@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 @styled
 def museum_figure(result: Matrix) -> "Figure":
-    """Wrong versions against tests: a filled square with a tick is caught, a dot is missed; framed where meant.
+    """Wrong versions against tests: a filled square with a tick is caught, a dot is not; a frame marks the test meant.
 
-    Public tests stand apart on the right; a line divides what changes the distribution from what only loses speed.
+    Public tests are on the right. A line separates what changes the distribution from what only loses speed.
     """
     from matplotlib.patches import Rectangle
 

@@ -1,7 +1,11 @@
-"""The proof: the exact distribution of what the decoding loop emits, beside the one that it has to emit.
+"""The proof: the exact distribution of the decoding loop's output, compared with the target's.
 
-The first comes from the loop as it is, by playing every outcome of every draw (`enumeration`). The second comes from
-the target alone, by the chain rule. No sampling noise: the two agree to 1e-9, or the loop is wrong.
+The first comes from the loop as it is, by enumerating every outcome of every random decision (`enumeration`). The
+second comes from the target alone, by the chain rule. There is no sampling noise: the two agree to 1e-9, or the loop is
+wrong.
+
+Enumeration replaces the random numbers, and makes each decision independent of the others. So the proof cannot see
+whether the random numbers of `SeededRandomness` are independent; `empirical` can.
 """
 
 import copy
@@ -17,6 +21,7 @@ import torch
 
 from specdec_lab.equivalence.enumeration import Emitted, Enumeration, LoopState
 from specdec_lab.equivalence.tables import StaleRead
+from specdec_lab.equivalence.tiny import OnCache
 from specdec_ref.api import verification_rule
 from specdec_ref.control import as_controller
 from specdec_ref.decoding import Controller
@@ -27,18 +32,22 @@ from specdec_ref.sampling import Sampling
 
 TOLERANCE = 1e-9
 _probabilities = FunctionType(Sampling.probabilities.__code__, vars(sys.modules[Sampling.__module__]))
-"""`Sampling.probabilities` as it is now: a wrong one that is put in its place later must not pass for the truth."""
+"""`Sampling.probabilities` as it is now: the reference must stay right when a wrong version is installed later."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What the loop emits, and what it has to emit.
+    """The loop's output distribution, and the one that it has to have.
 
-    emitted, expected: probability of each outcome, the tokens of one generation with its end token; for a batch a tuple
-    of such tuples. acceptance_rate: chance that the first token drafted in the first round is accepted, which has to be
-    Σ min(p, q) after the prompt; over the rows that drafted one, NaN where none did. tokens_per_round: what the first
-    round gives, accepted tokens and one more, averaged over rows, before an end token or a length cuts it. paths:
-    replays of the loop. rounds: the most that a generation took.
+    Attributes:
+        emitted, expected: probability of each outcome: the tokens of one generation with its end token, or for a batch
+            a tuple of such tuples.
+        acceptance_rate: probability that the first token drafted in the first round is accepted, averaged over the rows
+            that drafted one; NaN where none did. It has to be Σ min(p, q) after the prompt.
+        tokens_per_round: mean tokens of the first round, accepted and one more, before an end token or the length cuts
+            it.
+        paths: replays of the loop.
+        rounds: the most rounds of a generation.
     """
 
     emitted: dict[Emitted, float]
@@ -65,7 +74,7 @@ class Proof:
         return self.difference <= TOLERANCE and all(abs(total - 1) <= TOLERANCE for total in sums)
 
     def explain(self) -> str:
-        """The verdict in a sentence or two."""
+        """The result in a sentence or two."""
         differences = self._differences()
         n = f"{len(differences)} outcome{'s' if len(differences) > 1 else ''}"
         if self.holds:
@@ -97,11 +106,20 @@ def exact(
 ) -> Proof:
     """Compare the exact distribution of what the loop emits with the target's.
 
-    target: a `TableModel`. drafter: for instance `ModelDrafter(TableModel(…))`; None drafts nothing. prompt: token ids,
-    or a list of prompts, decoded as one batch. max_new_tokens: ≥ 1, one number or one for each prompt. sampling,
-    context: as in `speculate`. limit: replays of the loop that are allowed; each takes about a millisecond.
-    verification: 'token' or 'block', as in `generate_speculative`. Models, drafter and controller are copied, never
-    changed. Raises SpecdecError, also where the loop takes chance from elsewhere than its `Randomness`.
+    Models, drafter and controller are copied, never changed.
+
+    Args:
+        target: a `TableModel`, or an `OnCache`.
+        drafter: for instance `ModelDrafter(TableModel(…))`; None drafts nothing.
+        prompt: token ids, or a list of prompts, decoded as one batch.
+        k: a number or a controller.
+        max_new_tokens: ≥ 1, one number or one for each prompt.
+        sampling, eos, context: as in `speculate`.
+        limit: the most replays of the loop; each takes about a millisecond.
+        verification: 'token' or 'block', as in `generate_speculative`.
+
+    Raises:
+        SpecdecError: arguments that it cannot use, or randomness that does not come from the loop's `Randomness`.
     """
     verify = verification_rule(verification)
     _check_arguments(target, drafter, sampling, context, limit)
@@ -110,7 +128,7 @@ def exact(
     prompts = [_ids(one, target.vocab_size, context) for one in (prompt if many else [prompt])]
     lengths = _lengths(max_new_tokens, len(prompts))
     state = LoopState(target, drafter, as_controller(k))
-    for spare in (0, 1, None):  # more has to count as remembered where a wrong loop reads what it should have forgotten
+    for spare in (0, 1, None):  # a wrong loop may read what it should have forgotten: then more counts as remembered
         played = Enumeration(state, prompts, lengths, sampling, eos, context, limit, spare, verify)
         with suppress(StaleRead):
             emitted = played.solve()
@@ -126,9 +144,9 @@ def exact(
 
 
 def _check_arguments(target: object, drafter: object, sampling: object, context: object, limit: object) -> None:
-    if not hasattr(target, "extend") or isinstance(target, TransformersModel):
+    if not hasattr(target, "extend") or not_copied(target):
         raise SpecdecError(f"target={target!r:.80}: takes a TableModel; for real models there is `empirical`")
-    if isinstance(getattr(drafter, "model", None), TransformersModel):
+    if not_copied(getattr(drafter, "model", None)):
         raise SpecdecError("drafter: its model is a transformers model; takes a TableModel")
     if drafter is not None and (isinstance(drafter, type) or not hasattr(drafter, "propose")):
         raise SpecdecError(
@@ -140,6 +158,11 @@ def _check_arguments(target: object, drafter: object, sampling: object, context:
         raise SpecdecError(f"limit={limit!r:.80}: takes a whole number ≥ 1")
     if context is not None and (not is_whole(context) or context < 1):
         raise SpecdecError(f"context={context!r:.80}: takes a whole number ≥ 1, or None for the target's")
+
+
+def not_copied(model: object) -> bool:
+    """Whether this is a real model whose copies would not begin without rows."""
+    return isinstance(model, TransformersModel) and not isinstance(model, OnCache)
 
 
 def _lengths(max_new_tokens: Any, prompts: int) -> list[int]:
@@ -154,7 +177,7 @@ def _lengths(max_new_tokens: Any, prompts: int) -> list[int]:
 def _from_the_target(
     target: LanguageModel, prompt: tuple[int, ...], n: int, sampling: Sampling, eos: frozenset[int], longest: int
 ) -> dict[Emitted, float]:
-    """Probability of every text of at most `n` tokens: the chain rule, each prefix scored afresh."""
+    """Probability of every text of at most `n` tokens: the chain rule, with each prefix scored from its start."""
     model = copy.deepcopy(target)
     done: dict[Emitted, float] = {}
     growing: dict[Emitted, float] = {(): 1.0}
@@ -162,11 +185,11 @@ def _from_the_target(
         new, probability = growing.popitem()
         model.start(1, longest)
         p = _probabilities(sampling, model.extend(torch.tensor([[*prompt, *new]]))[0, -1])
-        for token, chance in enumerate(p.tolist()):
+        for token, p_token in enumerate(p.tolist()):
             text = (*new, token)
-            if chance > 0:
+            if p_token > 0:
                 ends = token in eos or len(text) == n or len(prompt) + len(text) == longest
-                (done if ends else growing)[text] = probability * chance
+                (done if ends else growing)[text] = probability * p_token
     return done
 
 

@@ -1,7 +1,7 @@
-"""Is greedy decoding the target's own? Token by token, and where it is not: a tie that rounding decided, or a bug.
+"""Is greedy decoding the target's own? Compared token by token; a difference is a numerical tie or a bug.
 
-The judge is one forward pass of the target over the whole sequence, without any cache: at every position the token must
-be the target's first choice after the tokens before it. That is greedy decoding, and no generation loop is involved.
+The reference is one forward pass of the target over the whole sequence, without any cache. At every position the token
+must be the target's argmax after the tokens before it. No generation loop is involved.
 """
 
 import copy
@@ -14,23 +14,27 @@ from torch import Tensor
 
 from specdec_lab.equivalence.empirical import Progress, prompt_ids
 from specdec_lab.equivalence.engines import OurLoop
-from specdec_lab.equivalence.sampler import Sampler, SamplerError, checked, crash, drawing_of, ends_of, name_of
+from specdec_lab.equivalence.sampler import Sampler, SamplerError, checked, crash, ends_of, function_of, name_of
 from specdec_ref.errors import SpecdecError, is_whole
 from specdec_ref.loading import Pair
 from specdec_ref.models import score_rows
 from specdec_ref.sampling import GREEDY
 
 ROUNDING_FACTOR = 8
-"""How many times the rounding error a margin may have and still be a tie: sums in another order err as much again."""
+"""A margin of up to so many rounding errors counts as a tie, since sums in another order have errors of their own."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One token that is not the target's first choice.
+    """One token that is not the target's argmax.
 
-    position: among the new tokens. token: the sampler's, choice: the target's, by the wider numbers. margin: how much
-    more the target's logit is there, in wider numbers (float64 for float32 weights, else float32). rounding: how far
-    the target's own logits are from those.
+    Attributes:
+        prompt: its number.
+        position: among the new tokens.
+        token: the sampler's token.
+        choice: the target's, in wider numbers (float64 for float32 weights, else float32).
+        margin: how much larger the target's logit of `choice` is than that of `token`, in wider numbers.
+        rounding: the largest difference between the target's own logits and those in wider numbers.
     """
 
     prompt: int
@@ -42,13 +46,13 @@ class Difference:
 
     @property
     def tie(self) -> bool:
-        """Whether rounding can have decided: the two logits are as good as equal."""
+        """Whether rounding can explain the difference: the two logits are almost equal."""
         return self.margin <= ROUNDING_FACTOR * self.rounding
 
 
 @dataclass(frozen=True)
 class GreedyAgreement:
-    """tokens: how many were compared, over how many prompts. differences: in order, later ones given the earlier."""
+    """The result: the number of tokens compared, over so many prompts, and the differences in order."""
 
     sampler: str
     prompts: int
@@ -65,7 +69,7 @@ class GreedyAgreement:
         many = f"{self.tokens:,} tokens after {self.prompts} prompts"
         if not self.differences:
             return f"{self.sampler}: greedy decoding is the target's own, {many}, all identical"
-        lines = [f"{self.sampler}: greedy, {len(self.differences)} of {many} are not the target's first choice"]
+        lines = [f"{self.sampler}: greedy, {len(self.differences)} of {many} are not the target's argmax"]
         for d in self.differences[:5]:
             lines.append(
                 f"prompt {d.prompt + 1}, new token {d.position + 1}: {d.token} where the target has {d.choice}, whose "
@@ -103,7 +107,7 @@ def greedy_agreement(
     if not is_whole(max_new_tokens) or max_new_tokens < 1:
         raise SpecdecError(f"max_new_tokens={max_new_tokens!r:.80}: takes a whole number ≥ 1")
     sampler = OurLoop(pair, k, GREEDY) if sampler is None else sampler
-    draw, end, target = drawing_of(sampler), ends_of(sampler), pair.target
+    sample, end, target = function_of(sampler), ends_of(sampler), pair.target
     vocab_size = score_rows(target)
     ids = prompt_ids(pair, prompts, max_new_tokens)
     wider: Any = None
@@ -111,7 +115,7 @@ def greedy_agreement(
     for i, prompt in enumerate(ids):
         on_progress(i, len(ids))
         try:
-            rows = checked(draw(list(prompt), 1, max_new_tokens, i), 1, max_new_tokens, vocab_size, end)
+            rows = checked(sample(list(prompt), 1, max_new_tokens, i), 1, max_new_tokens, vocab_size, end)
         except SpecdecError:
             raise
         except Exception as error:

@@ -1,7 +1,7 @@
 """Rules that accept more drafted tokens than the exact rule, or look as if they did, and what they change.
 
 Each rule takes the place of `acceptance.verify` and has its arguments. Their distance from the target is computed, not
-sampled: `first_token` plays every drafted token and both decisions. `verify` comes out with a distance of 0.
+sampled: `first_token` enumerates every drafted token and both decisions. For `verify` the distance is 0.
 """
 
 from dataclasses import dataclass
@@ -98,7 +98,7 @@ def ensemble(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness, *, w
 
 
 def certain_draft(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) -> Verdict:
-    """Judge a sampled token as if the draft had been certain of it, with q(x) = 1. Exact, and slower.
+    """Verify a sampled token as if the draft had been certain of it, with q(x) = 1. Exact, and slower.
 
     The token is accepted with p(x), which is at most min(1, p(x)/q(x)). To sample from the target and to go on as long
     as the sample equals the draft comes to the same, and accepts Σ p·q.

@@ -1,6 +1,6 @@
 """What lossy rules buy and what they cost, on a pair of models: tokens per round against distance from the target.
 
-Both are exact given the drafts: the same drafted blocks are judged by every rule, and its decisions are summed over
+Both are exact given the drafts: the same drafted blocks are verified by every rule, and its decisions are summed over
 instead of sampled.
 """
 
@@ -159,7 +159,7 @@ class Tradeoff:
 
 
 def tradeoff(rule: LossyRule, blocks: DraftedBlocks) -> Tradeoff:
-    """Judge all blocks by one rule."""
+    """Verify all blocks by one rule."""
     first = [first_token(rule.verify, p, q) for p, q in zip(blocks.p[:, 0], blocks.q[:, 0], strict=True)]
     accepted = acceptance_by_position(rule.verify, blocks.p, blocks.q, blocks.drafted).cumprod(-1).sum(-1)
     return Tradeoff(
@@ -173,7 +173,7 @@ def tradeoff(rule: LossyRule, blocks: DraftedBlocks) -> Tradeoff:
 
 MARKERS = {"lenience": "s", "ensemble": "o", "typical acceptance": "D", "longest match": "X"}
 LABELS = {"lenience": (-5, 6, "right"), "ensemble": (3, -13, "left"), "typical acceptance": (7, -4, "left")}
-"""Where a setting is written beside its marker: points to the right, points up, alignment."""
+"""Where a setting is written next to its marker: points to the right, points up, alignment."""
 
 
 @styled

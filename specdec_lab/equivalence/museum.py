@@ -1,4 +1,4 @@
-"""Which test catches which mistake: every wrong version under every test, and the right code under all of them."""
+"""Which test catches which mistake: every test runs on every wrong version, and on the correct code."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,19 +9,28 @@ from typing import TYPE_CHECKING, Any
 from specdec_lab.equivalence import museum_checks as ours
 from specdec_lab.equivalence import museum_public as public
 from specdec_lab.equivalence.museum_checks import Observation
+from specdec_lab.equivalence.museum_heads import heads_read_their_own_row
 from specdec_lab.equivalence.mutants import MUTANTS, Mutant
 from specdec_ref.loading import Pair, load_pair
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-RIGHT = "right code"
+RIGHT = "correct code"
 CAUGHT, INTENDED, MISSED = "✓", "(✓)", "·"
 
 
 @dataclass(frozen=True)
 class MuseumCheck:
-    """One test, a column of the matrix. short: its heading. public: after a test of another project."""
+    """One test, a column of the matrix.
+
+    Attributes:
+        name: as `Mutant.caught_by` names it.
+        short: its heading.
+        what: what it checks.
+        run: the test itself.
+        public: whether it is written after a test of another project.
+    """
 
     name: str
     short: str
@@ -35,7 +44,7 @@ class MuseumCheck:
         return f"{self.short}*" if self.public else self.short
 
     def observe(self) -> Observation:
-        """What it says about the code as it is now. A crash is a mistake caught, too."""
+        """Run it on the code as it is now. A crash counts as caught."""
         try:
             return self.run()
         except Exception as error:
@@ -43,20 +52,22 @@ class MuseumCheck:
 
 
 CHECKS = (
-    MuseumCheck("exact", "exact", "the exact distribution of what the loop emits is the target's", ours.exact_proof),
+    MuseumCheck("exact", "exact", "the loop's output distribution, by enumeration, is the target's", ours.exact_proof),
     MuseumCheck("self-draft", "self", "the target as its own draft: every token is accepted", ours.self_draft),
     MuseumCheck("cache", "cache", "after every rewind, both models score as without a cache", ours.cache_is_fresh),
     MuseumCheck("acceptance", "Σ min", "acceptance is Σ min(p, q)", ours.acceptance),
     MuseumCheck("tokens-per-round", "round", "a round emits as many tokens as the formula says", ours.tokens_per_round),
+    MuseumCheck("joint", "joint", "sampled texts have the target's joint distribution", ours.joint_distribution),
+    MuseumCheck("features", "head", "a head reads the features of its own row and token", heads_read_their_own_row),
     MuseumCheck("ending", "end", "a text ends at its first end token or at its length", ours.ending),
-    MuseumCheck("boundary", "u=0", "what is impossible is not accepted, even at u = 0", ours.boundary),
-    MuseumCheck("k", "k", "as many tokens are drafted as were asked for", ours.k_takes_effect),
+    MuseumCheck("boundary", "u=0", "a token of probability 0 is not accepted, even at u = 0", ours.boundary),
+    MuseumCheck("k", "k", "the number of drafted tokens is the number that was asked for", ours.k_takes_effect),
     MuseumCheck(
         "transformers", "HF", "the criteria of transformers' target-distribution test", public.like_transformers, True
     ),
     MuseumCheck("vllm", "vLLM", "the criteria of vLLM's rejection-sampler distance test", public.like_vllm, True),
 )
-"""The tests of the fast form."""
+"""The tests of the quick form."""
 
 
 def checks(
@@ -65,9 +76,15 @@ def checks(
     samples: int = 20_000,
     prompts: Sequence[str | Sequence[int]] | None = None,
 ) -> tuple[MuseumCheck, ...]:
-    """The tests in order. full: the empirical test too, and public tests with as many calls as theirs.
+    """The tests in order.
 
-    pair: default the one that ships. samples, prompts: of the empirical test, see `trials`. Raises SpecdecError.
+    Args:
+        full: add the empirical test on a trained pair, and run the public tests with as many calls as theirs.
+        pair: default the one that ships.
+        samples, prompts: of the empirical test, see `trials`.
+
+    Raises:
+        SpecdecError: arguments that the empirical test cannot use.
     """
     if not full:
         return CHECKS
@@ -90,13 +107,13 @@ class Matrix:
     outcomes: dict[tuple[str, str], Observation]
 
     def caught(self, name: str, check: str) -> bool:
-        """Whether that test says that the code of that name is wrong."""
+        """Whether that test fails on the code of that name."""
         return self.outcomes[name, check].caught
 
     def failures(self) -> list[str]:
-        """What should not be, in sentences: empty where every promise of the museum is kept."""
+        """Each broken promise of the museum, in a sentence; empty where all are kept."""
         broken = [
-            f"the right code fails '{c.name}': {self.outcomes[RIGHT, c.name].evidence}"
+            f"the correct code fails '{c.name}': {self.outcomes[RIGHT, c.name].evidence}"
             for c in self.checks
             if self.caught(RIGHT, c.name)
         ]
@@ -120,8 +137,14 @@ class Matrix:
             for c in self.checks
         ]
 
+    def origins(self) -> str:
+        """How many wrong versions were seen in public projects, and how many are by reasoning."""
+        reasoned = sum(m.by_reasoning for m in self.mutants)
+        seen = len(self.mutants) - reasoned
+        return f"{seen} of {len(self.mutants)} wrong versions were seen in public projects, {reasoned} are by reasoning"
+
     def rows(self) -> list[list[str]]:
-        """Name and marks, one row for each wrong version and a last one for the right code."""
+        """Name and marks, one row for each wrong version and a last one for the correct code."""
         found = []
         for name, intended in [*((m.name, m.caught_by) for m in self.mutants), (RIGHT, "")]:
             marks = [
@@ -155,6 +178,7 @@ class Matrix:
             "checks": {c.name: {"what": c.what, "public": c.public} for c in self.checks},
             "effects": {m.name: m.effect for m in self.mutants},
             "caught_by": {m.name: m.caught_by for m in self.mutants},
+            "seen": {m.name: m.seen for m in self.mutants},
             "outcomes": {name: {c.name: vars(self.outcomes[name, c.name]) for c in self.checks} for name in names},
             "failures": self.failures(),
         }
@@ -168,9 +192,12 @@ def matrix(
     samples: int = 20_000,
     on_cell: Callable[[int, int], None] = lambda done, of: None,
 ) -> Matrix:
-    """Put every wrong version, and the right code, to every test. About a minute; `full` takes hours.
+    """Run every test on every wrong version and on the correct code. About two minutes; `full` takes hours.
 
-    full, pair, samples: see `checks`. on_cell hears after each cell how many of how many are done.
+    Args:
+        mutants: the wrong versions.
+        full, pair, samples: see `checks`.
+        on_cell: called after each cell with the number of cells done, and of all cells.
     """
     tests = checks(full, pair, samples)
     outcomes: dict[tuple[str, str], Observation] = {}

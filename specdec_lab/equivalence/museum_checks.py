@@ -1,18 +1,21 @@
-"""The tests that the wrong versions are put to, and the right code as well. Each says whether it caught a mistake.
+"""The museum's tests. Each runs on every wrong version and on the correct code, and reports whether it fails.
 
-They run the package as it is at the time: inside `with mutant.installed()` that is the wrong version. Chance has fixed
-seeds; where a verdict rests on chance, the right code would fail it with a new seed once in a million times.
+They run the package as it is when they are called: inside `with mutant.installed()` that is the wrong version. Seeds
+are fixed. Where a test is statistical, the correct code would fail it with another seed once in a million times.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from specdec_lab.equivalence.exact import Proof, exact
+from specdec_lab.equivalence.statistics import fit
 from specdec_lab.equivalence.tables import TableModel, constant_table, random_table
 from specdec_lab.equivalence.tiny import OnCache, fresh_logits, tiny_pair
 from specdec_ref import decoding
@@ -24,21 +27,22 @@ from specdec_ref.models import LanguageModel, TransformersModel
 from specdec_ref.sampling import GREEDY, Randomness, Sampling, SeededRandomness
 
 TOLERANCE = 1e-9
-SIGMAS = 5.0  # of a normal distribution, one and a half times in 10⁶ by chance
+SIGMAS = 5.0  # of a normal distribution: exceeded by chance 0.6 times in 10⁶
+FALSE_ALARM = 1e-6
 COLD = Sampling(temperature=0.5, top_k=2)
 PROMPTS = [[5, 9, 3, 2, 7, 1], [8], [4, 3, 12, 12], [11, 30, 2]]
 
 
 @dataclass(frozen=True)
 class Observation:
-    """caught: whether the test says that something is wrong. evidence: what it saw, in a sentence."""
+    """The result of one test. caught: whether it failed. evidence: what it observed, in a sentence."""
 
     caught: bool
     evidence: str
 
 
 def exact_proof() -> Observation:
-    """The exact distribution of what the loop emits is the target's, in every case of `proofs`."""
+    """The exact distribution of the loop's output is the target's, in every case of `proofs`."""
     n = 0
     for name, prove in proofs():
         n, proof = n + 1, prove()
@@ -48,7 +52,7 @@ def exact_proof() -> Observation:
 
 
 def proofs() -> Iterator[tuple[str, Callable[[], Proof]]]:
-    """Small cases that together tell the right code from every wrong version: name and what gives its proof."""
+    """Small cases, at least one of which fails for each wrong version: the name and a function that proves it."""
     p, q = random_table(3, 1), random_table(3, 2)
     two, other = random_table(2, 1), random_table(2, 2)
     draft, end = ModelDrafter(q), frozenset([1])
@@ -84,23 +88,23 @@ def self_draft() -> Observation:
         (table, random_table(4, 3)),
         (TransformersModel(model), TransformersModel(model)),
     ]
-    accepted = judged = 0
+    accepted = examined = 0
     for target, twin in pairs:
         for row in _run(target, ModelDrafter(twin), [[t % 4 for t in prompt] for prompt in PROMPTS], 3, 13):
             accepted += sum(r.accepted for r in row.rounds)
-            judged += sum(len(r.drafted) for r in row.rounds)
-    return Observation(accepted < judged, f"{accepted} of {judged} tokens accepted")
+            examined += sum(len(r.drafted) for r in row.rounds)
+    return Observation(accepted < examined, f"{accepted} of {examined} tokens accepted")
 
 
 def cache_is_fresh() -> Observation:
-    """After every rewind, target and draft score as a forward pass over the whole text does, without a cache."""
+    """After every rewind, target and draft give the logits of a forward pass over the whole text without a cache."""
     models = tiny_pair()
     rows = [decoding.Row(tuple(prompt), 24) for prompt in PROMPTS]
     target, drafter = _WatchedTarget(models[0], rows), _WatchedDrafter(models[1])
     for _ in decoding.speculate(target, drafter, rows, as_controller(3), Sampling(), SeededRandomness(0)):
         pass
     worst = {"target": target.worst, "draft": drafter.watched.worst}
-    name = max(worst, key=lambda one: worst[one])
+    name = max(worst, key=worst.__getitem__)
     return Observation(worst[name] > TOLERANCE, f"logits of the {name} differ by up to {worst[name]:.1g}")
 
 
@@ -119,9 +123,9 @@ def acceptance() -> Observation:
 
 
 def _counted_acceptance() -> tuple[float, float, float]:
-    """(accepted − expected) / standard error over all judged tokens, the rate, and the expected rate.
+    """(accepted − expected) / standard error over all examined tokens, the rate, and the expected rate.
 
-    Given the text before it, a token is accepted with chance Σ min(p, q), whatever went before.
+    Given the text before it, a token is accepted with probability Σ min(p, q), whatever happened before.
     """
     models = tiny_pair()
     target, draft = (TransformersModel(model) for model in models)
@@ -129,17 +133,17 @@ def _counted_acceptance() -> tuple[float, float, float]:
     texts = [row.sequence for row in rows]
     p, q = ([Sampling().probabilities(x) for x in fresh_logits(model, texts)] for model in models)
     gained = variance = expected = 0.0
-    judged = accepted = 0
+    examined = accepted = 0
     for i, row in enumerate(rows):
         alpha = torch.minimum(p[i], q[i]).sum(-1).tolist()
         at = len(row.prompt) - 1
-        for one in row.rounds:
-            for j in range(min(one.accepted + 1, len(one.drafted), len(alpha) - at)):  # the length may cut a round
-                a, kept = alpha[at + j], j < one.accepted
+        for r in row.rounds:
+            for j in range(min(r.accepted + 1, len(r.drafted), len(alpha) - at)):  # the length may cut a round
+                a, kept = alpha[at + j], j < r.accepted
                 gained, variance, expected = gained + kept - a, variance + a * (1 - a), expected + a
-                judged, accepted = judged + 1, accepted + kept
-            at += len(one.emitted)
-    return gained / math.sqrt(variance), accepted / judged, expected / judged
+                examined, accepted = examined + 1, accepted + kept
+            at += len(r.emitted)
+    return gained / math.sqrt(variance), accepted / examined, expected / examined
 
 
 def tokens_per_round() -> Observation:
@@ -165,7 +169,7 @@ def tokens_per_round() -> Observation:
 
 
 def _expected_tokens(p: TableModel, q: TableModel, text: tuple[int, ...], k: int) -> float:
-    """1 + the chance that the first draft is accepted · (what follows it), over all tokens; k drafts after `text`."""
+    """The expected tokens of a round with k drafted tokens after `text`, by recursion over the first of them."""
     if k == 0:
         return 1.0
     both = torch.minimum(p.probabilities(text), q.probabilities(text)).tolist()
@@ -191,8 +195,28 @@ def _most_accepted(
     return total
 
 
+def joint_distribution(texts: int = 20_000) -> Observation:
+    """Texts of three tokens, sampled with `SeededRandomness`, are distributed as the target's: a χ² test.
+
+    Of the quick tests only this one compares joint distributions that are sampled with the real random numbers. So only
+    this one sees whether they are independent; the exact proof replaces them.
+    """
+    p, q, n = random_table(3, 1), random_table(3, 2), 3
+    probabilities: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(n):
+        probabilities = {
+            (*text, token): chance * float(p.probabilities((0, *text))[token])
+            for text, chance in probabilities.items()
+            for token in range(p.vocab_size)
+        }
+    seen = Counter(tuple(row.new) for row in _run(p, ModelDrafter(q), [[0]] * texts, 2, n))
+    counts = np.array([seen[text] for text in probabilities])
+    p_value = fit([counts], [np.array(list(probabilities.values()))]).p_value
+    return Observation(p_value < FALSE_ALARM, f"p = {p_value:.2g} over {texts:,} texts of {n} tokens")
+
+
 def ending() -> Observation:
-    """A text ends with its first end token or at its length, not before and not after."""
+    """A text ends with its first end token or at its length, not earlier and not later."""
     table, n = constant_table([0.5, 0.15, 0.35]), 9
     rows = _run(table, ModelDrafter(constant_table([0.5, 0.15, 0.35])), [[0]] * 200, 4, n, eos=frozenset([1]))
     for row in rows:
@@ -203,13 +227,13 @@ def ending() -> Observation:
 
 
 def boundary() -> Observation:
-    """At u = 0: what has probability 0 is never accepted and never drawn, and what has probability 1 always is."""
+    """At u = 0, a token of probability 0 is never accepted nor sampled, and one of probability 1 is always accepted."""
     many = 2**22
     impossible = int(SeededRandomness(_seed_of_a_zero(many)).accept(torch.zeros(many)).sum())
-    refused = int((~SeededRandomness(0).accept(torch.ones(many))).sum())
+    rejected = int((~SeededRandomness(0).accept(torch.ones(many))).sum())
     drawn = SeededRandomness(0).draw(torch.tensor([0, 0.5, 0.5, 0]).expand(2**18, 4))
-    wrong = impossible + refused + int(((drawn == 0) | (drawn == 3)).sum())
-    seen = f"{impossible} of {many} tokens of probability 0 accepted, {refused} of probability 1 refused"
+    wrong = impossible + rejected + int(((drawn == 0) | (drawn == 3)).sum())
+    seen = f"{impossible} of {many} tokens of probability 0 accepted, {rejected} of probability 1 rejected"
     return Observation(wrong > 0, seen)
 
 
@@ -223,7 +247,7 @@ def _seed_of_a_zero(many: int) -> int:
 
 
 def k_takes_effect() -> Observation:
-    """As many tokens are drafted as the controller asks for, round by round."""
+    """Every round drafts as many tokens as the controller asks for."""
     asked = [4, 1, 3, 0, 2, 5]
     table = random_table(4, 3)
     (row,) = _run(table, ModelDrafter(random_table(4, 3)), [[0]], _Plan(asked), 60)
@@ -242,11 +266,11 @@ class _Plan:
         return next(self._asked, 1)
 
     def observe(self, rounds: list[Round]) -> None:
-        """Its plan is made."""
+        """The plan is fixed."""
 
 
 class _WatchedTarget(TransformersModel):
-    """Compares every row of scores that the loop sees with a fresh forward pass."""
+    """Compares all logits that the loop receives with a fresh forward pass."""
 
     def __init__(self, model: object, rows: list[decoding.Row]):
         super().__init__(model)  # type: ignore[arg-type]
@@ -265,7 +289,7 @@ class _WatchedTarget(TransformersModel):
 
 
 class _WatchedDraft(_WatchedTarget):
-    """The same for the model of a drafter: what matters is the last row of scores, which a token is drawn from."""
+    """The same for a draft model: only the last logits matter, from which a token is sampled."""
 
     def __init__(self, model: object):
         super().__init__(model, [])
@@ -282,7 +306,7 @@ class _WatchedDraft(_WatchedTarget):
 
 
 class _WatchedDrafter(ModelDrafter):
-    """Tells its model at the start of a round which texts are true."""
+    """Gives its model the accepted texts at the start of each round."""
 
     def __init__(self, model: object):
         self.watched = _WatchedDraft(model)

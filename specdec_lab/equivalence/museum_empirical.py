@@ -1,7 +1,7 @@
-"""The empirical test as the museum uses it: one pair, two ways of sampling, and greedy decoding beside them.
+"""The empirical test as the museum uses it: one pair, two ways of sampling, and greedy decoding.
 
-Temperature 1 alone would hide what goes wrong with temperature and top-k: the second way has these, and a draft that
-stops when it is unsure. Ends are not for this test, which ignores what follows an end token.
+Temperature 1 alone would hide mistakes with temperature and top-k, so the second way has both, and a draft that stops
+when it is unsure. This test does not cover end tokens.
 """
 
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ from specdec_ref.sampling import Sampling
 LENGTH, K = 4, 2
 CUT = Sampling(temperature=0.7, top_k=40)
 CONFIDENCE = 0.5
-PROMPT_TOKENS = 16  # every sample pays for its prompt, and a short one is as good a test
+PROMPT_TOKENS = 16  # a short prompt is as good a test, and costs less
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One way of sampling: what is counted, settled from the target alone, and the sampler that is tested."""
+    """One way of sampling: what is counted, decided from the target alone, and the sampler that is tested."""
 
     name: str
     plan: SamplingPlan
     sampler: OurLoop
 
     def run(self, seed: int = 0) -> Equivalence:
-        """Draw and judge, with the code as it is now. Raises SamplerError."""
+        """Sample and test, with the code as it is now. Raises SamplerError."""
         return carry_out(self.plan, self.sampler, seed=seed)
 
 
@@ -69,7 +69,7 @@ def trials(
 
 
 def refuted(pair: Pair, both: Sequence[Trial], seed: int = 0) -> Observation:
-    """Put the code as it is now to the empirical test: both ways of sampling, and greedy decoding."""
+    """Run the empirical test on the code as it is now: both ways of sampling, and greedy decoding."""
     seen = []
     for trial in both:
         result = trial.run(seed)

@@ -1,7 +1,7 @@
-"""What two public projects test their own rule by, after their descriptions, to see what those tests miss.
+"""The tests of two public projects for their own rule, rewritten from their descriptions, to see what they miss.
 
-Both hand p, q and drafted tokens to the rule alone. So they cannot see the draft, the loop or a cache; but that is not
-all that they miss.
+Both pass p, q and drafted tokens to the rule alone, so they cannot see the draft, the loop or a cache. They miss more
+than that.
 """
 
 import torch
@@ -17,8 +17,8 @@ VOCAB = 10
 def like_transformers(calls: int = 1_000) -> Observation:
     """One block of three drafts, over and over: two certain, the third impossible under the target.
 
-    Passes where always two are accepted, the third token is one of the four that the target allows, and the two likely
-    ones of those come oftener than the middling one, that one oftener than the rare one, and the rare one at all. After
+    It passes if two tokens are always accepted, the third is one of the four that the target allows, and their counts
+    are in the right order: both likely ones, then the middle one, then the rare one, which must occur. After
     `test_speculative_sampling_target_distribution`, which makes 10,000 calls.
     """
     first, second, impossible = 6, 2, 9
@@ -33,7 +33,7 @@ def like_transformers(calls: int = 1_000) -> Observation:
         verdict = verify(p, q, torch.tensor([[first, second, impossible]]), randomness)
         accepted, token = int(verdict.accepted), int(verdict.next_token)
         if accepted != 2 or not allowed[token]:
-            return Observation(True, f"accepted {accepted} tokens, then drew {token}")
+            return Observation(True, f"accepted {accepted} tokens, then sampled {token}")
         counts[token] += 1
     in_order = min(counts[token] for token in likely) > counts[middling] > counts[rare] > 0
     return Observation(not in_order, f"of {calls}: {[counts[token] for token in (*likely, middling, rare)]}")
@@ -42,7 +42,7 @@ def like_transformers(calls: int = 1_000) -> Observation:
 def like_vllm(largest: int = 100_000) -> Observation:
     """Random p and q, the same at both drafted positions: does the histogram of what is emitted there approach p?
 
-    Passes where its distance to p shrinks, from 10 samples to 100,000, more than 20 times as much as its distance to
+    It passes if, from 10 samples to 100,000, its distance to p shrinks more than 20 times as much as its distance to
     100 random distributions. The bonus token is left out. After
     `test_rejection_sampling_approximates_target_distribution`.
     """

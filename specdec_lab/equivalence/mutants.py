@@ -1,13 +1,14 @@
-"""The museum of wrong versions: bugs that public engines have had, or that the algorithm invites, each as a small edit.
+"""The museum of wrong versions: bugs of public engines, and likely mistakes, each as a small edit of our own code.
 
     with mutant("residual-is-target").installed():
         ...  # the whole package now replaces rejected tokens wrongly
 
-`museum` says which tests catch them.
+`museum` shows which tests catch them.
 """
 
 from specdec_lab.equivalence.mutants_block import BLOCK
 from specdec_lab.equivalence.mutants_loop import LOOP
+from specdec_lab.equivalence.mutants_randomness import RANDOMNESS
 from specdec_lab.equivalence.mutants_rule import RULE
 from specdec_lab.equivalence.mutants_speed import SPEED
 from specdec_lab.equivalence.mutants_trees import TREES
@@ -16,13 +17,13 @@ from specdec_ref.errors import SpecdecError
 
 __all__ = ["MUTANTS", "Mutant", "mutant"]
 
-MUTANTS: tuple[Mutant, ...] = (*RULE, *BLOCK, *LOOP, *TREES, *SPEED)
+MUTANTS: tuple[Mutant, ...] = (*RULE, *BLOCK, *LOOP, *TREES, *RANDOMNESS, *SPEED)
 """All of them: first those that change the distribution, then those that only lose speed."""
 
 
 def mutant(name: str) -> Mutant:
     """The wrong version of that name. Raises SpecdecError."""
-    found = next((one for one in MUTANTS if one.name == name), None)
+    found = next((m for m in MUTANTS if m.name == name), None)
     if found is None:
-        raise SpecdecError(f"name={name!r:.80}: takes one of {', '.join(one.name for one in MUTANTS)}")
+        raise SpecdecError(f"name={name!r:.80}: takes one of {', '.join(m.name for m in MUTANTS)}")
     return found

@@ -11,7 +11,7 @@ BLOCK = (
         what="Multiplies min(1, p/q) of each token, accepts a prefix with that product, ignores it in the residual.",
         seen="vllm-project/vllm-ascend #7807, fixed in #7808; there the random numbers are multiplied as well",
         effect="distribution",
-        output="More tokens are accepted than any exact rule can accept, and the text drifts to the draft's.",
+        output="More tokens are accepted than any exact rule can accept, and the text drifts towards the draft's.",
         caught_by="exact",
         where=_WHERE,
         right="""weights = [torch.ones_like(p_drafted[..., 0])]
@@ -51,7 +51,7 @@ weighted, passing = p, F.pad(ratios, (1, 0), value=1).cumprod(-1)""",
     Mutant(
         name="block-q-of-one",
         title="Block verification with q = 1 for a draft without probabilities",
-        what="Takes q for 1 at every token where the draft is deterministic, instead of at the drafted token alone.",
+        what="For a deterministic draft, sets q to 1 for every token instead of for the drafted one alone.",
         seen="vllm-project/vllm-ascend #7603 and #7839, which switch block verification off for such drafts",
         effect="distribution",
         output="With prompt lookup, other probabilities and fewer accepted tokens; with a draft model, nothing.",
@@ -62,4 +62,4 @@ weighted, passing = p, F.pad(ratios, (1, 0), value=1).cumprod(-1)""",
 surplus = (weighted - q).clamp(min=0).sum(-1)""",
     ),
 )
-"""Those that change what comes out, in `beyond.block`."""
+"""Those in `beyond.block`."""

@@ -1,4 +1,4 @@
-"""Wrong versions around the rule that change what comes out: the draft, the loop, the ends, the cache."""
+"""Wrong versions around the rule that change the distribution: in the draft, the loop, the ends and the cache."""
 
 from specdec_lab.equivalence.mutation import Mutant
 
@@ -10,8 +10,8 @@ LOOP = (
     Mutant(
         name="draft-greedy",
         title="The draft is greedy, q is its softmax",
-        what="Drafts the most likely token, but says that it was drawn from the whole distribution.",
-        seen="huggingface/transformers #32867, mended in #33534: [.6, .4] came out as [.75, .25]",
+        what="Drafts the most likely token, but reports the whole distribution as q.",
+        seen="huggingface/transformers #32867, fixed in #33534: [.6, .4] came out as [.75, .25]",
         effect="distribution",
         output="The draft's favorite comes out too often.",
         caught_by="exact",
@@ -22,7 +22,7 @@ LOOP = (
     Mutant(
         name="q-returned-raw",
         title="q before temperature and top-k, drafts after",
-        what="Draws from the processed distribution and hands out the raw one as q.",
+        what="Samples from the processed distribution and reports the raw one as q.",
         seen="huggingface/transformers #47932 ('candidate generators return a q they did not sample from')",
         effect="distribution",
         output="Wrong wherever temperature, top-k or top-p are used; right at temperature 1.",
@@ -34,9 +34,9 @@ token = randomness.draw(sampling.probabilities(logits))
 q = logits.softmax(-1)""",
     ),
     Mutant(
-        name="drafts-drawn-raw",
+        name="drafts-sampled-raw",
         title="q after temperature and top-k, drafts before",
-        what="Draws from the raw distribution and hands out the processed one as q.",
+        what="Samples from the raw distribution and reports the processed one as q.",
         seen="'the other way round' of huggingface/transformers #47932; #28166 passed processors to the assistant",
         effect="distribution",
         output="Wrong wherever temperature, top-k or top-p are used; right at temperature 1.",
@@ -50,10 +50,10 @@ q = sampling.probabilities(logits)""",
     Mutant(
         name="draft-in-bfloat16",
         title="Drafted in bfloat16, accepted in float32",
-        what="Draws from the softmax of rounded logits, and judges by that of the exact ones.",
+        what="Samples from the softmax of rounded logits, and verifies with the softmax of the exact ones.",
         seen="deepseek-ai/DeepSpec #31",
         effect="distribution",
-        output="A small bias, which no reader of the text would notice.",
+        output="A small bias, too small to notice in a text.",
         caught_by="exact",
         where="drafting.ModelDrafter.propose",
         right=_PROPOSE,
@@ -63,11 +63,11 @@ q = sampling.probabilities(logits)""",
     ),
     Mutant(
         name="early-stop-discards",
-        title="An early stop throws away the token that it stopped at",
+        title="An early stop discards the token that it stopped at",
         what="Stops drafting at a token of low confidence and leaves that token out of the draft.",
         seen="by reasoning",
         effect="distribution",
-        output="Drafts are no longer drawn from q: its unlikely tokens have been weeded out.",
+        output="Drafted tokens are no longer samples from q: its unlikely tokens are missing.",
         caught_by="exact",
         where="drafting.ModelDrafter.propose",
         right="""num_drafted += confident
@@ -78,10 +78,10 @@ num_drafted += confident""",
     Mutant(
         name="greedy-as-argmax",
         title="argmax with the p/q test, called greedy",
-        what="At temperature 0 takes the argmax of every draw, but accepts by the p/q of temperature 1.",
-        seen="romsto/Speculative-Decoding, GreedyProcessor; jaymody/speculative-sampling #3, mended in #4",
+        what="At temperature 0 takes the argmax of every distribution, but accepts with the p/q of temperature 1.",
+        seen="romsto/Speculative-Decoding, GreedyProcessor; jaymody/speculative-sampling #3, fixed in #4",
         effect="distribution",
-        output="Greedy text that is not the target's: drafts survive that are not its argmax.",
+        output="Greedy text that is not the target's: tokens are accepted that are not its argmax.",
         caught_by="exact",
         where="decoding.speculate",
         right="context = context or target.context",
@@ -95,7 +95,7 @@ if sampling.greedy:
         what="Applies temperature, top-k and top-p to the rows that are compared, not to the row of the bonus token.",
         seen="by reasoning",
         effect="distribution",
-        output="One token of every fully accepted round is drawn at temperature 1.",
+        output="One token of every fully accepted round is sampled at temperature 1.",
         caught_by="exact",
         where="decoding.speculate",
         right=_SCORE,
@@ -103,11 +103,11 @@ if sampling.greedy:
     ),
     Mutant(
         name="temperature-cut-to-whole",
-        title="Drafted tokens are judged at a temperature without decimals",
-        what="The temperature goes through an integer on its way to the compared rows: 0.7 becomes 0, taken for 1.",
-        seen="vllm-project/vllm #55005, on CPUs, where the cut number besides ends in a copy that is dropped",
+        title="Drafted tokens are verified at a temperature without decimals",
+        what="Converts the temperature of the compared rows to an integer: 0.7 becomes 0, which counts as 1.",
+        seen="vllm-project/vllm #55005, on CPUs",
         effect="distribution",
-        output="Right at temperatures 0 and 1; elsewhere too warm or too cold, except for bonus tokens.",
+        output="Right at temperatures 0 and 1. Elsewhere all but the bonus tokens have the wrong temperature.",
         caught_by="exact",
         where="decoding.speculate",
         right=_SCORE,
@@ -130,8 +130,8 @@ p = torch.cat([cut.probabilities(logits[:, :-1]), sampling.probabilities(logits[
     Mutant(
         name="length-before-stop",
         title="The length is checked before the end token",
-        what="A round that reaches max_new_tokens ends there, although an end token stands before.",
-        seen="sgl-project/sglang #31599, mended in #33758",
+        what="A round that reaches max_new_tokens ends there, although an end token comes earlier in it.",
+        seen="sgl-project/sglang #31599, fixed in #33758",
         effect="distribution",
         output="In the last round, tokens after the end token leak.",
         caught_by="ending",
@@ -142,10 +142,10 @@ p = torch.cat([cut.probabilities(logits[:, :-1]), sampling.probabilities(logits[
     Mutant(
         name="zeroed-not-masked",
         title="Rolled-back cache entries are zeroed, not masked",
-        what="In a ragged batch, blanks what shorter rows took back and leaves it in sight: a zero key weighs e⁰.",
-        seen="Blaizzy/mlx-vlm #1962, mended in #2113",
+        what="In a ragged batch, sets rolled-back keys to 0 and leaves them visible: a zero key has weight e⁰.",
+        seen="Blaizzy/mlx-vlm #1962, fixed in #2113",
         effect="distribution",
-        output="Attention of the shorter rows is diluted, in the target and in the draft.",
+        output="Part of the shorter rows' attention goes to empty slots, in the target and in the draft.",
         caught_by="cache",
         where="cache.RewindableCache.advance",
         right="return self.positions, (slots <= self.positions[..., None])[:, None]",
@@ -155,4 +155,4 @@ for states in (states for layer in self.slots.values() for states in layer):
 return self.positions, ((slots <= self.positions[..., None]) | behind[:, None])[:, None]""",
     ),
 )
-"""Those that change what comes out, in `drafting`, `decoding` and `cache`."""
+"""Those in `drafting`, `decoding` and `cache`."""

@@ -1,7 +1,7 @@
-"""What a wrong version is: the right code with one place changed, put in force for the length of a `with`.
+"""What a wrong version is: the correct code with one place changed, in effect inside a `with` block.
 
-It is kept as an edit of a function's own source. So it differs from the right code in nothing else, and it cannot
-outlive a change of that code unnoticed: an edit that no longer fits raises.
+It is stored as an edit of a function's own source, so it differs from the correct code in nothing else. When that code
+changes and the edit no longer fits, it raises.
 """
 
 import inspect
@@ -23,10 +23,16 @@ Effect = Literal["distribution", "speed"]
 class Mutant:
     """One wrong version.
 
-    name: words joined by hyphens. title: one line. what: what it does wrong. seen: where in the wild, or 'by
-    reasoning'. effect: 'distribution' where the text comes out with other probabilities, 'speed' where it only costs
-    time; output: what that looks like. caught_by: the test of `museum` that is meant for it. where: the function that
-    is changed, as in 'acceptance.residual'. right, wrong: the lines that stand there, and those put in their place.
+    Attributes:
+        name: words joined by hyphens.
+        title: one line.
+        what: what it does wrong.
+        seen: the public project, issue or pull request in which it was seen, or 'by reasoning', with or without more.
+        effect: 'distribution' where the text has other probabilities, 'speed' where it only costs time.
+        output: the consequence.
+        caught_by: the test of `museum` that is meant for it.
+        where: the function that is changed, as in 'acceptance.residual'.
+        right, wrong: the lines of that function that are replaced, and their replacement.
     """
 
     name: str
@@ -48,18 +54,23 @@ class Mutant:
         return function
 
     @property
+    def by_reasoning(self) -> bool:
+        """Whether it was thought of, and not seen in public code."""
+        return self.seen.startswith("by reasoning")
+
+    @property
     def in_randomness(self) -> bool:
-        """Whether it changes `SeededRandomness`, which the exact proof puts its own in place of."""
+        """Whether it changes `SeededRandomness`, which the exact proof replaces and so cannot see."""
         return self.where.startswith("sampling.SeededRandomness")
 
     @property
     def only_beyond(self) -> bool:
-        """Whether only block verification or trees meet it, which decoding uses on request."""
-        return self.where.startswith("beyond.block") or "tree" in self.where or self.where.endswith("keep_path")
+        """Whether only block verification, trees or heads run the changed code, which decoding uses on request."""
+        return self.where.startswith("beyond.") or "tree" in self.where or self.where.endswith("keep_path")
 
     @property
     def source(self) -> str:
-        """The whole function with the wrong lines in it. Raises SpecdecError where the right ones are not found."""
+        """The whole function with the wrong lines. Raises SpecdecError where the right lines are not found."""
         function = self.function
         if function.__code__.co_filename.startswith("<mutant"):
             raise SpecdecError(f"{self.name}: {self.where} is already changed, by {function.__code__.co_filename}")
@@ -80,9 +91,9 @@ class Mutant:
 
     @contextmanager
     def installed(self) -> Iterator["Mutant"]:
-        """Everything that calls the function gets the wrong version, until the `with` is left in whatever way.
+        """Every caller of the function gets the wrong version, until the `with` block ends or raises.
 
-        Not for use from several threads at once. Raises SpecdecError where the function is already changed.
+        Not for several threads at once. Raises SpecdecError where the function is already changed.
         """
         function: Any = self.function
         source = self.source
@@ -96,7 +107,7 @@ class Mutant:
 
 
 def _compiled(source: str, name: str, file: str) -> CodeType:
-    """The code of the function `name` that `source` defines; its decorators are not run, they are there already."""
+    """The code of the function `name` that `source` defines. Its decorators are not run: they already apply."""
     module = compile(source, file, "exec", dont_inherit=True)
     return next(part for part in module.co_consts if isinstance(part, CodeType) and part.co_name == name)
 

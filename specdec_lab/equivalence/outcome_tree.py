@@ -1,7 +1,7 @@
-"""What may come after a prompt, and how likely: the outcomes that samples are counted by, chosen from the target alone.
+"""The outcomes that samples are counted by, and their probabilities, from the target alone.
 
-The truth must not rest on the code under test, so nothing of our decoding is used here: the scores come from
-transformers' own forward pass and cache, temperature, top-k and top-p are its own too, and the softmax is in float64.
+The reference must not use the code under test, so nothing of our decoding is used here. The logits come from
+transformers' own forward pass and cache. Temperature, top-k and top-p are its own too. The softmax is in float64.
 """
 
 import copy
@@ -24,23 +24,27 @@ if TYPE_CHECKING:
 Tokens = tuple[int, ...]
 
 MINIMUM = 20
-"""Samples expected of an outcome, at least; rarer ones are pooled. χ² is then accurate far out in its tail."""
+"""The fewest samples expected of an outcome; rarer ones are pooled. χ² is then accurate far out in its tail."""
 
 ROWS, SCORES = 256, 2**24
 """Continuations scored in one pass, and numbers that their scores may be together (128 MiB in float64)."""
 
 CLOSE = {torch.float64: 1e-9, torch.float32: 1e-3}
-"""Logits this close to where top-k or top-p cuts may fall on either side by rounding; in bfloat16 half a unit."""
+"""Logits this close to the limit of top-k or top-p may fall on either side by rounding; in bfloat16 half a unit."""
 
 
 @dataclass(frozen=True)
 class OutcomeTree:
-    """Continuations of one prompt, as far as they are likely.
+    """The likely continuations of one prompt.
 
-    own: by continuation, the chance to begin with it and with no longer one in here. They sum to one. possible: by
-    continuation, which tokens top-k and top-p leave after it (packed bits). rounding: total variation between the next
-    token's distribution computed here, in a batch with a cache, and by one forward pass over the whole sequence; the
-    largest seen. 4e-7 to 1e-6 in float32 on the models tried, less than a thousandth of what 10⁷ samples would find.
+    Attributes:
+        prompt: token ids.
+        own: for each continuation, the probability that a text begins with it and with no longer one of the tree. They
+            sum to one.
+        possible: for each continuation, which tokens top-k and top-p leave after it (packed bits).
+        rounding: the largest total variation between a next-token distribution computed here, in a batch with a cache,
+            and by one forward pass over the whole sequence. 4e-7 to 1e-6 in float32 on the models tried, less than a
+            thousandth of what 10⁷ samples would detect.
     """
 
     prompt: Tokens
@@ -49,7 +53,7 @@ class OutcomeTree:
     rounding: float = 0.0
 
     def excludes(self, tokens: Tokens) -> bool:
-        """Whether the sampling rules this continuation out. Known for the likely ones only: False may be wrong."""
+        """Whether the sampling excludes this continuation. Only known for likely ones, so False may be wrong."""
         for i, token in enumerate(tokens):
             bits = self.possible.get(tokens[:i])
             if bits is not None and not int(bits[token >> 3]) >> (7 - (token & 7)) & 1:
@@ -63,8 +67,8 @@ def grow_tree(
 ) -> OutcomeTree:
     """All continuations of `prompt` by up to `length` tokens whose probability is at least `least`.
 
-    end: ids after which nothing follows; they all count as the first of them. Costs one pass of the target over `ROWS`
-    continuations at a time, 1/`least` at most for each length. Raises SpecdecError for logits that are no numbers.
+    end: ids after which nothing follows; they all count as the first of them. It scores at most 1/`least`
+    continuations of each length, `ROWS` in one pass of the target. Raises SpecdecError for logits that are no numbers.
     """
     tree = OutcomeTree(prompt, {}, {})
     worst = 0.0
@@ -126,7 +130,7 @@ def _distribution(logits: Tensor, sampling: Sampling, end: Sequence[int]) -> tup
     """Probabilities [B, V] in float64, and which tokens [B, V] are possible where top-k or top-p cut some off."""
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-    nothing: Any = None  # they take the text so far, and do not look at it
+    nothing: Any = None  # they take the text so far, and do not use it
     scores = logits.double()
     if sampling.temperature != 1:
         scores = TemperatureLogitsWarper(float(sampling.temperature))(nothing, scores)
@@ -151,21 +155,21 @@ def _distribution(logits: Tensor, sampling: Sampling, end: Sequence[int]) -> tup
 
 @dataclass(frozen=True)
 class Bins:
-    """Outcomes to tell apart: name i stands for what begins so and with no longer name. Probabilities sum to one."""
+    """Outcomes to count: name i stands for texts that begin with it and with no longer name. Probabilities sum to 1."""
 
     names: tuple[Tokens, ...]
     probabilities: NDArray[np.float64]
     index: dict[Tokens, int]
 
     def probability(self, name: Tokens) -> float:
-        """Of the outcome with that name; 0 where there is none."""
+        """The probability of the outcome with that name; 0 where there is none."""
         return float(self.probabilities[self.names.index(name)]) if name in self.names else 0.0
 
 
 def pool(tree: OutcomeTree, samples: int, minimum: float = MINIMUM) -> Bins:
-    """Outcomes of which each is expected `minimum` times or more in `samples`, as long as there are two.
+    """Outcomes that are each expected `minimum` times or more in `samples`, but at least two.
 
-    What is rarer counts as its beginning: a sequence of 4 tokens as 'these 3 and any other', and so on up.
+    A rarer sequence counts as its beginning: 4 tokens as 'these 3 and any other', and so on.
     """
     chance = dict(tree.own)
     home = {tokens: tokens for tokens in chance}

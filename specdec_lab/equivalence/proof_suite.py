@@ -10,29 +10,54 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from specdec_lab.equivalence.exact import Proof, exact
-from specdec_lab.equivalence.tables import TableModel, constant_table, markov_table, random_table
+from specdec_lab.equivalence.tables import constant_table, markov_table, random_table
+from specdec_lab.equivalence.tiny import OnCache, head_drafter, random_head, tiny_pair
 from specdec_lab.teaching.heuristics import AdaptiveSpeculation
+from specdec_ref.beyond.heads import HeadDrafter, ParallelHeadDrafter
 from specdec_ref.beyond.suffix import SuffixDrafter
 from specdec_ref.beyond.trees import SCHEMES, BestFirstDrafter, TreeDrafter
 from specdec_ref.control import CostModelSpeculation, FixedK
 from specdec_ref.decoding import Controller, Round
 from specdec_ref.drafting import Drafter, ModelDrafter, PromptLookupDrafter
+from specdec_ref.models import LanguageModel
 from specdec_ref.sampling import GREEDY, Sampling
+
+METHODS: dict[type, str] = {
+    ModelDrafter: "draft model",
+    PromptLookupDrafter: "prompt lookup",
+    SuffixDrafter: "suffix decoding",
+    HeadDrafter: "feature head",
+    ParallelHeadDrafter: "parallel head",
+    TreeDrafter: "tree",
+    BestFirstDrafter: "tree, best first",
+}
+"""The drafting methods by the class of the drafter."""
 
 
 @dataclass(frozen=True)
 class ProofCase:
-    """One claim: with these models and settings the loop is exact. settings: keyword arguments of `exact`."""
+    """One claim: with these models and settings the loop is exact.
+
+    settings: keyword arguments of `exact`.
+    """
 
     name: str
     covers: str
-    target: TableModel
+    target: LanguageModel
     drafter: Drafter | None
     prompt: Sequence[int] | Sequence[Sequence[int]] = (0,)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def method(self) -> str:
+        """The drafting method and the verification rule, as reports name them."""
+        name = "autoregressive" if self.drafter is None else METHODS[type(self.drafter)]
+        if isinstance(self.drafter, TreeDrafter):
+            name += f", {self.drafter.scheme}"
+        return f"{name}, block verification" if self.settings.get("verification") == "block" else name
+
     def prove(self) -> Proof:
-        """Play it to the end. Raises SpecdecError."""
+        """Enumerate every outcome. Raises SpecdecError."""
         return exact(self.target, self.drafter, self.prompt, **self.settings)
 
 
@@ -99,6 +124,7 @@ def cases() -> list[ProofCase]:
         *_endings(),
         *_drafters(),
         *_suffixes(),
+        *_heads(),
         *_controllers(),
         *_batches(),
     ]
@@ -328,6 +354,23 @@ def _suffixes() -> list[ProofCase]:
             {"max_new_tokens": (2, 4)},
         ),
     ]
+
+
+def _heads() -> list[ProofCase]:
+    """A head reads the hidden states of a real target, so these proofs run on a small transformer with its cache."""
+    model, _ = tiny_pair(vocab_size=2, width=8, layers=1)
+    found = []
+    for kind in ("feature", "parallel"):
+        head = random_head(model, kind)
+        target = OnCache(model, feature_layers=head.config.feature_layers)
+        drafter = head_drafter(head, target)
+        one_row, ragged = (0, 1, 1), ((0, 1, 1), (1,))
+        two_rows = {"k": 1, "max_new_tokens": 2}
+        found += [
+            ProofCase(f"{kind} head", "two rounds after one prompt", target, drafter, one_row, {"max_new_tokens": 3}),
+            ProofCase(f"{kind} head, two rows", "each row has features of its own", target, drafter, ragged, two_rows),
+        ]
+    return found
 
 
 def _controllers() -> list[ProofCase]:

@@ -1,4 +1,4 @@
-"""What was counted, and what follows from it: a verdict in words, as numbers and as a picture."""
+"""The result of an empirical test: the counts, the statistics, and both in words, as JSON and as a figure."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -28,31 +28,36 @@ CONFIDENCE = 0.95
 
 
 class Tally:
-    """Samples of one prompt as they come in, by the likeliest beginning that they share, in two halves, turn about."""
+    """Counts the samples of one prompt by outcome, alternating between two halves."""
 
     def __init__(self, tree: OutcomeTree):
         self.tree = tree
-        self.drawn = 0
+        self.samples = 0
         self.counts: tuple[Counter[Tokens], Counter[Tokens]] = (Counter(), Counter())
         self.impossible: Counter[Tokens] = Counter()
 
     def add(self, rows: Counts) -> None:
-        """Count more samples, [n, length], −1 behind an end token."""
+        """Count more samples, [n, length], −1 after an end token."""
         for row in rows.tolist():
             tokens = tuple(token for token in row if token >= 0)
             if self.tree.possible and self.tree.excludes(tokens):
                 self.impossible[tokens] += 1
             while tokens not in self.tree.own:
                 tokens = tokens[:-1]
-            self.counts[self.drawn % 2][tokens] += 1
-            self.drawn += 1
+            self.counts[self.samples % 2][tokens] += 1
+            self.samples += 1
 
 
 @dataclass(frozen=True, eq=False)
 class PromptFit:
-    """One prompt. names[i] begins outcome i, whose probability is probabilities[i] and which came observed[i] times.
+    """The counts of one prompt.
 
-    impossible: continuations that the sampling rules out and that came nevertheless, with their counts.
+    Attributes:
+        prompt: token ids.
+        names: names[i] are the tokens that outcome i begins with.
+        probabilities: of each outcome.
+        halves: counts of each outcome in the two halves of the samples.
+        impossible: continuations that the sampling excludes and that were sampled nevertheless, with their counts.
     """
 
     prompt: Tokens
@@ -63,34 +68,41 @@ class PromptFit:
 
     @property
     def observed(self) -> Counts:
-        """How often each outcome came."""
+        """How often each outcome was sampled."""
         return self.halves[0] + self.halves[1]
 
     @property
     def samples(self) -> int:
-        """Samples drawn."""
+        """Number of samples."""
         return int(self.observed.sum())
 
     @property
     def expected(self) -> Numbers:
-        """How often each outcome comes from the target, on average."""
+        """How often the target gives each outcome, on average."""
         return self.samples * self.probabilities
 
     @property
     def deviations(self) -> Numbers:
-        """Observed less expected, in standard deviations."""
+        """Observed minus expected, in standard deviations."""
         spread = np.sqrt(self.expected * (1 - self.probabilities))
         return (self.observed - self.expected) / np.maximum(spread, 1e-12)
 
 
 @dataclass(frozen=True, eq=False)
 class Equivalence:
-    """The outcome of an empirical test.
+    """The result of an empirical test.
 
-    p_value: the chance that a right sampler fits as badly; 0 where something impossible came. tv: measured total
-    variation over all outcomes, mean of the prompts; tv_by_chance is what a right sampler gives, tv_interval where the
-    sampler's own lies with 95 %. detectable: the TV that this many samples find with chance 0.99. asked: samples that
-    were to be drawn; more than `samples` where the test was cut short.
+    Attributes:
+        sampler: its name.
+        prompts: the counts of each prompt.
+        fit: the χ² test.
+        tv: measured total variation over all outcomes, mean of the prompts.
+        tv_by_chance: what a correct sampler gives on average.
+        tv_interval: 95 % interval for the sampler's true total variation.
+        detectable: the total variation that this many samples detect with probability 0.99.
+        false_alarm: how often a correct sampler is refuted.
+        length: tokens of a sample.
+        asked: planned samples; more than `samples` where the test ended early.
     """
 
     sampler: str
@@ -106,7 +118,7 @@ class Equivalence:
 
     @property
     def samples(self) -> int:
-        """Samples drawn, over all prompts."""
+        """Number of samples, over all prompts."""
         return sum(p.samples for p in self.prompts)
 
     @property
@@ -116,26 +128,26 @@ class Equivalence:
 
     @property
     def impossible(self) -> int:
-        """Samples that the target cannot have given."""
+        """Number of samples that the target cannot produce."""
         return sum(sum(p.impossible.values()) for p in self.prompts)
 
     @property
     def p_value(self) -> float:
-        """The chance that a right sampler's counts fit the target as badly as these, or worse."""
+        """The probability that a correct sampler fits as badly or worse; 0 where an impossible sample was seen."""
         return 0.0 if self.impossible else self.fit.p_value
 
     @property
     def consistent(self) -> bool:
-        """Whether the samples may well come from the target: the p-value is not below the false-alarm rate."""
+        """Whether the target is not refuted: the p-value is at least the false-alarm rate."""
         return self.p_value >= self.false_alarm
 
     @property
     def outcomes(self) -> int:
-        """Outcomes told apart, over all prompts."""
+        """Outcomes that were counted, over all prompts."""
         return sum(len(p.names) for p in self.prompts)
 
     def furthest(self, number: int = 3) -> list[tuple[Tokens, Tokens, int, float, float]]:
-        """The outcomes furthest off: prompt, outcome, observed, expected, standard deviations between the two."""
+        """The largest deviations: prompt, outcome, observed, expected, and the difference in standard deviations."""
         every = [
             (p.prompt, name, int(seen), float(expected), float(off))
             for p in self.prompts
@@ -144,7 +156,7 @@ class Equivalence:
         return sorted(every, key=lambda outcome: -abs(outcome[4]))[:number]
 
     def explain(self, tokenizer: Any = None) -> str:
-        """The verdict in words. tokenizer: shows tokens as text."""
+        """The result in words. tokenizer: shows tokens as text."""
 
         def show(tokens: Tokens) -> str:
             return repr(str(tokenizer.decode(list(tokens)))) if tokenizer is not None else str(list(tokens))
@@ -158,26 +170,26 @@ class Equivalence:
             f"p = {self.p_value:.2g}, and a sampler is refuted below {self.false_alarm:g}."
         )
         lines.append(
-            f"Total variation {self.tv:.4f} measured; {self.tv_by_chance:.4f} is what chance alone makes of "
-            f"as many samples of the target; {CONFIDENCE:.0%} interval {low:.4f} to {high:.4f}."
+            f"Total variation {self.tv:.4f} measured; as many samples of the target itself give "
+            f"{self.tv_by_chance:.4f} on average; {CONFIDENCE:.0%} interval {low:.4f} to {high:.4f}."
         )
         if self.consistent:
             lines.append(
-                f"A total variation of {self.detectable:.3f} or more would have been found 99 times in 100; smaller "
+                f"A total variation of {self.detectable:.3f} or more would be detected 99 times in 100; smaller "
                 "differences may remain."
             )
             return "\n".join(lines)
         for p in self.prompts:
             for tokens, count in sorted(p.impossible.items(), key=lambda item: -item[1])[:1]:
-                lines.append(f"Impossible under this sampling, yet drawn ({count} times): {show(tokens)}.")
+                lines.append(f"Impossible under this sampling, but sampled ({count} times): {show(tokens)}.")
         for _, tokens, seen, expected, off in self.furthest() if self.fit.p_value < self.false_alarm else ():
             what = f"{show(tokens)} …" if len(tokens) < self.length else show(tokens)
             what = what if tokens else "rare tokens at the first position"
-            lines.append(f"Furthest off: {what} came {seen:,} times, expected {expected:,.0f} ({off:+.1f} σ).")
+            lines.append(f"Furthest off: {what} was sampled {seen:,} times, expected {expected:,.0f} ({off:+.1f} σ).")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the single outcomes, for JSON."""
+        """All but the counts of single outcomes, for JSON."""
         corrected = holm([self._alone(p).p_value for p in self.prompts])
         return {
             "sampler": self.sampler,
@@ -214,7 +226,7 @@ class Equivalence:
         }
 
     def figure(self) -> "Figure":
-        """Observed against expected counts, with the band that chance allows."""
+        """Observed against expected counts, with the band of a correct sampler."""
         from specdec_lab import plotting
 
         return plotting.equivalence_figure(
@@ -229,13 +241,13 @@ class Equivalence:
         return fit([p.observed], [p.probabilities])
 
 
-def judge(
+def result_of(
     tallies: Sequence[Tally], *, sampler: str, false_alarm: float, power: float, length: int, asked: int
 ) -> Equivalence:
-    """The result over what was counted. What is pooled depends on how many samples there are, not on what they are."""
+    """The result of these counts. Which outcomes are pooled depends on the number of samples alone."""
     prompts = []
     for tally in tallies:
-        bins = pool(tally.tree, tally.drawn)
+        bins = pool(tally.tree, tally.samples)
         halves = np.zeros((2, len(bins.names)), dtype=np.int64)
         for half, counter in zip(halves, tally.counts, strict=True):
             for tokens, count in counter.items():
@@ -245,16 +257,16 @@ def judge(
         )
     probabilities = [p.probabilities for p in prompts]
     observed = [p.observed for p in prompts]
-    drawn = [p.samples for p in prompts]
+    samples = [p.samples for p in prompts]
     fitted = fit(observed, probabilities)
     return Equivalence(
         sampler,
         tuple(prompts),
         fitted,
         total_variation(observed, probabilities),
-        chance_tv(drawn, probabilities),
+        chance_tv(samples, probabilities),
         tv_interval([p.halves[0] for p in prompts], [p.halves[1] for p in prompts], probabilities, CONFIDENCE),
-        detectable_tv(sum(drawn), fitted.freedom, false_alarm, power),
+        detectable_tv(sum(samples), fitted.freedom, false_alarm, power),
         false_alarm,
         length,
         asked,

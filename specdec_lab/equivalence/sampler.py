@@ -1,4 +1,4 @@
-"""Anybody's sampler: what it is asked, what it may answer, and what is said to it when the answer will not do."""
+"""What a sampler is: its arguments, the samples that it may return, and the errors for anything else."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,23 +17,26 @@ Rows = Tensor | Sequence[Sequence[int]]
 
 
 class Sampler(Protocol):
-    """Draws continuations of a prompt. A plain function with these arguments will do as well.
+    """Samples continuations of a prompt. A plain function with the same arguments works as well.
 
-    It may also have `name`, what reports call it; `batch`, how many rows to ask for at a time (default 1,000); `eos`,
-    ids at which it stops (default none: it goes on to `length`, whatever it draws).
+    It may also have these attributes:
+
+    - name: for reports.
+    - batch: how many rows to request per call; default 1,000.
+    - eos: ids at which it stops; default none, so that every row has `length` tokens.
     """
 
     def sample(self, prompt: Sequence[int], number: int, length: int, seed: int) -> Rows:
         """`number` independent continuations of `prompt` by `length` new tokens each, [number, length] int64.
 
-        A row that stopped at one of `eos` may be shorter, or filled up with anything: what follows an end token is
-        ignored. Calls with different seeds must be independent of each other too.
+        A row that stopped at one of `eos` may be shorter or padded: what follows an end token is ignored. Calls with
+        different seeds must be independent of each other too.
         """
         ...
 
 
 class SamplerError(SpecdecError):
-    """The sampler failed or gave what is no sample. partial: the result over what it gave before, None if nothing."""
+    """The sampler failed, or what it returned is no sample. partial: the result so far, None if there is none."""
 
     def __init__(self, message: str, partial: "Equivalence | None" = None):
         super().__init__(message)
@@ -41,17 +44,17 @@ class SamplerError(SpecdecError):
 
 
 def crash(error: Exception) -> str:
-    """What is said of an error that a sampler raised, in one line that a terminal can hold."""
+    """A sampler's exception in one short line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:220].removesuffix(":")
 
 
 def name_of(sampler: Any) -> str:
-    """What reports call a sampler: its own `name`, else that of its function or class."""
+    """The name of a sampler in reports: its own `name`, else that of its function or class."""
     return str(getattr(sampler, "name", None) or getattr(sampler, "__name__", None) or type(sampler).__name__)
 
 
 def ends_of(sampler: Any) -> tuple[int, ...]:
-    """The ids at which a sampler stops, in order. Raises SpecdecError for what are no ids."""
+    """The ids at which a sampler stops, sorted. Raises SpecdecError for anything but ids."""
     ids = getattr(sampler, "eos", None) or ()
     if not isinstance(ids, (frozenset, set, tuple, list)) or not all(is_whole(i) and i >= 0 for i in ids):
         raise SpecdecError(f"sampler: its eos is {ids!r:.80}; takes a set of token ids")
@@ -59,26 +62,27 @@ def ends_of(sampler: Any) -> tuple[int, ...]:
 
 
 def batch_of(sampler: Any, default: int) -> int:
-    """How many rows a sampler is asked for at a time. Raises SpecdecError for what is no number of rows."""
+    """How many rows to request per call of a sampler. Raises SpecdecError for anything but a number of rows."""
     batch = getattr(sampler, "batch", default)
     if not is_whole(batch) or batch < 1:
         raise SpecdecError(f"sampler: its batch is {batch!r:.80}; takes a whole number ≥ 1")
     return int(batch)
 
 
-def drawing_of(sampler: Any) -> Callable[..., Any]:
-    """The function that draws. Raises SpecdecError where there is none."""
-    draw = getattr(sampler, "sample", sampler)
-    if isinstance(sampler, type) or not callable(draw):
+def function_of(sampler: Any) -> Callable[..., Any]:
+    """The function that samples. Raises SpecdecError where there is none."""
+    sample = getattr(sampler, "sample", sampler)
+    if isinstance(sampler, type) or not callable(sample):
         takes = "takes an object with sample(prompt, number, length, seed), or such a function"
         raise SpecdecError(f"sampler={sampler!r:.80}: {takes}")
-    return draw  # type: ignore[no-any-return]
+    return sample  # type: ignore[no-any-return]
 
 
 def checked(rows: object, number: int, length: int, vocab_size: int, end: Sequence[int] = ()) -> NDArray[np.int64]:
-    """What a sampler gave, as [at most `number`, `length`] int64 with −1 behind an end token, all ends as the first.
+    """What a sampler returned, as [at most `number`, `length`] int64.
 
-    Fewer rows than asked for are for the caller to judge. Raises SpecdecError for anything else that is no sample.
+    End tokens become the first one in `end`, and what follows them −1. The caller decides about missing rows. Raises
+    SpecdecError for anything else that is no sample.
     """
     if isinstance(rows, Tensor):
         rows = rows.detach().cpu()

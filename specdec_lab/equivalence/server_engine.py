@@ -1,8 +1,8 @@
 """An OpenAI-compatible completions server as a sampler: vLLM, SGLang, llama.cpp's server and others.
 
-Text will not do: different tokens can spell the same text. So the server has to give token ids, as `token_ids` (asked
-for by return_token_ids), as logprobs whose tokens read 'token_id:17' (return_tokens_as_token_ids), or as `tokens`
-(return_tokens). It gets the prompt as token ids, and every cut and penalty switched off that is not asked for.
+Text is not enough, because different tokens can spell the same text. So the server has to return token ids: as
+`token_ids` (requested by return_token_ids), as logprobs whose tokens read 'token_id:17' (return_tokens_as_token_ids),
+or as `tokens` (return_tokens). It gets the prompt as token ids, with every cut and penalty off that was not asked for.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
-"""What counts can say: is it the same distribution, how far off may it be, and how small a difference would show.
+"""Statistics of counts: is it the same distribution, how far off may it be, and how small a difference is detected?
 
-Total variation, TV = ½ Σ |observed − true probability|, is the largest difference that any event's chance can have.
-Over several prompts it is their mean, weighted by samples.
+Total variation, TV = ½ Σ |observed − true probability|, is the largest difference in the probability of any event. Over
+several prompts it is their mean, weighted by samples.
 """
 
 import math
@@ -19,7 +19,7 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Fit:
-    """Pearson's χ² over any number of tables: their sum, its degrees of freedom, the chance of as much or more."""
+    """Pearson's χ² over any number of tables: their sum, its degrees of freedom, and its p-value."""
 
     chi2: float
     freedom: int
@@ -31,7 +31,7 @@ def fit(observed: Sequence[Counts], probabilities: Sequence[Numbers]) -> Fit:
 
     Independent χ² add up, and so do their degrees of freedom, so this is one test however many prompts there are, and
     needs no correction for them. For counts its variance is a little above 2 · freedom (Haldane 1937), so the p-value
-    is that of a scaled χ² with its true mean and variance. Where nothing is left to chance the p-value is 1.
+    is that of a scaled χ² with its true mean and variance. Where nothing is random the p-value is 1.
     """
     from scipy import stats
 
@@ -49,7 +49,7 @@ def fit(observed: Sequence[Counts], probabilities: Sequence[Numbers]) -> Fit:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values of several tests looked at together, corrected so that the smallest may be quoted. Holm 1979."""
+    """p-values of several tests, corrected so that the smallest may be quoted. Holm 1979."""
     corrected, largest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
         largest = max(largest, (len(p_values) - rank) * p_values[i])
@@ -58,10 +58,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def detectable_tv(samples: int, freedom: int, false_alarm: float = 0.001, power: float = 0.99) -> float:
-    """The smallest total variation that `fit` finds with chance `power`, whatever its direction; at most 1.
+    """The smallest total variation that `fit` detects with probability `power`, in any direction; at most 1.
 
     A difference of TV moves χ² by samples · Σ (difference)²/p ≥ samples · 4 TV² (Cauchy and Schwarz), so it is the
-    noncentral χ² with λ = 4 · samples · TV². Any other direction of the same size is found more often. Raises
+    noncentral χ² with λ = 4 · samples · TV². Any other direction of the same size is detected more often. Raises
     SpecdecError.
     """
     if not is_whole(samples) or samples < 0 or not is_whole(freedom) or freedom < 0:
@@ -84,14 +84,14 @@ def detectable_tv(samples: int, freedom: int, false_alarm: float = 0.001, power:
 
 
 def total_variation(observed: Sequence[Counts], probabilities: Sequence[Numbers]) -> float:
-    """TV of the counted shares from the probabilities. Chance alone makes it larger than 0: see `chance_tv`."""
+    """TV of the counted shares from the probabilities. It is positive even for correct samples: see `chance_tv`."""
     samples = sum(int(counts.sum()) for counts in observed)
     off = sum(float(np.abs(c - c.sum() * p).sum()) for c, p in zip(observed, probabilities, strict=True))
     return off / 2 / samples if samples else 0.0
 
 
 def chance_tv(samples: Sequence[int], probabilities: Sequence[Numbers]) -> float:
-    """The TV that chance alone gives to as many samples of the true distribution, on average (normal approximation).
+    """The mean TV of as many samples of the true distribution (normal approximation).
 
     ½ Σ E|count − n p| with E|normal| = σ √(2/π).
     """
@@ -102,12 +102,12 @@ def chance_tv(samples: Sequence[int], probabilities: Sequence[Numbers]) -> float
 def tv_interval(
     first: Sequence[Counts], second: Sequence[Counts], probabilities: Sequence[Numbers], confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Where the sampler's true TV over these outcomes lies, with chance ≥ `confidence`. Holds at any sample size.
+    """An interval for the sampler's true TV over these outcomes, with coverage ≥ `confidence` at any sample size.
 
-    first, second: counts of the samples' two halves. Above: the measured TV is too large on average (it is convex), and
-    one sample moves it by at most 1/N, so that the true one exceeds it by more than √(ln(1/ε)/2N) with chance ≤ ε
-    (McDiarmid 1989). Below: TV is the most that any set of outcomes is too frequent by. The first half chooses a set,
-    the second counts it (Hoeffding 1963). ε = (1 − confidence)/2 each.
+    first, second: counts of the samples' two halves. Upper end: the measured TV is too large on average (it is convex),
+    and one sample changes it by at most 1/N. So the true TV exceeds it by more than √(ln(1/ε)/2N) with probability ≤ ε
+    (McDiarmid 1989). Lower end: TV is the largest excess frequency of any set of outcomes. The first half chooses a
+    set, the second counts it (Hoeffding 1963). ε = (1 − confidence)/2 each.
     """
     error = (1 - confidence) / 2
     samples = sum(int(a.sum() + b.sum()) for a, b in zip(first, second, strict=True))

@@ -1,6 +1,6 @@
-"""Language models that are tables: a distribution for every prefix, by rule, exact in float64.
+"""Language models that are tables: a rule gives the distribution after every prefix, in float64.
 
-They are what the exact proof runs on. To the decoding loop they are models like any other: rows that grow and shrink.
+The exact proof runs on them. The decoding loop uses them like any other model, with rows that grow and are rewound.
 """
 
 import copy
@@ -19,22 +19,28 @@ Rule = Callable[[tuple[int, ...]], Tensor]
 """From a prefix, at least one token long, to the distribution of the token after it: [V] float64, sums to one."""
 
 STALE = -1
-"""Stands where tokens were that the loop has to forget: not a token, and whoever reads it made a mistake."""
+"""Takes the place of tokens that the loop has to forget. It is no token, and reading it is a mistake."""
 
 SHARED = frozenset({"rule", "device", "_table"})
-"""What a table and its copies have in common."""
+"""What a table and its copies share."""
 
 
 class StaleRead(SpecdecError):
-    """What the loop had to forget was read after all."""
+    """A token was read that the loop should have forgotten."""
 
 
 class TableModel:
-    """A `LanguageModel` whose distributions `rule` looks up or makes up. It must say the same every time it is asked.
+    """A `LanguageModel` whose distributions come from `rule`, which must be deterministic.
 
-    vocab_size: ≥ 1. context: tokens that a row is said to hold. Logits are log p in float64, −inf where p is 0. A copy
-    has rows of its own and shares the table. Raises SpecdecError for a rule whose result is no distribution, for tokens
-    that are not in the vocabulary, and for rewinding forward.
+    Logits are log p in float64, −inf where p is 0. A copy has rows of its own and shares the table.
+
+    Args:
+        vocab_size: ≥ 1.
+        rule: from a prefix to the distribution of the token after it.
+        context: the most tokens of a row.
+
+    Raises:
+        SpecdecError: the rule's result is no distribution, a token is not in the vocabulary, or a rewind goes forward.
     """
 
     def __init__(self, vocab_size: int, rule: Rule, context: int = 64):
@@ -109,11 +115,13 @@ class TableModel:
         self.rows = [list(self.rows[row]) for row in rows]
 
     def settle(self, sequences: Sequence[Sequence[int]], spare: int = 0) -> None:
-        """At the end of a round: put a mark in place of the tokens that the loop is going to forget.
+        """At the end of a round, replace the tokens that the loop has to forget by a mark.
 
-        sequences: what the rows are about. All but the newest token of each may still be in a row; spare: so many more.
-        Two pasts that differ only in what is forgotten are the same from here on. Should anything read on without
-        rewinding, it meets the mark: a `StaleRead`.
+        Two states that differ only in what is forgotten then compare equal. Reading the mark raises `StaleRead`.
+
+        Args:
+            sequences: the text of each row. All but its newest token may still be in the row.
+            spare: how many more tokens may be.
         """
         for row, sequence in zip(self.rows, sequences, strict=True):
             end = len(sequence) - 1 + spare
@@ -125,7 +133,7 @@ class TableModel:
         return self._entry(tuple(self._known(list(prefix))))[0].clone()
 
     def distribution(self, prefix: Iterable[int], sampling: Sampling | None = None) -> Tensor:
-        """What the token after `prefix` is drawn from, [V] float64. sampling: default temperature 1."""
+        """The distribution of the token after `prefix`, [V] float64. sampling: default temperature 1."""
         logits = self._entry(tuple(self._known(list(prefix))))[1]
         return (sampling or Sampling()).probabilities(logits)
 
@@ -147,10 +155,13 @@ class TableModel:
 
 
 def random_table(vocab_size: int, seed: int, *, zeros: float = 0.0, sharpness: float = 1.0) -> TableModel:
-    """Every prefix has a distribution of its own, which depends on seed and prefix only, not on the order of asking.
+    """Every prefix has a random distribution of its own, which depends on the seed and the prefix only.
 
-    zeros: chance that a token is impossible, in [0, 1); one always stays possible. sharpness: standard deviation of
-    the logits, ≥ 0; 0 is uniform, 5 is peaked.
+    Args:
+        vocab_size: V.
+        seed: a whole number ≥ 0.
+        zeros: probability that a token is impossible, in [0, 1); one always stays possible.
+        sharpness: standard deviation of the logits, ≥ 0; 0 is uniform, 5 is peaked.
     """
     if not is_whole(seed) or seed < 0:
         raise SpecdecError(f"seed={seed!r:.80}: takes a whole number ≥ 0")
@@ -161,10 +172,10 @@ def random_table(vocab_size: int, seed: int, *, zeros: float = 0.0, sharpness: f
 
     def rule(prefix: tuple[int, ...]) -> Tensor:
         # The length goes in too: numpy takes a seed that ends in zeros for the same seed without them.
-        chance = np.random.default_rng([seed, len(prefix), *prefix])
-        weights = np.exp(sharpness * chance.standard_normal(vocab_size))
-        possible = chance.random(vocab_size) >= zeros
-        possible[chance.integers(vocab_size)] = True
+        rng = np.random.default_rng([seed, len(prefix), *prefix])
+        weights = np.exp(sharpness * rng.standard_normal(vocab_size))
+        possible = rng.random(vocab_size) >= zeros
+        possible[rng.integers(vocab_size)] = True
         weights = weights * possible
         return torch.from_numpy(weights / weights.sum())
 
@@ -178,7 +189,7 @@ def constant_table(probabilities: Sequence[float] | Tensor) -> TableModel:
 
 
 def markov_table(matrix: Sequence[Sequence[float]] | Tensor) -> TableModel:
-    """Only the last token counts: row i of `matrix`, [V, V], is what follows token i. Rows sum to one."""
+    """The distribution depends on the last token alone: row i of `matrix`, [V, V], follows token i. Rows sum to one."""
     rows = [_distribution("matrix", row, f" in row {i}") for i, row in enumerate(matrix)]
     if not rows or any(len(row) != len(rows) for row in rows):
         raise SpecdecError(f"matrix: rows of {sorted({len(r) for r in rows})}; takes as many columns as rows")

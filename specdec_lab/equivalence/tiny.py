@@ -1,12 +1,23 @@
-"""Random transformers small enough for tests: real layers, a real KV cache, and float64 so that equal means equal."""
+"""Random transformers and heads that are small enough for tests.
+
+They have real layers and a real KV cache. They compute in float64, so that equal results are equal.
+"""
 
 from functools import cache
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from specdec_ref.beyond.heads import (
+    FeatureHead,
+    Head,
+    HeadDrafter,
+    ParallelHead,
+    ParallelHeadDrafter,
+    head_config,
+)
 from specdec_ref.models import TransformersModel
 
 if TYPE_CHECKING:
@@ -31,13 +42,13 @@ def tiny_pair(vocab_size: int = 32, width: int = 32, layers: int = 2, noise: flo
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
         bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
-    chance = np.random.default_rng(0)  # and not torch's: the same numbers with any version of anything
+    rng = np.random.default_rng(0)  # numpy's numbers are the same in every version of torch
     target, draft = (AutoModelForCausalLM.from_config(config).double().eval() for _ in range(2))
     with torch.no_grad():
         for ours, theirs in zip(target.parameters(), draft.parameters(), strict=True):
             if ours.ndim > 1:
-                ours.copy_(torch.from_numpy(SCALE * chance.standard_normal(ours.shape)))
-                theirs.copy_(ours + torch.from_numpy(noise * SCALE * chance.standard_normal(ours.shape)))
+                ours.copy_(torch.from_numpy(SCALE * rng.standard_normal(ours.shape)))
+                theirs.copy_(ours + torch.from_numpy(noise * SCALE * rng.standard_normal(ours.shape)))
     return target, draft
 
 
@@ -50,26 +61,25 @@ def fresh_logits(model: "PreTrainedModel", texts: list[list[int]]) -> list[Tenso
     return [row[: len(text)] for row, text in zip(logits, texts, strict=True)]
 
 
-class OnCache:
-    """A real model with its cache, in the form that `exact` takes, which asks for tables otherwise.
-
-    A copy shares the model and begins without rows.
-    """
-
-    __slots__ = (
-        "_model", "context", "device", "extend", "extend_tree", "keep", "keep_path", "prefill", "rewind", "start",
-        "vocab_size",
-    )  # fmt: skip
-
-    def __init__(self, model: "PreTrainedModel"):
-        inner = self._model = TransformersModel(model)
-        self.vocab_size, self.context, self.device = inner.vocab_size, inner.context, inner.device
-        self.start, self.prefill, self.extend = inner.start, inner.prefill, inner.extend
-        self.rewind, self.keep = inner.rewind, inner.keep
-        self.extend_tree, self.keep_path = inner.extend_tree, inner.keep_path
+class OnCache(TransformersModel):
+    """A real model with its cache, in a form that `exact` takes: a copy shares the model and begins without rows."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OnCache":
-        return OnCache(self._model.model)
+        twin = memo[id(self)] = OnCache(self.model, feature_layers=self.feature_layers)
+        return twin
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("what a cache remembers cannot be compared, so the proof merges nothing")
+
+def random_head(target: "PreTrainedModel", kind: str) -> Head:
+    """An untrained head for a small target, in its number type. Its distributions are far from uniform."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        config = head_config(target, kind)
+        head: Head = FeatureHead(config) if kind == "feature" else ParallelHead(config)
+    with torch.no_grad():
+        head.output.weight.mul_(5)
+    return head.to(target.dtype).eval().requires_grad_(False)
+
+
+def head_drafter(head: Head, target: TransformersModel) -> HeadDrafter | ParallelHeadDrafter:
+    """The drafter of either kind of head."""
+    return HeadDrafter(head, target) if isinstance(head, FeatureHead) else ParallelHeadDrafter(head, target)

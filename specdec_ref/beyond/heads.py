@@ -298,7 +298,7 @@ def features_before(target: TransformersModel, positions: Tensor) -> Tensor:
 
 def check_features(target: TransformersModel, sequences: list[list[int]]) -> None:
     """Raise SpecdecError unless the target has read all but the last token of each text."""
-    lengths = target.cache.lengths
+    lengths = target.lengths()
     short = len(lengths) != len(sequences) or any(
         n < len(sequence) - 1 for n, sequence in zip(lengths, sequences, strict=True)
     )
