@@ -92,8 +92,8 @@ def _removed_arguments(config: Mapping[str, Any]) -> str | None:
     if not removed:
         return None
     try:
-        fates = translate({"speculative_model": "", **{key: config[key] for key in removed}}).fates
+        notes = translate({"speculative_model": "", **{key: config[key] for key in removed}}).notes
     except SpecdecError as error:
         return f"vLLM removed {', '.join(removed)} in 2025; {error}"
-    replacements = "; ".join(f"{key} → {fates[key]}" for key in removed)
+    replacements = "; ".join(f"{key} → {notes[key]}" for key in removed)
     return f"vLLM removed these arguments in 2025: {replacements}"
