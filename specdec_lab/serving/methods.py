@@ -153,7 +153,7 @@ def _of_the_schedule(deployment: _Deployment) -> list[str]:
         return ["schedule: dropped with suffix decoding, which chooses its own draft length"]
     found = []
     if deployment.runner_v1_because is None:
-        found.append("schedule: model runner V2 is reported to ignore it (#51510); set VLLM_USE_V2_MODEL_RUNNER=0, and check")
+        found.append("schedule: model runner V2 is reported to ignore it (#51510); set VLLM_USE_V2_MODEL_RUNNER=0")
     if deployment.cpu:
         found.append("schedule: a change of k is reported to end the server on a CPU (#47014); try it first")
     if deployment.rule == "block":
