@@ -9,7 +9,7 @@ import pytest
 import specdec_ref as sd
 from specdec_lab.measurement.policy import SpeculationPolicy
 from specdec_lab.serving.cases import held_out, policy_cases
-from specdec_lab.serving.decision import decide
+from specdec_lab.serving.decision import Situation, decide
 from specdec_lab.teaching.heuristics import AdaptiveSpeculation
 from specdec_lab.teaching.hindsight import (
     batch_figure,
@@ -107,6 +107,10 @@ def test_lesson_07_on_the_tree_and_held_out_cells() -> None:
         k = decide(case.situation).k
         assert k == (4 if case.situation.batch <= 2 else 2)
         assert found > 1
+    costs = {case.situation.batch: case.situation.v for case in policy_cases(RESULTS / "batch_policy.json")[:6]}
+    explored = [decide(Situation(*case, costs[case[0]])) for case in ((16, 0.74, 0.14), (32, 0.6, 0.14))]
+    assert [(one.method, one.k) for one in explored] == [("draft_model", 2), (None, 0)]
+    assert decide(Situation(32, 0.6, 0.14, costs[32], lookup_acceptance=0.6)).method == "ngram"
     many = [value for value, case in zip(tree, cases, strict=True) if case.situation.batch >= 16]
     assert mean(many) == pytest.approx(1.2, abs=0.02)
 
