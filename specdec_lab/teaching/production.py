@@ -148,6 +148,7 @@ def schedule_figure(trace: Sequence[tuple[int, int]]) -> "Figure":
     rounds = range(1, len(trace) + 1)
     upper.step(rounds, requests, color=plotting.TARGET, where="mid")
     upper.set_ylim(0, max(requests) * 1.15)
+    upper.yaxis.get_major_locator().set_params(integer=True)
     lower.step(rounds, ks, color=plotting.DRAFT, where="mid")
     lower.set(ylabel="tokens\ndrafted, k", xlabel="round", ylim=(0, max(ks) + 0.7))
     return figure
