@@ -154,7 +154,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert "vllm serve org/target" in said
     recorded = Path(__file__).parents[1] / "benchmarks" / "results" / "batch_policy.json"
     arguments = ["vllm-config", "org/target", "org/draft", "--policy", str(recorded), "--json"]
-    config = json.loads(CliRunner().invoke(app, arguments).output)
+    config = json.loads(CliRunner().invoke(app, arguments).stdout)
     assert config["num_speculative_tokens_per_batch_size"][0][0] == 1
     (tmp_path / "list.json").write_text("[]")
     no_policy = CliRunner().invoke(app, ["vllm-config", "t", "--policy", str(tmp_path / "list.json")])
@@ -181,7 +181,7 @@ def test_every_method_can_be_asked_for_on_the_command_line() -> None:
 def said(*arguments: str) -> str:
     result = CliRunner().invoke(app, ["vllm-config", *arguments])
     assert result.exit_code == 0, result.exception
-    return result.output
+    return result.stdout
 
 
 def test_the_greedy_draft_reaches_every_preset() -> None:
