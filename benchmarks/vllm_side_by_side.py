@@ -39,13 +39,13 @@ TARGET, DRAFT = str(PRETRAINED / "target"), str(PRETRAINED / "draft-medium")
 K = 4
 CONFIGS: dict[str, dict[str, Any] | None] = {
     "vLLM, no speculation": None,
-    "vLLM, draft model, drawn": speculative_config(DRAFT, K),
-    "vLLM, draft model, likeliest token": speculative_config(DRAFT, K, exact_q=False),
+    "vLLM, draft model, sampled": speculative_config(DRAFT, K),
+    "vLLM, draft model, most likely token": speculative_config(DRAFT, K, exact_q=False),
     "vLLM, prompt lookup": speculative_config(None, K),
 }
-MENDED = "vLLM, draft model, drawn, mended"
-"""The same with one function replaced: see vllm_mended/sitecustomize.py."""
-MENDING = {"PYTHONPATH": str(Path(__file__).parent / "vllm_mended")}
+FIXED = "vLLM, draft model, sampled, fixed"
+"""The same with one function replaced: see vllm_fixed/sitecustomize.py."""
+FIX = {"PYTHONPATH": str(Path(__file__).parent / "vllm_fixed")}
 MODES = {"temperature 1": sd.Sampling(), "greedy": sd.GREEDY}
 BATCHES = 1, 8
 
@@ -178,9 +178,9 @@ def verdict(pair: sd.Pair, url: str, samples: int) -> dict[str, Any]:
 def add_verdicts(pair: sd.Pair, path: Path, samples: int, only: str, console: Console) -> None:
     """The verdict on each server of a recorded run, started without its compiler, which takes a third of the time."""
     report = json.loads(path.read_text(encoding="utf-8"))
-    for name, config in (CONFIGS | {MENDED: CONFIGS["vLLM, draft model, drawn"]}).items():
+    for name, config in (CONFIGS | {FIXED: CONFIGS["vLLM, draft model, sampled"]}).items():
         if only in name:
-            environment = MENDING if name == MENDED else None
+            environment = FIX if name == FIXED else None
             with VLLMServer(TARGET, config, options=(*SMALL, "--enforce-eager"), environment=environment) as server:
                 report["contenders"][name]["equivalence"] = found = verdict(pair, server.url, samples)
             console.print(f"{name}: {found}", highlight=False)
@@ -229,7 +229,7 @@ def main() -> None:
         "contenders": {},
     }
     everyone: dict[str, Callable[[], dict[str, Any]]] = {
-        "ours, one by one": lambda: {
+        "ours, autoregressive": lambda: {
             "speed": in_process(ours(pair, 0, arguments.tokens), prompts, arguments.repeats, BATCHES)
         },
         f"ours, k = {K}": lambda: {
@@ -244,9 +244,9 @@ def main() -> None:
     }
     for name, config in CONFIGS.items():
         everyone[name] = lambda config=config: of_vllm(config, pair, prompts, arguments)
-    drawn = CONFIGS["vLLM, draft model, drawn"]
-    everyone[MENDED] = lambda: of_vllm(drawn, pair, prompts, arguments, MENDING)
-    everyone["ours, one by one, at the end"] = everyone["ours, one by one"]
+    sampled = CONFIGS["vLLM, draft model, sampled"]
+    everyone[FIXED] = lambda: of_vllm(sampled, pair, prompts, arguments, FIX)
+    everyone["ours, autoregressive, at the end"] = everyone["ours, autoregressive"]
     for name, measure in everyone.items():
         if arguments.only in name:
             began = time.perf_counter()

@@ -16,9 +16,11 @@ from specdec_lab.serving.decision import (
     PAYS,
     VOCABULARY,
     Situation,
+    bytes_per_gpu,
     decide,
     decision_figure,
     parallel_for,
+    tensor_parallel_sizes,
 )
 
 CHEAP = {2: 1.05, 3: 1.1, 5: 1.2}
@@ -114,6 +116,16 @@ def test_the_fewest_gpus_that_hold_it() -> None:
     assert parallel_for(140 * gib, 80 * gib, 5) == (5, 1)  # two do not divide five heads
 
 
+def test_more_gpus_than_key_value_heads_replicate_them() -> None:
+    gib = 2**30
+    assert tensor_parallel_sizes(8, 64) == [1, 2, 4, 8]
+    assert tensor_parallel_sizes(2, 28) == [1, 2, 4]  # 8 does not divide 28 attention heads
+    assert tensor_parallel_sizes(4, 32, gpus_per_node=16) == [1, 2, 4, 8, 16]
+    assert parallel_for(140 * gib, 24 * gib, 2, attention_heads=32) == (8, 1)
+    assert bytes_per_gpu(100, 8, heads=2, cache=20) == 80 / 8 + 20 / 2
+    assert parallel_for(140 * gib, 24 * gib, 2, attention_heads=32, cache=60 * gib) == (8, 2)  # 10 + 30 GiB each
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -124,6 +136,8 @@ def test_the_fewest_gpus_that_hold_it() -> None:
         (lambda: decide(Situation(1, 0.5, -0.1, CHEAP)), "c="),
         (lambda: parallel_for(0, 1, 1), "total="),
         (lambda: parallel_for(1, 1, 0), "heads="),
+        (lambda: parallel_for(1, 1, 1, attention_heads=0), "attention_heads="),
+        (lambda: parallel_for(1, 1, 1, cache=2), "cache="),
     ],
 )
 def test_bad_input(call: Any, says: str) -> None:

@@ -116,7 +116,7 @@ def test_what_was_measured_before_a_server_breaks_off_is_kept(monkeypatch: pytes
         live({"alone": None, "draft": {"method": "ngram"}}, batches=(1, 4), prompts=3)
     said, kept = str(error.value), error.value.measured
     assert "\n" not in said
-    assert "broken off: draft: answered 500" in kept.source
+    assert "incomplete: draft: answered 500" in kept.source
     if harm == "does not start":
         assert "alone, greedy, 4 at once: 12.0" in said
         assert list(kept.contenders) == ["alone"]

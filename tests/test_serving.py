@@ -1,4 +1,4 @@
-"""vLLM's configuration: what we write, what became of the source text's arguments, and the command line."""
+"""vLLM's configuration: what is written, what legacy arguments become, and the command line."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from specdec_lab.serving.configuration import (
 )
 from specdec_ref.errors import SpecdecError
 
-OLD = {  # the source text's 3.1
+OLD = {
     "model": "meta-llama/Llama-2-70b-hf",
     "speculative_model": "meta-llama/Llama-2-7b-hf",
     "num_speculative_tokens": 4,
@@ -29,7 +29,7 @@ OLD = {  # the source text's 3.1
 }
 
 
-def test_a_draft_model_is_drawn_from_and_judged_by_its_q() -> None:
+def test_a_draft_model_is_sampled_and_its_q_decides() -> None:
     assert speculative_config("org/draft", 5) == {
         "method": "draft_model",
         "model": "org/draft",
@@ -44,7 +44,7 @@ def test_without_a_draft_it_looks_up() -> None:
     assert config == {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
 
 
-def test_the_source_texts_arguments_are_translated() -> None:
+def test_legacy_arguments_are_translated() -> None:
     new = translate(OLD)
     assert new.engine == {k: OLD[k] for k in ("model", "tensor_parallel_size", "gpu_memory_utilization")}
     assert new.speculative_config == {
@@ -52,12 +52,12 @@ def test_the_source_texts_arguments_are_translated() -> None:
         "num_speculative_tokens": 4,
         "method": "draft_model",
     }
-    assert new.fates["use_v2_block_manager"].startswith("gone")
-    assert set(new.fates) == set(OLD)
+    assert new.notes["use_v2_block_manager"].startswith("gone")
+    assert set(new.notes) == set(OLD)
 
 
-def test_its_configuration_class_is_translated_without_its_nones() -> None:
-    """3.2: `LLM(**vars(config))` passes None and unknown names; here nothing of that is left."""
+def test_a_legacy_configuration_class_is_translated_without_its_nones() -> None:
+    """`LLM(**vars(config))` passes None and unknown names; the translation leaves them out."""
     latency = {
         "speculative_model": None,
         "num_speculative_tokens": 2,
@@ -80,19 +80,19 @@ def test_its_configuration_class_is_translated_without_its_nones() -> None:
     }
 
 
-def test_what_vllm_would_not_start_with_is_left_out_and_told() -> None:
+def test_what_vllm_would_not_start_with_is_left_out_with_a_note() -> None:
     old = {"speculative_model": "org/draft", "speculative_draft_tensor_parallel_size": 1, "tensor_parallel_size": 4}
     new = translate(old | {"speculative_disable_by_batch_size": 1})
     assert new.speculative_config is not None
     assert "draft_tensor_parallel_size" not in new.speculative_config
-    assert "as many GPUs as its target, here 4" in new.fates["speculative_draft_tensor_parallel_size"]
-    assert new.fates["speculative_disable_by_batch_size"].startswith("refused even then")
+    assert "as many GPUs as its target, here 4" in new.notes["speculative_draft_tensor_parallel_size"]
+    assert new.notes["speculative_disable_by_batch_size"].startswith("vLLM always required 2 or more")
     same = translate(old | {"tensor_parallel_size": 1}).speculative_config
     assert same is not None
     assert same["draft_tensor_parallel_size"] == 1
 
 
-def test_prompt_lookup_of_old() -> None:
+def test_legacy_prompt_lookup() -> None:
     new = translate({"speculative_model": "[ngram]", "num_speculative_tokens": 3, "ngram_prompt_lookup_max": 4})
     assert new.speculative_config == {"num_speculative_tokens": 3, "prompt_lookup_max": 4, "method": "ngram"}
 
@@ -105,7 +105,7 @@ def test_presets_do_what_their_names_say() -> None:
     for preset in (for_latency("d", exact_q=False), for_throughput("d", [[1, 4, 2]], exact_q=False)):
         assert preset["draft_sample_method"] == "greedy"
     with pytest.raises(SpecdecError, match="k rises with the batch"):
-        for_throughput("org/draft", [[1, 8, 2], [9, 64, 8]])  # the source text's advice
+        for_throughput("org/draft", [[1, 8, 2], [9, 64, 8]])
 
 
 def test_the_command_line_can_be_pasted() -> None:
@@ -127,7 +127,19 @@ def test_the_command_line_can_be_pasted() -> None:
         (lambda: speculative_config("d", 2, schedule=[[1, 4, 3]]), "does not fit"),
         (lambda: speculative_config("d", 2, schedule=[]), "schedule="),
         (lambda: serve_command("", None), "target=''"),
-        (lambda: serve_command("t", None, tensor_parallel=3, nodes=2), "cannot be shared out"),
+        (lambda: serve_command("t", None, tensor_parallel=3, nodes=2), "cannot be divided"),
+        (lambda: speculative_config("d", method="medusa"), "method='medusa': left vLLM in 0.33"),
+        (lambda: speculative_config("d", method="eagle9"), "method='eagle9': takes one of draft_model"),
+        (lambda: speculative_config(None, method="eagle3"), "method='eagle3': needs a draft"),
+        (lambda: speculative_config("d", method="suffix"), "method='suffix': takes no draft model"),
+        (lambda: speculative_config(None, method="mtp", parallel_drafting=True), "parallel_drafting: takes method"),
+        (lambda: speculative_config("d", method="eagle3", heterogeneous_vocab=True), "heterogeneous_vocab: takes"),
+        (lambda: speculative_config("d", rule="typical"), "rule='typical': takes one of standard"),
+        (lambda: speculative_config("d", synthetic_length=2.0), "synthetic_length: takes the rule 'synthetic'"),
+        (lambda: speculative_config("d", 3, rule="synthetic", synthetic_length=4.5), "synthetic_length=4.5"),
+        (lambda: speculative_config("d", 3, rule="synthetic"), "synthetic_length=None"),
+        (lambda: serve_command("t", None, data_parallel=0), "data_parallel=0"),
+        (lambda: for_latency("d", max_batch=0), "max_batch=0"),
         (lambda: translate({"speculative_model": "d", "num_speculative_tokens": "four"}), "num_speculative_tokens="),
     ],
 )
@@ -142,7 +154,7 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert "vllm serve org/target" in said
     recorded = Path(__file__).parents[1] / "benchmarks" / "results" / "batch_policy.json"
     arguments = ["vllm-config", "org/target", "org/draft", "--policy", str(recorded), "--json"]
-    config = json.loads(CliRunner().invoke(app, arguments).output)
+    config = json.loads(CliRunner().invoke(app, arguments).stdout)
     assert config["num_speculative_tokens_per_batch_size"][0][0] == 1
     (tmp_path / "list.json").write_text("[]")
     no_policy = CliRunner().invoke(app, ["vllm-config", "t", "--policy", str(tmp_path / "list.json")])
@@ -151,13 +163,28 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert isinstance(broken.exception, SpecdecError)
 
 
+def test_warnings_go_to_the_error_stream_so_that_json_stays_json() -> None:
+    result = CliRunner().invoke(app, ["vllm-config", "t", "d", "--rejection", "block", "--cpu", "--json"])
+    assert json.loads(result.stdout)["rejection_sample_method"] == "block"
+    assert "warning: block: has no effect, because a CPU runs on model runner V1" in result.stderr
+    copies = CliRunner().invoke(app, ["vllm-config", "t", "d", "--max-batch", "4", "--data-parallel", "2"])
+    assert "--data-parallel-size 2" in copies.stdout
+    assert "warning: schedule: dropped with data parallelism (2)" in copies.stderr
+
+
+def test_every_method_can_be_asked_for_on_the_command_line() -> None:
+    for arguments in (("t", "--method", "suffix"), ("t", "--method", "mtp"), ("t", "head", "--method", "eagle3")):
+        config = json.loads(CliRunner().invoke(app, ["vllm-config", *arguments, "--json"]).stdout)
+        assert config["method"] == arguments[-1]
+
+
 def said(*arguments: str) -> str:
     result = CliRunner().invoke(app, ["vllm-config", *arguments])
     assert result.exit_code == 0, result.exception
-    return result.output
+    return result.stdout
 
 
-def test_the_draft_likes_what_it_is_told_with_every_preset() -> None:
+def test_the_greedy_draft_reaches_every_preset() -> None:
     assert json.loads(said("t", "d", "--max-batch", "4", "--greedy-draft", "--json"))["draft_sample_method"] == "greedy"
 
 

@@ -1,4 +1,4 @@
-"""Streams with known α: the tokens and costs of a fixed k are the formula's, and controllers are told what happened."""
+"""Streams with known α: the tokens and costs of a fixed k are the formula's, and controllers observe every round."""
 
 import pytest
 

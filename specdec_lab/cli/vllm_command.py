@@ -1,6 +1,7 @@
-"""specdec vllm-config: what to tell vLLM."""
+"""specdec vllm-config: vLLM's configuration for a pair, with a warning where a setting does not take effect."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,19 +10,45 @@ import typer
 
 def vllm_config(
     target: Annotated[str, typer.Argument(help="The target: a folder or a hub name.")],
-    draft: Annotated[str | None, typer.Argument(help="The draft model; without one prompt lookup.")] = None,
+    draft: Annotated[
+        str | None, typer.Argument(help="The draft model or head; without one, a method that needs none.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", "--k", help="Tokens drafted per round.")] = 4,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="draft_model, ngram, suffix, eagle3, mtp or dflash. Default: draft_model with a draft, else ngram."
+        ),
+    ] = None,
+    parallel_drafting: Annotated[
+        bool, typer.Option("--parallel-drafting", help="All k tokens in one pass, by a draft trained for it.")
+    ] = False,
+    heterogeneous_vocab: Annotated[
+        bool, typer.Option("--heterogeneous-vocab", help="The draft has another vocabulary. Drafts greedily.")
+    ] = False,
+    rule: Annotated[
+        str, typer.Option("--rejection", help="Acceptance rule: standard, block, synthetic or fly.")
+    ] = "standard",
+    synthetic_length: Annotated[
+        float | None, typer.Option(help="With --rejection synthetic: tokens per round to pretend.")
+    ] = None,
     policy: Annotated[
         Path | None, typer.Option(help="A policy measured by `specdec bench --batch`, as JSON: k by batch size.")
     ] = None,
-    max_batch: Annotated[int | None, typer.Option(help="Speculate up to so many requests at once, beyond not.")] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(help="Speculate up to this many requests at once, and not above.")
+    ] = None,
     greedy_draft: Annotated[
-        bool, typer.Option("--greedy-draft", help="vLLM's own default: the draft's likeliest token, as certain.")
+        bool, typer.Option("--greedy-draft", help="vLLM's default: draft the most likely token, with a one-hot q.")
+    ] = False,
+    cpu: Annotated[
+        bool, typer.Option("--cpu", help="The server runs on a CPU: warn of what has no effect there.")
     ] = False,
     tensor_parallel: Annotated[
-        int, typer.Option(help="GPUs that share each layer: inside one node, as few as hold it all.")
+        int, typer.Option(help="GPUs that share each layer: inside one node, as few as hold everything.")
     ] = 1,
     pipeline_parallel: Annotated[int, typer.Option(help="Groups of layers, one after the other, over nodes.")] = 1,
+    data_parallel: Annotated[int, typer.Option(help="Copies of the whole model.")] = 1,
     nodes: Annotated[int, typer.Option(help="Machines; more than one runs on Ray.")] = 1,
     gpu_memory: Annotated[
         float | None, typer.Option(help="GiB of one GPU: sizes the three above from both models' configurations.")
@@ -33,10 +60,23 @@ def vllm_config(
     as_json: Annotated[bool, typer.Option("--json", help="Print the speculative_config alone.")] = False,
 ) -> None:
     """Print vLLM's speculative_config and the whole `vllm serve` command line."""
-    from specdec_lab.serving.configuration import serve_command
+    from specdec_lab.serving.configuration import serve_command, speculative_config
+    from specdec_lab.serving.methods import warnings_for
     from specdec_ref.errors import SpecdecError
 
-    config = _speculative_config(draft, k, policy, max_batch, exact_q=not greedy_draft)
+    k, schedule = _draft_length(k, policy, max_batch)
+    config = speculative_config(
+        draft,
+        k,
+        method=method,
+        exact_q=not greedy_draft,
+        schedule=schedule,
+        parallel_drafting=parallel_drafting,
+        heterogeneous_vocab=heterogeneous_vocab,
+        rule=rule,
+        synthetic_length=synthetic_length,
+    )
+    warnings = warnings_for(config, cpu=cpu, data_parallel=data_parallel)
     notes = []
     if gpu_memory is not None:
         if (tensor_parallel, pipeline_parallel, nodes) != (1, 1, 1):
@@ -46,7 +86,7 @@ def vllm_config(
         nodes = -(-pipeline_parallel // (gpus_per_node // tensor_parallel))
         pipeline_parallel = nodes * -(-pipeline_parallel // nodes)  # as many groups of layers on every node
         notes.append(
-            f"{needed:.1f} GiB in 16 bit for {batch} requests at once, nine tenths of {gpu_memory:g} GiB a GPU"
+            f"{needed:.1f} GiB in 16 bit for {batch} requests at once; vLLM uses 90 % of {gpu_memory:g} GiB per GPU"
         )
     if pipeline_parallel > 1:
         notes.append("vLLM's guide used to exclude pipeline parallel with speculation: try it before you rely on it")
@@ -59,7 +99,10 @@ def vllm_config(
         pipeline_parallel=pipeline_parallel,
         nodes=nodes,
         max_num_seqs=max_num_seqs,
+        data_parallel=data_parallel,
     )
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
     if as_json:
         print(json.dumps(config))
         return
@@ -70,22 +113,17 @@ def vllm_config(
     print(command)
 
 
-def _speculative_config(
-    draft: str | None, k: int, policy: Path | None, max_batch: int | None, *, exact_q: bool
-) -> dict[str, Any]:
-    """vLLM's dict: by a measured policy, up to a batch size, or for every batch."""
-    from specdec_lab.serving.configuration import for_latency, speculative_config
+def _draft_length(k: int, policy: Path | None, max_batch: int | None) -> tuple[int, Sequence[Sequence[int]] | None]:
+    """k and the schedule: by a measured policy, up to a batch size, or none."""
+    from specdec_lab.serving.configuration import up_to
     from specdec_ref.errors import SpecdecError
 
     if policy is not None and max_batch is not None:
-        raise SpecdecError("--policy and --max-batch: both say when to speculate; takes one of them")
+        raise SpecdecError("--policy and --max-batch: both choose when to speculate; takes one of them")
     if policy is not None:
         measured = _policy_for_vllm(policy)
-        schedule = measured["num_speculative_tokens_per_batch_size"]
-        return speculative_config(draft, measured["num_speculative_tokens"], exact_q=exact_q, schedule=schedule)
-    if max_batch is not None:
-        return for_latency(draft, k, max_batch, exact_q=exact_q)
-    return speculative_config(draft, k, exact_q=exact_q)
+        return measured["num_speculative_tokens"], measured["num_speculative_tokens_per_batch_size"]
+    return k, None if max_batch is None else up_to(max_batch, k)
 
 
 def _policy_for_vllm(path: Path) -> dict[str, Any]:
@@ -110,5 +148,12 @@ def _sizes(
     profile = memory_profile((target, draft), batch=batch, context=context, k=k, dtype="bfloat16")
     shape = configuration(target, "target").get_text_config()
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    sizes = parallel_for(profile.total, gpu_memory * 2**30, heads, gpus_per_node=gpus_per_node)
+    sizes = parallel_for(
+        profile.total,
+        gpu_memory * 2**30,
+        heads,
+        attention_heads=shape.num_attention_heads,
+        cache=profile.kv,
+        gpus_per_node=gpus_per_node,
+    )
     return *sizes, profile.total / 2**30

@@ -1,12 +1,13 @@
-"""Cases in which the speedup was measured: what the decision tree would have said, and what it would have been worth.
+"""Recorded cases with measured speedups, to compare the decision tree with.
 
-Read from the recorded runs of this project's benchmarks: one machine, one day, the pair that ships.
+They come from this project's benchmarks: one machine, one day, the pair that ships.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from specdec_lab.serving.decision import Situation
@@ -15,7 +16,13 @@ from specdec_ref.errors import SpecdecError
 
 @dataclass(frozen=True)
 class MeasuredCase:
-    """situation: what was known beforehand. speedups: k → tokens per second over those with k = 0, which has 1.0."""
+    """One deployment, with the measured speedup of each k.
+
+    Attributes:
+        name: in words.
+        situation: what the decision may use.
+        speedups: k → tokens per second relative to k = 0, which has 1.0.
+    """
 
     name: str
     situation: Situation
@@ -29,12 +36,12 @@ class MeasuredCase:
 
     @property
     def best(self) -> float:
-        """What hindsight would have got."""
+        """The largest measured speedup, known only afterward."""
         return max(self.speedups.values())
 
 
 def policy_cases(path: Path) -> list[MeasuredCase]:
-    """Of `benchmarks/batch_policy.py` (lesson 07): a case for every batch size and context. Raises SpecdecError."""
+    """The cases of `benchmarks/batch_policy.py`, one per batch size and context length. Raises SpecdecError."""
 
     def read(report: dict[str, Any]) -> list[MeasuredCase]:
         cases = []
@@ -50,7 +57,7 @@ def policy_cases(path: Path) -> list[MeasuredCase]:
 
 
 def peer_cases(path: Path) -> list[MeasuredCase]:
-    """Of `benchmarks/compare_peers.py`: batch 1, k = 0 … 8, at temperature 1 and greedy.
+    """The cases of `benchmarks/compare_peers.py`: batch 1, k = 0 … 8, at temperature 1 and greedy.
 
     Raises SpecdecError.
     """
@@ -67,6 +74,22 @@ def peer_cases(path: Path) -> list[MeasuredCase]:
         return cases
 
     return _read(path, read)
+
+
+def held_out(cases: Sequence[MeasuredCase]) -> list[MeasuredCase]:
+    """The same cases, each with costs from the other cases of its batch size, so that none is judged by its own.
+
+    c and v become the medians over the other cases of that batch size. Raises SpecdecError where there is no other.
+    """
+    return [replace(case, situation=_from_others(case, cases)) for case in cases]
+
+
+def _from_others(case: MeasuredCase, cases: Sequence[MeasuredCase]) -> Situation:
+    others = [one.situation for one in cases if one is not case and one.situation.batch == case.situation.batch]
+    if not others:
+        raise SpecdecError(f"cases: hold no other case of batch {case.situation.batch} than {case.name!r:.60}")
+    v = {n: median(other.v[n] for other in others) for n in case.situation.v}
+    return replace(case.situation, c=median(other.c for other in others), v=v)
 
 
 def _read(path: Path, read: Callable[[dict[str, Any]], list[MeasuredCase]]) -> list[MeasuredCase]:

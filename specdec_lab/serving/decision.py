@@ -1,9 +1,9 @@
 """When to switch speculation on: a checklist as a tree of measurable questions.
 
-The questions are in the order in which they cost: what can be read off the models, what has to be known of the
-machine's memory, what has to be measured. At the end stands the formula, with the costs of the batch at hand, instead
-of limits for batch size and acceptance, which differ between machines and pairs. Where a draft model is out of the
-question, or does not pay, prompt lookup may: it has no model to run, and a formula of its own with c = 0.
+The cheapest question comes first: the vocabularies, then memory, then measured costs. The last question uses the
+speedup formula with the costs at the batch size at hand. There are no fixed limits for batch size or acceptance,
+because these differ between machines and pairs. Where a draft model cannot be used or does not pay, prompt lookup may
+pay: it runs no model, so its formula has c = 0.
 """
 
 from collections.abc import Mapping
@@ -23,10 +23,18 @@ MARGIN = 1.05
 
 @dataclass(frozen=True)
 class Situation:
-    """What is known. batch: requests at once. acceptance: α. c: a draft step, v: {n: scoring n tokens}, in steps of
-    the target at that batch. same_vocabulary: every id means the same string in both models. memory: bytes that are
-    free beside the target and its caches; draft_memory: bytes that draft and its caches take. lookup_acceptance: α of
-    prompt lookup, high where the output repeats its prompt (summaries, edits of code); 0 where nobody measured it.
+    """What is known about a deployment.
+
+    Attributes:
+        batch: requests at once.
+        acceptance: α of the draft model.
+        c: cost of a draft step, in steps of the target at that batch size.
+        v: {n: cost of scoring n tokens per request}, in the same steps.
+        same_vocabulary: every id means the same string in both models.
+        memory: bytes that are free next to the target and its caches.
+        draft_memory: bytes that the draft and its caches take.
+        lookup_acceptance: α of prompt lookup, high where the output repeats its prompt (summaries, edits of code);
+            0 where it was not measured.
     """
 
     batch: int
@@ -51,8 +59,14 @@ class Situation:
 
 @dataclass(frozen=True)
 class Decision:
-    """method: 'draft_model', 'ngram' or None for neither. k: tokens to draft, 0 for None. predicted: speedup by the
-    formula, None where nothing was computed. path: the questions asked, each with its answer."""
+    """What the tree decides.
+
+    Attributes:
+        method: 'draft_model', 'ngram' or None for neither.
+        k: tokens to draft; 0 without a method.
+        predicted: speedup by the formula; None where nothing was computed.
+        path: the questions asked, each with its answer.
+    """
 
     method: str | None
     k: int
@@ -61,13 +75,13 @@ class Decision:
 
 
 VOCABULARY = "Same vocabulary,\nid by id?"
-MEMORY = "Room for the draft\nand its caches?"
-PAYS = "Does the formula pay\nat this batch?"
+MEMORY = "Memory for the draft\nand its caches?"
+PAYS = "Does the formula predict\na gain at this batch?"
 COPIES = "Does prompt lookup\npay, with c = 0?"
 
 
 def decide(situation: Situation) -> Decision:
-    """Walk the tree. The formula is asked for every k for which v is known. Raises SpecdecError for a c below 0."""
+    """Walk the tree. The formula compares every k for which v is known. Raises SpecdecError for a c below 0."""
     asked: list[tuple[str, bool]] = []
 
     def ask(question: str, answer: bool) -> bool:
@@ -94,7 +108,7 @@ def _best(alpha: float, c: float, v: Mapping[int, float]) -> tuple[int, float]:
 
 QUESTIONS = {VOCABULARY: (0.0, 3.0), MEMORY: (0.0, 2.0), PAYS: (0.0, 1.0), COPIES: (1.65, 2.0)}
 LEAVES = {
-    (PAYS, True): ("draft model,\nthe k of the formula", (0.0, 0.0)),
+    (PAYS, True): ("draft model,\nk of the formula", (0.0, 0.0)),
     (COPIES, True): ("prompt lookup\n(ngram)", (3.2, 2.6)),
     (COPIES, False): ("no speculation\nat this batch", (3.2, 1.4)),
 }
@@ -109,7 +123,7 @@ NEXT = {
 
 @plotting.styled
 def decision_figure(decision: Decision | None = None) -> "Figure":
-    """The tree; with a decision, the way that it went is drawn strong."""
+    """The tree. With a decision, bold lines mark its path."""
     path = set(decision.path) if decision else set()
     title = "When to switch it on"
     if decision is not None:
@@ -169,24 +183,57 @@ def _between(one: Any, other: Any) -> tuple[tuple[float, float], tuple[float, fl
 
 
 def parallel_for(
-    total: float, gpu_memory: float, heads: int, *, gpus_per_node: int = 8, share: float = 0.9
+    total: float,
+    gpu_memory: float,
+    heads: int,
+    *,
+    attention_heads: int | None = None,
+    cache: float = 0.0,
+    gpus_per_node: int = 8,
+    share: float = 0.9,
 ) -> tuple[int, int]:
-    """(tensor parallel, pipeline parallel): the fewest GPUs that hold so many bytes.
+    """(tensor parallel, pipeline parallel): the fewest GPUs that hold the models and their caches.
 
-    total: bytes of weights, caches and activations, draft included. gpu_memory: bytes of one GPU, of which `share` may
-    be used. heads: key/value heads of the target; a size that divides them shares caches out evenly. Tensor parallel
-    stays inside one node, where links are fast; what does not fit there is cut into groups of layers over nodes.
-    Raises SpecdecError.
+    A tensor parallel size divides the attention heads. Up to the number of key/value heads it divides them, too, and
+    each GPU holds its part of the cache. Above it, vLLM replicates key/value heads, so the cache shrinks no further.
+    Tensor parallelism stays inside one node, where links are fast; what does not fit there is split into groups of
+    layers, one group per node.
+
+    Args:
+        total: bytes of weights, caches and activations, draft included.
+        gpu_memory: bytes of one GPU.
+        heads: key/value heads of the target.
+        attention_heads: of the target; default `heads`.
+        cache: bytes of `total` that are KV caches.
+        gpus_per_node: GPUs of one machine.
+        share: of a GPU's memory that may be used.
+
+    Raises:
+        SpecdecError: a size is out of range.
     """
     for name, value in (("total", total), ("gpu_memory", gpu_memory), ("share", share)):
         if not is_number(value) or value <= 0:
             raise SpecdecError(f"{name}={value!r:.80}: takes a number > 0")
-    for name, whole in (("heads", heads), ("gpus_per_node", gpus_per_node)):
+    attention_heads = heads if attention_heads is None else attention_heads
+    for name, whole in (("heads", heads), ("attention_heads", attention_heads), ("gpus_per_node", gpus_per_node)):
         if not is_whole(whole) or whole < 1:
             raise SpecdecError(f"{name}={whole!r:.80}: takes a whole number ≥ 1")
-    sizes = [size for size in range(1, gpus_per_node + 1) if heads % size == 0]
+    if not is_number(cache) or not 0 <= cache <= total:
+        raise SpecdecError(f"cache={cache!r:.80}: takes bytes, from 0 to total")
+    sizes = tensor_parallel_sizes(heads, attention_heads, gpus_per_node)
     for size in sizes:
-        if total / size <= share * gpu_memory:
+        if bytes_per_gpu(total, size, heads, cache) <= share * gpu_memory:
             return size, 1
-    nodes = -(-total // (sizes[-1] * share * gpu_memory))
+    nodes = -(-bytes_per_gpu(total, sizes[-1], heads, cache) // (share * gpu_memory))
     return sizes[-1], int(nodes)
+
+
+def tensor_parallel_sizes(heads: int, attention_heads: int, gpus_per_node: int = 8) -> list[int]:
+    """Sizes that vLLM accepts inside one node: key/value heads are divided evenly, or replicated evenly."""
+    sizes = range(1, gpus_per_node + 1)
+    return [n for n in sizes if attention_heads % n == 0 and (heads % n == 0 or n % heads == 0)]
+
+
+def bytes_per_gpu(total: float, size: int, heads: int, cache: float = 0.0) -> float:
+    """Bytes on each of `size` GPUs, of which `cache` bytes are divided among at most `heads` of them."""
+    return (total - cache) / size + cache / min(size, heads)

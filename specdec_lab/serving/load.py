@@ -1,7 +1,7 @@
-"""What a server gives those who ask it: tokens per second, time to the first token and per token, what it accepted.
+"""Measure a server as its users see it: tokens per second, time to the first token and per token, acceptance.
 
-Any OpenAI-compatible completions server; the counters are vLLM's. `vllm bench serve` does more of this for servers
-under real load; this one is small, needs nothing installed, and says what the other figures of the course say.
+Works with any OpenAI-compatible completions server; the counters are vLLM's. `vllm bench serve` does more for servers
+under real load. This module is small, needs no vLLM, and reports the same quantities as the rest of the course.
 """
 
 import json
@@ -25,7 +25,14 @@ MOST_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class ServedRequest:
-    """tokens: new ones. first_seconds: until the first came; seconds: until the last. chunks: in so many pieces."""
+    """One answered request.
+
+    Attributes:
+        tokens: new tokens.
+        first_seconds: until the first token arrived.
+        seconds: until the last token arrived.
+        chunks: pieces that the answer was streamed in.
+    """
 
     tokens: int
     first_seconds: float
@@ -34,17 +41,22 @@ class ServedRequest:
 
     @property
     def seconds_per_token(self) -> float:
-        """After the first piece, whose tokens are taken to be as many as in the average piece."""
+        """Seconds per token after the first piece. The first piece counts as an average one."""
         after = self.tokens * (1 - 1 / self.chunks)
         return (self.seconds - self.first_seconds) / after if after > 0 else float("nan")
 
 
 @dataclass(frozen=True)
 class ServerMeasurement:
-    """What was measured, also when it ended early. seconds: from the first request to the end of the last.
+    """The result of `measure_server`, also of a measurement that ended early.
 
-    counters: what the server's counters grew by meanwhile, whoever asked; None where it has none, and `no_counters`
-    says why. problem: why it ended early, in one line, or None.
+    Attributes:
+        url, model, concurrency: what was measured.
+        seconds: from the first request to the end of the last.
+        requests: the answered requests.
+        counters: growth of the server's counters meanwhile, including other users' requests; None without counters.
+        no_counters: why there are no counters, in one line, or None.
+        problem: why it ended early, in one line, or None.
     """
 
     url: str
@@ -66,9 +78,14 @@ class ServerMeasurement:
         return self.tokens / self.seconds
 
     def percentiles(self, what: str, *shares: float) -> tuple[float, ...]:
-        """Over requests. what: 'first_seconds', 'seconds' or 'seconds_per_token'. shares: per cents, default 50, 99.
+        """Percentiles over the requests.
 
-        Requests whose answer came in one piece have no time per token; NaN where all are such.
+        Args:
+            what: 'first_seconds', 'seconds' or 'seconds_per_token'.
+            shares: in per cent; default 50 and 99.
+
+        Returns:
+            One value per share. Answers in one piece have no time per token; NaN where no other answer exists.
         """
         shares = shares or (50, 99)
         values = [value for one in self.requests if not isnan(value := getattr(one, what))]
@@ -106,12 +123,22 @@ def measure_server(
     api_key: str | None = None,
     on_done: Callable[[int, int], None] = lambda done, total: None,
 ) -> ServerMeasurement:
-    """Ask for a continuation of every prompt, `concurrency` of them at a time, exactly `max_new_tokens` tokens each.
+    """Request a continuation of every prompt and measure the answers.
 
-    url: with or without /v1. prompts: texts, or token ids, which need no second opinion on how to tokenise. model:
-    default the only one that the server has. timeout: seconds without a byte. on_done: told how many are done, and of
-    how many. Raises SpecdecError where not one request was answered; where some were, they are kept, with the
-    `problem`.
+    Args:
+        url: of the server, with or without /v1.
+        prompts: texts, or token ids, with which the tokenization is certain.
+        concurrency: requests at a time.
+        max_new_tokens: exact length of each answer.
+        sampling: default temperature 1.
+        model: default the only one that the server has.
+        timeout: seconds without a byte.
+        api_key: sent as a bearer token.
+        on_done: called after each request with (requests done, requests in all).
+
+    Raises:
+        SpecdecError: an argument is out of range, or no request was answered. Where some were answered, they are
+            returned together with the `problem`.
     """
     for name, value in (("concurrency", concurrency), ("max_new_tokens", max_new_tokens)):
         if not is_whole(value) or not 1 <= value <= (MOST_AT_ONCE if name == "concurrency" else 10**6):
@@ -146,13 +173,13 @@ def measure_server(
         if after is not None:
             try:
                 counters = after - before
-            except SpecdecError as error:  # started anew meanwhile: what was timed is kept
+            except SpecdecError as error:  # the server was restarted; the timings are still valid
                 no_counters = str(error)
     return ServerMeasurement(root, model, concurrency, seconds, tuple(asker.done), counters, no_counters, asker.problem)
 
 
 class _Asker:
-    """Threads that take the next prompt until none is left, or something went wrong."""
+    """Threads that take the next prompt until none is left, or a request fails."""
 
     def __init__(
         self,
@@ -194,7 +221,7 @@ class _Asker:
                 with self.lock:
                     self.done.append(one)
                     self.on_done(len(self.done), self.total)
-            except Exception as error:  # nobody else would hear of it: a thread ends in silence
+            except Exception as error:  # a thread would end without a message
                 problem = str(error) if isinstance(error, SpecdecError) else f"{type(error).__name__}: {error}"
                 with self.lock:
                     self.problem = self.problem or problem

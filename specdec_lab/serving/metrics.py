@@ -1,7 +1,7 @@
-"""What a vLLM server says of its speculation, on `/metrics`: counters, and the statistics that follow from them.
+"""A vLLM server's speculation counters on its `/metrics` page, and the statistics that follow from them.
 
-Counters only grow, from the server's start on, and belong to everyone who asks it. So read them twice, and take the
-difference: what happened in between. Names as in vLLM 0.32; `SpeculativeDecodingMonitor.to_prometheus` uses them too.
+Counters only grow, from the server's start on, and include every user's requests. So read them twice and take the
+difference. Names as in vLLM 0.33; `SpeculativeDecodingMonitor.to_prometheus` uses the same.
 """
 
 from collections import Counter
@@ -15,13 +15,19 @@ from specdec_ref.errors import SpecdecError
 
 PREFIX = "vllm:spec_decode_num_"
 LARGEST = 2**24
-"""So many bytes of a page of metrics are read; a real one has some ten thousand."""
+"""The most bytes that are read of a metrics page; a real one has about ten thousand."""
 
 
 @dataclass(frozen=True)
 class SpeculationCounters:
-    """drafts: rounds that drafted, over all engines. draft_tokens, accepted_tokens: tokens. per_position: rounds that
-    accepted the token at position 1, 2, …, k."""
+    """vLLM's four counters.
+
+    Attributes:
+        drafts: rounds that drafted, over all engines.
+        draft_tokens: drafted tokens.
+        accepted_tokens: accepted tokens.
+        per_position: rounds that accepted the token at position 1, 2, …, k.
+    """
 
     drafts: int
     draft_tokens: int
@@ -29,7 +35,7 @@ class SpeculationCounters:
     per_position: tuple[int, ...]
 
     def __sub__(self, earlier: "SpeculationCounters") -> "SpeculationCounters":
-        """What was counted since `earlier`. Raises SpecdecError where a counter fell: the server started anew."""
+        """The growth since `earlier`. Raises SpecdecError where a counter fell, because the server was restarted."""
         positions = max(len(self.per_position), len(earlier.per_position))
         kept, before = ((*one.per_position, *[0] * (positions - len(one.per_position))) for one in (self, earlier))
         passed = SpeculationCounters(
@@ -39,19 +45,19 @@ class SpeculationCounters:
             tuple(now - then for now, then in zip(kept, before, strict=True)),
         )
         if min(passed.drafts, passed.draft_tokens, passed.accepted_tokens, *passed.per_position, 0) < 0:
-            raise SpecdecError("counters: fell since they were read before; the server has been started anew")
+            raise SpecdecError("counters: fell since they were last read; the server was restarted")
         return passed
 
     @property
     def acceptance_length(self) -> float:
-        """Tokens per round that drafted: 1 + accepted / drafts, as vLLM's own log has it. NaN without a draft."""
+        """Tokens per round that drafted: 1 + accepted / drafts, as in vLLM's own log. NaN without a draft."""
         return 1 + self.accepted_tokens / self.drafts if self.drafts else nan
 
     def statistics(self) -> MonitorStatistics:
-        """The monitor's own table, without seconds.
+        """The same table as the monitor's, without seconds.
 
-        The counters do not say how many tokens each round drafted. Exact where every round drafted k; with a schedule
-        by batch size rounds that drafted fewer are taken for ones that rejected there, so that rates come out low.
+        Exact where every round drafted k tokens. The counters do not record how many tokens each round drafted, so
+        rounds that drafted fewer count as rejections there, and the rates come out low.
         """
         k = len(self.per_position)
         reached = (self.drafts, *self.per_position, 0)
@@ -66,7 +72,7 @@ class SpeculationCounters:
 
 
 def parse_counters(text: str) -> SpeculationCounters:
-    """From a page in Prometheus' text format. Raises SpecdecError for a page that is none, or has no such counters."""
+    """Counters from a page in Prometheus' text format. Raises SpecdecError for another format or missing counters."""
     from prometheus_client.parser import text_string_to_metric_families
 
     sums: Counter[str] = Counter()
@@ -88,7 +94,7 @@ def parse_counters(text: str) -> SpeculationCounters:
 
 
 def read_counters(url: str, timeout: float = 10.0, headers: Mapping[str, str] | None = None) -> SpeculationCounters:
-    """What the server at `url` has counted so far. url: with or without /v1. Raises SpecdecError, of one line."""
+    """The counters of the server at `url` (with or without /v1) since its start. Raises SpecdecError."""
     root = url.rstrip("/").removesuffix("/v1") if isinstance(url, str) else url
     asked = request(f"{root}/metrics" if isinstance(root, str) else root, headers=headers)
     with answered(asked, timeout) as answer:

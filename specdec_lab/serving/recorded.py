@@ -1,4 +1,4 @@
-"""Servers side by side: from the recorded run of `benchmarks/vllm_side_by_side.py`, or measured here and now."""
+"""Servers compared: from the recorded run of `benchmarks/vllm_side_by_side.py`, or measured live."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -20,9 +20,14 @@ MODES = {"temperature 1": Sampling(), "greedy": GREEDY}
 
 @dataclass(frozen=True)
 class Contender:
-    """speed: mode → requests at once → tokens per second of all together. The rest is known of servers only: counters:
-    mode → what they grew by, one request at a time; latency: mode → 'first_seconds' or 'seconds_per_token' → 'p50' or
-    'p99'; equivalence: what the empirical test said of its samples."""
+    """One engine with one configuration.
+
+    Attributes:
+        speed: mode → requests at once → tokens per second of all requests together.
+        counters: mode → growth of the counters with one request at a time; servers only.
+        latency: mode → 'first_seconds' or 'seconds_per_token' → 'p50' or 'p99', in seconds; servers only.
+        equivalence: result of the equivalence test on its samples; servers only.
+    """
 
     speed: Mapping[str, Mapping[int, float]]
     counters: Mapping[str, SpeculationCounters] = field(default_factory=dict)
@@ -30,17 +35,22 @@ class Contender:
     equivalence: Mapping[str, Any] | None = None
 
     def round_cost(self, mode: str, alone: "Contender") -> float:
-        """What a round costs in steps of the same server without speculation: tokens per round / speedup.
+        """Cost of a round, in steps of the same server without speculation: tokens per round / speedup.
 
-        The formula's k·c + v(k + 1) + o, from outside. Where nothing was drafted in some rounds it is a mean.
+        This is the formula's k·c + v(k + 1) + o, measured from outside; a mean where some rounds drafted nothing.
         """
         return self.counters[mode].acceptance_length / (self.speed[mode][1] / alone.speed[mode][1])
 
 
 @dataclass(frozen=True)
 class SideBySide:
-    """source: where the figures come from, in words. contenders: by name. alpha: mode → accepted / judged of our own
-    loop on the same prompts, where it was measured."""
+    """Contenders on the same prompts.
+
+    Attributes:
+        source: where the figures come from, in words.
+        contenders: by name.
+        alpha: mode → accepted / judged of our own loop on the same prompts, where it was measured.
+    """
 
     source: str
     contenders: dict[str, Contender]
@@ -74,8 +84,7 @@ def _contender(one: Mapping[str, Any]) -> Contender:
 
 
 class IncompleteError(SpecdecError):
-    """A live comparison that did not reach its end. measured: what it had until then, the contender that broke off
-    included; its `source` says so."""
+    """A live comparison that ended early. measured: the results until then, which `source` labels as incomplete."""
 
     def __init__(self, message: str, measured: SideBySide):
         super().__init__(message)
@@ -90,13 +99,21 @@ def live(
     max_new_tokens: int = 24,
     options: tuple[str, ...] = (*SMALL, "--enforce-eager"),
 ) -> SideBySide:
-    """A vLLM server of the pair that ships for each of `configs`: all start, are asked in turns, and end.
+    """Start one vLLM server of the shipped pair per configuration, measure them in turns, and stop them.
 
-    Together, since a start is three processes that import one after the other; in turns, so that a machine whose speed
-    changes favors none; whoever is not asked waits. 'enforce-eager' leaves the compiler out: it starts in a third of
-    the time, and runs somewhat slower. Raises BrokenOffError where a server does not start, once the others are
-    measured, or breaks off: a comparison needs every contender. What was measured until then stands in its one line,
-    and as a SideBySide in its `measured`.
+    The servers start together, because starting takes long. They are measured in turns, so that a machine whose speed
+    changes favors none of them. 'enforce-eager' leaves the compiler out: the server starts in a third of the time and
+    runs somewhat slower.
+
+    Args:
+        configs: name → `speculative_config`, or None for no speculation.
+        batches: requests at once.
+        prompts: number of prompts.
+        max_new_tokens: of each answer.
+        options: further options of the server.
+
+    Raises:
+        IncompleteError: a server did not start, or stopped answering. Its `measured` holds the results until then.
     """
     texts = list(held_out_prompts().values())[:prompts]
     figures = {name: _Figures() for name in configs}
@@ -119,7 +136,7 @@ def live(
     for name, missing in servers.items():
         if isinstance(missing, SpecdecError):
             raise _incomplete(f"{name}: {missing}", figures) from missing
-    return SideBySide("measured live on this machine, now", {name: one.contender() for name, one in figures.items()})
+    return SideBySide("measured live on this machine", {name: one.contender() for name, one in figures.items()})
 
 
 @dataclass
@@ -148,7 +165,7 @@ class _Figures:
 def _together(
     configs: Mapping[str, Mapping[str, Any] | None], options: tuple[str, ...]
 ) -> Iterator[dict[str, VLLMServer | SpecdecError]]:
-    """Every server once it answers, or why it does not."""
+    """Every server once it answers, or the error why it does not."""
     servers: dict[str, VLLMServer | SpecdecError] = {}
     launched: list[VLLMServer] = []
     try:
@@ -167,14 +184,14 @@ def _together(
                 except SpecdecError as error:
                     servers[name] = error
         yield servers
-    finally:  # at once: each takes two seconds to let go
+    finally:  # in parallel: each takes two seconds to stop
         with ThreadPoolExecutor() as pool:
             list(pool.map(VLLMServer.stop, launched))
 
 
 def _incomplete(problem: str, figures: Mapping[str, _Figures]) -> IncompleteError:
     measured = SideBySide(
-        f"measured live on this machine, now, and broken off: {problem}",
+        f"measured live on this machine, incomplete: {problem}",
         {name: one.contender() for name, one in figures.items() if one.speed},
     )
     paces = [

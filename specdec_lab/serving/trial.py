@@ -1,4 +1,4 @@
-"""One configuration tried in the real vLLM: the pair that ships, without and with speculation, one after the other."""
+"""Try one configuration in the real vLLM: the pair that ships, without and then with speculation."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,14 @@ from specdec_ref.sampling import Sampling
 
 @dataclass(frozen=True)
 class VLLMTrial:
-    """Tokens per second without and with speculation, one request at a time; tokens per round. problem: why there are
-    no figures, in one line."""
+    """The result of `try_in_vllm`, with one request at a time.
+
+    Attributes:
+        without: tokens per second without speculation.
+        speculative: tokens per second with it.
+        acceptance_length: tokens per round.
+        problem: why there are no figures, in one line.
+    """
 
     without: float | None = None
     speculative: float | None = None
@@ -45,9 +51,8 @@ def try_in_vllm(
 ) -> VLLMTrial:
     """Start vLLM without and with `config`, its `speculative_config`, and measure both. Takes a few minutes.
 
-    Never raises for what vLLM refuses: the trial says it in one line, as it says where vLLM is not installed, and
-    what became of arguments of old, for which it is not started. Where
-    SPECDEC_LIVE is 0 nothing is started.
+    Never raises for a configuration that vLLM rejects: the trial's `problem` explains it in one line. Neither does it
+    raise for legacy arguments, for a missing vLLM, or where SPECDEC_LIVE is 0; then no server is started.
     """
     obstacle = _obstacle(config)
     if obstacle is not None:
@@ -87,13 +92,13 @@ def _obstacle(config: object) -> str | None:
 
 
 def _removed_arguments(config: Mapping[str, Any]) -> str | None:
-    """What became of arguments that vLLM does not take any more, or None. No vLLM is needed to know."""
+    """A line about arguments that vLLM has removed, or None. It needs no vLLM."""
     removed = [key for key in config if key in REMOVED]
     if not removed:
         return None
     try:
-        fates = translate({"speculative_model": "", **{key: config[key] for key in removed}}).fates
+        notes = translate({"speculative_model": "", **{key: config[key] for key in removed}}).notes
     except SpecdecError as error:
         return f"vLLM removed {', '.join(removed)} in 2025; {error}"
-    replacements = "; ".join(f"{key} → {fates[key]}" for key in removed)
+    replacements = "; ".join(f"{key} → {notes[key]}" for key in removed)
     return f"vLLM removed these arguments in 2025: {replacements}"

@@ -1,4 +1,4 @@
-"""Two rules of thumb for k that are widely copied, kept as they are: baselines to do better than."""
+"""Two rules of thumb for k that are widely copied, unchanged, as baselines."""
 
 from collections import deque
 
@@ -9,10 +9,10 @@ from specdec_ref.errors import SpecdecError, is_number, is_whole
 class AdaptiveSpeculation:
     """Raise k by one while accepted/proposed is 0.1 above the target, lower it while 0.1 below: a common heuristic.
 
-    It looks at the mean of accepted / proposed over the last 100 rounds, from the tenth on. Its set point moves with
-    what it sets: at the same α, accepted / proposed = (α + … + αᵏ)/k falls as k grows (α = 0.8: 0.72 at k = 2, 0.42 at
-    k = 8), so it finds the k at which a draft looks 70 % accepted, whatever a draft step costs, and never finds 0.
-    The baseline to do better than. Rows of a batch are pooled. Raises SpecdecError.
+    It averages accepted / proposed over the last 100 rounds, from the tenth on. This ratio depends on k itself: at the
+    same α, accepted / proposed = (α + … + αᵏ)/k falls as k grows (α = 0.8: 0.72 at k = 2, 0.42 at k = 8). So the
+    heuristic finds the k at which 70 % of the proposed tokens are accepted, whatever a draft step costs, and it never
+    chooses 0. Rows of a batch are pooled. Raises SpecdecError for arguments out of range.
     """
 
     def __init__(self, min_k: int = 2, max_k: int = 8, target_acceptance: float = 0.7):
@@ -47,10 +47,16 @@ class AdaptiveSpeculation:
 
 
 def get_optimal_speculation_config(batch_size: int, sequence_length: float) -> dict[str, int | bool | str]:
-    """Four common rules of thumb, gaps included: num_speculative_tokens, enable and the reason it gives.
+    """Four common rules of thumb: num_speculative_tokens, enable and a reason in words.
 
-    batch_size: sequences decoded together, ≥ 1. sequence_length: tokens of each, ≥ 0 (its caller passes characters).
-    The last rule takes what is left: one sequence of 2,048 to 4,096 tokens is a 'Medium batch'. Raises SpecdecError.
+    The rules do not fit together: one sequence of 2,048 to 4,096 tokens counts as a 'Medium batch'.
+
+    Args:
+        batch_size: sequences decoded together, ≥ 1.
+        sequence_length: tokens of each, ≥ 0.
+
+    Raises:
+        SpecdecError: a size is out of range.
     """
     if not is_whole(batch_size) or batch_size < 1:
         raise SpecdecError(f"batch_size={batch_size!r:.80}: takes a whole number ≥ 1")

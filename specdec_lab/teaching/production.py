@@ -1,4 +1,4 @@
-"""Lesson 09's figures: contenders by pace, decisions beside what was measured; and sliders for any figure."""
+"""Figures of lesson 09: speed of each engine, memory of each GPU, a schedule at work; and sliders for any figure."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -6,9 +6,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from specdec_lab import plotting
+from specdec_lab.measurement.memory_profile import MemoryProfile
+from specdec_lab.serving.decision import bytes_per_gpu, tensor_parallel_sizes
+from specdec_lab.serving.schedule import ScheduleController
 from specdec_lab.teaching.figures import as_png
 from specdec_lab.teaching.widgets import show
+from specdec_ref.decoding import Row, speculate
+from specdec_ref.drafting import ModelDrafter
 from specdec_ref.errors import SpecdecError
+from specdec_ref.loading import Pair
+from specdec_ref.models import TransformersModel
+from specdec_ref.sampling import GREEDY, SeededRandomness
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,15 +24,21 @@ if TYPE_CHECKING:
 
 @plotting.styled
 def pace_figure(speeds: Mapping[str, Mapping[str, Mapping[int, float]]], batch: int, title: str) -> "Figure":
-    """Tokens per second of each contender, at one number of requests at once. speeds: name → mode → batch → tokens/s.
+    """Tokens per second of each contender, at one number of requests at once.
 
-    A contender without a figure for that batch has no bar. Raises SpecdecError where none has one.
+    Args:
+        speeds: name → mode → batch → tokens per second.
+        batch: requests at once. A contender that was not measured there has no bar.
+        title: the message.
+
+    Raises:
+        SpecdecError: no contender was measured at that batch size.
     """
     names = list(speeds)
     modes = list(dict.fromkeys(mode for one in speeds.values() for mode in one))
     looks: list[dict[str, Any]] = [{"color": plotting.TARGET}, {"color": plotting.DRAFT, "hatch": "//"}]
     if not any(batch in one.get(mode, {}) for one in speeds.values() for mode in modes):
-        raise SpecdecError(f"batch={batch!r:.40}: nobody was measured there")
+        raise SpecdecError(f"batch={batch!r:.40}: no contender was measured there")
     figure, axes = plotting.new_figure(title, "tokens per second", "", width=7.6, height=1.2 + 0.46 * len(names))
     height = 0.8 / len(modes)
     most = max(one.get(mode, {}).get(batch, 0.0) for one in speeds.values() for mode in modes)
@@ -44,30 +58,111 @@ def pace_figure(speeds: Mapping[str, Mapping[str, Mapping[int, float]]], batch: 
 
 
 @plotting.styled
-def judged_figure(rows: Sequence[tuple[str, float, float, float]], title: str) -> "Figure":
-    """Case by case, the measured speedup of what was decided. rows: (case, tree, rule of thumb, best in hindsight).
+def fit_figure(
+    profile: MemoryProfile, gpu_memory: float, heads: int, attention_heads: int, share: float = 0.9
+) -> "Figure":
+    """Memory of one GPU for each tensor parallel size of one node: target, draft, caches, activations.
 
-    Raises SpecdecError where there are none.
+    Args:
+        profile: of target and draft.
+        gpu_memory: bytes of one GPU.
+        heads: key/value heads of the target.
+        attention_heads: of the target.
+        share: of a GPU's memory that may be used; the dashed line.
+
+    Raises:
+        SpecdecError: the profile has no draft.
     """
-    if not rows:
-        raise SpecdecError("rows: is empty; takes (case, tree, rule of thumb, best)")
-    names, tree, rule, best = zip(*rows, strict=True)
-    figure, axes = plotting.new_figure(title, "measured speedup", "", width=7.6, height=1.4 + 0.27 * len(rows))
-    at = np.arange(len(rows))
-    axes.axvline(1, color=plotting.FORMULA, linewidth=1)
-    axes.plot(best, at, "|", color="black", markersize=13, markeredgewidth=2, label="best in hindsight")
-    axes.plot(rule, at, "s", color=plotting.DRAFT, markersize=9, label="rule of thumb")
-    axes.plot(tree, at, "o", color=plotting.TARGET, markersize=6, label="the tree")
-    axes.set_yticks(at, names)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
+    if profile.draft is None:
+        raise SpecdecError("profile: has no draft; takes a memory_profile of target and draft")
+    gib = 2**30
+    limit = share * gpu_memory / gib
+    sizes = tensor_parallel_sizes(heads, attention_heads)
+    parts = {
+        "target's weights": (profile.target.weights, 0.0),
+        "draft's weights": (profile.draft.weights, 0.0),
+        "KV caches of both": (profile.kv, float(profile.kv)),
+        "activations": (profile.activations, 0.0),
+    }
+    looks = ((plotting.TARGET, ""), (plotting.DRAFT, "//"), (plotting.ACCEPTED, ".."), (plotting.FORMULA, "xx"))
+    totals = [bytes_per_gpu(profile.total, size, heads, profile.kv) / gib for size in sizes]
+    fitting = next((size for size, total in zip(sizes, totals, strict=True) if total <= limit), None)
+    title = f"{fitting} GPUs hold it" if fitting and fitting > 1 else "One GPU holds it"
+    figure, axes = plotting.new_figure(
+        title if fitting else "One node is too small: add nodes, or lower the batch",
+        f"GiB on each GPU of {gpu_memory / gib:.0f} GiB",
+        "GPUs (tensor parallel size)",
+        width=7.6,
+    )
+    left = np.zeros(len(sizes))
+    for (name, (total, cache)), (color, hatch) in zip(parts.items(), looks, strict=True):
+        widths = np.array([bytes_per_gpu(total, size, heads, cache) / gib for size in sizes])
+        axes.barh(range(len(sizes)), widths, left=left, color=color, hatch=hatch, edgecolor="white", label=name)
+        left += widths
+    for y, total in enumerate(totals):
+        mark = plotting.ACCEPTED_MARK if total <= limit else plotting.REJECTED_MARK
+        axes.text(total + max(totals) / 100, y, f"{total:.0f} {mark}", va="center", fontsize=9)
+    axes.axvline(limit, color="black", linestyle="--", label=f"{share:.0%} of one GPU")
+    axes.set_yticks(range(len(sizes)), [str(size) for size in sizes])
+    axes.set_xlim(0, max(*totals, limit) * 1.12)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
-def explorer(draw: "Callable[..., Figure]", **controls: Sequence[Any]) -> None:
-    """`draw` with a slider for each argument: the values it takes, the first of them to begin with.
+def run_schedule(
+    pair: Pair, prompts: Sequence[Sequence[int]], lengths: Sequence[int], schedule: Sequence[Sequence[int]]
+) -> tuple[list[Row], list[tuple[int, int]]]:
+    """Decode requests of different lengths as one batch, with k from a schedule by batch size. Greedy.
 
-    Raises SpecdecError for a control without values.
+    Args:
+        pair: with a draft.
+        prompts: token ids of each request.
+        lengths: new tokens of each request.
+        schedule: rows [first batch size, last batch size, k].
+
+    Returns:
+        The finished rows, and (active requests, k) of every round.
+    """
+    if pair.draft is None:
+        raise SpecdecError("pair: has no draft model, so there is nothing to speculate with")
+    rows = [Row(tuple(prompt), length) for prompt, length in zip(prompts, lengths, strict=True)]
+    target, drafter = TransformersModel(pair.target), ModelDrafter(TransformersModel(pair.draft))
+    controller = ScheduleController(schedule, len(rows))
+    trace = []
+    for active in speculate(target, drafter, rows, controller, GREEDY, SeededRandomness(0), pair.eos):
+        trace.append((len(active), max(len(row.rounds[-1].drafted) for row in active)))
+    return rows, trace
+
+
+@plotting.styled
+def schedule_figure(trace: Sequence[tuple[int, int]]) -> "Figure":
+    """Active requests and k over the rounds. trace: as `run_schedule` returns it. Raises SpecdecError for no rounds."""
+    if not trace:
+        raise SpecdecError("trace: is empty; takes (active requests, k) of each round")
+    requests, ks = zip(*trace, strict=True)
+    figure, (upper, lower) = plotting.new_figure(
+        "k rises as requests finish", "", "requests\nin the batch", height=3.8, nrows=2, sharex=True
+    )
+    rounds = range(1, len(trace) + 1)
+    upper.step(rounds, requests, color=plotting.TARGET, where="mid")
+    upper.set_ylim(0, max(requests) * 1.15)
+    upper.yaxis.get_major_locator().set_params(integer=True)
+    lower.step(rounds, ks, color=plotting.DRAFT, where="mid")
+    lower.set(ylabel="tokens\ndrafted, k", xlabel="round", ylim=(0, max(ks) + 0.7))
+    return figure
+
+
+def explorer(draw: "Callable[..., Figure]", **controls: Sequence[Any]) -> None:
+    """Show `draw` with a slider for each of its arguments.
+
+    Args:
+        draw: returns a figure for one value of each argument.
+        controls: argument → the values it takes; the first one is shown at the beginning.
+
+    Raises:
+        SpecdecError: a control has no values.
     """
     import ipywidgets as w
 

@@ -1,4 +1,4 @@
-"""A stream of rounds with a known α and known costs: what a controller makes of it, and what hindsight would have."""
+"""Artificial streams of rounds with a known α and known costs, to compare controllers on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ MAX_K = 8
 
 @dataclass(frozen=True)
 class Stream:
-    """ks: tokens drafted in each round. tokens: emitted by all of them. cost: of all, in autoregressive steps."""
+    """ks: tokens drafted in each round. tokens: emitted by all rounds. cost: of all rounds, in autoregressive steps."""
 
     ks: tuple[int, ...]
     tokens: int
@@ -36,14 +36,21 @@ class Stream:
 
 
 def play_stream(controller: Controller, alphas: Sequence[float], c: float, v: Cost = 1.0, seed: int = 0) -> Stream:
-    """Rounds with these α, one after the other, and a k that the controller chooses for each.
+    """Play one round for each α, with the k that the controller chooses. No model and no clock is involved.
 
-    Every drafted token is kept with probability α, by the same numbers whoever chooses up to MAX_K. c, v: as
-    `predicted_speedup` takes them. No model and no clock is involved: a controller that times its rounds is refused
-    with SpecdecError.
+    Each drafted token is accepted with probability α, by the same random numbers for every controller.
+
+    Args:
+        controller: with given costs.
+        alphas: α of each round.
+        c, v: costs, as in `predicted_speedup`.
+        seed: of the random numbers.
+
+    Raises:
+        SpecdecError: the controller times its rounds.
     """
     if getattr(controller, "measures_costs", False):
-        raise SpecdecError("controller: times its rounds, and these take no time; give it the costs")
+        raise SpecdecError("controller: times its rounds, but these take no time; give it the costs")
     u = np.random.default_rng(seed).random((len(alphas), max(MAX_K, controller.max_k)))
     ks, tokens, cost = [], 0, 0.0
     for alpha, row in zip(alphas, u, strict=True):
@@ -58,9 +65,13 @@ def play_stream(controller: Controller, alphas: Sequence[float], c: float, v: Co
 
 @plotting.styled
 def controllers_figure(before: float, after: float, c: float, slope: float = 0.1, rounds: int = 240) -> "Figure":
-    """k over the rounds of a stream whose α changes in the middle: the heuristic's, the cost model's, the best.
+    """k over the rounds of a stream whose α changes in the middle: heuristic, cost model, and best k.
 
-    slope: what each further scored token costs, v(n) = 1 + slope·(n − 1).
+    Args:
+        before, after: α in the two halves.
+        c: cost of a draft step.
+        slope: cost of each further scored token, v(n) = 1 + slope·(n − 1).
+        rounds: in all.
     """
     alphas = [before] * (rounds // 2) + [after] * (rounds - rounds // 2)
 

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +51,19 @@ OLD = {
     "speculative_model_quantization": None,
     "gpu_memory_utilization": 0.9,
 }
-"""Sections 3.1 and 3.2 of the source text, with this pair's draft."""
+"""Arguments of older texts, with this pair's draft."""
 
 CONFIGS: dict[str, dict[str, Any]] = {
-    "draft model, drawn": speculative_config(DRAFT, K),
-    "draft model, likeliest": speculative_config(DRAFT, K, exact_q=False),
+    "draft model, sampled": speculative_config(DRAFT, K),
+    "draft model, most likely": speculative_config(DRAFT, K, exact_q=False),
     "draft model, own tensor parallel": speculative_config(DRAFT, K, draft_tensor_parallel=1),
     "prompt lookup": speculative_config(None, K),
     "schedule": speculative_config(DRAFT, K, schedule=SCHEDULE),
     "latency": for_latency(DRAFT, K, 4),
     "throughput": for_throughput(DRAFT, SCHEDULE),
     "lookup, latency": for_latency(None, K, 4),
+    "synthetic rates": speculative_config(DRAFT, K, rule="synthetic", synthetic_length=3.0),
+    "block": speculative_config(DRAFT, K, rule="block"),
     "never above one": speculative_config(DRAFT, K, schedule=[[1, 1, 4], [2, 1_000_000, 0]]),
     "translated": dict(translate(OLD).speculative_config or {}),
     "translated, with a limit": dict(
@@ -79,6 +82,9 @@ def engine_config(**arguments: Any) -> Any:
 def test_vllms_own_classes_take_what_the_course_prints(config: dict[str, Any]) -> None:
     taken = engine_config(speculative_config=dict(config)).speculative_config
     for name, value in config.items():
+        if name == "synthetic_acceptance_length":  # vLLM turns it into one rate per position, whose sum is length - 1
+            assert 1 + sum(taken.synthetic_acceptance_rates) == pytest.approx(value)
+            continue
         found = getattr(taken, name)
         assert (list(map(list, found)) if isinstance(value, list) else found) == value, name
 
@@ -107,7 +113,19 @@ def test_its_command_line_takes_ours(config: dict[str, Any] | None) -> None:
     assert isinstance(parsed, argparse.Namespace)
 
 
-def test_the_source_texts_arguments_are_refused_today() -> None:
+@pytest.mark.skipif(find_spec("arctic_inference") is None, reason="vLLM's suffix decoding needs arctic-inference")
+def test_vllms_own_classes_take_suffix_decoding() -> None:
+    taken = engine_config(speculative_config=speculative_config(None, K, method="suffix")).speculative_config
+    assert (taken.method, taken.num_speculative_tokens) == ("suffix", K)
+
+
+def test_vllm_refuses_a_heterogeneous_vocabulary_with_a_sampled_draft() -> None:
+    config = speculative_config(DRAFT, K, heterogeneous_vocab=True)
+    with pytest.raises(ValueError, match="greedy"):
+        engine_config(speculative_config=config | {"draft_sample_method": "probabilistic"})
+
+
+def test_legacy_arguments_are_refused_today() -> None:
     from vllm.engine.arg_utils import EngineArgs
 
     for name in ("speculative_model", "num_speculative_tokens", "use_v2_block_manager"):
@@ -120,19 +138,19 @@ def pair() -> sd.Pair:
     return sd.load_pair()
 
 
-MENDED = {"PYTHONPATH": str(Path(__file__).parents[2] / "benchmarks" / "vllm_mended")}
+FIXED = {"PYTHONPATH": str(Path(__file__).parents[2] / "benchmarks" / "vllm_fixed")}
 ON_CPU = current_platform.is_cpu()
-SERVERS = {name: (CONFIGS[name], {}) for name in ("draft model, drawn", "draft model, likeliest", "prompt lookup")}
+SERVERS = {name: (CONFIGS[name], {}) for name in ("draft model, sampled", "draft model, most likely", "prompt lookup")}
 if ON_CPU:
-    SERVERS |= {f"{name}, mended": (CONFIGS[name], MENDED) for name in ("draft model, drawn", "prompt lookup")}
+    SERVERS |= {f"{name}, fixed": (CONFIGS[name], FIXED) for name in ("draft model, sampled", "prompt lookup")}
 
 
 def defective(name: str) -> bool:
     """vLLM #55005: on a CPU drafted tokens are judged at the temperature that happens to be in unwritten memory.
 
-    What follows from it is asserted, so that a release that mends it fails here, and this function goes.
+    What follows from it is asserted, so that a release that fixes it fails here, and this function goes.
     """
-    return ON_CPU and not name.endswith("mended")
+    return ON_CPU and not name.endswith("fixed")
 
 
 @pytest.fixture(scope="module", params=SERVERS)
@@ -212,8 +230,8 @@ def test_acceptance_at_temperature_1_is_sum_min(pair: sd.Pair, server: Running) 
     A token of p at a position is an accepted one with chance min(1, q/p), whose mean under p is Σ min(p, q).
     """
     name, running = server
-    if "drawn" not in name:
-        pytest.skip("the likeliest token as a point mass, and prompt lookup, are accepted less")
+    if "sampled" not in name:
+        pytest.skip("the most likely token as a point mass, and prompt lookup, are accepted less")
     prompts = prompts_of_length(pair.tokenizer, 96, 8)
     asker = OpenAICompletions(running.url, eos=pair.eos, timeout=300, more={"seed": None})
     before = read_counters(running.url)

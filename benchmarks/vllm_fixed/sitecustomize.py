@@ -1,10 +1,10 @@
-"""On PYTHONPATH of a vLLM 0.32 for CPUs this mends one function, to show that it is the one at fault.
+"""On PYTHONPATH of a vLLM 0.32 for CPUs this replaces one function, to show that it is the one at fault.
 
-`_expand_kernel_impl` (vllm/utils/cpu_triton_utils.py) spreads a number of each request, its temperature, top-k or
-top-p, over the request's drafted tokens. Its C++ kernel takes int64, so the output is converted first, which makes a
-copy, and the copy is filled and dropped: the caller goes on with memory that was never written, and a temperature of
-0.8 would be cut to 0. Drafted tokens are then judged by a target at an arbitrary temperature. Greedy requests do not
-come this way. vllm-project/vllm #55005, open on 2026-11-24.
+`_expand_kernel_impl` (vllm/utils/cpu_triton_utils.py) copies a number of each request, its temperature, top-k or
+top-p, to each of the request's drafted tokens. Its C++ kernel takes int64, so the output is converted first. The
+conversion makes a copy, which is filled and then dropped. The caller continues with memory that was never written, and
+a temperature of 0.8 would be cut to 0. Drafted tokens are then compared with a target at an arbitrary temperature.
+Greedy requests do not use this function. vllm-project/vllm #55005, unchanged in 0.33.
 """
 
 import importlib.abc
@@ -22,8 +22,8 @@ def expand(output, given, until, replace_from, replace_to, MAX_NUM_TOKENS=None):
     output.copy_(spread.masked_fill(spread == replace_from, replace_to))
 
 
-class Mending(importlib.abc.MetaPathFinder):
-    """Lets the module be loaded as it is, then puts the right function in."""
+class Fixing(importlib.abc.MetaPathFinder):
+    """Loads the module as it is, then replaces the function."""
 
     def find_spec(self, name, path, target=None):
         if name != NAME:
@@ -40,4 +40,4 @@ class Mending(importlib.abc.MetaPathFinder):
         return spec
 
 
-sys.meta_path.insert(0, Mending())
+sys.meta_path.insert(0, Fixing())
