@@ -1,4 +1,4 @@
-"""Generated text with every token's fate: the token strip for notebooks, and the same marks for the terminal."""
+"""Generated text with a mark for each token: the token strip for notebooks, and the same marks for the terminal."""
 
 import html
 import sys
@@ -35,26 +35,26 @@ _TERMINAL_STYLES = {
 
 @dataclass(frozen=True)
 class Token:
-    """One piece of a strip. fate: 'accepted', 'rejected', 'residual', 'bonus', or 'plain' for a token of its own."""
+    """One piece of a strip. fate: 'accepted', 'rejected', 'residual', 'bonus', or 'plain' where nothing was drafted."""
 
     text: str
     fate: str
 
 
 def tokens_of(played: Round, tokenizer: Any) -> list[Token]:
-    """What became of every token that a round judged or emitted, in order; what was never judged is left out."""
+    """Every token that a round examined or emitted, in order. Drafted tokens after a rejection are left out."""
 
     def text(token: int) -> str:
         return str(tokenizer.decode([token]))
 
-    kept = min(played.accepted, len(played.emitted))
-    tokens = [Token(text(token), "accepted") for token in played.emitted[:kept]]
-    if len(played.emitted) > kept:
-        refused = played.accepted < len(played.drafted)
-        if refused:
+    accepted = min(played.accepted, len(played.emitted))
+    tokens = [Token(text(token), "accepted") for token in played.emitted[:accepted]]
+    if len(played.emitted) > accepted:
+        rejected = played.accepted < len(played.drafted)
+        if rejected:
             tokens.append(Token(text(played.drafted[played.accepted]), "rejected"))
-        fate = "residual" if refused else "bonus" if played.drafted else "plain"
-        tokens.append(Token(text(played.emitted[kept]), fate))
+        fate = "residual" if rejected else "bonus" if played.drafted else "plain"
+        tokens.append(Token(text(played.emitted[accepted]), fate))
     return tokens
 
 
@@ -90,7 +90,7 @@ class Strip:
         marks = (
             ("accepted", f"{plotting.ACCEPTED_MARK} accepted"),
             ("rejected", f"{plotting.REJECTED_MARK}rejected"),
-            ("residual", "drawn from the residual instead"),
+            ("residual", "sampled from the residual instead"),
             ("bonus", f"{plotting.BONUS_MARK}bonus token"),
         )
         legend = " &nbsp; ".join(f'<span style="{_STYLES[fate]}">{html.escape(words)}</span>' for fate, words in marks)
@@ -124,8 +124,14 @@ def token_strip(rounds: Sequence[Round], tokenizer: Any, prompt: str = "") -> St
 def stream_strip(pair: Pair, prompt: str, *, prompt_lines: int = 4, **arguments: Any) -> Generation:
     """Decode as `stream_speculative(pair, prompt, …)` does, and show the strip while it grows, round by round.
 
-    prompt_lines: how many of the prompt's last lines stand before it. Outside a notebook the strip is printed at the
-    end. Returns the generation.
+    Outside a notebook, the strip is printed at the end.
+
+    Args:
+        prompt_lines: how many of the prompt's last lines are shown before the generated text.
+        **arguments: those of `stream_speculative`.
+
+    Returns:
+        The generation.
     """
     ends: list[Generation] = []
     before = "\n".join(prompt.splitlines()[-prompt_lines:]) + "\n" * prompt.endswith("\n") if prompt_lines else ""
