@@ -41,13 +41,15 @@ def profile_steps(step: Callable[[], object], times: int = 20) -> tuple[dict[str
 
     Args:
         step: makes one step.
-        times: how often it is called.
+        times: how often it is called, once as a warm-up and once more under the profiler.
 
     Returns:
         Each kind of work and its share of the time (they sum to 1), and the operators started per step.
     """
     from torch.profiler import ProfilerActivity, profile, record_function
 
+    for _ in range(times):  # warm-up: the package records a step that comes often
+        step()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(times):
             with record_function("step"):
