@@ -42,27 +42,27 @@ def acceptance_figure(p: Sequence[float], q: Sequence[float], names: Sequence[st
         raise SpecdecError("p, q: take two distributions, each ≥ 0 and with sum 1")
     alpha = float(acceptance_rate(target, draft))
     accepted = torch.minimum(target, draft)
-    left = (1 - alpha) * residual(target, draft)
+    added = (1 - alpha) * residual(target, draft)
     at = np.arange(len(target))
     labels = list(names) if names else [str(i) for i in at]
-    figure, (one, two) = plotting.new_figure("", "token", "probability", width=8.6, height=3.5, ncols=2, sharey=True)
-    one.bar(at - 0.2, target, 0.38, color=plotting.TARGET, label="target p")
-    one.bar(at + 0.2, draft, 0.38, color=plotting.DRAFT, label="draft q", hatch="//", edgecolor="white")
-    one.set_title("Target and draft disagree …")
-    two.bar(at, accepted, 0.6, color=plotting.ACCEPTED, label="accepted: min(p, q)")
-    two.bar(
-        at, left, 0.6, bottom=accepted, color="white", edgecolor=plotting.REJECTED, hatch="xxx",
+    figure, (left, right) = plotting.new_figure("", "token", "probability", width=8.6, height=3.5, ncols=2, sharey=True)
+    left.bar(at - 0.2, target, 0.38, color=plotting.TARGET, label="target p")
+    left.bar(at + 0.2, draft, 0.38, color=plotting.DRAFT, label="draft q", hatch="//", edgecolor="white")
+    left.set_title("Target and draft disagree …")
+    right.bar(at, accepted, 0.6, color=plotting.ACCEPTED, label="accepted: min(p, q)")
+    right.bar(
+        at, added, 0.6, bottom=accepted, color="white", edgecolor=plotting.REJECTED, hatch="xxx",
         label="rejected, then sampled from the residual",
     )  # fmt: skip
     for i, height in enumerate(target.tolist()):
-        two.plot([i - 0.38, i + 0.38], [height] * 2, color=plotting.TARGET, linewidth=2.2, label="" if i else "p")
-    two.set_title(f"… yet both parts add up to p (α = {alpha:.2f})")
-    two.set_ylabel("")
-    for axes in (one, two):
+        right.plot([i - 0.38, i + 0.38], [height] * 2, color=plotting.TARGET, linewidth=2.2, label="" if i else "p")
+    right.set_title(f"… yet both parts add up to p (α = {alpha:.2f})")
+    right.set_ylabel("")
+    for axes in (left, right):
         axes.set_xticks(at, labels)
         axes.grid(axis="x", visible=False)
         axes.legend(loc="upper right")
-    one.set_ylim(0, max(0.6, float(torch.maximum(target, draft).max())) * 1.35)
+    left.set_ylim(0, max(0.6, float(torch.maximum(target, draft).max())) * 1.35)
     return figure
 
 
@@ -76,7 +76,7 @@ def round_figure(played: "PlayedRound", decode: Any, most: int = 5) -> "Figure":
         most: candidates shown on the right, most likely first. The sampled one is always among them.
     """
     n, full = len(played.drafted), played.accepted == len(played.drafted)
-    figure, (one, two) = plotting.new_figure(
+    figure, (left, right) = plotting.new_figure(
         f"Round {played.number}: {played.accepted} of {n} accepted",
         width=8.6,
         height=3.4,
@@ -86,20 +86,20 @@ def round_figure(played: "PlayedRound", decode: Any, most: int = 5) -> "Figure":
     for i in range(n):
         examined, accepted = i <= played.accepted, i < played.accepted
         color = plotting.ACCEPTED if accepted else plotting.REJECTED if examined else "#BBBBBB"
-        one.bar(i, played.chances[i], 0.55, color=color, alpha=0.85 if examined else 0.4)
-        one.plot([i - 0.36, i + 0.36], [played.u[i]] * 2, color="black", linewidth=2, alpha=1 if examined else 0.25)
+        left.bar(i, played.chances[i], 0.55, color=color, alpha=0.85 if examined else 0.4)
+        left.plot([i - 0.36, i + 0.36], [played.u[i]] * 2, color="black", linewidth=2, alpha=1 if examined else 0.25)
         mark = plotting.ACCEPTED_MARK if accepted else plotting.REJECTED_MARK if examined else "not examined"
         size = 13 if examined else 9
-        one.text(i, 1.05, mark, ha="center", va="bottom", color=color if examined else "#666666", fontsize=size)
-    one.plot([], [], color="black", linewidth=2, label="u")
+        left.text(i, 1.05, mark, ha="center", va="bottom", color=color if examined else "#666666", fontsize=size)
+    left.plot([], [], color="black", linewidth=2, label="u")
     words = [f"{_show(decode(token))}\nq = {q:.2g}" for token, q in zip(played.drafted, played.q, strict=True)]
-    one.set_xticks(range(n), words)
-    one.set_xlim(-0.6, n - 0.4)
-    one.set_ylim(0, 1.25)
-    one.set_yticks([0, 0.25, 0.5, 0.75, 1])
-    one.set_ylabel("acceptance probability, min(1, p/q)")
-    one.grid(axis="x", visible=False)
-    one.legend(loc="upper left", bbox_to_anchor=(-0.02, 1.03), handlelength=1.2)
+    left.set_xticks(range(n), words)
+    left.set_xlim(-0.6, n - 0.4)
+    left.set_ylim(0, 1.25)
+    left.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    left.set_ylabel("acceptance probability, min(1, p/q)")
+    left.grid(axis="x", visible=False)
+    left.legend(loc="upper left", bbox_to_anchor=(-0.02, 1.03), handlelength=1.2)
 
     shown = played.next_from.argsort(descending=True)[:most].tolist()
     if played.next_token not in shown:
@@ -108,15 +108,15 @@ def round_figure(played: "PlayedRound", decode: Any, most: int = 5) -> "Figure":
     for y, token in enumerate(shown):
         probability = float(played.next_from[token])
         look = {"color": color} if full else {"color": "white", "edgecolor": color, "hatch": "xxx"}
-        two.barh(y, probability, 0.6, **look)
-        two.text(probability, y, "  ← sampled" if token == played.next_token else "", va="center", fontsize=9)
-    two.set_yticks(range(len(shown)), [_show(decode(token)) for token in shown])
-    two.invert_yaxis()
-    two.set_xlim(0, 1.35 * float(played.next_from.max()))
-    two.set_xlabel("probability (target)" if full else "probability (residual)")
-    two.grid(axis="y", visible=False)
+        right.barh(y, probability, 0.6, **look)
+        right.text(probability, y, "  ← sampled" if token == played.next_token else "", va="center", fontsize=9)
+    right.set_yticks(range(len(shown)), [_show(decode(token)) for token in shown])
+    right.invert_yaxis()
+    right.set_xlim(0, 1.35 * float(played.next_from.max()))
+    right.set_xlabel("probability (target)" if full else "probability (residual)")
+    right.grid(axis="y", visible=False)
     source = f"{plotting.BONUS_MARK} bonus token" if full else "From the residual"
-    two.set_title(f"{source}: {_show(decode(played.next_token))}")
+    right.set_title(f"{source}: {_show(decode(played.next_token))}")
     return figure
 
 

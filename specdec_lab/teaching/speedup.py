@@ -65,7 +65,7 @@ def speedup_explorer(alpha: float = 0.7, c: float = 0.1, growth: float = 0.0, ov
     ]
 
     def figure() -> "Figure":
-        return speedup_figure(*(one.value for one in sliders))
+        return speedup_figure(*(control.value for control in sliders))
 
     start = figure()
     image = w.Image(value=as_png(start), format="png", width=700)
@@ -73,6 +73,6 @@ def speedup_explorer(alpha: float = 0.7, c: float = 0.1, growth: float = 0.0, ov
     def redraw(_: Any) -> None:
         image.value = as_png(figure())
 
-    for one in sliders:
-        one.observe(redraw, names="value")
+    for control in sliders:
+        control.observe(redraw, names="value")
     show(w.VBox([w.HBox(sliders[:2]), w.HBox(sliders[2:]), image]), start)

@@ -35,10 +35,10 @@ _TERMINAL_STYLES = {
 
 @dataclass(frozen=True)
 class Token:
-    """One piece of a strip. fate: 'accepted', 'rejected', 'residual', 'bonus', or 'plain' where nothing was drafted."""
+    """One piece of a strip. kind: 'accepted', 'rejected', 'residual', 'bonus', or 'plain' where nothing was drafted."""
 
     text: str
-    fate: str
+    kind: str
 
 
 def tokens_of(played: Round, tokenizer: Any) -> list[Token]:
@@ -53,8 +53,8 @@ def tokens_of(played: Round, tokenizer: Any) -> list[Token]:
         rejected = played.accepted < len(played.drafted)
         if rejected:
             tokens.append(Token(text(played.drafted[played.accepted]), "rejected"))
-        fate = "residual" if rejected else "bonus" if played.drafted else "plain"
-        tokens.append(Token(text(played.emitted[accepted]), fate))
+        kind = "residual" if rejected else "bonus" if played.drafted else "plain"
+        tokens.append(Token(text(played.emitted[accepted]), kind))
     return tokens
 
 
@@ -64,8 +64,8 @@ def round_text(played: Round, tokenizer: Any) -> "Text":
 
     text = Text()
     for token in tokens_of(played, tokenizer):
-        style = _TERMINAL_STYLES.get(token.fate, "")
-        if token.fate == "rejected":
+        style = _TERMINAL_STYLES.get(token.kind, "")
+        if token.kind == "rejected":
             text.append(plotting.REJECTED_MARK, style=plotting.REJECTED)
             text.append(_visible(token.text), style=style)
         else:
@@ -93,7 +93,7 @@ class Strip:
             ("residual", "sampled from the residual instead"),
             ("bonus", f"{plotting.BONUS_MARK}bonus token"),
         )
-        legend = " &nbsp; ".join(f'<span style="{_STYLES[fate]}">{html.escape(words)}</span>' for fate, words in marks)
+        legend = " &nbsp; ".join(f'<span style="{_STYLES[kind]}">{html.escape(words)}</span>' for kind, words in marks)
         return (
             f'<div style="{_BOX}">{"".join(parts)}</div>'
             f'<div style="font-size:12px;margin-top:4px;max-width:900px">{legend}</div>'
@@ -104,8 +104,8 @@ class Strip:
         lines = []
         for tokens in self.rounds:
             words = [
-                f"{plotting.REJECTED_MARK}{_visible(t.text)} →" if t.fate == "rejected" else
-                f"{_visible(t.text)}{marks.get(t.fate, '')}"
+                f"{plotting.REJECTED_MARK}{_visible(t.text)} →" if t.kind == "rejected" else
+                f"{_visible(t.text)}{marks.get(t.kind, '')}"
                 for t in tokens
             ]  # fmt: skip
             lines.append(" ".join(words))
@@ -156,20 +156,20 @@ def _display_handle(strip: Strip) -> Any:
 
 
 def _span(token: Token) -> str:
-    if token.fate == "rejected":
+    if token.kind == "rejected":
         body = plotting.REJECTED_MARK + html.escape(_visible(token.text))
         return f'<span style="{_STYLES["rejected"]}" title="rejected">{body}</span>'
     blank, rest = map(html.escape, _marked(token))
     if not rest:
         return blank
-    return f'{blank}<span style="{_STYLES.get(token.fate, "")}" title="{token.fate}">{rest}</span>'
+    return f'{blank}<span style="{_STYLES.get(token.kind, "")}" title="{token.kind}">{rest}</span>'
 
 
 def _marked(token: Token) -> tuple[str, str]:
     """Leading blanks and line ends, which stay without a style, and the rest with its mark."""
     rest = token.text.lstrip()
     blank = token.text[: len(token.text) - len(rest)]
-    mark = plotting.BONUS_MARK if token.fate == "bonus" else ""
+    mark = plotting.BONUS_MARK if token.kind == "bonus" else ""
     return blank, mark + rest
 
 
