@@ -48,16 +48,16 @@ def test_every_fate_is_told_by_a_mark_as_well_as_a_colour(pair: Any) -> None:
 
 def test_a_round_shows_its_verdict_and_where_its_last_token_came_from() -> None:
     figure = round_figure(played(1, [0.7, 0.0, 0.2, 0.1], 3), "abcd".__getitem__, most=2)
-    assert titles(figure) == ["Round 1: 1 of 2 kept", "From the residual: 'd'"]
+    assert titles(figure) == ["Round 1: 1 of 2 accepted", "From the residual: 'd'"]
     left, right = figure.axes
     assert [text.get_text() for text in left.texts] == ["✓", "✗"]
-    assert [label.get_text() for label in right.get_yticklabels()] == ["'a'", "'d'"]  # the drawn one, though unlikely
+    assert [label.get_text() for label in right.get_yticklabels()] == ["'a'", "'d'"]  # the sampled one is always shown
     assert "q = 0.004" in left.get_xticklabels()[1].get_text()
 
 
-def test_a_round_of_kept_tokens_ends_with_the_bonus() -> None:
+def test_a_round_of_accepted_tokens_ends_with_the_bonus() -> None:
     figure = round_figure(played(2, [0.1, 0.9], 1), "ab".__getitem__)
-    assert titles(figure) == ["Round 1: 2 of 2 kept", "★ bonus token: 'b'"]
+    assert titles(figure) == ["Round 1: 2 of 2 accepted", "★ bonus token: 'b'"]
 
 
 def test_distributions_that_are_none_are_refused() -> None:
@@ -69,7 +69,7 @@ def test_distributions_that_are_none_are_refused() -> None:
 
 def test_the_speedup_figure_says_the_best_k() -> None:
     assert titles(speedup_figure(0.7, 0.1)) == ["Draft 4 tokens: 1.98 times as fast"]
-    assert titles(speedup_figure(0.2, 0.5, 0.3)) == ["Do not speculate: every k loses"]
+    assert titles(speedup_figure(0.2, 0.5, 0.3)) == ["Do not draft: every k is slower than none"]
     (gains,) = [line for line in speedup_figure(0.7, 0.1).axes[0].lines if len(line.get_xdata()) == MAX_K + 1]
     assert gains.get_ydata()[4] == pytest.approx(float(sd.predicted_speedup(0.7, 4, 0.1)))
     with pytest.raises(SpecdecError, match="growth=-1"):

@@ -1,4 +1,4 @@
-"""A generation with everything that chance decided written down, to be looked at round by round."""
+"""A generation with every random decision recorded, to be looked at round by round."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +19,15 @@ from specdec_ref.sampling import Sampling, SeededRandomness
 class PlayedRound:
     """One round of one sequence.
 
-    drafted: token ids. q: probability that the draft gave each. chances: min(1, p/q) of each. u: the number drawn for
-    each; kept while u < min(1, p/q). accepted: how many were. next_from: what the token after them was drawn from, the
-    residual or the target's own distribution, [V]. next_token: that token.
+    Attributes:
+        number: of the round, from 1.
+        drafted: token ids.
+        q: the draft's probability of each.
+        chances: min(1, p/q) of each, its acceptance probability.
+        u: the random number for each; a token is accepted if u < min(1, p/q).
+        accepted: accepted tokens, up to the first rejection.
+        next_from: [V], the distribution of the round's last token: the residual, or the target's own.
+        next_token: that token.
     """
 
     number: int
@@ -35,7 +41,7 @@ class PlayedRound:
 
 
 class _Recorder:
-    """A `Randomness` that keeps what it was asked and what it said."""
+    """A `Randomness` that records each distribution and each decision."""
 
     def __init__(self, seed: int, device: torch.device):
         self._tokens = SeededRandomness(seed, device)
@@ -63,9 +69,18 @@ def replay(
     sampling: Sampling | None = None,
     seed: int = 0,
 ) -> list[PlayedRound]:
-    """Decode so many rounds after `prompt` with the package's own loop, and keep what chance decided in each.
+    """Decode some rounds with the package's own loop, and record the random decisions of each.
 
-    Raises SpecdecError for a pair without a draft model and for k or rounds below 1.
+    Args:
+        pair: with a draft model.
+        prompt: text, or token ids.
+        k: drafted tokens per round, ≥ 1.
+        rounds: how many, ≥ 1; fewer are returned if the text ends.
+        sampling: default temperature 1.
+        seed: of the random numbers.
+
+    Raises:
+        SpecdecError: the pair has no draft model, or k or rounds is below 1.
     """
     if pair.draft is None:
         raise SpecdecError("pair: has no draft model, so there is nothing to replay")

@@ -1,4 +1,4 @@
-"""Lesson 02's second explorer: what each k gains, for any α and any costs."""
+"""Lesson 03's explorer: the speedup of each k, for any α and any costs."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,16 @@ MAX_K = 16
 
 @plotting.styled
 def speedup_figure(alpha: float, c: float, growth: float = 0.0, overhead: float = 0.0) -> "Figure":
-    """The predicted speedup of k = 0 … `MAX_K`, the best of them marked.
+    """The predicted speedup of k = 0 … `MAX_K`, with the best marked.
 
-    growth: what each scored token adds to a step, v(n) = 1 + growth·(n − 1). c, overhead: in target steps. Raises
-    SpecdecError.
+    Args:
+        alpha: acceptance rate, 0 … 1.
+        c: time of a draft step, in target steps.
+        growth: cost of each further scored token, in target steps: v(n) = 1 + growth·(n − 1).
+        overhead: o, in target steps.
+
+    Raises:
+        SpecdecError: an argument is out of range.
     """
     if not is_number(growth) or growth < 0:
         raise SpecdecError(f"growth={growth!r:.80}: takes a number ≥ 0, in target steps per scored token")
@@ -30,9 +36,11 @@ def speedup_figure(alpha: float, c: float, growth: float = 0.0, overhead: float 
     ks = range(MAX_K + 1)
     gains = [float(predicted_speedup(alpha, k, c, v, overhead)) for k in ks]
     best = best_k(alpha, c, v, overhead, MAX_K)
-    title = f"Draft {best} tokens: {gains[best]:.2f} times as fast" if best else "Do not speculate: every k loses"
-    figure, axes = plotting.new_figure(title, "drafted tokens, k", "speedup S (times one by one)", height=3.2)
-    axes.axhline(1, color=plotting.FORMULA, linestyle="--", linewidth=1, label="one by one")
+    title = (
+        f"Draft {best} tokens: {gains[best]:.2f} times as fast" if best else "Do not draft: every k is slower than none"
+    )
+    figure, axes = plotting.new_figure(title, "drafted tokens, k", "speedup S (autoregressive = 1)", height=3.2)
+    axes.axhline(1, color=plotting.FORMULA, linestyle="--", linewidth=1, label="autoregressive")
     axes.plot(ks, gains, "o-", color=plotting.TARGET)
     axes.plot([best], [gains[best]], "*", color=plotting.ACCEPTED, markersize=15, label=f"best: k = {best}")
     axes.set_ylim(0, max(2.0, 1.3 * max(gains)))
@@ -42,7 +50,7 @@ def speedup_figure(alpha: float, c: float, growth: float = 0.0, overhead: float 
 
 
 def speedup_explorer(alpha: float = 0.7, c: float = 0.1, growth: float = 0.0, overhead: float = 0.0) -> None:
-    """Four sliders, α, c, the growth of v and o; see what each k gains. The arguments are where they start."""
+    """Four sliders, α, c, the growth of v, and o, and the speedup of each k. The arguments are their first values."""
     import ipywidgets as w
 
     def slider(value: float, top: float, step: float, name: str) -> Any:
@@ -57,7 +65,7 @@ def speedup_explorer(alpha: float = 0.7, c: float = 0.1, growth: float = 0.0, ov
     ]
 
     def figure() -> "Figure":
-        return speedup_figure(*(one.value for one in sliders))
+        return speedup_figure(*(control.value for control in sliders))
 
     start = figure()
     image = w.Image(value=as_png(start), format="png", width=700)
@@ -65,6 +73,6 @@ def speedup_explorer(alpha: float = 0.7, c: float = 0.1, growth: float = 0.0, ov
     def redraw(_: Any) -> None:
         image.value = as_png(figure())
 
-    for one in sliders:
-        one.observe(redraw, names="value")
+    for control in sliders:
+        control.observe(redraw, names="value")
     show(w.VBox([w.HBox(sliders[:2]), w.HBox(sliders[2:]), image]), start)

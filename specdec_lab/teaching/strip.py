@@ -1,4 +1,4 @@
-"""Generated text with every token's fate: the token strip for notebooks, and the same marks for the terminal."""
+"""Generated text with a mark for each token: the token strip for notebooks, and the same marks for the terminal."""
 
 import html
 import sys
@@ -35,26 +35,26 @@ _TERMINAL_STYLES = {
 
 @dataclass(frozen=True)
 class Token:
-    """One piece of a strip. fate: 'accepted', 'rejected', 'residual', 'bonus', or 'plain' for a token of its own."""
+    """One piece of a strip. kind: 'accepted', 'rejected', 'residual', 'bonus', or 'plain' where nothing was drafted."""
 
     text: str
-    fate: str
+    kind: str
 
 
 def tokens_of(played: Round, tokenizer: Any) -> list[Token]:
-    """What became of every token that a round judged or emitted, in order; what was never judged is left out."""
+    """Every token that a round examined or emitted, in order. Drafted tokens after a rejection are left out."""
 
     def text(token: int) -> str:
         return str(tokenizer.decode([token]))
 
-    kept = min(played.accepted, len(played.emitted))
-    tokens = [Token(text(token), "accepted") for token in played.emitted[:kept]]
-    if len(played.emitted) > kept:
-        refused = played.accepted < len(played.drafted)
-        if refused:
+    accepted = min(played.accepted, len(played.emitted))
+    tokens = [Token(text(token), "accepted") for token in played.emitted[:accepted]]
+    if len(played.emitted) > accepted:
+        rejected = played.accepted < len(played.drafted)
+        if rejected:
             tokens.append(Token(text(played.drafted[played.accepted]), "rejected"))
-        fate = "residual" if refused else "bonus" if played.drafted else "plain"
-        tokens.append(Token(text(played.emitted[kept]), fate))
+        kind = "residual" if rejected else "bonus" if played.drafted else "plain"
+        tokens.append(Token(text(played.emitted[accepted]), kind))
     return tokens
 
 
@@ -64,8 +64,8 @@ def round_text(played: Round, tokenizer: Any) -> "Text":
 
     text = Text()
     for token in tokens_of(played, tokenizer):
-        style = _TERMINAL_STYLES.get(token.fate, "")
-        if token.fate == "rejected":
+        style = _TERMINAL_STYLES.get(token.kind, "")
+        if token.kind == "rejected":
             text.append(plotting.REJECTED_MARK, style=plotting.REJECTED)
             text.append(_visible(token.text), style=style)
         else:
@@ -90,10 +90,10 @@ class Strip:
         marks = (
             ("accepted", f"{plotting.ACCEPTED_MARK} accepted"),
             ("rejected", f"{plotting.REJECTED_MARK}rejected"),
-            ("residual", "drawn from the residual instead"),
+            ("residual", "sampled from the residual instead"),
             ("bonus", f"{plotting.BONUS_MARK}bonus token"),
         )
-        legend = " &nbsp; ".join(f'<span style="{_STYLES[fate]}">{html.escape(words)}</span>' for fate, words in marks)
+        legend = " &nbsp; ".join(f'<span style="{_STYLES[kind]}">{html.escape(words)}</span>' for kind, words in marks)
         return (
             f'<div style="{_BOX}">{"".join(parts)}</div>'
             f'<div style="font-size:12px;margin-top:4px;max-width:900px">{legend}</div>'
@@ -104,8 +104,8 @@ class Strip:
         lines = []
         for tokens in self.rounds:
             words = [
-                f"{plotting.REJECTED_MARK}{_visible(t.text)} →" if t.fate == "rejected" else
-                f"{_visible(t.text)}{marks.get(t.fate, '')}"
+                f"{plotting.REJECTED_MARK}{_visible(t.text)} →" if t.kind == "rejected" else
+                f"{_visible(t.text)}{marks.get(t.kind, '')}"
                 for t in tokens
             ]  # fmt: skip
             lines.append(" ".join(words))
@@ -124,8 +124,14 @@ def token_strip(rounds: Sequence[Round], tokenizer: Any, prompt: str = "") -> St
 def stream_strip(pair: Pair, prompt: str, *, prompt_lines: int = 4, **arguments: Any) -> Generation:
     """Decode as `stream_speculative(pair, prompt, …)` does, and show the strip while it grows, round by round.
 
-    prompt_lines: how many of the prompt's last lines stand before it. Outside a notebook the strip is printed at the
-    end. Returns the generation.
+    Outside a notebook, the strip is printed at the end.
+
+    Args:
+        prompt_lines: how many of the prompt's last lines are shown before the generated text.
+        **arguments: those of `stream_speculative`.
+
+    Returns:
+        The generation.
     """
     ends: list[Generation] = []
     before = "\n".join(prompt.splitlines()[-prompt_lines:]) + "\n" * prompt.endswith("\n") if prompt_lines else ""
@@ -150,20 +156,20 @@ def _display_handle(strip: Strip) -> Any:
 
 
 def _span(token: Token) -> str:
-    if token.fate == "rejected":
+    if token.kind == "rejected":
         body = plotting.REJECTED_MARK + html.escape(_visible(token.text))
         return f'<span style="{_STYLES["rejected"]}" title="rejected">{body}</span>'
     blank, rest = map(html.escape, _marked(token))
     if not rest:
         return blank
-    return f'{blank}<span style="{_STYLES.get(token.fate, "")}" title="{token.fate}">{rest}</span>'
+    return f'{blank}<span style="{_STYLES.get(token.kind, "")}" title="{token.kind}">{rest}</span>'
 
 
 def _marked(token: Token) -> tuple[str, str]:
     """Leading blanks and line ends, which stay without a style, and the rest with its mark."""
     rest = token.text.lstrip()
     blank = token.text[: len(token.text) - len(rest)]
-    mark = plotting.BONUS_MARK if token.fate == "bonus" else ""
+    mark = plotting.BONUS_MARK if token.kind == "bonus" else ""
     return blank, mark + rest
 
 

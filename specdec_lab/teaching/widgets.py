@@ -1,4 +1,4 @@
-"""Explorers for notebooks. Where there is no front end, or nobody runs the cell, a picture stands in their place."""
+"""Explorers for notebooks. A saved notebook, or a front end without widgets, shows a picture instead."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 EXPLORER = "an explorer: run this cell in JupyterLab to move its controls"
-"""What stands for an explorer where neither widgets nor pictures are shown."""
+"""The text of an explorer where neither widgets nor pictures are shown."""
 
 
 def show(widget: Any, picture: "Figure | None" = None) -> None:
@@ -33,7 +33,7 @@ def show(widget: Any, picture: "Figure | None" = None) -> None:
 
 
 def acceptance_explorer(tokens: int = 6) -> None:
-    """Two distributions and two sliders: how sure the target is, and how far the draft is from it."""
+    """Two distributions and two sliders: how confident the target is, and how far the draft is from it."""
     import ipywidgets as w
 
     scores = torch.linspace(1.5, -1.5, tokens, dtype=torch.float64)
@@ -44,8 +44,8 @@ def acceptance_explorer(tokens: int = 6) -> None:
         q = (scores * sure * (1 - apart) + other * apart).softmax(-1)
         return p.tolist(), q.tolist()
 
-    sure = w.FloatSlider(value=1.0, min=0, max=3, step=0.1, description="target sure", continuous_update=False)
-    apart = w.FloatSlider(value=0.4, min=0, max=1, step=0.05, description="draft off", continuous_update=False)
+    sure = w.FloatSlider(value=1.0, min=0, max=3, step=0.1, description="confidence", continuous_update=False)
+    apart = w.FloatSlider(value=0.4, min=0, max=1, step=0.05, description="distance", continuous_update=False)
     start = acceptance_figure(*distributions(sure.value, apart.value))
     image = w.Image(value=as_png(start), format="png", width=860)
 
@@ -58,9 +58,9 @@ def acceptance_explorer(tokens: int = 6) -> None:
 
 
 def round_player(rounds: list[PlayedRound], tokenizer: Any) -> None:
-    """Buttons that step through `replay`'s rounds: drafted tokens, u against min(1, p/q), the verdict, the residual."""
+    """Buttons that step through `replay`'s rounds: drafted tokens, u against min(1, p/q), decision, residual."""
     if not rounds:
-        raise SpecdecError("rounds: is empty; takes what replay() gave")
+        raise SpecdecError("rounds: is empty; takes the rounds that replay() returns")
     import ipywidgets as w
 
     def decode(token: int) -> str:
