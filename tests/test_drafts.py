@@ -1,8 +1,9 @@
-"""The map of drafts: what it says is the formula's, and it refuses what makes no sense."""
+"""Figures for choosing a draft: their values are the formula's, and wrong arguments raise."""
 
 from typing import Any
 
 import pytest
+import torch
 
 import specdec_ref as sd
 from specdec_lab.teaching import drafts as module
@@ -25,7 +26,7 @@ def test_the_title_names_the_best_by_the_formula() -> None:
         for name, (c, a) in drafts.items()
     }
     winner = max(gains, key=lambda name: gains[name])
-    assert title(speedup_map(drafts, v)) == f"Best here: {winner}, {gains[winner]:.2f}×"
+    assert title(speedup_map(drafts, v)) == f"Best predicted speedup: {winner}, {gains[winner]:.2f}×"
 
 
 def test_the_largest_k_is_among_those_compared() -> None:
@@ -33,11 +34,11 @@ def test_the_largest_k_is_among_those_compared() -> None:
     assert f"{MOST_K + 1:.2f}× (k = {MOST_K})" in figure.axes[0].texts[-1].get_text()
 
 
-def test_overhead_can_turn_the_choice_round() -> None:
-    """Each round's own cost favors who needs fewer rounds."""
-    drafts = {"cheap": (0.0, 0.6), "dear": (0.2, 0.8)}
-    assert "Best here: cheap" in title(speedup_map(drafts, 1.0))
-    assert "Best here: dear" in title(speedup_map(drafts, 1.0, overhead=3.0))
+def test_overhead_can_reverse_the_order() -> None:
+    """A cost per round favors the draft that needs fewer rounds."""
+    drafts = {"cheap": (0.0, 0.6), "costly": (0.2, 0.8)}
+    assert "speedup: cheap" in title(speedup_map(drafts, 1.0))
+    assert "speedup: costly" in title(speedup_map(drafts, 1.0, overhead=3.0))
 
 
 def test_every_label_stays_on_the_map() -> None:
@@ -64,7 +65,7 @@ def test_no_name_of_a_line_lies_on_that_of_a_draft() -> None:
     assert not [1 for draft in drafts for line in lines if draft.overlaps(line)]
 
 
-def test_the_explorer_s_slider_makes_further_tokens_dearer_where_v_is_below_one_too(
+def test_the_explorer_s_slider_adds_to_v_where_v_is_below_one_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shown: list[Any] = []
@@ -104,3 +105,27 @@ def test_temperature_curves_are_the_rates_given() -> None:
     curve, at_zero = figure.axes[0].lines
     assert list(curve.get_ydata()) == [0.4, 0.6]
     assert (list(at_zero.get_xdata()), list(at_zero.get_ydata())) == ([0], [0.3])
+
+
+def test_alpha_of_the_shipped_drafts_over_temperature() -> None:
+    """Lesson 05: α rises with temperature for every draft, the order stays, and the weakest draft gains most."""
+    names = ["draft-small-plain", "draft-small", "draft-medium", "draft-large"]
+    pairs = [sd.load_pair(draft=name, device="cpu") for name in names]
+    texts = [pairs[0].tokenizer(text)["input_ids"][:300] for text in list(sd.held_out_prompts().values())[:6]]
+
+    @torch.inference_mode()
+    def logits_of(model: Any) -> torch.Tensor:
+        return torch.cat([model(torch.tensor([ids])).logits[0].float() for ids in texts])
+
+    target = logits_of(pairs[0].target)
+    drafts = [logits_of(pair.draft) for pair in pairs]
+    curves = []
+    for temperature in (0.2, 0.6, 1.0, 1.6, 2.0):
+        sampling = sd.Sampling(temperature=temperature)
+        p = sampling.probabilities(target)
+        curves.append([float(sd.acceptance_rate(p, sampling.probabilities(q)).mean()) for q in drafts])
+    by_temperature = torch.tensor(curves)
+    assert (by_temperature.diff(dim=0) > 0).all()
+    assert (by_temperature.diff(dim=1) > 0).all()
+    gains = by_temperature[-1] - by_temperature[0]
+    assert gains.argmax() == 0

@@ -18,7 +18,7 @@ def test_every_round_is_a_line_and_every_drafted_token_a_cell() -> None:
     held = sum(start + 1 for start in (0, 2, 7))
     assert len(axes.patches) == held + 3 * 4
     assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "2", "3"]
-    assert axes.get_title(loc="left").startswith("Rewinding is a change of length: 7 slots")
+    assert axes.get_title(loc="left").startswith("Rewinding only changes the length: 7 slots are cut off")
 
 
 def test_words_are_short_and_legible() -> None:

@@ -1,4 +1,4 @@
-"""What rewinding a KV cache means, as a picture: the slots of one sequence, round after round."""
+"""A picture of rewinding a KV cache: the slots of one sequence, round after round."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -18,27 +18,31 @@ MOST_SLOTS = 32
 def cache_figure(
     rounds: Sequence[PlayedRound], decode: Callable[[int], str] | None = None, last: int | None = None
 ) -> "Figure":
-    """The target's cache at the end of each round, one line for each: what it holds, and what is taken back.
+    """The target's cache in each round, one line per round.
 
-    rounds: as `replay` gives them, from the first on, as many as fit into 32 slots. decode: token id → text, to write
-    into the cells. last: the prompt's last token, which the first round reads; the slots begin with it. Raises
-    SpecdecError.
+    Args:
+        rounds: as `replay` returns them, from the first on; only as many as fit into 32 slots are drawn.
+        decode: token id → text, written into the cells.
+        last: the prompt's last token, which the first round reads; slot 0 holds it.
+
+    Raises:
+        SpecdecError: where there are no rounds.
     """
     from matplotlib.patches import Patch, Rectangle
     from matplotlib.ticker import MaxNLocator
 
     if not rounds:
-        raise SpecdecError("rounds: is empty; takes what replay() gave")
+        raise SpecdecError("rounds: is empty; takes what replay() returned")
     starts = [0]
     for played in rounds:
         starts.append(starts[-1] + played.accepted + 1)
     shown = [i for i, played in enumerate(rounds) if starts[i] + len(played.drafted) + 2 <= MOST_SLOTS]
     width = max(starts[i] + len(rounds[i].drafted) + 2 for i in shown)
-    letters = 4 if width <= 20 else 3  # that a slot is wide enough for
-    taken = sum(len(rounds[i].drafted) - rounds[i].accepted for i in shown)
+    letters = 4 if width <= 20 else 3  # as many as fit into a slot
+    rejected = sum(len(rounds[i].drafted) - rounds[i].accepted for i in shown)
     figure, axes = plotting.new_figure(
-        f"Rewinding is a change of length: {taken} slots are taken back, none is erased",
-        "slot of the cache (tokens behind the prompt)",
+        f"Rewinding only changes the length: {rejected} slots are cut off, none is erased",
+        "cache slot (0 is the last token of the prompt)",
         "round",
         width=8.6,
         height=1.3 + 0.42 * len(shown),
@@ -56,17 +60,17 @@ def cache_figure(
         before = rounds[i - 1].next_token if i else last
         cell(start, y, "white", "black", "" if decode is None or before is None else _short(decode(before), letters))
         for j, token in enumerate(played.drafted):
-            kept = j < played.accepted
-            mark = plotting.ACCEPTED_MARK if kept else plotting.REJECTED_MARK
+            accepted = j < played.accepted
+            mark = plotting.ACCEPTED_MARK if accepted else plotting.REJECTED_MARK
             word = mark if decode is None else _short(decode(token), letters)
-            face, edge = (plotting.ACCEPTED, "white") if kept else ("white", plotting.REJECTED)
-            cell(start + 1 + j, y, face, edge, word, "" if kept else "///")
+            face, edge = (plotting.ACCEPTED, "white") if accepted else ("white", plotting.REJECTED)
+            cell(start + 1 + j, y, face, edge, word, "" if accepted else "///")
         axes.plot([starts[i + 1]] * 2, [y - 0.46, y + 0.46], color="black", linewidth=2.4)
     legend = [
-        Patch(facecolor=HELD, label="held before"),
-        Patch(facecolor="white", edgecolor="black", label="added by the round before, read now"),
-        Patch(facecolor=plotting.ACCEPTED, label="drafted and kept"),
-        Patch(facecolor="white", edgecolor=plotting.REJECTED, hatch="///", label="rejected: overwritten next"),
+        Patch(facecolor=HELD, label="in the cache before"),
+        Patch(facecolor="white", edgecolor="black", label="added by the previous round"),
+        Patch(facecolor=plotting.ACCEPTED, label="accepted"),
+        Patch(facecolor="white", edgecolor=plotting.REJECTED, hatch="///", label="rejected, overwritten next"),
     ]
     axes.set_xlim(0, width)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

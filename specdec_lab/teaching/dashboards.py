@@ -1,5 +1,6 @@
-"""What a dashboard shows for a known α: why accepted / drafted falls with k though nothing got worse."""
+"""Figures of a monitor's statistics: rates by position, a histogram of accepted tokens, and marks where texts begin."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,28 +16,38 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+BELOW_LEGEND = 0.85
+"""Height of the lines that mark texts, as a share of the axes."""
+
+
 @plotting.styled
 def expected_dashboard(alpha: float, k: int) -> "Figure":
-    """Position by position, what a monitor shows of k tokens that are each kept with probability α: α, and αⁱ.
+    """The rates that a monitor shows at each position if every token is accepted with probability α: α, and αⁱ.
 
-    Raises SpecdecError.
+    Args:
+        alpha: acceptance rate, 0 … 1.
+        k: drafted tokens per round.
+
+    Raises:
+        SpecdecError: for values that these are not.
     """
     if not is_number(alpha) or not 0 <= alpha <= 1 or not is_whole(k) or k < 1:
         raise SpecdecError(f"alpha={alpha!r:.40}, k={k!r:.40}: take a share, 0 … 1, and a whole number ≥ 1")
     emitted = float(expected_tokens(alpha, k))
-    title = f"α = {alpha:.2f}, and yet accepted / drafted is {(emitted - 1) / k:.2f} at k = {k}"
+    title = f"α is {alpha:.2f}, but accepted / drafted is {(emitted - 1) / k:.2f} at k = {k}"
     positions = np.arange(1, k + 1)
     return _positions(title, np.full(k, alpha), alpha**positions, (emitted - 1) / k)
 
 
 @plotting.styled
 def position_figure(statistics: MonitorStatistics) -> "Figure":
-    """The same of rounds that were watched: rates at each position, beside accepted / drafted of all.
+    """Measured rates at each position, and accepted / drafted over all positions.
 
-    Raises SpecdecError where nothing was drafted.
+    Raises:
+        SpecdecError: where nothing was drafted.
     """
     if not statistics.drafted:
-        raise SpecdecError("statistics: nothing was drafted, so there is nothing to show")
+        raise SpecdecError("statistics: nothing was drafted, so there is no rate to show")
     conditional, unconditional = (
         np.array(rates) for rates in (statistics.conditional_rates, statistics.unconditional_rates)
     )
@@ -46,21 +57,25 @@ def position_figure(statistics: MonitorStatistics) -> "Figure":
 
 @plotting.styled
 def histogram_figure(statistics: MonitorStatistics) -> "Figure":
-    """Drafts by how many of their tokens were accepted, beside what one α everywhere would give.
+    """Drafts by the number of their accepted tokens, and the numbers to expect if every token had the same α.
 
-    Expected are αⁱ(1 − α) for i < k and αᵏ for all of them, k the largest drafted. Raises SpecdecError where nothing
-    was drafted.
+    The expected shares are αⁱ(1 − α) for i < k accepted tokens and αᵏ for all k, where k is the longest draft.
+
+    Raises:
+        SpecdecError: where nothing was drafted.
     """
     if not statistics.drafts:
-        raise SpecdecError("statistics: nothing was drafted, so there is nothing to show")
+        raise SpecdecError("statistics: nothing was drafted, so there is no rate to show")
     counts, alpha = np.array(statistics.accepted_histogram), statistics.acceptance_rate
     at = np.arange(len(counts))
     expected = statistics.drafts * np.where(at < at[-1], alpha**at * (1 - alpha), alpha ** at[-1])
     none, whole = counts[0] / statistics.drafts, counts[-1] / statistics.drafts
-    title = f"{none:.0%} of drafts fail at once, {whole:.0%} are kept whole"
-    figure, axes = plotting.new_figure(title, "tokens accepted of a draft", "drafts", height=3.2)
-    axes.bar(at, counts, 0.6, color=plotting.ACCEPTED, label="counted")
-    axes.hlines(expected, at - 0.38, at + 0.38, color="black", linewidth=2, label=f"one α = {alpha:.2f} everywhere")
+    title = f"{none:.0%} of drafts are rejected at the first token, {whole:.0%} are accepted in full"
+    figure, axes = plotting.new_figure(title, "accepted tokens of a draft", "number of drafts", height=3.2)
+    axes.bar(at, counts, 0.6, color=plotting.ACCEPTED, label="measured")
+    axes.hlines(
+        expected, at - 0.38, at + 0.38, color="black", linewidth=2, label=f"expected for α = {alpha:.2f} at every token"
+    )
     axes.set_xticks(at)
     axes.set_ylim(0, 1.3 * max(counts.max(), expected.max()))
     axes.grid(axis="x", visible=False)
@@ -68,11 +83,34 @@ def histogram_figure(statistics: MonitorStatistics) -> "Figure":
     return figure
 
 
+def mark_texts(figure: "Figure", starts: Sequence[int]) -> "Figure":
+    """Draw a vertical line and a number at the first round of each text, and return the figure.
+
+    Args:
+        figure: whose first axes have rounds on the horizontal axis, as `plot_acceptance_over_time` returns it.
+        starts: number of the first round of each text, rising, the first at 1 or later.
+
+    Raises:
+        SpecdecError: where the numbers do not rise.
+    """
+    if list(starts) != sorted(set(starts)):
+        raise SpecdecError(f"starts={list(starts)!r:.80}: takes rising numbers of rounds")
+    axes = figure.axes[0]
+    left, right = axes.get_xlim()
+    for number, start in enumerate(starts, 1):
+        axes.axvline(start, ymax=BELOW_LEGEND, color="black", linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
+        axes.text(start, 2, f" text {number}", fontsize=9, va="bottom")
+    axes.set_xlim(min(left, *starts), right)
+    return figure
+
+
 def _positions(title: str, conditional: Any, unconditional: Any, pooled: float) -> "Figure":
     k = len(conditional)
     at = np.arange(1, k + 1)
     figure, axes = plotting.new_figure(title, "position in the draft", "share of tokens accepted")
-    axes.bar(at - 0.2, conditional, 0.38, color=plotting.ACCEPTED, label="of those judged (what came before was kept)")
+    axes.bar(
+        at - 0.2, conditional, 0.38, color=plotting.ACCEPTED, label="of judged tokens (all tokens before were accepted)"
+    )
     axes.bar(at + 0.2, unconditional, 0.38, color=plotting.DRAFT, hatch="//", edgecolor="white", label="of all drafts")
     axes.axhline(pooled, color=plotting.FORMULA, linestyle="--", label="accepted / drafted, all positions")
     axes.set_xticks(at)

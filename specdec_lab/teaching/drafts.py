@@ -1,4 +1,4 @@
-"""Which draft is worth having: the map of the formula over acceptance and cost, with drafts as points on it."""
+"""Figures for choosing a draft: predicted speedup over α and c, measured speedups, and α over temperature."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,16 +17,21 @@ if TYPE_CHECKING:
 LEVELS = (1.25, 1.5, 2.0, 2.5, 3.0)
 MOST_K = 6
 MARKS = "os^Dv"
-"""One for each draft, the same in every figure."""
+"""One mark for each draft, the same in every figure."""
 STYLES = (":", "-", "--", "-.", (0, (1, 3)))
 
 
 @plotting.styled
 def speedup_map(drafts: Mapping[str, tuple[float, float]], v: Cost, overhead: float = 0.0) -> "Figure":
-    """Lines of equal speedup over c and α, each at its best k ≤ 6, and the drafts.
+    """Lines of equal predicted speedup over c and α, each at the best k ≤ 6, with the drafts as points.
 
-    drafts: name → (c, α). v, overhead: as `predicted_speedup` takes them; v is asked for 2 … 7 tokens. Raises
-    SpecdecError.
+    Args:
+        drafts: name → (c, α).
+        v: as `predicted_speedup` takes it; called for 2 … 7 tokens.
+        overhead: per round, in target steps.
+
+    Raises:
+        SpecdecError: for a v or an overhead that `predicted_speedup` does not take.
     """
     widest = max([0.3, *(1.25 * c for c, _ in drafts.values())])
     alphas, costs = np.linspace(0.3, 0.98, 80), np.linspace(0.005, widest, 60)
@@ -35,20 +40,20 @@ def speedup_map(drafts: Mapping[str, tuple[float, float]], v: Cost, overhead: fl
         "", "cost of a draft step, c (target steps)", "acceptance rate α", width=7.4, height=4.2
     )
     lines = axes.contour(costs, alphas, best, levels=LEVELS, colors=plotting.FORMULA, linewidths=1, linestyles="--")
-    drawn = [line[0] for line in lines.allsegs if line and len(line[0])]
-    starts = [line[np.argmin(abs(line[:, 0] - line[:, 0].min() - 0.08 * widest))] for line in drawn]
-    if starts:  # the lines' names stand where they begin; most drafts, and their names, are further to the right
+    visible = [line[0] for line in lines.allsegs if line and len(line[0])]
+    starts = [line[np.argmin(abs(line[:, 0] - line[:, 0].min() - 0.08 * widest))] for line in visible]
+    if starts:  # label each line at its left end, because most drafts and their labels are further to the right
         axes.clabel(lines, fmt=lambda level: f"{level:g}×", fontsize=9, manual=starts, zorder=2.5)
     if best.min() < 1:
         axes.contourf(costs, alphas, best, levels=[0, 1], colors=[plotting.REJECTED], alpha=0.15)
-        axes.text(0.99 * widest, 0.31, "slower than none", ha="right", fontsize=9, color=plotting.REJECTED)
+        axes.text(0.99 * widest, 0.31, "slower than autoregressive", ha="right", fontsize=9, color=plotting.REJECTED)
     gains = {}
     for i, (name, (c, alpha)) in enumerate(drafts.items()):
         gain = _gains(alpha, c, v, overhead)
         gains[name] = float(max(gain))
         axes.plot(c, alpha, MARKS[i % 5], color=plotting.DRAFT, markeredgecolor="black", markersize=9)
         words = f"{name}: {max(gain):.2f}× (k = {1 + int(np.argmax(gain))})"
-        side = 1 if c < 0.6 * widest else -1  # so that no label leaves the map
+        side = 1 if c < 0.6 * widest else -1  # keep the label on the map
         ground = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
         axes.annotate(
             words, (c, alpha), xytext=(9 * side, 0), textcoords="offset points", fontsize=9, va="center",
@@ -56,7 +61,7 @@ def speedup_map(drafts: Mapping[str, tuple[float, float]], v: Cost, overhead: fl
         )  # fmt: skip
     if gains:
         winner = max(gains, key=lambda name: gains[name])
-        axes.set_title(f"Best here: {winner}, {gains[winner]:.2f}×")
+        axes.set_title(f"Best predicted speedup: {winner}, {gains[winner]:.2f}×")
     axes.set_ylim(0.3, 0.98)
     axes.set_xlim(0, widest)
     return figure
@@ -67,25 +72,27 @@ def _gains(alpha: Any, c: float, v: Cost, overhead: float) -> list[Any]:
 
 
 def draft_explorer(drafts: Mapping[str, tuple[float, float]], v: Cost) -> None:
-    """`speedup_map` with sliders, in target steps: what each further token costs beyond v, and a round's overhead."""
+    """`speedup_map` with two sliders: extra cost of each further scored token, and of each round, in target steps."""
     import ipywidgets as w
 
-    one = w.FloatSlider(value=0, min=0, max=1, step=0.05, description="per further token", continuous_update=False)
-    two = w.FloatSlider(value=0, min=0, max=1, step=0.05, description="per round", continuous_update=False)
-    one.style.description_width = "initial"
+    per_token = w.FloatSlider(
+        value=0, min=0, max=1, step=0.05, description="per further token", continuous_update=False
+    )
+    per_round = w.FloatSlider(value=0, min=0, max=1, step=0.05, description="per round", continuous_update=False)
+    per_token.style.description_width = "initial"
 
-    def dearer(extra: float) -> Cost:
+    def cost_with(extra: float) -> Cost:
         return lambda n: (v(n) if callable(v) else v) + extra * (n - 1)
 
-    start = speedup_map(drafts, dearer(0))
+    start = speedup_map(drafts, cost_with(0))
     image = w.Image(value=as_png(start), format="png", width=740)
 
     def redraw(_: Any) -> None:
-        image.value = as_png(speedup_map(drafts, dearer(one.value), two.value))
+        image.value = as_png(speedup_map(drafts, cost_with(per_token.value), per_round.value))
 
-    for slider in (one, two):
+    for slider in (per_token, per_round):
         slider.observe(redraw, names="value")
-    show(w.VBox([w.HBox([one, two]), image]), start)
+    show(w.VBox([w.HBox([per_token, per_round]), image]), start)
 
 
 @plotting.styled
@@ -95,10 +102,18 @@ def realised_figure(
     words: Sequence[str],
     noise: Sequence[float] | None = None,
 ) -> "Figure":
-    """Bars: measured speedup by draft; strokes: what the formula said, where it did. words: of each draft, below it.
+    """Measured speedup of each draft as a bar, and the formula's prediction as a black line.
 
-    noise: two standard errors of each speedup. The title names the fastest, and who is not told apart from it: whose
-    difference is below that of both noises together. Raises SpecdecError.
+    The title names the fastest draft, and every draft whose difference from it is within the noise of both.
+
+    Args:
+        measured: name → speedup.
+        predicted: name → speedup, for some of these drafts or all.
+        words: text below each bar.
+        noise: two standard errors of each measured speedup.
+
+    Raises:
+        SpecdecError: where these are not about the same drafts.
     """
     wide = dict(zip(measured, noise or [0.0] * len(measured), strict=False))
     if not measured or not len(words) == len(measured) == len(wide) or not set(predicted) <= set(measured):
@@ -108,17 +123,17 @@ def realised_figure(
     title = f"Fastest in this run: {best}, {measured[best]:.2f}×"
     if near:
         title += f"; within noise: {', '.join(near)}"
-    figure, axes = plotting.new_figure(title, "", "speedup (times one by one)")
+    figure, axes = plotting.new_figure(title, "", "speedup over autoregressive")
     at = np.arange(len(measured))
     axes.bar(at, list(measured.values()), 0.55, color=plotting.TARGET, label="measured")
-    for index, gain in enumerate(measured.values()):  # at the foot, where no other line runs
+    for index, gain in enumerate(measured.values()):  # at the foot of the bar, where nothing else is drawn
         axes.annotate(
             f"{gain:.2f}", (index, 0), xytext=(0, 5), textcoords="offset points", ha="center", color="white", fontsize=9
         )
     for label, i in zip(("formula", *[None] * len(predicted)), predicted, strict=False):
         x = list(measured).index(i)
         axes.hlines(predicted[i], x - 0.36, x + 0.36, color="black", linewidth=2, label=label)
-    axes.axhline(1, color=plotting.FORMULA, linewidth=1, linestyle="--", label="one by one")
+    axes.axhline(1, color=plotting.FORMULA, linewidth=1, linestyle="--", label="autoregressive")
     axes.set_xticks(at, [f"{name}\n{line}" for name, line in zip(measured, words, strict=True)])
     if noise:
         axes.errorbar(at, list(measured.values()), noise, fmt="none", ecolor="black", elinewidth=1, capsize=4)
@@ -132,9 +147,15 @@ def realised_figure(
 def temperature_figure(
     temperatures: Sequence[float], rates: Mapping[str, Sequence[float]], agreement: Mapping[str, float]
 ) -> "Figure":
-    """α over the temperature for every draft. agreement: where both models have the same favorite; drawn at 0."""
+    """α of every draft over the temperature.
+
+    Args:
+        temperatures: rising.
+        rates: name → α at each temperature.
+        agreement: name → share of positions where draft and target have the same most likely token; shown at 0.
+    """
     figure, axes = plotting.new_figure(
-        "α without its temperature says little", "temperature", "acceptance rate α", height=4.0
+        "α depends on the temperature, so state it", "temperature", "acceptance rate α", height=4.0
     )
     for i, (name, alphas) in enumerate(rates.items()):
         kwargs: dict[str, Any] = {"marker": MARKS[i % 5], "color": plotting.DRAFT, "markeredgecolor": "black"}
