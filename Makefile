@@ -70,6 +70,7 @@ notebooks: $(DEV)  ## run all lessons again and write them back
 
 exercises: $(DEV)  ## make exercises/ from solutions/
 	@$(BIN)/python -m specdec_lab.teaching.exercises.sources
+	@$(BIN)/python -m specdec_lab.teaching.exercises.sample docs/diagnosis.svg
 	@$(BIN)/python -m specdec_lab.teaching.exercises.matrix > docs/exercises.md
 
 lint: $(DEV)  ## style, types and spelling only

@@ -1,4 +1,4 @@
-"""How things look, everywhere: one color and one mark for each thing, and nothing told by color alone.
+"""The visual style of the course: one color and one mark for each kind of thing, and no information by color alone.
 
 The palette is Okabe and Ito's, which colour-blind readers can tell apart. matplotlib is imported when something is
 drawn.
@@ -84,7 +84,7 @@ def new_figure(
 def equivalence_figure(
     expected: "NDArray[np.float64]", observed: "NDArray[np.int64]", samples: "NDArray[np.int64]", title: str
 ) -> "Figure":
-    """Observed / expected counts of outcomes, each [n], beside the band that chance allows, for `samples` of each.
+    """Observed / expected counts of outcomes, each [n], with the band that randomness allows, for `samples` of each.
 
     Inside the band are 95 % of the outcomes of a right sampler; outside the dashed limit, once in 1,000 tests, any.
     """

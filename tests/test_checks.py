@@ -131,7 +131,7 @@ def rewind_by_cases(cached: int, k: int, accepted: int) -> Any:
     return (cached + accepted + 1, cached + accepted + 1) if accepted < k else (cached + k + 1, cached + k)
 
 
-def mended_draws(target: Any, draft: Any, last: int, k: int, chance: Any) -> Any:
+def fixed_draws(target: Any, draft: Any, last: int, k: int, chance: Any) -> Any:
     rows, drafted = [], []
     for _ in range(k):
         rows.append(draft[drafted[-1]] if drafted else draft[last])
@@ -139,8 +139,8 @@ def mended_draws(target: Any, draft: Any, last: int, k: int, chance: Any) -> Any
     return step_while(target[[last, *drafted]], torch.stack(rows), drafted, chance)
 
 
-def mended_one_hot(target: Any, draft: Any, last: int, k: int, chance: Any) -> Any:
-    """Drafts the likeliest token, and says so: q is one-hot."""
+def fixed_one_hot(target: Any, draft: Any, last: int, k: int, chance: Any) -> Any:
+    """Draft the most likely token and report a one-hot q."""
     drafted: list[int] = []
     for _ in range(k):
         drafted.append(int(draft[[last, *drafted][-1]].argmax()))
@@ -153,7 +153,7 @@ def mended_one_hot(target: Any, draft: Any, last: int, k: int, chance: Any) -> A
     return [*drafted, chance.draw(p[k])]
 
 
-def mended_while_equal(target: Any, draft: Any, last: int, k: int, chance: Any) -> Any:
+def fixed_while_equal(target: Any, draft: Any, last: int, k: int, chance: Any) -> Any:
     """Draws from the target, and goes on while the draft said the same: exact, too, and accepts less."""
     said = [last]
     for _ in range(k):
@@ -164,8 +164,8 @@ def mended_while_equal(target: Any, draft: Any, last: int, k: int, chance: Any) 
     return [*said[1:], chance.draw(target[said[-1]])]
 
 
-def mended_while_likeliest(target: Any, draft: Any, last: int, k: int, chance: Any) -> Any:
-    """Draws from the target only, and goes on while that is the draft's likeliest token."""
+def fixed_while_likeliest(target: Any, draft: Any, last: int, k: int, chance: Any) -> Any:
+    """Sample from the target only, and continue while the sample is the draft's most likely token."""
     said = [last]
     while len(said) <= k + 1:
         before = said[-1]
@@ -178,23 +178,23 @@ def mended_while_likeliest(target: Any, draft: Any, last: int, k: int, chance: A
 def find_bug_by_words() -> Any:
     from specdec_lab.teaching.exercises.judgement import BUGS
 
-    words = {"A": "reports another q", "B": "draws from the target", "C": "counts acceptances"}
+    words = {"A": "reports a different q", "B": "samples from the target", "C": "accepts tokens after"}
     return {letter: next(bug for bug in BUGS if bug.startswith(start)) for letter, start in words.items()}
 
 
 def find_bug_literally() -> Any:
     return {
-        "C": "counts acceptances behind a rejection",
-        "B": "draws from the target after a rejection",
-        "A": "reports another q than it drew from",
+        "C": "accepts tokens after a rejection",
+        "B": "samples from the target after a rejection",
+        "A": "reports a different q than it sampled from",
     }
 
 
 def find_bug_step_by_step() -> Any:
     answer = {}
-    answer["A"] = "reports another q than it drew from"
-    answer["B"] = "draws from the target after a rejection"
-    answer["C"] = "counts acceptances behind a rejection"
+    answer["A"] = "reports a different q than it sampled from"
+    answer["B"] = "samples from the target after a rejection"
+    answer["C"] = "accepts tokens after a rejection"
     return answer
 
 
@@ -255,7 +255,7 @@ def decode_while_equal(target: Any, draft: Any, start: int, n: int, k: int, chan
     """In float32, from NumPy, as a tuple; and another rule that is as exact."""
     text = [start]
     while len(text) <= n:
-        text += mended_while_equal(target.float().numpy(), draft.float().numpy(), text[-1], k, chance)
+        text += fixed_while_equal(target.float().numpy(), draft.float().numpy(), text[-1], k, chance)
     return tuple(text[1 : n + 1])
 
 
@@ -263,7 +263,7 @@ def decode_while_equal_to_the_end(target: Any, draft: Any, start: int, n: int, k
     """The same, and drafts no more than can still be used."""
     text = [start]
     while len(text) <= n:
-        text += mended_while_equal(target, draft, text[-1], min(k, n - len(text)), chance)
+        text += fixed_while_equal(target, draft, text[-1], min(k, n - len(text)), chance)
     return text[1:]
 
 
@@ -573,7 +573,7 @@ RIGHT: dict[str, list[Callable[..., Any]]] = {
         lambda n, k, a: torch.tensor([n + 1 + a, n + 1 + a - (a == k)]),
     ],
     "find_bug": [find_bug_by_words, find_bug_literally, find_bug_step_by_step],
-    "mend": [mended_draws, mended_one_hot, mended_while_equal, mended_while_likeliest],
+    "fix": [fixed_draws, fixed_one_hot, fixed_while_equal, fixed_while_likeliest],
     "equivalence_test": [consistent_by_scipy, consistent_by_loop, consistent_by_likelihood],
     "decode": [
         decode_by_step,
@@ -657,7 +657,7 @@ def test_a_wrong_controller_is_too_slow_whatever_the_stream(mistake: Misconcepti
 
 
 def test_hidden_streams_ask_for_less_than_public_ones() -> None:
-    """Whoever passes those that are shown is not refuted by luck in those that are not."""
+    """A controller that passes the public streams does not fail a hidden one by bad luck."""
     public, hidden = (EXERCISES["adaptive_k"].cases(seed) for seed in (PUBLIC_SEED, HIDDEN_SEEDS[0]))
     assert [case.words for case in public] == [case.words for case in hidden]
     assert all(shown.arguments[-1] > unseen.arguments[-1] for shown, unseen in zip(public, hidden, strict=True))
@@ -729,11 +729,11 @@ def test_what_goes_wrong_is_told_plainly(exercise: Exercise) -> None:
         verdict = judge(exercise, lambda *_, value=value: value)
         assert verdict.outcome == "wrong"
         assert any(word in verdict.headline for word in words), verdict
-        assert "takes" in verdict.headline
+        assert "expected" in verdict.headline
     assert judge(exercise, 5).diagnosis == "wrong-type"
 
 
-@pytest.mark.parametrize("name", ["step", "mend", "decode"])
+@pytest.mark.parametrize("name", ["step", "fix", "decode"])
 @pytest.mark.parametrize(
     ("result", "said"),
     [
@@ -750,7 +750,7 @@ def test_what_goes_wrong_is_told_plainly(exercise: Exercise) -> None:
 )
 def test_a_result_that_is_no_list_of_tokens_is_told_so(name: str, result: Any, said: str) -> None:
     verdict = judge(EXERCISES[name], lambda *_: result)
-    assert verdict.headline == f"the result is {said}; takes a flat list of whole numbers, the tokens"
+    assert verdict.headline == f"the result is {said}; expected a flat list of token ids"
     assert verdict.outcome == "wrong"
 
 
@@ -772,7 +772,7 @@ def test_an_error_is_taken_for_a_mistake_only_where_it_says_the_same() -> None:
 
 def test_a_wrong_type_is_named() -> None:
     assert "None (did you forget to return?)" in judge(EXERCISES["residual"], lambda p, q: None).headline
-    assert "a tensor of shape [1, 2]; takes a tensor of shape [2]" in judge(
+    assert "a tensor of shape [1, 2]; expected a tensor of shape [2]" in judge(
         EXERCISES["residual"], lambda p, q: (p - q)[None]
     ).headline  # fmt: skip
 
@@ -846,7 +846,7 @@ def numbers_in(value: Any) -> list[Any]:
 
 @pytest.mark.parametrize("name", [name for name in EXERCISES if name not in ("accept", "residual", "adaptive_k")])
 def test_every_number_of_a_case_is_said(name: str) -> None:
-    """In its words, or beside them. The three left out have large cases, of which a part is shown, or a stream."""
+    """In its description or in `given`. The three exceptions have large cases, which are shown in part, or a stream."""
     for case in EXERCISES[name].cases(PUBLIC_SEED):
         said = f"{case.words} {given(EXERCISES[name].reference, case)}".replace("1/4", "0.25")
         numbers = set(re.findall(r"\d+(?:\.\d+)?(?:e-\d+)?", said))
@@ -860,7 +860,7 @@ def test_what_is_given_of_hidden_cases_stays_hidden() -> None:
         return residual_by_minimum(p, q) if any(torch.equal(p, s) for s in seen) else p
 
     verdict = judge(EXERCISES["residual"], right_in_public, (PUBLIC_SEED, *HIDDEN_SEEDS))
-    assert (verdict.outcome, verdict.case, verdict.given) == ("wrong", "a case that you are not shown", "")
+    assert (verdict.outcome, verdict.case, verdict.given) == ("wrong", "a hidden case", "")
 
 
 def test_keys_of_vllm_s_dictionary_are_those_that_the_package_writes_and_none_of_old() -> None:
@@ -879,7 +879,7 @@ def test_of_two_mistakes_the_one_that_shows_first_is_said_to_look_like_one() -> 
 
     verdict = judge(EXERCISES["residual"], both)
     assert (verdict.diagnosis, verdict.hint) == ("unknown", 1)
-    assert verdict.note.startswith("this case looks like: You take |p − q|")
+    assert verdict.note.startswith("this case looks like this mistake: You take |p − q|")
 
 
 def test_a_mistake_that_would_show_where_the_answer_is_right_is_not_named() -> None:
@@ -901,12 +901,9 @@ def test_a_case_that_raises_does_not_hide_what_was_wrong_before_it() -> None:
 
 
 def test_chance_of_ones_own_and_a_generator_are_named() -> None:
-    assert judge(EXERCISES["accept"], lambda p, q, u: torch.rand(len(p)) < p / q).diagnosis == "own-chance"
+    assert judge(EXERCISES["accept"], lambda p, q, u: torch.rand(len(p)) < p / q).diagnosis == "own-randomness"
     said = judge(EXERCISES["step"], lambda p, q, drafted, chance: (x for x in drafted)).headline
-    assert (
-        said
-        == "the result is a generator (a yield? return the whole list); takes a flat list of whole numbers, the tokens"
-    )
+    assert said == "the result is a generator (a yield? return the whole list); expected a flat list of token ids"
 
 
 def test_the_answer_to_a_question_is_not_given_away() -> None:
@@ -920,12 +917,12 @@ def test_the_answer_to_a_question_is_not_given_away() -> None:
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        ({"a": "x", "b": "x", "c": "x"}, "findings has the key 'a': takes 'A', 'B' and 'C'"),
-        ({}, "findings says nothing of A"),
-        ({"A": "reports another q than it drew from"}, "findings says nothing of B"),
-        ({"A": 2, "B": 0, "C": 1}, "A is 2: takes the text itself, for instance BUGS[0], not its number"),
-        ({"A": "greedy", "B": "", "C": ""}, "A is 'greedy': takes one of the texts in BUGS, word for word"),
-        (["A", "B", "C"], "findings gives a list of 3 with a str in it; takes a dict"),
+        ({"a": "x", "b": "x", "c": "x"}, "findings has the key 'a'; expected 'A', 'B' and 'C'"),
+        ({}, "findings has no key 'A'"),
+        ({"A": "reports a different q than it sampled from"}, "findings has no key 'B'"),
+        ({"A": 2, "B": 0, "C": 1}, "A is 2; expected the text itself, for example BUGS[0], not its number"),
+        ({"A": "greedy", "B": "", "C": ""}, "A is 'greedy'; expected one of the texts in BUGS, word for word"),
+        (["A", "B", "C"], "findings returns a list of 3 with a str in it; expected a dict"),
     ],
 )
 def test_what_is_wrong_about_the_form_of_findings_is_said_first(answer: Any, said: str) -> None:
@@ -948,18 +945,18 @@ def test_decoding_that_drafts_nothing_is_no_speculative_decoding() -> None:
             text.append(chance.draw(target[text[-1]]))
         return text[1:]
 
-    assert judge(EXERCISES["decode"], one_by_one).diagnosis == "one-by-one"
+    assert judge(EXERCISES["decode"], one_by_one).diagnosis == "no-speculation"
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (("medium", 4.9), "k is 4.9: takes a whole number, 1 … 8, or ('none', 0)"),
-        (("medium", "4"), "k is '4': takes a whole number, 1 … 8, or ('none', 0)"),
-        (("medium", None), "k is None: takes a whole number, 1 … 8, or ('none', 0)"),
-        (("medium", 0), "k is 0: takes a whole number, 1 … 8, or ('none', 0)"),
-        (("none", 7), "k is 7 where none is chosen: takes ('none', 0)"),
-        (("medium", 9), "You try k beyond 8: no more than 8 tokens may be drafted"),
+        (("medium", 4.9), "k is 4.9; expected a whole number from 1 to 8, or ('none', 0)"),
+        (("medium", "4"), "k is '4'; expected a whole number from 1 to 8, or ('none', 0)"),
+        (("medium", None), "k is None; expected a whole number from 1 to 8, or ('none', 0)"),
+        (("medium", 0), "k is 0; expected a whole number from 1 to 8, or ('none', 0)"),
+        (("none", 7), "k is 7 although no draft is chosen; expected ('none', 0)"),
+        (("medium", 9), "You try k beyond 8. At most 8 tokens may be drafted"),
     ],
 )
 def test_a_k_that_may_not_be_chosen_is_told_so(answer: Any, said: str) -> None:
@@ -1064,13 +1061,13 @@ def test_the_solution_that_is_shown_runs_in_its_notebook_and_passes(
 
 
 def test_a_solution_is_shown_without_annotations_and_with_everything_else(capsys: pytest.CaptureFixture[str]) -> None:
-    check("mend", EXERCISES["mend"].reference)
+    check("fix", EXERCISES["fix"].reference)
     capsys.readouterr()
-    solution("mend")
+    solution("fix")
     shown = capsys.readouterr().out
-    assert shown.startswith("def mended_round(target, draft, last, k, chance):\n")
+    assert shown.startswith("def fixed_round(target, draft, last, k, chance):\n")
     assert "    drafted = []\n" in shown
-    assert "rest = (p - q).clamp(min=0)  # B: what is left of p\n" in shown
+    assert "rest = (p - q).clamp(min=0)  # B: from the residual\n" in shown
 
 
 def test_a_configuration_is_shown_as_a_command_line_whose_json_vllm_can_read(

@@ -1,4 +1,4 @@
-"""The promises of `decoding`: the text that transformers itself generates, whoever drafts; ends that are exact; streams
+"""The promises of `decoding`: the text that transformers itself generates, with any drafter; exact ends; streams
 that say what `generate` says; rounds that add up; and one wait for the device in a round.
 """
 
@@ -393,7 +393,7 @@ def test_padding_rows_of_either_model_change_no_token(
 ) -> None:
     target, draft = tiny_model("llama", vocab_size=target_rows), tiny_model("llama", vocab_size=draft_rows)
     with torch.no_grad():
-        target.lm_head.weight[64:] = 0  # as after training: never the likeliest
+        target.lm_head.weight[64:] = 0  # as after training: never the most likely
     result = generate_speculative(
         Pair(target, draft, pair.tokenizer), PROMPTS, k=3, max_new_tokens=NEW, sampling=GREEDY
     )
@@ -524,12 +524,12 @@ def test_streams_and_threads_side_by_side_do_not_disturb_each_other(pair: Pair) 
         return generate_speculative(pair, PROMPTS[i], k=3, max_new_tokens=NEW, seed=i).tokens
 
     streams = [stream_speculative(pair, prompt, k=3, max_new_tokens=NEW, seed=i) for i, prompt in enumerate(PROMPTS)]
-    told: list[list[int]] = [[] for _ in PROMPTS]
+    streamed: list[list[int]] = [[] for _ in PROMPTS]
     for chunks in itertools.zip_longest(*streams):
-        for tokens, chunk in zip(told, chunks, strict=True):
+        for tokens, chunk in zip(streamed, chunks, strict=True):
             tokens += chunk.round.emitted if chunk else ()
     wanted = [alone(i) for i in range(3)]
-    assert [tuple(tokens) for tokens in told] == wanted
+    assert [tuple(tokens) for tokens in streamed] == wanted
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(alone, [0, 1, 2] * 3)) == wanted * 3
 

@@ -1,6 +1,7 @@
 """exercises/ is what solutions/ makes of it, leaks nothing, runs unsolved from top to bottom, and can be graded."""
 
 import ast
+import html
 import json
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from specdec_lab.teaching.exercises.catalogue import EXERCISES
 from specdec_lab.teaching.exercises.exercise import Exercise
 from specdec_lab.teaching.exercises.judging import PUBLIC_SEED, judge
 from specdec_lab.teaching.exercises.matrix import page
+from specdec_lab.teaching.exercises.sample import diagnosis, picture
 from specdec_lab.teaching.exercises.sources import STUB, exercise_of, write_exercises
 from specdec_ref.errors import SpecdecError
 
@@ -69,6 +71,21 @@ def test_no_stub_holds_solution_logic(path: Path) -> None:
     assert "HIDDEN" not in everything
 
 
+def test_learners_see_no_traces_of_our_tools() -> None:
+    for path in (ROOT / "exercises").glob("*.ipynb"):
+        text = path.read_text(encoding="utf-8")
+        assert "noqa" not in text
+        assert "nbgrader" not in text
+
+
+def test_the_sample_diagnosis_is_what_the_check_returns() -> None:
+    first = nbformat.read(ROOT / "exercises" / "01_accept.ipynb", as_version=4)
+    assert any(f"```\n{diagnosis()}\n```" in cell.source for cell in first.cells)
+    shown = re.sub(r"<[^>]*>", " ", html.unescape((ROOT / "docs" / "diagnosis.svg").read_text(encoding="utf-8")))
+    assert set(diagnosis().split()) <= set(shown.split()), "run `make exercises`"
+    assert "@font-face" not in picture()
+
+
 @each
 def test_the_hidden_part_of_a_check_takes_nothing_from_the_notebook_but_the_answer(path: Path) -> None:
     cells = code(nbformat.read(path, as_version=4))
@@ -119,7 +136,7 @@ def test_the_check_comes_in_the_next_cell_and_the_picture_after_it(path: Path) -
 
 
 def on_the_map() -> dict[str, list[str]]:
-    """Exercise → the lessons beside which the course's map names it."""
+    """Exercise → the lessons in whose row of the course's map it is."""
     found: dict[str, list[str]] = {path.stem[:2]: [] for path in SOLUTIONS}
     rows = "\n".join(
         cell.source for cell in nbformat.read(ROOT / "notebooks" / "00_quickstart.ipynb", as_version=4).cells

@@ -176,7 +176,7 @@ DEFINED = pytest.mark.parametrize(
             ["def residual(p, q):\n    return left(p, q)", "left = None\n" + STUB, RIGHT.replace("residual", "left")],
             "passed",
             "",
-        ),  # what else stands beside a stub is needed
+        ),  # the rest of a cell with a stub is needed
         ([TARGET, STUB], "wrong", "target"),
         ([STUB, STUB], "not attempted", ""),
         ([TARGET], "wrong", "target"),
@@ -234,10 +234,10 @@ def test_a_mistake_is_named_from_outside_as_in_the_notebook(
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        ("{'a': 'x'}", "findings has the key 'a': takes 'A', 'B' and 'C'"),
-        ("{'A': 2, 'B': 0, 'C': 1}", "A is 2: takes the text itself"),
+        ("{'a': 'x'}", "findings has the key 'a'; expected 'A', 'B' and 'C'"),
+        ("{'A': 2, 'B': 0, 'C': 1}", "A is 2; expected the text itself"),
         (
-            "{'A': 'never forgets rejected tokens', 'B': 'accepts at u = p/q', 'C': 'accepts at u = p/q'}",
+            "{'A': 'keeps rejected tokens in the cache', 'B': 'accepts at u = p/q', 'C': 'accepts at u = p/q'}",
             "Exhibit A: a",
         ),
     ],
@@ -330,7 +330,7 @@ def test_a_link_to_anothers_work_is_not_followed(tmp_path: Path, sandbox: Sandbo
 
 @pytest.mark.parametrize("where", ["in an answer", "in a cell"])
 def test_a_process_that_was_killed_is_graded_again_by_the_next_run(where: str, tmp_path: Path) -> None:
-    """Whoever killed it: the machine had no memory left, or somebody else's submission did it."""
+    """The cause may be the machine, which had no memory left, or the submission of somebody else."""
     waits = "import time\ntime.sleep(60)\n"
     answer = (
         RIGHT if where == "in a cell" else RIGHT.replace("    rest", textwrap.indent(waits, "    ") + "    rest", 1)
@@ -362,7 +362,7 @@ def test_a_process_that_was_killed_is_graded_again_by_the_next_run(where: str, t
 
 
 def test_refuses_what_it_cannot_grade(tmp_path: Path) -> None:
-    with pytest.raises(SpecdecError, match="is not there"):
+    with pytest.raises(SpecdecError, match="does not exist"):
         grade_folder(tmp_path / "nothing")
     with pytest.raises(SpecdecError, match="has no notebooks"):
         grade_folder(tmp_path)
@@ -385,7 +385,7 @@ def test_the_command_line_grades_and_says_so(tmp_path: Path) -> None:
 def test_an_answer_that_needs_the_package_is_told_why_it_fails(tmp_path: Path, sandbox: Sandbox) -> None:
     source = "import specdec_ref as sd\ndef residual(p, q):\n    return sd.residual(p, q)"
     graded = grade_submission("x", [notebook(tmp_path, source)], sandbox, exercises=[RESIDUAL])
-    assert "specdec_ref is not there while you are graded" in graded.verdicts[0].headline
+    assert "specdec_ref is not available to the grader" in graded.verdicts[0].headline
 
 
 def test_an_endless_loop_of_ones_own_ends_in_any_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

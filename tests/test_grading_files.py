@@ -109,7 +109,7 @@ def test_names_that_are_no_utf_8_are_graded_and_reported(tmp_path: Path) -> None
     out = tmp_path / "out"
     graded = graded_with(tmp_path / "class", out)
     assert graded[student].score == 10
-    assert graded["a"].verdicts[0].headline.endswith("is no notebook (JSONDecodeError)")
+    assert graded["a"].verdicts[0].headline.endswith("is not a notebook (JSONDecodeError)")
     assert json.loads((out / "reports" / student / "results.json").read_text(encoding="utf-8"))["score"] == 10
     with (out / "scores.csv").open(encoding="utf-8") as file:
         assert {row["submission"]: row["score"] for row in csv.DictReader(file)} == {

@@ -1,4 +1,4 @@
-"""Cases that are not shown stay so, and what an answer is told about itself."""
+"""Hidden cases stay hidden, and a result contains no text that the answer chose."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from specdec_lab.teaching.exercises.showing import plain
 from specdec_lab.teaching.exercises.sources import STUB
 
 ALL_SEEDS = (PUBLIC_SEED, *HIDDEN_SEEDS)
-DRAWN = [name for name in EXERCISES if name not in ("find_bug", "adaptive_k", "mend", "lossless")]
+DRAWN = [name for name in EXERCISES if name not in ("find_bug", "adaptive_k", "fix", "lossless")]
 """Those that are asked with other arguments in hidden cases, and with no others than theirs in public ones."""
 
 
@@ -91,18 +91,18 @@ def raises(error: BaseException) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("elsewhere", "said"),
     [
-        (raises(ValueError(SECRET)), "It raises ValueError"),
-        (raises(type(SECRET, (Exception,), {})()), "It raises an exception of its own"),
-        (raises(SystemExit(SECRET)), "It raises SystemExit"),
-        (raises(NotImplementedError(SECRET)), "It raises NotImplementedError"),
-        (raises(SubmissionFailed(f"KeyError: {SECRET} (line 2)")), "It raises KeyError"),
-        (raises(SubmissionFailed(f"{SECRET}: {SECRET} (line 2)")), "It raises an exception of its own"),
-        (raises(SubmissionFailed(f"print: {SECRET} (line 2)")), "It raises an exception of its own"),
-        (raises(BadRequest(f"chance.draw({SECRET})")), "It asks chance for something that is no probability"),
-        (lambda *_: OpaqueValue(SECRET), "residual gives a value of another kind or shape than it should"),
-        (lambda *_: torch.zeros(0xB1, 0xF7), "residual gives a value of another kind or shape than it should"),
-        (lambda *_: SECRET, "residual gives a value of another kind or shape than it should"),
-        (lambda *_: {SECRET: 1.0}, "residual gives a value of another kind or shape than it should"),
+        (raises(ValueError(SECRET)), "Your function raises ValueError"),
+        (raises(type(SECRET, (Exception,), {})()), "Your function raises an exception of its own"),
+        (raises(SystemExit(SECRET)), "Your function raises SystemExit"),
+        (raises(NotImplementedError(SECRET)), "Your function raises NotImplementedError"),
+        (raises(SubmissionFailed(f"KeyError: {SECRET} (line 2)")), "Your function raises KeyError"),
+        (raises(SubmissionFailed(f"{SECRET}: {SECRET} (line 2)")), "Your function raises an exception of its own"),
+        (raises(SubmissionFailed(f"print: {SECRET} (line 2)")), "Your function raises an exception of its own"),
+        (raises(BadRequest(f"chance.draw({SECRET})")), "Your function calls chance with an invalid probability"),
+        (lambda *_: OpaqueValue(SECRET), "residual returns a value of the wrong type or shape"),
+        (lambda *_: torch.zeros(0xB1, 0xF7), "residual returns a value of the wrong type or shape"),
+        (lambda *_: SECRET, "residual returns a value of the wrong type or shape"),
+        (lambda *_: {SECRET: 1.0}, "residual returns a value of the wrong type or shape"),
     ],
 )
 def test_what_an_answer_says_in_a_hidden_case_is_not_told(elsewhere: Callable[..., Any], said: str) -> None:
@@ -134,7 +134,7 @@ def residual(p, q):
 
 @needs_bubblewrap
 def test_a_hidden_case_does_not_reach_the_report_through_an_exception_or_a_file(tmp_path: Path) -> None:
-    """A second notebook that reads what the first one wrote would be told in a public case, with its words."""
+    """A second notebook that reads what the first one wrote would be reported in a public case, with its message."""
     exercise = EXERCISES["residual"]
     source = REMEMBERS.replace("@PUBLIC@", str(len(exercise.cases(PUBLIC_SEED))))
     notebooks = [notebook(tmp_path, source, name=f"{name}.ipynb") for name in "ab"]
@@ -143,7 +143,7 @@ def test_a_hidden_case_does_not_reach_the_report_through_an_exception_or_a_file(
     write_reports([graded], tmp_path)
     report = (tmp_path / "results.json").read_text(encoding="utf-8")
     assert json.loads(report)["score"] == 0
-    assert "It raises ValueError" in report
+    assert "Your function raises ValueError" in report
     assert "@" not in report
     assert "[" not in json.loads(report)["tests"][0]["output"]
 
@@ -160,14 +160,14 @@ def remembers(p: Any, q: Any, u: Any, seen: list[int] = []) -> Any:  # noqa: B00
 
 def test_a_list_as_default_argument_is_told_as_memory() -> None:
     verdict = judge(EXERCISES["accept"], remembers)
-    assert verdict.diagnosis == "own-chance"
-    assert "no memory of its own (a list as default argument, a global?)" in verdict.headline
+    assert verdict.diagnosis == "own-randomness"
+    assert "no memory of your own (a list as default argument, a global variable?)" in verdict.headline
 
 
 def test_a_global_counter_is_told_as_memory() -> None:
     space: dict[str, Any] = {}
     exec("calls = 0\ndef speedup(*_):\n    global calls\n    calls += 1\n    return calls / 2", space)
-    assert "no memory of its own" in judge(EXERCISES["speedup"], space["speedup"]).headline
+    assert "no memory of your own" in judge(EXERCISES["speedup"], space["speedup"]).headline
 
 
 def test_what_pytorch_has_not_implemented_is_a_crash_and_a_stub_is_not() -> None:
@@ -202,6 +202,5 @@ def test_who_takes_too_long_is_told_that_it_may_be_slow(monkeypatch: pytest.Monk
     monkeypatch.setattr(judging, "SECONDS", 1.0)
     said = judge(EXERCISES["residual"], lambda p, q: time.sleep(60), ALL_SEEDS).headline
     assert said == (
-        "It did not come to an end within 3 seconds: look for a loop that never stops, or for work that is done again"
-        " and again"
+        "Your function did not finish within 3 seconds. Look for a loop that never stops, or for repeated work"
     )

@@ -65,7 +65,7 @@ def in_notebook(source: str) -> dict[str, Any]:
 
 
 def note(exercise: str, function: Any) -> str:
-    """What `check` says beside 'passed'."""
+    """The note of `check` on an answer that passed."""
     shown = check(exercise, function)
     assert shown
     return str(shown.verdict.note)
@@ -78,15 +78,15 @@ def progress_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A helper.py beside the notebook, as an editor or %%writefile leaves it."""
+def helper_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A helper.py next to the notebook, as an editor or %%writefile creates it."""
     (tmp_path / "helper.py").write_text(RIGHT + "\nSMALLEST = [0]\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield
     sys.modules.pop("helper", None)
 
 
-@pytest.mark.usefixtures("beside")
+@pytest.mark.usefixtures("helper_file")
 @pytest.mark.parametrize(
     ("source", "what"),
     [
@@ -106,8 +106,8 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_module_beside_the_notebook_is_not_handed_in(source: str, what: str) -> None:
     said = note("residual", in_notebook(source)["residual"])
     assert said == (
-        f"this will not be graded, because {what} comes from helper.py, and only the notebook is handed in:"
-        " copy what you use into a cell"
+        f"this will not be graded, because {what} comes from helper.py, but you submit only the notebook:"
+        " copy the code that you use into a cell"
     )
 
 
@@ -141,7 +141,10 @@ def normalized(rest, p):
 @pytest.mark.parametrize(
     ("saved", "said"),
     [
-        ([USES_A_HELPER], "no cell of answer.ipynb, as it is saved, defines normalized: bring that cell back, or save"),
+        (
+            [USES_A_HELPER],
+            "no cell of the saved answer.ipynb defines normalized: restore that cell, or save the notebook",
+        ),
         ([HELPER, USES_A_HELPER], ""),
         ([USES_A_HELPER, "%matplotlib inline\nif True:\n    normalized = None"], ""),
         (["from somewhere import *", USES_A_HELPER], ""),
@@ -206,4 +209,4 @@ def test_a_real_kernel_tells_which_notebook_it_runs(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert "no cell of mine.ipynb, as it is saved, defines normalized" in done.stdout
+    assert "no cell of the saved mine.ipynb defines normalized" in done.stdout

@@ -200,7 +200,7 @@ def test_what_only_draws_does_not_break_the_cell_of_an_answer(draws: str, tmp_pa
 def test_an_answer_that_needs_what_only_draws_is_told_so(draws: str, tmp_path: Path, sandbox: Sandbox) -> None:
     cell = f"import matplotlib.pyplot as plt\nstyle = plt.rcParams\ndef residual(p, q):\n    {draws}\n    return p"
     graded = grade_submission("x", [notebook(tmp_path, cell)], sandbox, exercises=[RESIDUAL])
-    assert "matplotlib is not there while you are graded" in graded.verdicts[0].headline
+    assert "matplotlib is not available to the grader" in graded.verdicts[0].headline
 
 
 @pytest.mark.parametrize(

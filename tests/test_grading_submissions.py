@@ -1,4 +1,4 @@
-"""What a class folder can hold beside honest work: no score changes, nobody is left out, and the reports say why."""
+"""Class folders with more than honest work: no score changes, nobody is left out, and reports give the reasons."""
 
 import csv
 import itertools
@@ -300,8 +300,8 @@ def test_each_exercise_names_its_own_notebook_s_fault(tmp_path: Path) -> None:
     asked = [EXERCISES[name] for name in ("accept", "residual", "speedup", "rewind")]
     found = grade_submission("me", paths, Trusted(), exercises=asked)
     assert [v.headline for v in found.verdicts[1:]] == [
-        "02_residual.ipynb: is no notebook (JSONDecodeError)",
-        "03_speedup.ipynb: is no notebook (KeyError)",
+        "02_residual.ipynb: is not a notebook (JSONDecodeError)",
+        "03_speedup.ipynb: is not a notebook (KeyError)",
         "no notebook defines the function lengths_after",
     ]
     assert found.score == 10
@@ -315,7 +315,7 @@ def test_broken_notebooks_with_names_of_their_own_are_all_named(tmp_path: Path) 
     asked = [EXERCISES[name] for name in ("residual", "accept")]
     found = grade_submission("me", paths, Trusted(), exercises=asked)
     assert found.verdicts[0].passed
-    said = "; ".join(f"{name}.ipynb: is no notebook (JSONDecodeError)" for name in "abc")
+    said = "; ".join(f"{name}.ipynb: is not a notebook (JSONDecodeError)" for name in "abc")
     assert found.verdicts[1].headline == f"{said}; and 1 more"
 
 
@@ -326,7 +326,7 @@ def test_a_notebook_with_large_outputs_is_told_the_remedy(tmp_path: Path) -> Non
     path.write_text(json.dumps(content), encoding="utf-8")
     found = grade_submission("me", [path], Trusted(), exercises=[EXERCISES["residual"]])
     assert "larger than 5 MB; clear its outputs" in found.verdicts[0].headline
-    assert "hand it in again" in found.notes[0]
+    assert "submit it again" in found.notes[0]
 
 
 def test_a_notebook_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_distillation_and_size_order_the_drafts_by_acceptance() -> None:
 
 
 def test_acceptance_while_decoding_is_near_the_card() -> None:
-    """What the model writes is likelier to it than what people write: a sanity check, not a test of exactness."""
+    """The model finds its own text more likely than text by people: a sanity check, not a test of exactness."""
     card = json.loads((PRETRAINED / "measurements.json").read_text(encoding="utf-8"))["drafts"]["draft-small"]
     pair = sd.load_pair(draft="draft-small", device="cpu")
     prompts = list(sd.held_out_prompts().values())[:8]

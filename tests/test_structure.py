@@ -115,9 +115,9 @@ def test_every_public_name_has_a_docstring(name: str) -> None:
     if name.isupper():  # a constant
         return
     assert inspect.getdoc(value), name
-    told = {m for protocol in (sd.LanguageModel, sd.Drafter, sd.Controller, sd.Randomness) for m in vars(protocol)}
+    declared = {m for protocol in (sd.LanguageModel, sd.Drafter, sd.Controller, sd.Randomness) for m in vars(protocol)}
     for method, function in vars(value).items() if inspect.isclass(value) else ():
-        if not method.startswith("_") and inspect.isfunction(function) and method not in told:
+        if not method.startswith("_") and inspect.isfunction(function) and method not in declared:
             assert inspect.getdoc(getattr(value, method)), f"{name}.{method}"
 
 

@@ -1,4 +1,4 @@
-"""Wrong answers of learners, judged: what each has to be told, and that no seed lets one of them pass."""
+"""Wrong answers of learners: the diagnosis of each, and that none passes with any seed."""
 
 from typing import Any
 
@@ -75,13 +75,13 @@ def test_a_decision_is_not_explained_by_a_mistake_that_it_only_resembles(answer:
 
 def test_values_of_another_kind_are_named_by_their_kind() -> None:
     assert judge(EXERCISES["rewind"], lengths_as_text).headline == (
-        "lengths_after gives a tuple of 2 with a str in it; takes a tuple of 2"
+        "lengths_after returns a tuple of 2 with a str in it; expected a tuple of 2"
     )
-    assert judge(EXERCISES["speedup"], yield_as_complex).headline == "speedup gives a complex; takes a number"
+    assert judge(EXERCISES["speedup"], yield_as_complex).headline == "speedup returns a complex; expected a number"
 
 
 def test_zeros_and_ones_are_told_from_true_and_false() -> None:
     answer = next(answer for name, _, answer in WRONG if answer.__name__ == "accept_zeros_and_ones")
     assert judge(EXERCISES["accept"], answer).headline == (
-        "accepts gives numbers (int64); takes True or False for each"
+        "accepts returns numbers (int64); expected True or False for each token"
     )

@@ -29,8 +29,8 @@ def speculative_step(p, q, drafted, chance):
         out.append(token)
     return [*out, chance.draw(p[-1])]
 """,
-    "mend": """
-def mended_round(target, draft, last, k, chance):
+    "fix": """
+def fixed_round(target, draft, last, k, chance):
     text = [last]
     for _ in range(k):
         text.append(chance.draw(draft[text[-1]]))
@@ -319,14 +319,14 @@ def step_with_float32(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
 
 
 A, B, C = (
-    "reports another q than it drew from",
-    "draws from the target after a rejection",
-    "counts acceptances behind a rejection",
+    "reports a different q than it sampled from",
+    "samples from the target after a rejection",
+    "accepts tokens after a rejection",
 )
 
 
-def mended_by_halves(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
-    """A and C are mended, B is not."""
+def fixed_by_halves(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+    """A and C are fixed, B is not."""
     text = [last]
     for _ in range(k):
         text.append(chance.draw(draft[text[-1]]))
@@ -337,35 +337,35 @@ def mended_by_halves(target: Any, draft: Any, last: Any, k: Any, chance: Any) ->
     return [*text[1:], chance.draw(target[text[-1]])]
 
 
-def mended_but_greedy(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+def fixed_but_greedy(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
     text = [last]
     for _ in range(k):
         text.append(int(torch.argmax(draft[text[-1]])))
     return step_with_float32(target[text], draft[text[:-1]], text[1:], chance)
 
 
-def mended_without_bonus(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+def fixed_without_bonus(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
     text = [last]
     for _ in range(k):
         text.append(chance.draw(draft[text[-1]]))
     return step_without_bonus(target[text], draft[text[:-1]], text[1:], chance)
 
 
-def mended_without_a_draft(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+def fixed_without_a_draft(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
     text = [last]
     for _ in range(k + 1):
         text.append(chance.draw(target[text[-1]]))
     return text[1:]
 
 
-def mended_after_an_idle_draw(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+def fixed_after_an_idle_draw(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
     chance.draw(draft[last])
-    return mended_without_a_draft(target, draft, last, k, chance)
+    return fixed_without_a_draft(target, draft, last, k, chance)
 
 
-def mended_by_stopping_at_zero(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+def fixed_by_stopping_at_zero(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
     """Rounds of several lengths, without a look at the draft."""
-    text = mended_without_a_draft(target, draft, last, k, chance)
+    text = fixed_without_a_draft(target, draft, last, k, chance)
     return text[: text.index(0) + 1] if 0 in text else text
 
 
@@ -619,8 +619,8 @@ def step_never_stops(p: Any, q: Any, drafted: Any, chance: Any) -> Any:
     return [*out, chance.draw(p[-1])]
 
 
-def mended_but_counts_behind(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
-    """A and B are mended, C is not."""
+def fixed_but_counts_behind(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+    """A and B are fixed, C is not."""
     text = [last]
     for _ in range(k):
         text.append(chance.draw(draft[text[-1]]))
@@ -631,7 +631,7 @@ def mended_but_counts_behind(target: Any, draft: Any, last: Any, k: Any, chance:
     return [*text[1 : n + 1], chance.draw(target[text[n]] if n == k else left / left.sum())]
 
 
-def mended_with_what_the_draft_has_left(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+def fixed_with_what_the_draft_has_left(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
     text = [last]
     for _ in range(k):
         text.append(chance.draw(draft[text[-1]]))
@@ -643,7 +643,7 @@ def mended_with_what_the_draft_has_left(target: Any, draft: Any, last: Any, k: A
     return [*text[1:], chance.draw(target[text[-1]])]
 
 
-def mended_with_absolutes(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+def fixed_with_absolutes(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
     """Draws from |p - q| after a rejection: nobody foresaw that."""
     text = [last]
     for _ in range(k):
@@ -708,9 +708,9 @@ WRONG: list[tuple[str, str, Any]] = [
     ("speedup_of", "seconds-only", faster_by_the_clock),
     ("speedup_of", "mean-of-ratios", faster_prompt_by_prompt),
     ("speedup_of", "mean-of-paces", faster_on_average),
-    ("speedup_of", "upside-down", faster_the_other_way),
+    ("speedup_of", "inverted", faster_the_other_way),
     ("speedup_of", "unknown", faster_in_per_cent),
-    ("vllm_config", "of-old", config_of_old),
+    ("vllm_config", "removed-argument", config_of_old),
     ("vllm_config", "wrong-type", config_as_text),
     ("vllm_config", "k-fixed", config_of_four),
     ("vllm_config", "wrapped", config_as_argument),
@@ -720,7 +720,7 @@ WRONG: list[tuple[str, str, Any]] = [
     ("accept", "at-most", verdict_not_below),
     ("accept", "inverted", verdict_upside_down),
     ("accept", "opposite", verdict_rejects),
-    ("residual", "not-normalised-nor-fallen-back", left_over),
+    ("residual", "not-normalized-no-fallback", left_over),
     ("residual", "zeros-where-equal", left_over_with_epsilon),
     ("residual", "zeros-where-equal", left_over_or_zero),
     ("residual", "uniform-where-equal", left_over_or_uniform),
@@ -728,36 +728,36 @@ WRONG: list[tuple[str, str, Any]] = [
     ("residual", "unknown", left_over_one_hot),
     ("residual", "unknown", left_over_of_absolutes_over_all_rows),
     ("speedup", "bonus-left-out", yield_of_accepted),
-    ("speedup", "scored-one-by-one", yield_scored_one_by_one),
+    ("speedup", "scored-one-at-a-time", yield_scored_one_by_one),
     ("speedup", "zero-by-zero", yield_by_formula_only),
     ("speedup", "one-term-short", yield_of_k_minus_one),
-    ("rewind", "exchanged", lengths_exchanged),
+    ("rewind", "swapped", lengths_exchanged),
     ("rewind", "target-one-short", lengths_both_bounded),
     ("rewind", "last-drafted-read", lengths_alike),
     ("rewind", "new-token-cached", lengths_with_the_new_token),
-    ("rewind", "nothing-taken-back", lengths_of_all),
+    ("rewind", "nothing-removed", lengths_of_all),
     ("step", "inverted", step_upside_down),
     ("step", "row-off-by-one", step_next_row),
     ("step", "residual-is-target", step_from_the_target),
     ("step", "residual-is-draft", step_from_the_draft),
     ("step", "no-bonus", step_without_bonus),
-    ("step", "own-chance", step_that_remembers),
+    ("step", "own-randomness", step_that_remembers),
     ("find_bug", "a-taken-for-b", lambda: {"A": B, "B": A, "C": C}),
-    ("find_bug", "b-is-a-cache-bug", lambda: {"A": A, "B": "never forgets rejected tokens", "C": C}),
+    ("find_bug", "b-is-a-cache-bug", lambda: {"A": A, "B": "keeps rejected tokens in the cache", "C": C}),
     ("find_bug", "c-is-about-u", lambda: {"C": "accepts at u = p/q", "B": B, "A": A}),
-    ("mend", "b-left", mended_by_halves),
-    ("mend", "a-left", mended_but_greedy),
-    ("mend", "bonus-lost", mended_without_bonus),
-    ("mend", "draws-all-from-the-target", mended_without_a_draft),
-    ("mend", "draws-all-from-the-target", mended_after_an_idle_draw),
-    ("mend", "draws-all-from-the-target", mended_by_stopping_at_zero),
+    ("fix", "b-left", fixed_by_halves),
+    ("fix", "a-left", fixed_but_greedy),
+    ("fix", "no-bonus", fixed_without_bonus),
+    ("fix", "no-speculation", fixed_without_a_draft),
+    ("fix", "no-speculation", fixed_after_an_idle_draw),
+    ("fix", "no-speculation", fixed_by_stopping_at_zero),
     ("decode", "not-cut", decoded_by(step_with_float32, cut=False)),
     ("decode", "residual-is-target", decoded_by(step_from_the_target)),
     ("decode", "row-off-by-one", decoded_by(step_next_row)),
     ("decode", "no-bonus", decoded_by(step_without_bonus)),
-    ("decode", "drafts-in-vain", decoded_after_idle_draws(each=False)),
-    ("decode", "drafts-in-vain", decoded_after_idle_draws(each=True)),
-    ("decode", "drafts-in-vain", decoded_with_idle_drafts),
+    ("decode", "draft-unused", decoded_after_idle_draws(each=False)),
+    ("decode", "draft-unused", decoded_after_idle_draws(each=True)),
+    ("decode", "draft-unused", decoded_with_idle_drafts),
     ("best_draft", "best-alpha", draft_by_alpha),
     ("best_draft", "one-draft-step-more", draft_with_k_plus_one_steps),
     ("best_draft", "scoring-is-free", draft_scored_for_free),
@@ -785,23 +785,23 @@ WRONG: list[tuple[str, str, Any]] = [
     ("decide", "scoring-costs-one", decides_without_v),
     ("equivalence_test", "divided-by-counts", divides_by_counts),
     ("equivalence_test", "unknown", divides_by_counts_that_are_there),
-    ("equivalence_test", "each-by-itself", three_sigma),
+    ("equivalence_test", "each-outcome-alone", three_sigma),
     ("equivalence_test", "unknown", three_sigma_of_poisson),
     ("equivalence_test", "one-degree-too-few", one_degree_too_few),
     ("equivalence_test", "level-of-1-percent", one_per_cent),
     ("accept", "ignores-q", verdict_of_p_alone),
-    ("accept", "no-chance", verdict_without_chance),
+    ("accept", "deterministic", verdict_without_chance),
     ("speedup", "all-or-nothing", yield_of_k_chances),
     ("speedup", "one-draft-step-more", yield_with_a_draft_step_for_the_bonus),
     ("rewind", "last-token-forgotten", lengths_of_the_accepted),
-    ("step", "keeps-if-likelier", step_greedy_verdicts),
+    ("step", "accepts-only-if-more-likely", step_greedy_verdicts),
     ("step", "goes-on", step_never_stops),
     ("find_bug", "a-blames-u", lambda: {"A": "accepts at u = p/q", "B": B, "C": C}),
     ("find_bug", "b-taken-for-a", lambda: {"A": A, "B": A, "C": C}),
-    ("find_bug", "c-draws-nothing", lambda: dict(zip("ABC", (A, B, B), strict=True))),
-    ("mend", "c-left", mended_but_counts_behind),
-    ("mend", "left-of-q", mended_with_what_the_draft_has_left),
-    ("mend", "unknown", mended_with_absolutes),
+    ("find_bug", "c-samples-nothing", lambda: dict(zip("ABC", (A, B, B), strict=True))),
+    ("fix", "c-left", fixed_but_counts_behind),
+    ("fix", "residual-of-q", fixed_with_what_the_draft_has_left),
+    ("fix", "unknown", fixed_with_absolutes),
     ("decode", "greedy-draft", decoded_greedily),
     ("decode", "goes-on", decoded_by(step_never_stops)),
     ("adaptive_k", "always-eight", k_of_eight),
@@ -880,20 +880,20 @@ def lengths_as_text(cached: Any, k: Any, accepted: Any) -> Any:
     return str(cached + accepted + 1), str(min(cached + accepted + 1, cached + k))
 
 
-def mended_to_one_token(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+def fixed_to_one_token(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
     return [chance.draw(target[last])]
 
 
-def mended_to_the_draft_alone(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+def fixed_to_the_draft_alone(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
     text = [last]
     for _ in range(k):
         text.append(chance.draw(draft[text[-1]]))
     return text[1:]
 
 
-def mended_without_bonus_and_residual(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
+def fixed_without_bonus_and_residual(target: Any, draft: Any, last: Any, k: Any, chance: Any) -> Any:
     """Two mistakes: no bonus, and the target itself after a rejection."""
-    return mended_by_halves(target, draft, last, k, chance)[:k]
+    return fixed_by_halves(target, draft, last, k, chance)[:k]
 
 
 def chi_square(counts: Any, probabilities: Any) -> Any:
@@ -1017,7 +1017,7 @@ DECIDES_BY: list[tuple[str, Any]] = [
     ("unknown", named("decides_k_v", decides_by(lambda a, k, c, v: terms(a, k + 1) / (k * (c + v))))),
     ("unknown", named("decides_always_to_draft", decides_by(lambda a, k, c, v: terms(a, k + 1) / (k * c + v), 0.0))),
     ("v3-for-both", decides_with_v3_for_both),
-    ("v-exchanged", decides_with_v_exchanged),
+    ("v3-and-v5-swapped", decides_with_v_exchanged),
     ("unknown", decides_on_two_only),
     ("unknown", decides_on_four_first),
     ("unknown", named("decides_alpha_to_the_k", decides_by(lambda a, k, c, v: (1 + k * a**k) / (k * c + v)))),
@@ -1076,17 +1076,17 @@ WRONG += [
     ("accept", "wrong-type", accept_as_half),
     ("accept", "unknown", accept_in_half_precision),
     ("accept", "unknown", accept_in_bfloat16),
-    ("residual", "rows-not-alone", left_over_or_p_where_all_rows_are_equal),
-    ("residual", "rows-not-alone", left_over_or_p_where_nothing_is_left_at_all),
+    ("residual", "all-rows-at-once", left_over_or_p_where_all_rows_are_equal),
+    ("residual", "all-rows-at-once", left_over_or_p_where_nothing_is_left_at_all),
     ("residual", "unknown", left_over_or_p_where_any_row_is_equal),
     ("residual", "unknown", left_over_for_matrices_only),
     ("residual", "unknown", left_over_if_it_is_much),
     ("speedup", "unknown", yield_with_a_step_more),
     ("speedup", "wrong-type", yield_as_complex),
     ("rewind", "wrong-type", lengths_as_text),
-    ("mend", "bad-request", mended_to_one_token),
-    ("mend", "bad-request", mended_to_the_draft_alone),
-    ("mend", "bad-request", mended_without_bonus_and_residual),
+    ("fix", "bad-request", fixed_to_one_token),
+    ("fix", "bad-request", fixed_to_the_draft_alone),
+    ("fix", "bad-request", fixed_without_bonus_and_residual),
     ("equivalence_test", "division-by-zero", consistent_until_a_zero_divides),
     ("equivalence_test", "zero-by-zero", consistent_with_nan),
     ("equivalence_test", "impossible-tokens-skipped", consistent_without_impossible_tokens),

@@ -1,4 +1,4 @@
-"""specdec grade, specdec progress: exercises from outside."""
+"""The commands `specdec grade` and `specdec progress`."""
 
 import json
 import os
@@ -21,31 +21,34 @@ def grade(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Write scores.csv and Gradescope's results.json here, and continue an interrupted run from here. On"
-            " Gradescope: /autograder/results."
+            help="Write scores.csv and Gradescope's results.json to this folder; an interrupted run continues from it."
+            " On Gradescope, use /autograder/results."
         ),
     ] = None,
     hide: Annotated[
-        list[Path] | None, typer.Option(help="Folders that no submission may see, such as solutions.")
+        list[Path] | None, typer.Option(help="Folders that no submission may read, for example solutions.")
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="The public checks only, as in the notebook.")] = False,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Submissions at once (default: one for each core).")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Run only the public checks, as in the notebook.")] = False,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Submissions to grade in parallel (default: one per core).")
+    ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=1, help="Of the hidden cases that are drawn: your own, so that none is known.")
+        int | None, typer.Option(min=1, help="Seed of the hidden cases. With a seed of your own, nobody knows them.")
     ] = None,
     trusted: Annotated[
-        bool, typer.Option("--trusted", help="Your own work: run it in this process, on any system.")
+        bool, typer.Option("--trusted", help="Grade your own work in this process, without a sandbox, on any system.")
     ] = False,
     single: Annotated[
-        bool, typer.Option("--single", help="The folder is one submission, with all the folders in it.")
+        bool, typer.Option("--single", help="Treat the folder as one submission, with all folders in it.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Grade exercises: each submission in a process of its own, judged by the values that its functions give.
+    """Grade exercises: each submission in its own process, judged by the values that its functions return.
 
-    Each folder in FOLDER is one submission; a FOLDER that holds notebooks and no such folders is a single one. For
-    each exercise one notebook counts: the one with the course's own file name, else the nearest to the top, else the
-    first by name. Symbolic links are not followed. Exit status 0 when all of them pass, 1 when any does not.
+    Each folder in FOLDER is one submission. If FOLDER contains notebooks and no such folders, it is a single
+    submission. For each exercise, one notebook counts: the one with the course's file name, otherwise the one nearest
+    to the top folder, otherwise the first by name. Symbolic links are not followed. Exit status 0 if all exercises
+    pass, else 1.
     """
     from rich.console import Console
 
@@ -82,7 +85,7 @@ def grade(
 
 
 def _print_grades(console: "Console", graded: "list[Graded]") -> None:
-    """Print one submission in full, several as a table, then the notes on each of them."""
+    """Print a single submission in full or several as a table, then the notes on each."""
     from rich.text import Text
 
     if len(graded) == 1:
@@ -122,27 +125,29 @@ def _print_table(console: "Console", graded: "list[Graded]") -> None:
 
 
 def _shown(name: str) -> str:
-    """A folder's name as one line, whatever characters it has."""
+    """A folder's name as one line, with any characters."""
     from specdec_lab.teaching.exercises.exercise import clean
 
     return clean(name.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def _say_stopping(out: Path | None) -> None:
-    """Answer Ctrl-C at once. Written without Python's buffers, which may be in use at this moment."""
-    kept = "" if out is None else "; what is finished is kept, and the same command continues from there"
-    os.write(2, f"\nspecdec: stopping{kept}\n".encode())
+    """Print a message at once after Ctrl-C. Python's own buffers may be in use at this moment, hence `os.write`."""
+    advice = "" if out is None else "; finished results are saved, and the same command continues from there"
+    os.write(2, f"\nspecdec: stopping{advice}\n".encode())
 
 
 def progress(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """How far you are over all exercises, by the file in this folder."""
+    """Show your progress in all exercises, from the progress file in exercises/."""
     from specdec_lab.teaching.exercises.notebook import progress as so_far
 
-    found = so_far()
+    progress_so_far = so_far()
     if as_json:
-        lines = [{"outcome": outcome, "title": title, "tries": tries} for outcome, title, tries in found.lines()]
+        lines = [
+            {"outcome": outcome, "title": title, "tries": tries} for outcome, title, tries in progress_so_far.lines()
+        ]
         print(json.dumps(lines))
     else:
-        print(found)
+        print(progress_so_far)

@@ -1,1 +1,1 @@
-"""What the lessons and exercises need beside the package: pictures of rounds, explorers, the environment's check."""
+"""Code for the lessons and exercises: pictures of rounds, explorers, and the check of the environment."""

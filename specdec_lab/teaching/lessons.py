@@ -1,6 +1,6 @@
 """Run notebooks and write them back: `python -m specdec_lab.teaching.lessons notebooks/*.ipynb`, or `make notebooks`.
 
-A committed notebook is one clean run: cells numbered 1…n, no errors, outputs that belong to the sources beside them
+A committed notebook is one clean run: cells numbered 1…n, no errors, outputs that belong to their sources
 (their hash is kept in the notebook, and the seconds that it took), pictures with their caption as alternative text, no
 widget state, nothing of the machine it ran on.
 """

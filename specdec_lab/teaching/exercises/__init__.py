@@ -1,9 +1,9 @@
-"""Graded exercises: `check("residual", residual)` answers at once, `picture` shows what the code did; `hint`,
-`solution` and `progress` help on.
+"""Graded exercises. `check("residual", residual)` grades an answer at once, and `picture` shows its results. `hint`,
+`solution` and `progress` help the learner.
 
-Exercises are functions whose results can be compared: everything that chance decides is handed in, so that a check can
-play every outcome and no luck is involved. A mistake is recognized by what it computes: each exercise knows the wrong
-versions that people write, and finds the one that gives the learner's own values.
+Exercises are functions whose results can be compared. Randomness is an argument, so that a check can run every outcome
+and its result does not depend on luck. Each exercise contains wrong versions that people write. A mistake is recognized
+because a wrong version computes the same values as the answer.
 """
 
 from specdec_lab.teaching.exercises.notebook import check, hint, progress, solution

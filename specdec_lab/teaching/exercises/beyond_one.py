@@ -1,4 +1,4 @@
-"""Exercises on what came after one draft token at a time: blocks, two candidates, and which samplers are lossless."""
+"""Exercises on methods beyond one draft model: blocks, two candidates, and lossless samplers."""
 
 import math
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def _block(
     plain_residual: bool = False,
     target_again: bool = False,
 ) -> list[int]:
-    """The round, with the mistakes that people make as options."""
+    """The round, with typical mistakes as options."""
     k = len(drafted)
     weights = [1.0]
     for i, token in enumerate(drafted):
@@ -150,49 +150,68 @@ BLOCK = Exercise(
     30,
     4,
     (
-        "A later ratio p/q above 1 is wasted by the token-wise rule. What could it make up for in a block?",
-        "w₀ = 1 and wᵢ = min(1, wᵢ₋₁ · pᵢ/qᵢ). Decide every length with its own random number, and keep the LARGEST "
-        "length that was accepted.",
-        "Sᵢ = Σ max(wᵢ·p − q, 0) of the row after i tokens. Length i < k is accepted with Sᵢ/(Sᵢ + 1 − wᵢ), "
-        "length k with w_k. After length τ < k the next token comes from max(w_τ·p − q, 0), normalized.",
+        "The token-wise rule cannot use the part of a ratio p/q that is above 1. Which other token of the"
+        " block could use it?",
+        "Keep a running product of the ratios that never exceeds 1. Decide about every length with its "
+        "own random number, and keep the LARGEST accepted length.",
+        "Sᵢ = Σ max(wᵢ·p − q, 0) with the rows after i tokens. Length i < k is accepted with probability "
+        "Sᵢ/(Sᵢ + 1 − wᵢ), and length k with w_k. After length τ < k, the next token comes from max(w_τ·p"
+        " − q, 0), normalized.",
     ),
     block_round,
     (
         Misconception(
-            "token-by-token", "This is the token-wise rule. It is exact, but a block can accept more", 2,
+            "token-by-token",
+            "You use the token-wise rule. It is exact, but a block can accept more tokens",
+            2,
             token_round,
         ),
         Misconception(
-            "stops-at-the-first-failure", "You stop at the first length that fails. A longer one may be "
-            "accepted: take the largest", 2, lambda *a: _block(*a, stop_at_failure=True),
+            "stops-at-first-failure",
+            "You stop at the first length that is not accepted. A longer one may be accepted: take the largest",
+            2,
+            lambda *a: _block(*a, stop_at_failure=True),
         ),
         Misconception(
-            "smallest-length", "You keep the smallest accepted length. Keep the largest", 2,
+            "smallest-length",
+            "You keep the smallest accepted length. Keep the largest",
+            2,
             lambda *a: _block(*a, first=True),
         ),
         Misconception(
-            "ratios-clamped-alone", "You clamp each ratio before you multiply, so a ratio above 1 makes up for nothing",
-            2, lambda *a: _block(*a, clamp_alone=True),
+            "ratios-clamped-alone",
+            "You clamp each ratio before you multiply, so a ratio above 1 is lost",
+            2,
+            lambda *a: _block(*a, clamp_alone=True),
         ),
         Misconception(
-            "clamped-at-the-end", "You clamp the product only at the end. The running product must not exceed 1 at any "
-            "position", 2, lambda *a: _block(*a, minimum=False),
+            "clamped-at-the-end",
+            "You clamp only the final product. The running product must not exceed 1 at any position",
+            2,
+            lambda *a: _block(*a, minimum=False),
         ),
         Misconception(
-            "weight-as-probability", "You accept length i < k with probability wᵢ. The next token has to come from "
-            "what is left, so the probability is Sᵢ/(Sᵢ + 1 − wᵢ)", 3, lambda *a: _block(*a, by_weight=True),
+            "weight-as-probability",
+            "You accept length i < k with probability wᵢ. The residual after i tokens counts too, so the "
+            "probability is Sᵢ/(Sᵢ + 1 − wᵢ)",
+            3,
+            lambda *a: _block(*a, by_weight=True),
         ),
         Misconception(
-            "residual-without-weight", "Your residual is max(p − q, 0). After τ tokens it is max(w_τ·p − q, 0)", 3,
+            "residual-without-weight",
+            "You use max(p − q, 0) as the residual. After τ tokens, it is max(w_τ·p − q, 0)",
+            3,
             lambda *a: _block(*a, plain_residual=True),
         ),
         Misconception(
-            "residual-is-target", "After a rejection you sample from the target. Sample from max(w_τ·p − q, 0)", 3,
+            "residual-is-target",
+            "After a rejection, you sample from the target. Sample from max(w_τ·p − q, 0), normalized",
+            3,
             lambda *a: _block(*a, target_again=True),
         ),
     ),
     _block_cases,
-)  # fmt: skip
+)
 
 
 # Two candidates for one position
@@ -223,7 +242,7 @@ def _two(
     masses: bool = False,
     divide: bool = True,
 ) -> int:
-    """The same, with the mistakes that people make as options."""
+    """The same, with typical mistakes as options."""
     left, draft = p, q
     tokens = list(dict.fromkeys(candidates)) if merge else list(candidates)
     if sort is not None:
@@ -264,12 +283,12 @@ def _candidate_cases(seed: int) -> list[ExerciseCase]:
 
 
 def _emitted(function: Function, case: ExerciseCase) -> Any:
-    """The distribution of the one token."""
+    """The exact distribution of the token."""
 
     def play(chance: Any) -> list[int]:
         token = called(function, *case.arguments, chance)
         if not isinstance(frozen(token), int):
-            raise BadRequest(f"emit_one gives {shape_of(token)}; takes one token id")
+            raise BadRequest(f"emit_one returns {shape_of(token)}; expected one token id")
         return [frozen(token)]
 
     return distribution(play)
@@ -282,55 +301,73 @@ CANDIDATES = Exercise(
     20,
     3,
     (
-        "The first candidate was rejected. Which distribution is the second one compared with: p, or what p lacks now?",
-        "After each rejection p is replaced by its residual, max(0, p − q), normalized. q stays as it is, since both "
-        "candidates were sampled from it independently, even if they are the same token.",
-        "Accept x₁ with min(1, p/q), else p′ = norm(max(0, p − q)). Accept x₂ with min(1, p′/q), else sample from "
-        "norm(max(0, p′ − q)).",
+        "The first candidate was rejected. Which distribution must the next token have now: still p, or another one?",
+        "After each rejection, its residual takes the place of p. q stays as it is, because both "
+        "candidates were sampled from q independently, even if they are the same token.",
+        "Accept x₁ with probability min(1, p/q), else p′ = norm(max(0, p − q)). Accept x₂ with "
+        "probability min(1, p′/q), else sample from norm(max(0, p′ − q)).",
     ),
     emit_one,
     (
         Misconception(
-            "second-against-p", "You compare the second candidate with p. A rejection replaces p by its residual", 1,
+            "second-against-p",
+            "You compare the second candidate with p. After a rejection, the residual takes the place of p",
+            1,
             lambda *a: _two(*a, p_again=True, end="once"),
         ),
         Misconception(
-            "target-at-the-end", "After both rejections you sample from p. Sample from the residual of the residual", 3,
+            "target-at-the-end",
+            "After both rejections, you sample from p. Sample from the residual of the residual",
+            3,
             lambda *a: _two(*a, end="target"),
         ),
         Misconception(
-            "residual-once", "After both rejections you sample from the first residual. Take q away once more", 3,
+            "residual-once",
+            "After both rejections, you sample from the first residual. Subtract q once more",
+            3,
             lambda *a: _two(*a, end="once"),
         ),
         Misconception(
-            "duplicates-merged", "You merge equal candidates. Each was sampled from q, so each takes its turn", 2,
+            "duplicates-merged",
+            "You merge equal candidates. Both were sampled from q, so try both",
+            2,
             lambda *a: _two(*a, merge=True),
         ),
         Misconception(
-            "sorted-by-target", "You first try the candidate that the target prefers. The order must not depend on p",
-            2,
+            "sorted-by-target",
+            "You first try the candidate that the target prefers. The order must not depend on p",
+            1,
             lambda p, q, c, chance: _two(p, q, c, chance, sort=p),
         ),
         Misconception(
-            "sorted-by-draft", "You try the candidate first that the draft prefers. Then its probability is not q", 2,
+            "sorted-by-draft",
+            "You first try the candidate that the draft prefers. Then its distribution is no longer q",
+            2,
             lambda p, q, c, chance: _two(p, q, c, chance, sort=q),
         ),
         Misconception(
-            "draft-renormalized", "You take the rejected token out of q. That is right for sampling without "
-            "replacement; these two were sampled independently", 2, lambda *a: _two(*a, renormalize=True),
+            "draft-renormalized",
+            "You remove the rejected token from q. That is right for sampling without replacement, but these "
+            "two candidates were sampled independently",
+            2,
+            lambda *a: _two(*a, renormalize=True),
         ),
         Misconception(
-            "point-masses", "You accept with p(x). That is right for candidates that are not random; these have q", 1,
+            "point-masses",
+            "You accept with probability p(x). That is right for a fixed candidate, but these were sampled from q",
+            3,
             lambda *a: _two(*a, masses=True),
         ),
         Misconception(
-            "residual-not-normalized", "Your residual does not sum to 1: it accepts the second candidate too rarely", 2,
+            "residual-not-normalized",
+            "Your residual does not sum to 1, so the second candidate is accepted too rarely",
+            3,
             lambda *a: _two(*a, divide=False),
         ),
     ),
     _candidate_cases,
     measure=_emitted,
-)  # fmt: skip
+)
 
 
 # Lossless or not?
@@ -361,7 +398,7 @@ def sampler_c(p: Tensor, q: Tensor, chance: Any) -> int:
 
 
 def sampler_d(p: Tensor, q: Tensor, chance: Any) -> int:
-    """The draft's two most likely tokens in turn, each accepted with its probability under what p has become."""
+    """The draft's two most likely tokens in turn, each accepted with its probability under the rest of p."""
     rest = p.clone()
     for x in q.argsort(descending=True)[:2].tolist():
         if rest.sum() > 0 and chance.accept(rest[x] / rest.sum()):
@@ -402,7 +439,7 @@ SAMPLERS: dict[str, Callable[[Tensor, Tensor, Any], int]] = {
     "F": sampler_f,
 }
 SMALLEST_DISTANCE = 0.01
-"""Total variation that a counterexample has to show."""
+"""The smallest total variation of a valid counterexample."""
 
 
 def distance(sampler: Callable[[Tensor, Tensor, Any], int], p: Any, q: Any) -> float:
@@ -414,7 +451,7 @@ def distance(sampler: Callable[[Tensor, Tensor, Any], int], p: Any, q: Any) -> f
 
 
 def counterexamples() -> dict[str, Any]:
-    """For each sampler None where it is lossless, else p and q where its output is not distributed as p."""
+    """For each sampler: None if it is lossless, else p and q for which its output is not distributed as p."""
     p, q = [0.5, 0.3, 0.2], [0.2, 0.3, 0.5]
     return {"A": None, "B": (p, q), "C": (p, q), "D": None, "E": (p, q), "F": None}
 
@@ -423,10 +460,12 @@ LOSSLESS, LOSSY, MISSED, NO_COUNTEREXAMPLE = "lossless", "lossy", "called lossle
 
 
 def _first_wrong(function: Function, case: ExerciseCase) -> Any:
-    """The first sampler that is misjudged, and how; what they all are where none is."""
+    """The first sampler with a wrong answer, and that answer; all answers if none is wrong."""
     said = called(function)
     if not isinstance(said, dict) or set(said) != set(SAMPLERS):
-        raise BadRequest(f"counterexamples gives {shape_of(said)}; takes a dict with the keys {', '.join(SAMPLERS)}")
+        raise BadRequest(
+            f"counterexamples returns {shape_of(said)}; expected a dict with the keys {', '.join(SAMPLERS)}"
+        )
     judged = {}
     for letter, sampler in SAMPLERS.items():
         truth = LOSSLESS if letter in "ADF" else LOSSY
@@ -438,22 +477,22 @@ def _first_wrong(function: Function, case: ExerciseCase) -> Any:
 
 
 def _judged(letter: str, sampler: Callable[[Tensor, Tensor, Any], int], said: Any) -> str:
-    """What the answer shows about a sampler."""
+    """Whether the answer calls a sampler lossless, or shows that it is lossy, or shows nothing."""
     if said is None:
         return LOSSLESS
     if not isinstance(said, (tuple, list)) or len(said) != 2:
-        raise BadRequest(f"{letter} is {shown(said)}; takes None, or a pair (p, q)")
+        raise BadRequest(f"{letter} is {shown(said)}; expected None or a pair (p, q)")
     try:
         p, q = (torch.as_tensor(row, dtype=torch.float64) for row in said)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise BadRequest(f"{letter}: p and q are {shown(said)}; takes two lists of probabilities") from error
+        raise BadRequest(f"{letter}: p and q are {shown(said)}; expected two lists of probabilities") from error
     for name, row in (("p", p), ("q", q)):
         if row.ndim != 1 or len(row) != len(p) or not 2 <= len(row) <= 6:
             raise BadRequest(
-                f"{letter}: {name} has the shape {list(row.shape)}; takes 2 to 6 probabilities, as many in both"
+                f"{letter}: {name} has the shape {list(row.shape)}; expected 2 to 6 probabilities, as many in p as in q"
             )
         if not bool((row >= 0).all()) or abs(float(row.sum()) - 1) > 1e-6:
-            raise BadRequest(f"{letter}: {name} is {shown(row)}; takes probabilities that sum to 1")
+            raise BadRequest(f"{letter}: {name} is {shown(row)}; expected probabilities that sum to 1")
     return LOSSY if distance(sampler, p, q) >= SMALLEST_DISTANCE else "no difference"
 
 
@@ -471,39 +510,57 @@ LOSSLESS_OR_NOT = Exercise(
     20,
     3,
     (
-        "Does the set of candidates, or their order, depend on the target? Try p and q of two or three tokens.",
-        "`distance(SAMPLERS[\"B\"], p, q)` computes the exact total variation. Search over random p and q.",
-        "A token that is a function of the draft alone may be accepted with p(x). A random one has to be accepted with "
-        "min(1, p/q) and replaced from the residual. A threshold on p(x) does neither.",
+        "Does the choice of the candidates, or their order, depend on the target? What happens with p and"
+        " q of two or three tokens?",
+        '`distance(SAMPLERS["B"], p, q)` computes the exact total variation. Search over random p and q.',
+        "A token that depends on the draft alone may be accepted with probability p(x) and then removed "
+        "from p. A token that was sampled from q needs min(1, p/q) and the residual. A threshold on p(x) "
+        "is neither.",
     ),
     counterexamples,
     (
         Misconception(
-            "a-called-lossy", "A has no counterexample: its candidate is a function of the draft. Accepting x with "
-            "p(x), then removing it, is sampling from p and looking whether the sample is x", 3, _with("A", _PAIR),
+            "a-called-lossy",
+            "A is lossless, so there is no counterexample. Its candidate x depends on the draft alone. "
+            "Accepting x with probability p(x), and removing it otherwise, is the same as sampling from p",
+            3,
+            _with("A", _PAIR),
         ),
         Misconception(
-            "b-called-lossless", "B is lossy. After a rejection it samples from p, so tokens that the draft likes too "
-            "much come too often", 2, _with("B", None),
+            "b-called-lossless",
+            "B is lossy. After a rejection, it samples from p, so tokens that the draft proposes too often "
+            "come out too often",
+            3,
+            _with("B", None),
         ),
         Misconception(
-            "c-called-lossless", "C is lossy. The candidate that is tried first is no sample of q: the target chose it",
-            1, _with("C", None),
+            "c-called-lossless",
+            "C is lossy. The target chooses which candidate is tried first, so that candidate is not a sample of q",
+            1,
+            _with("C", None),
         ),
         Misconception(
-            "d-called-lossy", "D has no counterexample: both candidates are functions of the draft, tried one after "
-            "the other with the probability that is left", 3, _with("D", _PAIR),
+            "d-called-lossy",
+            "D is lossless, so there is no counterexample. Both candidates depend on the draft alone, and "
+            "each is accepted with the probability that is left for it",
+            3,
+            _with("D", _PAIR),
         ),
         Misconception(
-            "e-called-lossless", "E is lossy: a threshold on p(x) accepts every typical token, however often q "
-            "proposes it", 3, _with("E", None),
+            "e-called-lossless",
+            "E is lossy. Its threshold accepts every typical token, however often q proposes that token",
+            3,
+            _with("E", None),
         ),
         Misconception(
-            "f-called-lossy", "F has no counterexample: the second sample comes from the renormalized q, and that is "
-            "the q it is compared with", 3, _with("F", _PAIR),
+            "f-called-lossy",
+            "F is lossless, so there is no counterexample. Its second sample comes from the renormalized q, "
+            "and it is compared with this same q",
+            3,
+            _with("F", _PAIR),
         ),
     ),
     lambda seed: [ExerciseCase((), "samplers A to F")],
     measure=_first_wrong,
     secret=True,
-)  # fmt: skip
+)

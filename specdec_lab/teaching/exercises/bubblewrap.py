@@ -1,8 +1,8 @@
-"""The command that starts a process in bubblewrap, and what that process can see.
+"""The command that starts a process in bubblewrap, and the files that this process can read.
 
-Only what an answer needs is mounted: Python's standard library, the system's shared libraries, and the packages in
-`LIBRARIES` with their dependencies. The course package, its tests and solutions, and other submissions are not mounted
-at all, so it does not matter how or where the course is installed.
+The sandbox mounts only files that an answer needs: Python's standard library, the system's shared libraries, and the
+packages in `LIBRARIES` with their dependencies. The course package, its tests and solutions, and other submissions are
+not mounted, so it does not matter how or where the course is installed.
 """
 
 import importlib.metadata
@@ -20,14 +20,14 @@ import specdec_ref
 from specdec_ref.errors import SpecdecError
 
 LIBRARIES = ("torch", "numpy", "scipy", "pandas", "transformers")
-"""What a submission may import, besides the standard library. Their dependencies come with them."""
+"""Packages that a submission may import in addition to the standard library. Their dependencies are mounted too."""
 SYSTEM = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives")
 CPU_INFO = "/proc/cpuinfo"
-"""PyTorch chooses its vector instructions by this file."""
+"""PyTorch reads this file to choose its vector instructions."""
 SCRATCH_FOLDERS, SCRATCH_BYTES = ("/tmp", "/var/tmp", "/scratch"), 16_000_000
-"""The first of them that holds nothing of Python is the only place that a submission can write to; and its size."""
+"""Candidates for the only folder that a submission can write to, the first without Python files; and its size."""
 PROGRAM_FOLDER = "/checks"
-"""Where the program for submissions and its helper module are mounted."""
+"""The folder in which the program for submissions and its helper module are mounted."""
 INSTALL = (
     "install it (apt install bubblewrap, or dnf install bubblewrap), or grade in a container that allows it,"
     " or use --trusted for your own work"
@@ -39,15 +39,15 @@ def command(program: Path, arguments: Sequence[str], hidden: Iterable[Path]) -> 
 
     Args:
         program: A Python file. It is mounted together with `cells.py` from the same folder.
-        arguments: What the program receives.
-        hidden: Files and folders that must not be visible, wherever they are.
+        arguments: Command-line arguments of the program.
+        hidden: Files and folders that must not be visible.
 
     Raises:
         SpecdecError: bubblewrap or one of the libraries is not installed.
     """
     bwrap = shutil.which("bwrap")
     if bwrap is None:
-        raise SpecdecError(f"grading others' work needs bubblewrap, which is not installed: {INSTALL}")
+        raise SpecdecError(f"grading the work of others needs bubblewrap, which is not installed: {INSTALL}")
     python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
     packages = _packages()
     scratch = next(f for f in SCRATCH_FOLDERS if not any(p.is_relative_to(f) for p in (Path(python), *packages)))
@@ -67,18 +67,18 @@ def command(program: Path, arguments: Sequence[str], hidden: Iterable[Path]) -> 
 
 
 def course_folders() -> list[Path]:
-    """The folders of the course that hold answers: both packages, and their repository where they stand in one."""
+    """The folders of the course that contain solutions: both packages, and their repository if they are in one."""
     packages = [Path(next(iter(package.__path__))).resolve() for package in (specdec_lab, specdec_ref)]
     repositories = [package.parent for package in packages if (package.parent / "pyproject.toml").is_file()]
     return [*packages, *dict.fromkeys(repositories)]
 
 
 def _namespaces() -> list[str]:
-    """New namespaces, no capabilities, an empty environment.
+    """Options for new namespaces, no capabilities and an empty environment.
 
-    Root gets no user namespace, because root in such a namespace is still root for the kernel, which then does not
-    apply the limit on processes. Instead the program inside changes to a user ID of its own before it runs a
-    submission, and for this, and to end that process, it keeps three capabilities.
+    For root, no user namespace is created, because the kernel does not apply the limit on processes to root in a user
+    namespace. Instead, the program in the sandbox changes to a user ID of its own before it runs a submission. To do
+    this, and to end that process, it keeps three capabilities.
     """
     options = ["--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
     options += ["--setenv", "OMP_NUM_THREADS", "1"]
@@ -89,7 +89,7 @@ def _namespaces() -> list[str]:
 
 
 def _mounts(python: str, packages: dict[Path, Path], hidden: set[Path]) -> list[str]:
-    """Read-only mounts. A folder that must not be visible is covered by an empty one."""
+    """Options for read-only mounts. A folder that must not be visible is covered by an empty one."""
     options: list[str] = []
     folders = [Path(name) for name in SYSTEM if os.path.exists(name) and not os.path.islink(name)]
     folders += [Path(folder).resolve() for folder in _python_folders(python)]
@@ -99,7 +99,7 @@ def _mounts(python: str, packages: dict[Path, Path], hidden: set[Path]) -> list[
     destinations = [*folders, Path(python), Path(CPU_INFO), *packages]
     above = {parent for path in destinations for parent in path.parents}
     for parent in sorted(p for p in above if not any(p.is_relative_to(folder) for folder in folders)):
-        options += ["--perms", "0755", "--dir", str(parent)]  # else only their owner could enter them
+        options += ["--perms", "0755", "--dir", str(parent)]  # otherwise only their owner could enter them
     for folder in folders:
         options += ["--ro-bind", str(folder), str(folder)]
     options += ["--ro-bind", python, python, "--ro-bind", CPU_INFO, CPU_INFO]
@@ -121,7 +121,7 @@ def _mounts(python: str, packages: dict[Path, Path], hidden: set[Path]) -> list[
 
 
 def _python_folders(python: str) -> list[str]:
-    """The folders of the standard library, and of the shared libraries that are installed with Python."""
+    """The folders of the standard library and of the shared libraries that are installed with Python."""
     prefix = os.path.dirname(os.path.dirname(python))
     shared = [os.path.join(prefix, name) for name in ("lib", "lib64")]
     base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}  # not those of a virtual environment
@@ -130,7 +130,7 @@ def _python_folders(python: str) -> list[str]:
 
 
 def _covered(hidden: Iterable[Path], mounted: Iterable[Path]) -> list[Path]:
-    """Those of the hidden folders that are inside a mounted one; outermost first."""
+    """The hidden folders inside a mounted folder, without those inside another hidden one."""
     mounted = list(mounted)
     inside = [p for p in hidden if p.is_dir() and any(p.is_relative_to(folder) for folder in mounted)]
     return sorted(p for p in inside if not any(p != q and p.is_relative_to(q) for q in inside))
@@ -138,7 +138,7 @@ def _covered(hidden: Iterable[Path], mounted: Iterable[Path]) -> list[Path]:
 
 @lru_cache(maxsize=1)
 def _packages() -> dict[Path, Path]:
-    """Where each file or folder of a needed package appears → where it really is. Raises SpecdecError."""
+    """Mount point → source of each file or folder of the needed packages. Raises SpecdecError."""
     mounts: dict[Path, Path] = {}
     for distribution in _with_dependencies(LIBRARIES):
         folder = Path(os.path.realpath(str(distribution.locate_file(""))))
@@ -146,13 +146,15 @@ def _packages() -> dict[Path, Path]:
             if (folder / name).exists():
                 mounts[folder / name] = (folder / name).resolve()
     if not any(mount_point.name == "torch" for mount_point in mounts):
-        raise SpecdecError("grading: PyTorch is not installed in a way that can be mounted; install it with pip")
+        raise SpecdecError(
+            "grading: this installation of PyTorch cannot be mounted in a sandbox; install PyTorch with pip"
+        )
     order = {os.path.realpath(folder): i for i, folder in reversed(list(enumerate(sys.path)))}
     return dict(sorted(mounts.items(), key=lambda item: order.get(str(item[0].parent), len(order))))
 
 
 def _with_dependencies(names: Sequence[str]) -> list[importlib.metadata.Distribution]:
-    """The installed ones of these distributions and of all that they require."""
+    """The installed distributions among these and all their requirements."""
     found: dict[str, importlib.metadata.Distribution] = {}
     todo = list(names)
     while todo:

@@ -6,11 +6,11 @@ from specdec_lab.teaching.exercises import (
     configuring,
     deciding,
     deployment,
+    fixing,
     judgement,
     loop,
     measuring,
     memory,
-    mending,
     rewinding,
     rule,
 )
@@ -27,7 +27,7 @@ EXERCISES: dict[str, Exercise] = {
         rewinding.REWIND,
         loop.STEP,
         judgement.FIND_BUG,
-        mending.MEND,
+        fixing.FIX,
         judgement.EQUIVALENCE,
         loop.DECODE,
         measuring.SPEEDUP_OF,
@@ -45,7 +45,7 @@ EXERCISES: dict[str, Exercise] = {
 
 
 def exercise_named(name: object) -> Exercise:
-    """Raises SpecdecError for a name that none has."""
+    """The exercise of this name. Raises SpecdecError if there is none."""
     if not isinstance(name, str) or name not in EXERCISES:
         raise SpecdecError(f"exercise={name!r:.80}: takes one of {', '.join(EXERCISES)}")
     return EXERCISES[name]

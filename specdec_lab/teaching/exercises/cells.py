@@ -1,5 +1,5 @@
-"""A notebook's cells as Python, as far as it understands them: `await` at the top level works, `%env NAME=value` sets
-the variable, and other magic commands are left out. Imports nothing of the package."""
+"""Compile and run the cells of a notebook. `await` works at the top level, `%env NAME=value` sets the variable, and
+other magic commands are skipped. This file imports nothing from the package."""
 
 import ast
 import asyncio
@@ -14,8 +14,8 @@ OTHER_LANGUAGES = re.compile(r"\s*%%(?!time|capture|prun)")
 
 
 def compiled(source: str, name: str) -> CodeType:
-    """The code of a cell. Where it is no Python as it stands, lines of magic are taken for `pass`, and cells in other
-    languages for nothing. Raises what `compile` raises."""
+    """The code of a cell. If it is not valid Python, magic lines become `pass`, and a cell in another language becomes
+    empty. Raises the exceptions of `compile`."""
     try:
         return _compiled(source, name)
     except SyntaxError:
@@ -39,8 +39,8 @@ def _sets_variable(found: re.Match[str]) -> str:
 
 
 def run(sources: list[str], names: dict[str, Any], through: tuple[type[BaseException], ...] = ()) -> list[str]:
-    """Run cells, one after the other, whatever happens in them but what is let through. Returns what failed, a line
-    each; broken syntax first."""
+    """Run cells in order, and continue after an exception unless it is one of `through`. Returns one line per failure,
+    syntax errors first."""
     syntax: list[str] = []
     others: list[str] = []
     runner = asyncio.Runner()  # its loop starts when a cell first awaits something
@@ -66,7 +66,7 @@ def run(sources: list[str], names: dict[str, Any], through: tuple[type[BaseExcep
 
 
 def describe_error(error: BaseException) -> str:
-    """An exception in a line, even one that cannot say what it is."""
+    """An exception as one line, even if its `__str__` raises."""
     try:
         return f"{type(error).__name__}: {error}"[:300].removesuffix(": ")
     except BaseException:

@@ -1,4 +1,4 @@
-"""8.1.2: choose a draft and k by what they gain."""
+"""Exercise on choosing a draft and k by their speedup."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -33,8 +33,11 @@ def best_draft(drafts: Mapping[str, tuple[float, float]], slope: float) -> tuple
 def _draft_cases(seed: int) -> list[ExerciseCase]:
     ours = {"small": (0.62, 0.09), "medium": (0.74, 0.13), "large": (0.78, 0.2)}
     poor = {"tiny": (0.2, 0.3), "slow": (0.5, 0.9)}
-    cases = [ExerciseCase((ours, s), f"the drafts that ship, slope {s}", spelled=False) for s in (0.0, 0.1, 0.5, 1.0)]
-    cases.append(ExerciseCase((poor, 0.1), "two drafts that do not pay", spelled=False))
+    cases = [
+        ExerciseCase((ours, s), f"the three drafts of the course, slope {s}", spelled=False)
+        for s in (0.0, 0.1, 0.5, 1.0)
+    ]
+    cases.append(ExerciseCase((poor, 0.1), "two drafts that give no speedup", spelled=False))
     cases.append(ExerciseCase(({"eager": (0.95, 0.02)}, 0.0), "one draft, α = 0.95, c = 0.02, slope 0"))
     chance = np.random.default_rng(seed)
     for _ in range(4):
@@ -48,18 +51,18 @@ def _draft_cases(seed: int) -> list[ExerciseCase]:
 
 
 def _chosen(function: Function, case: ExerciseCase) -> Any:
-    """What was chosen. Raises BadRequest for a k that may not be chosen."""
+    """The choice of an answer. Raises BadRequest for a k that is not allowed."""
     value = called(function, *case.arguments)
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        return value  # that is told by whoever compares
+        return value  # the comparison with the expected value reports its type
     name, k = value
     none = isinstance(name, str) and name == "none"
     if not _whole(k) or (k < 1 and not none):
-        raise BadRequest(f"k is {shown(k)}: takes a whole number, 1 … 8, or ('none', 0)")
+        raise BadRequest(f"k is {shown(k)}; expected a whole number from 1 to 8, or ('none', 0)")
     if none and k != 0:
-        raise BadRequest(f"k is {shown(k)} where none is chosen: takes ('none', 0)")
+        raise BadRequest(f"k is {shown(k)} although no draft is chosen; expected ('none', 0)")
     if k > MAX_K:
-        raise BadRequest(f"k is more than {MAX_K}: takes 1 … {MAX_K}")
+        raise BadRequest(f"k is more than {MAX_K}; expected 1 to {MAX_K}")
     return value
 
 
@@ -71,7 +74,7 @@ def _whole(k: Any) -> bool:
 
 
 def _as_good(value: Any, right: Any, case: ExerciseCase) -> bool:
-    """Another choice that is within a thousandth of the best is as good."""
+    """Whether the speedup of a choice is within 0.1 % of the best."""
     drafts, slope = case.arguments
     name, k = value
     if right[0] == "none" or name not in drafts:
@@ -91,72 +94,99 @@ def _wrongly(score: Any, off: bool = True, most: int = MAX_K) -> Any:
 
 BEST_DRAFT = Exercise(
     "best_draft",
-    "8.1.2 Compare drafts",
+    "Compare drafts",
     "best_draft",
     20,
     3,
     (
-        "Speedup of a draft at k: (1 − αᵏ⁺¹)/(1 − α) / (k·c + 1 + slope·k). Try every draft with every k.",
-        "Neither the largest α nor the smallest c decides: each is paid for with the other.",
-        "Where the best speedup is not above 1, the answer is ('none', 0).",
-        "At α = 1 the formula is 0/0: all k tokens are accepted there, and k + 1 are emitted.",
+        "What does a draft with a large α usually cost? Which single number takes α, c, k and the slope into account?",
+        "Compute the speedup of every draft with every k from 1 to 8. If the largest is not above 1, "
+        'return ("none", 0).',
+        "What does the closed form of the sum give at α = 1? All k tokens are accepted there, and k + 1 are emitted.",
+        "(1 + α + … + αᵏ) / (k·c + 1 + slope·k).",
     ),
     best_draft,
     (
         Misconception(
-            "always-one", "You choose a draft even where every one of them makes it slower", 3,
+            "always-one",
+            "You choose a draft even if every draft makes decoding slower",
+            2,
             _wrongly(_gain, off=False),
         ),
         Misconception(
-            "best-alpha", "You take the draft with the largest α, whatever its steps cost", 2,
+            "best-alpha",
+            "You take the draft with the largest α and ignore the cost of its steps",
+            1,
             lambda d, s: best_draft({max(d, key=lambda n: d[n][0]): d[max(d, key=lambda n: d[n][0])]}, s),
         ),
         Misconception(
-            "cheapest", "You take the cheapest draft, whatever is accepted of it", 2,
+            "cheapest",
+            "You take the cheapest draft and ignore how many of its tokens are accepted",
+            1,
             lambda d, s: best_draft({min(d, key=lambda n: d[n][1]): d[min(d, key=lambda n: d[n][1])]}, s),
         ),
         Misconception(
-            "scoring-is-free", "You forget slope: each further scored token costs something, too", 1,
+            "scoring-is-free",
+            "You leave out the slope. Each additional token that is scored has a cost",
+            4,
             _wrongly(lambda a, k, c, s: _gain(a, k, c, 0.0)),
         ),
         Misconception(
-            "drafting-is-free", "You forget what drafting costs: k steps of c", 1,
+            "drafting-is-free",
+            "You leave out the cost of drafting: k steps of c each",
+            4,
             _wrongly(lambda a, k, c, s: _gain(a, k, 0.0, s)),
         ),
         Misconception(
-            "one-draft-step", "You pay for one draft step only; k tokens are drafted one after the other", 1,
+            "one-draft-step",
+            "You count one draft step. Drafting k tokens takes k steps, one after the other",
+            4,
             _wrongly(lambda a, k, c, s: _gain(a, k, c / k, s)),
         ),
         Misconception(
-            "one-draft-step-more", "You pay for k + 1 draft steps: k tokens are drafted, in k steps of c", 1,
+            "one-draft-step-more",
+            "You count k + 1 draft steps. Drafting k tokens takes k steps of c each",
+            4,
             _wrongly(lambda a, k, c, s: _gain(a, k, c, s) * (k * c + 1 + s * k) / ((k + 1) * c + 1 + s * k)),
         ),
         Misconception(
-            "bonus-left-out", "You count accepted tokens only: a round emits one more", 1,
+            "bonus-left-out",
+            "You count accepted tokens only. Every round emits one more token",
+            4,
             _wrongly(lambda a, k, c, s: _gain(a, k, c, s) - 1 / (k * c + 1 + s * k)),
         ),
         Misconception(
-            "zero-by-zero", "At α = 1 you divide 0 by 0: all k tokens are accepted there, and one more is emitted", 4,
+            "zero-by-zero",
+            "At α = 1, you divide 0 by 0. All k tokens are accepted there, so the round emits k + 1",
+            3,
             _wrongly(lambda a, k, c, s: (1 - a ** (k + 1)) / (1 - a) / (k * c + 1 + s * k)),
         ),
         Misconception(
-            "most-tokens", "You maximize tokens per round: that is always k = 8, whatever it costs", 1,
+            "most-tokens",
+            "You maximize the tokens per round. That always gives k = 8, whatever it costs",
+            1,
             _wrongly(lambda a, k, c, s: _emitted(a, k)),
         ),
         Misconception(
-            "stops-at-seven", "You try k up to 7: 8 is allowed as well, and range(1, 8) ends before it", 1,
+            "stops-at-seven",
+            "You try k only up to 7. range(1, 8) ends before 8, and 8 is allowed",
+            2,
             _wrongly(_gain, most=7),
         ),
         Misconception(
-            "goes-beyond-eight", "You try k beyond 8: no more than 8 tokens may be drafted", 1,
+            "goes-beyond-eight",
+            "You try k beyond 8. At most 8 tokens may be drafted",
+            2,
             _wrongly(_gain, most=20),
         ),
         Misconception(
-            "always-four", "You always take k = 4; the best k goes with α and the costs", 1,
+            "always-four",
+            "You always take k = 4. The best k depends on α and on the costs",
+            2,
             _wrongly(lambda a, k, c, s: _gain(a, 4, c, s) - 1e-9 * (k != 4)),
         ),
     ),
     _draft_cases,
     agrees=_as_good,
     measure=_chosen,
-)  # fmt: skip
+)

@@ -1,4 +1,4 @@
-"""8.1.1 in vLLM: its `speculative_config`, judged by what vLLM makes of it. vLLM itself is not needed."""
+"""Exercise on vLLM's `speculative_config`, checked as vLLM reads it. vLLM itself is not needed."""
 
 import math
 from collections.abc import Callable
@@ -19,32 +19,32 @@ TAKEN = frozenset(
 
 
 def vllm_config(draft: str, k: int) -> dict[str, Any]:
-    """What vLLM takes as its `speculative_config`."""
+    """The value of vLLM's argument `speculative_config`."""
     return {"method": "draft_model", "model": draft, "num_speculative_tokens": k}
 
 
 def _asked(function: Callable[..., Any], case: ExerciseCase) -> Any:
-    """The dictionary as vLLM reads it: a model without a method is a draft model. Raises BadRequest for one that is
-    empty, and for a key that vLLM refuses, by name."""
+    """The dictionary as vLLM reads it: a model without a method is a draft model. Raises BadRequest for an empty
+    dictionary, for a key that vLLM does not know, and for a value that JSON cannot represent."""
     config: Any = function(*case.arguments)
     if config == {}:
-        raise BadRequest("the dictionary is empty: with no key in it vLLM does not speculate")
+        raise BadRequest("the dictionary is empty, so vLLM would not speculate")
     if isinstance(config, dict):
         for key in config:
             if key not in TAKEN:
-                raise BadRequest(f"vLLM refuses {_brief(key)}: speculative_config has no such key")
+                raise BadRequest(f"vLLM rejects {_brief(key)}: speculative_config has no such key")
             if not _is_json(config[key]):
                 kind = shape_of(config[key])
                 raise BadRequest(
-                    f"{key!r} is {kind}, which JSON cannot hold: vLLM takes texts, numbers, lists and dicts"
+                    f"{key!r} is {kind}, which JSON cannot represent; expected a text, number, list or dict"
                 )
         if config.get("model") is not None and config.get("method") is None:
             return {**config, "method": "draft_model"}
-    return config  # of another type: that is told by whoever compares
+    return config  # the comparison with the expected value reports any other type
 
 
 def _is_json(value: Any) -> bool:
-    """Whether this can be handed to vLLM, on its command line too."""
+    """Whether JSON can represent this value, as vLLM's command line requires."""
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_json(item) for key, item in value.items())
     if isinstance(value, (list, tuple)):
@@ -59,7 +59,7 @@ def _brief(key: Any) -> str:
 
 
 def _speculates(config: Any, right: Any, case: ExerciseCase) -> bool:
-    """Whether it says what is wanted; more may be said."""
+    """Whether the dictionary has the expected keys and values. It may have more."""
     return all(config.get(key) == right[key] for key in right)
 
 
@@ -70,7 +70,7 @@ def _cases(seed: int) -> list[ExerciseCase]:
 
 
 def _written(**keys: Any) -> Callable[..., Any]:
-    """A dictionary with these keys; 'DRAFT' and 'K' stand for what was given."""
+    """A dictionary with these keys. 'DRAFT', 'K' and 'K+1' stand for the arguments."""
 
     def config(draft: str, k: int) -> dict[str, Any]:
         stands = {"DRAFT": draft, "K": k, "K+1": k + 1}
@@ -81,55 +81,74 @@ def _written(**keys: Any) -> Callable[..., Any]:
 
 VLLM = Exercise(
     "vllm_config",
-    "8.1.1 The same in vLLM",
+    "Configure vLLM",
     "vllm_config",
     5,
     1,
     (
-        "Three keys: 'method', which is 'draft_model' here, 'model' and 'num_speculative_tokens'.",
-        "The two arguments are what was given: `draft` is the model, `k` the number of tokens.",
-        "It is the dictionary itself: neither inside another one nor as text.",
+        "Which three facts does vLLM need in order to draft? `specdec vllm-config --help` and lesson 09 show its keys.",
+        "The keys are 'method', 'model' and 'num_speculative_tokens'. Return the dictionary itself, "
+        "neither inside another dictionary nor as text.",
+        "The method of a draft model is 'draft_model'. The other two values are the arguments `draft` and `k`.",
     ),
     vllm_config,
     (
         Misconception(
-            "of-old", "The argument speculative_model was removed in 2025. Today's key is 'model'",
-            1, _written(speculative_model="DRAFT", num_speculative_tokens="K"),
+            "removed-argument",
+            "The argument speculative_model was removed in 2025. The key is now 'model'",
+            2,
+            _written(speculative_model="DRAFT", num_speculative_tokens="K"),
         ),
         Misconception(
-            "draft-under-a-key-of-its-own", "The draft goes under 'model': the whole dictionary is about the draft", 1,
+            "key-draft_model",
+            "The key of the draft is 'model', because the whole dictionary is about the draft",
+            2,
             _written(method="draft_model", draft_model="DRAFT", num_speculative_tokens="K"),
         ),
         Misconception(
-            "k-under-its-own-name", "k is called 'num_speculative_tokens' there", 1,
+            "key-k",
+            "The key for k is 'num_speculative_tokens'",
+            2,
             _written(method="draft_model", model="DRAFT", k="K"),
         ),
         Misconception(
-            "wrapped", "You give the argument's name with it; what is wanted is the dictionary that goes under it", 3,
+            "wrapped",
+            "You return the argument's name with its value. Return only the dictionary that is its value",
+            2,
             lambda draft, k: {"speculative_config": vllm_config(draft, k)},
         ),
         Misconception(
-            "k-fixed", "You always draft 4 tokens; k says how many", 2,
+            "k-fixed",
+            "You always draft 4 tokens. Use k",
+            3,
             _written(method="draft_model", model="DRAFT", num_speculative_tokens=4),
         ),
         Misconception(
-            "k-and-the-bonus", "You count the bonus token; it is not drafted, and vLLM adds it itself", 2,
+            "k-and-the-bonus",
+            "You count the bonus token. It is not drafted, and vLLM adds it itself",
+            3,
             _written(method="draft_model", model="DRAFT", num_speculative_tokens="K+1"),
         ),
         Misconception(
-            "k-left-out", "You do not say how many tokens are drafted, and vLLM asks for it", 1,
+            "k-left-out",
+            "You leave out the number of drafted tokens, which vLLM requires",
+            2,
             _written(method="draft_model", model="DRAFT"),
         ),
         Misconception(
-            "prompt-lookup", "'ngram' is prompt lookup: it copies from the text, and your draft is never loaded", 1,
+            "prompt-lookup",
+            "'ngram' is prompt lookup: it copies from the text, and vLLM never loads your draft",
+            3,
             _written(method="ngram", num_speculative_tokens="K", prompt_lookup_max=3),
         ),
         Misconception(
-            "eagle", "'eagle' is for heads that were trained on the target's hidden states; a draft is a model",
-            1, _written(method="eagle", model="DRAFT", num_speculative_tokens="K"),
+            "eagle",
+            "'eagle' is for heads that were trained on the target's hidden states. Your draft is a separate model",
+            3,
+            _written(method="eagle", model="DRAFT", num_speculative_tokens="K"),
         ),
     ),
     _cases,
     agrees=_speculates,
     measure=_asked,
-)  # fmt: skip
+)

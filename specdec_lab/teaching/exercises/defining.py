@@ -1,7 +1,8 @@
-"""Which names the cells of a notebook define, as far as their text tells.
+"""Which names the cells of a notebook seem to define, judged by their text.
 
-The grader never parses what a student wrote: a text can be made to crash a parser, or to keep it busy. The functions
-here read lines, and take time in proportion to the length of the text. Running the cells in the sandbox decides.
+The grader never parses a student's code, because code can be written to crash a parser or to keep it busy. The
+functions here read single lines, in time proportional to the length of the text. The final decision is made by running
+the cells in the sandbox.
 """
 
 import re
@@ -15,7 +16,7 @@ CALL_OR_LAMBDA = re.compile(r"\w\s*\(|\blambda\b")
 
 
 def mentions(sources: Sequence[str], name: str) -> bool:
-    """Whether any line that is not a comment contains this name. A notebook without it cannot define it."""
+    """Whether any line except comments contains this name. A notebook without such a line cannot define it."""
     word = re.compile(rf"\b{re.escape(name)}\b")
     for source in sources:
         if name not in source:
@@ -27,10 +28,10 @@ def mentions(sources: Sequence[str], name: str) -> bool:
 
 
 def defines(source: str, name: str) -> bool:
-    """Whether a cell looks as if it defined this name, outside the body of any function or class."""
+    """Whether a cell seems to define this name outside the body of any function or class."""
     if name not in source:
         return False
-    body_of: int | None = None  # the indentation of the function or class whose body these lines are in
+    body_of: int | None = None  # indentation of the function or class whose body contains these lines
     for line in source.splitlines():
         text = line.lstrip()
         if not text or text.startswith("#"):
@@ -68,7 +69,7 @@ def _loops_over(text: str, word: str) -> bool:
 
 
 def _assigns(text: str, name: str) -> bool:
-    """Whether the name is a target of an assignment: alone, in a chain, in a tuple, annotated, after `if …:`."""
+    """Whether the name is a target of an assignment: alone, in a chain, in a tuple, annotated, or after `if …:`."""
     plain = COMPARISON.sub("  ", text)
     if opening := COMPOUND.match(plain):
         plain = plain[opening.end() :]
@@ -80,7 +81,7 @@ def _assigns(text: str, name: str) -> bool:
 
 
 def _is_target(text: str, name: str) -> bool:
-    """Whether what stands left of an equals sign is a list of targets, and this name one of them."""
+    """Whether the text to the left of an equals sign is a list of targets that includes this name."""
     if name not in text or not TARGETS.fullmatch(text) or CALL_OR_LAMBDA.search(text):
         return False
     return re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)(?!\s*[.\[(])", text) is not None

@@ -1,7 +1,8 @@
-"""8.1.3: adapt k, judged by the expected speedup on streams of rounds.
+"""Exercise on adaptive k, scored by the expected speedup on streams of rounds.
 
-Two things keep luck out. A chosen k counts with the tokens that it yields on average, not with those that it happened
-to yield; and each stream is played several times, with other rejections, and the speedups are averaged."""
+Two measures reduce the influence of luck. A chosen k counts with its expected number of tokens, not with the number in
+this play. And each stream is played several times with different rejections, and the speedups are averaged.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,8 @@ MAX_K, ROUNDS, MEMORY = 8, 160, 40
 PLAYS, HEURISTICS = 4, 24
 """Plays of a stream over which the speedup of an answer, and that of the heuristic, is averaged."""
 SLACK = 0.01
-"""Hidden streams ask for less by this share of the heuristic's speedup: whoever passes the public ones passes them."""
+"""Hidden streams require less, by this share of the heuristic's speedup, so that a controller that passes the public
+streams also passes the hidden ones."""
 History = Sequence[Sequence[int]]
 
 
@@ -36,7 +38,7 @@ def _gain(alpha: float, k: int, c: float, slope: float) -> float:
 
 
 def choose_k(history: History, c: float, slope: float) -> int:
-    """Estimate α from what was judged lately, take the k that promises most, and look again now and then."""
+    """Estimate α from recent rounds and return the k with the largest predicted speedup, or 1 now and then."""
     judged = sum(min(accepted + 1, drafted) for drafted, accepted in history[-20:])
     accepted = sum(accepted for _, accepted in history[-20:])
     alpha = (accepted + 1.4) / (judged + 2)
@@ -49,21 +51,21 @@ def choose_k(history: History, c: float, slope: float) -> int:
 
 @dataclass(frozen=True)
 class PlayedStream:
-    """ks: tokens drafted in each round. speedup: tokens that they yield on average, per autoregressive step."""
+    """One play of a stream. ks: tokens drafted in each round. speedup: expected tokens per autoregressive step."""
 
     ks: tuple[int, ...]
     speedup: float
 
 
 def _speedup(choose: Callable[..., Any], case: ExerciseCase) -> float:
-    """The speedup on average over several plays of the case's stream."""
+    """The mean speedup over several plays of the case's stream."""
     alphas, c, slope, seed, least = case.arguments
     plays = [(alphas, c, slope, seed * PLAYS + i, least) for i in range(PLAYS)]
     return sum(play(choose, replace(case, arguments=arguments)).speedup for arguments in plays) / PLAYS
 
 
 def play(choose: Callable[..., Any], case: ExerciseCase) -> PlayedStream:
-    """One play of a stream, with the k that is chosen for each round. The history holds the last 40 rounds."""
+    """Play a stream once, with the k that `choose` returns for each round. It receives the last 40 rounds."""
     alphas, c, slope, seed, _ = case.arguments
     u = np.random.default_rng(seed).random((len(alphas), MAX_K))
     played: list[list[int]] = []
@@ -72,7 +74,7 @@ def play(choose: Callable[..., Any], case: ExerciseCase) -> PlayedStream:
         given = [list(entry) for entry in played[-MEMORY:]]
         k = _asked(choose, given, c, slope)
         if given != played[-MEMORY:]:
-            raise ChangedArguments("it writes into its arguments")
+            raise ChangedArguments("it changes its arguments")
         accepted = int((row[:k] < alpha).cumprod().sum())
         played.append([k, accepted])
         tokens += sum(alpha**i for i in range(k + 1))
@@ -81,17 +83,19 @@ def play(choose: Callable[..., Any], case: ExerciseCase) -> PlayedStream:
 
 
 def _asked(choose: Callable[..., Any], history: list[list[int]], c: float, slope: float) -> int:
-    """The k that is chosen after this history. Raises BadRequest where that is none."""
+    """The k that `choose` returns for this history. Raises BadRequest if that is not a valid k."""
     all_accepted = bool(history) and 0 < history[-1][0] == history[-1][1]
     try:
         k = choose(history, c, slope)
     except (ZeroDivisionError, SubmissionFailed) as error:
         if all_accepted and "ZeroDivisionError" in f"{type(error).__name__} {error}":
-            raise BadRequest("after a round in which all was kept you divide by 0: α is 1 there") from error
+            raise BadRequest(
+                "you divide by 0 after a round in which every token was accepted, because your α is 1 there"
+            ) from error
         raise
     if not _whole(k):
         message = shown(k) if isinstance(k, (int, float, str)) else shape_of(k)
-        raise BadRequest(f"choose_k gave {message}: takes a whole number, 0 … {MAX_K}")
+        raise BadRequest(f"choose_k returns {message}; expected a whole number from 0 to {MAX_K}")
     return int(k)
 
 
@@ -117,10 +121,10 @@ class Heuristic:
 
 
 def stream_cases(seed: int) -> list[ExerciseCase]:
-    """Streams of rounds, their α and costs, and the speedup that is asked for as a multiple of the heuristic's.
+    """Streams of rounds: their α and costs, and the required speedup as a multiple of the heuristic's.
 
-    The bounds leave room for what no answer can know: α in the first rounds, and that a text has changed. Eight right
-    controllers of different kinds exceeded all of them by 2 % or more, with each of 200 seeds.
+    The required speedups allow for what no controller can know: α in the first rounds, and the moment at which a text
+    changes. Eight correct controllers of different kinds exceeded all of them by at least 2 %, with each of 200 seeds.
     """
     half, quarter = ROUNDS // 2, ROUNDS // 4
     slack = SLACK if seed else 0.0
@@ -133,7 +137,7 @@ def stream_cases(seed: int) -> list[ExerciseCase]:
         stream("a useless draft, α = 0.05, c = 0.3", [0.05] * ROUNDS, 0.3, 1.52),
         stream("an easy text and a cheap draft: α = 0.9, c = 0.02, slope = 0.02", easy, 0.02, 1.025, 0.02),
         stream("an easy text, drafting and scoring cost a little more: c = 0.03, slope = 0.03", easy, 0.03, 0.99, 0.03),
-        stream("a middling text with an expensive draft, α = 0.6, c = 0.4", [0.6] * ROUNDS, 0.4, 1.0),
+        stream("a medium text with an expensive draft, α = 0.6, c = 0.4", [0.6] * ROUNDS, 0.4, 1.0),
         stream("easy, then useless", [*easy[:half], *useless], 0.1, 0.97),
         stream("easy, useless, easy", [*easy[:quarter], *useless[:quarter], *easy], 0.1, 0.96),
         stream("useless, then easy", [*useless, *easy], 0.1, 1.0),
@@ -153,7 +157,7 @@ def _heuristic_speedup(alphas: tuple[float, ...], c: float, slope: float) -> flo
 
 
 def _is_fast_enough(value: Any, right: Any, case: ExerciseCase) -> bool:
-    """Whether this speedup is what is asked for in the case."""
+    """Whether this speedup reaches the required one."""
     alphas, c, slope, _, least = case.arguments
     return bool(float(value) > least * _heuristic_speedup(tuple(alphas), c, slope))
 
@@ -163,7 +167,7 @@ def _always(k: int) -> Callable[..., int]:
 
 
 def _by_ratio(history: History, c: float, slope: float) -> int:
-    """k from accepted / drafted, never 0."""
+    """k in proportion to accepted / drafted, and never 0."""
     drafted = sum(d for d, _ in history[-10:]) or 1
     return max(1, min(MAX_K, round(MAX_K * sum(a for _, a in history[-10:]) / drafted))) if history else 4
 
@@ -188,56 +192,83 @@ def _of_drafted(history: History) -> float:
 
 ADAPTIVE = Exercise(
     "adaptive_k",
-    "8.1.3 Adaptive k",
+    "Adaptive k",
     "choose_k",
     30,
     4,
     (
-        "Estimate α by accepted / judged over the last rounds: judged are the accepted ones and the first rejected.",
-        "Then take the k from 0 to 8 with the largest (1 − αᵏ⁺¹)/(1 − α) / (k·c + 1 + slope·k). 0 is one of them.",
-        "Where you chose 0 you learn nothing more: after some rounds without a draft, try one token.",
+        "Which numbers in the history tell you α? What can you learn about α in a round that drafts nothing?",
+        "Estimate α from the tokens that were judged in recent rounds: the accepted ones, and the first "
+        "rejected one of each round. Then compare all k from 0 to 8 by the speedup that your estimate "
+        "predicts.",
+        "While k is 0, nothing is judged, so your estimate stays the same. How can you notice that the "
+        "text became easier?",
+        "Predicted speedup: (1 − αᵏ⁺¹)/(1 − α) / (k·c + 1 + slope·k), with α = accepted / judged, kept "
+        "below 1. Before anything was judged, start from a guess. After some rounds without a draft, "
+        "draft one token.",
     ),
     choose_k,
     (
-        Misconception("always-four", "You always draft 4 tokens: a useless draft then costs you dearly", 2, _always(4)),
-        Misconception("always-two", "You always draft 2 tokens: nothing adapts", 1, _always(2)),
-        Misconception("always-zero", "You never draft: that is autoregressive decoding", 2, _always(0)),
-        Misconception("always-eight", "You always draft 8 tokens: where they are rejected that is slow", 2, _always(8)),
         Misconception(
-            "follows-the-ratio", "You set k by accepted / drafted, which falls as k grows, and never reaches 0", 1,
+            "always-four", "You always draft 4 tokens, which costs much time where the draft is useless", 2, _always(4)
+        ),
+        Misconception("always-two", "You always draft 2 tokens. Adapt k to the history", 2, _always(2)),
+        Misconception("always-zero", "You never draft. That is autoregressive decoding", 2, _always(0)),
+        Misconception(
+            "always-eight", "You always draft 8 tokens, which is slow where they are rejected", 2, _always(8)
+        ),
+        Misconception(
+            "follows-the-ratio",
+            "You set k by accepted / drafted. This ratio falls as k grows, and your k never reaches 0",
+            2,
             _by_ratio,
         ),
         Misconception(
-            "never-zero", "Your smallest k is 1: allow 0, for drafts that do not pay", 2,
+            "never-zero",
+            "Your smallest k is 1. Allow 0, for drafts that do not pay",
+            2,
             lambda history, c, slope: _by_alpha(history, _alpha, 1, c, slope),
         ),
         Misconception(
-            "never-looks-again", "Once you chose 0 you never draft again, though the text may have become easy", 3,
+            "never-looks-again",
+            "After you chose 0, you never draft again, although the text may have become easier",
+            3,
             lambda history, c, slope: 0 if history and history[-1][0] == 0 else choose_k(history, c, slope),
         ),
         Misconception(
-            "empty-history", "Before the first round there is no history, and where k was 0 nothing was judged: 0/0", 1,
+            "empty-history",
+            "Before the first round, the history is empty, and rounds with k = 0 judged nothing. Then you "
+            "divide 0 by 0",
+            1,
             lambda history, c, slope: round(8 * sum(a for _, a in history) / sum(d for d, _ in history)),
         ),
         Misconception(
-            "alpha-of-one", "Where all was kept your α is 1, and (1 − αᵏ⁺¹)/(1 − α) is 0/0: keep α below 1", 2,
+            "alpha-of-one",
+            "If everything was accepted, your α is 1, and (1 − αᵏ⁺¹)/(1 − α) is 0/0. Keep α below 1",
+            4,
             lambda history, c, slope: _by_alpha(history, _without_a_limit, 0, c, slope),
         ),
         Misconception(
-            "counts-unjudged", "You divide by all drafted tokens: those behind a rejection were never judged", 1,
+            "counts-unjudged",
+            "You divide by all drafted tokens. Tokens after a rejection were never judged",
+            2,
             lambda history, c, slope: _by_alpha(history, _of_drafted, 0, c, slope),
         ),
         Misconception(
-            "forgets-c", "You ignore c: with a dear draft the same α wants a smaller k", 2,
+            "forgets-c",
+            "You leave out c. If the draft is expensive, the same α needs a smaller k",
+            4,
             lambda history, c, slope: _by_alpha(history, _alpha, 0, 0.0, slope),
         ),
         Misconception(
-            "forgets-slope", "You ignore slope: where scoring another token is expensive, a smaller k is better", 2,
+            "forgets-slope",
+            "You leave out the slope. If scoring one more token is expensive, a smaller k is better",
+            4,
             lambda history, c, slope: choose_k(history, c, 0.0),
         ),
     ),
     stream_cases,
-    otherwise="In this stream your controller is too slow; shown are its speedup, and the reference's",
+    otherwise=("Your controller is too slow on this stream. The numbers are its speedup and that of the reference"),
     agrees=_is_fast_enough,
     measure=_speedup,
-)  # fmt: skip
+)

@@ -1,4 +1,4 @@
-"""What an exercise is, and how an answer to it is judged: by its values, never by its text."""
+"""Exercises, cases and results, and the comparison of values. Answers are judged by their values, not by their code."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -17,8 +17,12 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class ExerciseCase:
-    """Arguments to try. words: what they are, in the learner's words. asks_chance: a `Chance` comes last, and the
-    distribution of the result is what counts. spelled: the words say every number, so that one can redo it by hand."""
+    """Arguments to call an answer with.
+
+    words: a description for the learner. asks_chance: a `Chance` is added as last argument, and the exact
+    distribution of the result is compared. spelled: the description has every number, so that the learner can repeat
+    the calculation.
+    """
 
     arguments: tuple[Any, ...]
     words: str = ""
@@ -28,7 +32,7 @@ class ExerciseCase:
 
 @dataclass(frozen=True)
 class Misconception:
-    """A wrong version that people write. says: what is mistaken, to the learner. hint: the one to open, from 1."""
+    """A wrong version that people write. says: the diagnosis for the learner. hint: the number of the hint, from 1."""
 
     name: str
     says: str
@@ -38,13 +42,13 @@ class Misconception:
 
 @dataclass(frozen=True)
 class Exercise:
-    """One function to write.
+    """One function that the learner writes.
 
-    name: as `check` takes it. function: the name that a notebook defines. reference: the solution. cases: made anew
-    for a seed, smallest first; a hidden check takes other seeds. agrees: whether a value is as good as the reference's
-    in a case, where it need not be the same. measure: what is looked at in place of the value. tolerance: of numbers,
-    wide enough for another device or number type. otherwise: what to say where no misconception explains it. secret:
-    the expected value is the answer itself, and not shown.
+    name: the first argument of `check`. function: the name that the notebook defines. reference: the solution. cases:
+    makes the cases of a seed, smallest first; hidden checks use other seeds. agrees: whether a value is as good as the
+    reference's, for exercises with several right values. measure: computes the value to compare from the function and a
+    case. tolerance: of numbers, wide enough for another device or dtype. otherwise: the text for an answer that no
+    misconception explains. secret: the expected value is the answer itself, so it is not shown.
     """
 
     name: str
@@ -59,14 +63,14 @@ class Exercise:
     agrees: Callable[[Any, Any, ExerciseCase], bool] | None = None
     measure: Callable[[Function, ExerciseCase], Any] | None = None
     tolerance: float = 1e-4
-    otherwise: str = "Some values differ from what they should be; here is the smallest case"
+    otherwise: str = "Some values are wrong. The smallest case is shown below"
     secret: bool = False
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check says. diagnosis: the misconception's name, or what kind of failure it was. given: the numbers
-    of the case, where its words do not say them. note: a word besides."""
+    """The result of a check. diagnosis: the name of the misconception, or of the kind of failure. given: the arguments
+    of the case, if its description does not have them. note: a further remark."""
 
     exercise: str
     outcome: ResultKind
@@ -82,41 +86,41 @@ class CheckResult:
 
     @property
     def passed(self) -> bool:
-        """Whether all that was checked is right."""
+        """Whether the answer is right in all cases."""
         return self.outcome == "passed"
 
 
 LARGE = 8
-"""Tensors of more entries are not shown whole, but where they differ."""
+"""Of larger tensors, only the first entry that differs is shown."""
 
 
 class OpaqueValue:
-    """A value of a kind that is not carried over from another process; the kind's name is kept."""
+    """A value that cannot be transferred from another process. Only the name of its type is known."""
 
     def __init__(self, kind: str):
         self.kind = kind
 
 
 class TooSlow(BaseException):
-    """It did not come to an end. No Exception, so that an answer that catches those does not swallow it."""
+    """The answer took too long. Not an Exception, so that an answer with `except Exception` does not catch it."""
 
 
 class SubmissionFailed(Exception):
-    """What an answer raised in a process of its own, or how that process ended, in words."""
+    """The error of an answer in its own process, or the end of that process, as text."""
 
 
 class ProcessEnded(SubmissionFailed):
-    """The process of a submission ended by itself. The cause may be the machine as well as the submission."""
+    """The process of a submission ended. The cause may be the submission or the machine."""
 
 
 class ChangedArguments(Exception):
-    """The function wrote into what it was given."""
+    """The function changed one of its arguments."""
 
 
 def observe(
     function: Function, case: ExerciseCase, measure: Callable[[Function, ExerciseCase], Any] | None = None
 ) -> Any:
-    """What a function gives in a case: its value, or the exact distribution of its values, or what is measured."""
+    """The value of a function in a case, or its exact distribution, or the result of `measure`."""
     if measure is not None:
         return measure(function, case)
     if case.asks_chance:
@@ -125,16 +129,16 @@ def observe(
 
 
 def called(function: Function, *arguments: Any) -> Any:
-    """What a function gives for copies of these arguments. Raises ChangedArguments where it wrote into one of them."""
+    """The value of a function for copies of these arguments. Raises ChangedArguments if it changes one of them."""
     given = [_copied(argument) for argument in arguments]
     value = function(*given)
     if not all(map(_untouched, arguments, given)):
-        raise ChangedArguments("it writes into its arguments")
+        raise ChangedArguments("it changes its arguments")
     return value
 
 
 def _copied(value: Any) -> Any:
-    """A copy of tensors and of what holds others; everything else, chance too, is itself."""
+    """A deep copy of tensors, dicts, lists and tuples; any other value itself."""
     if isinstance(value, torch.Tensor):
         return value.clone()
     if isinstance(value, dict):
@@ -155,8 +159,8 @@ def _untouched(before: Any, after: Any) -> bool:
 
 
 def same(a: Any, b: Any, tolerance: float) -> bool:
-    """Equal, numbers and tensors up to the tolerance (relative for large ones). NaN equals only NaN. What cannot be
-    compared is not equal, whatever it says itself."""
+    """Whether two values are equal; numbers and tensors within the tolerance (relative for large ones). NaN equals only
+    NaN. Values that cannot be compared are not equal, whatever their own `__eq__` returns."""
     if isinstance(a, dict) and isinstance(b, dict):
         return all(same(a.get(key, 0.0), b.get(key, 0.0), tolerance) for key in {*a, *b})
     if isinstance(a, str) or isinstance(b, str) or a is None or b is None:
@@ -171,7 +175,7 @@ def same(a: Any, b: Any, tolerance: float) -> bool:
 
 
 def is_right(exercise: Exercise, value: Any, right: Any, case: ExerciseCase) -> bool:
-    """Whether a value is as good as the right one. A value that cannot even be looked at is not."""
+    """Whether a value is as good as the right one. False if the comparison raises an exception."""
     try:
         if exercise.agrees is not None:
             return exercise.agrees(value, right, case)
@@ -181,12 +185,12 @@ def is_right(exercise: Exercise, value: Any, right: Any, case: ExerciseCase) -> 
 
 
 def number(value: Any) -> Any:
-    """Fractions and the like as a float; everything else as it is."""
+    """Fractions, decimals and similar numbers as a float; any other value itself."""
     return float(value) if isinstance(value, (Real, Decimal)) and not isinstance(value, (bool, int)) else value
 
 
 def repeats(a: Any, b: Any, tolerance: float) -> bool:
-    """Whether two calls returned the same, as far as that can be told: of values that cannot be compared, the kind."""
+    """Whether two calls returned the same value. Of values that cannot be compared, only the types are compared."""
     if isinstance(a, dict) and isinstance(b, dict):
         return list(a) == list(b) and all(repeats(a[key], b[key], tolerance) for key in a)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
@@ -203,7 +207,7 @@ def _is_comparable(value: Any) -> bool:
 
 
 def _tensor_of(value: Any) -> torch.Tensor | None:
-    """A value as a tensor of real numbers; None where it is none."""
+    """A value as a tensor of real numbers; None if it is not one."""
     try:
         tensor = torch.as_tensor(number(value))
     except Exception:
@@ -212,7 +216,7 @@ def _tensor_of(value: Any) -> torch.Tensor | None:
 
 
 def shape_of(value: Any) -> str:
-    """What kind of thing it is, in words, for 'yours is …, expected is …'."""
+    """The type and shape of a value, as text."""
     if value is None:
         return "None (did you forget to return?)"
     if isinstance(value, OpaqueValue):
@@ -230,7 +234,7 @@ def shape_of(value: Any) -> str:
 
 
 def _strange_item(values: Sequence[Any]) -> str:
-    """The first item of a list that is no number, in words; nothing where all are."""
+    """The first item of a list that is not a number, as text; empty if all are numbers."""
     for value in values:
         if _tensor_of(value) is None:
             return f" with {shape_of(value)} in it"
@@ -241,18 +245,21 @@ _ADVICE = {"generator": " (a yield? return the whole list)", "function": " (did 
 
 
 def misfit(value: Any, expected: Any) -> str:
-    """Why a value cannot be compared with the expected one, as 'gives …; takes …'; nothing where it can."""
+    """Why a value cannot be compared with the expected one: 'returns …; expected …'. Empty if it can."""
     if not _has_shape_of(value, expected):
-        return f"gives {shape_of(value)}; takes {shape_of(expected)}"
+        wanted = "True or False" if isinstance(expected, bool) else shape_of(expected)
+        return f"returns {shape_of(value)}; expected {wanted}"
     if isinstance(expected, torch.Tensor) and expected.dtype == torch.bool:
         tensor = _tensor_of(value)
         if tensor is not None and tensor.dtype != torch.bool:
-            return f"gives numbers ({str(tensor.dtype).removeprefix('torch.')}); takes True or False for each"
+            return (
+                f"returns numbers ({str(tensor.dtype).removeprefix('torch.')}); expected True or False for each token"
+            )
     return ""
 
 
 def _has_shape_of(value: Any, expected: Any) -> bool:
-    """Whether a value is of the kind that is expected, and as large."""
+    """Whether a value has the expected type and shape."""
     if isinstance(expected, (str, dict)) or value is None or isinstance(value, (str, dict)):
         return isinstance(value, type(expected)) and (not isinstance(expected, dict) or bool(value))
     if isinstance(expected, (tuple, list)) and not isinstance(expected[0] if expected else 0, (int, float)):
@@ -262,7 +269,7 @@ def _has_shape_of(value: Any, expected: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value in a line."""
+    """A value as one line of text."""
     if isinstance(value, OpaqueValue):
         return f"a {value.kind}"
     if isinstance(value, torch.Tensor) or type(value).__module__ == "numpy":
@@ -280,7 +287,7 @@ def shown(value: Any) -> str:
 
 
 def place_of_difference(value: Any, expected: Any, tolerance: float) -> tuple[int, ...]:
-    """Where two large tensors differ first; nothing where they are small, or no tensors."""
+    """The index of the first entry in which two large tensors differ; empty for small ones and for other values."""
     try:
         x, y = (torch.as_tensor(v, dtype=torch.float64) for v in (value, expected))
         if x.shape != y.shape or x.numel() <= LARGE or isinstance(expected, (int, float)):
@@ -291,8 +298,8 @@ def place_of_difference(value: Any, expected: Any, tolerance: float) -> tuple[in
         return ()
 
 
-def beside(value: Any, expected: Any, at: tuple[int, ...] = ()) -> tuple[str, str]:
-    """Both in a line each; of large tensors the entry at this place."""
+def both_shown(value: Any, expected: Any, at: tuple[int, ...] = ()) -> tuple[str, str]:
+    """Both values, as one line each; of large tensors, only the entry at this index."""
     try:
         if at:
             yours, right = (shown(torch.as_tensor(v)[at]) for v in (value, expected))
@@ -303,8 +310,8 @@ def beside(value: Any, expected: Any, at: tuple[int, ...] = ()) -> tuple[str, st
 
 
 def given(function: Function, case: ExerciseCase, at: tuple[int, ...] = ()) -> str:
-    """The arguments of a case in a line, by the names that a function has for them, so that one can redo it by hand;
-    of large tensors what stands at this place. Nothing where the case's words say them all."""
+    """The arguments of a case as one line, with the function's parameter names, so that the learner can repeat the
+    calculation. Of large tensors, only the row at this index. Empty if the description of the case has all numbers."""
     if case.spelled:
         return ""
     parts = []
@@ -316,13 +323,13 @@ def given(function: Function, case: ExerciseCase, at: tuple[int, ...] = ()) -> s
 
 
 def clean(text: Any, most: int = 300) -> str:
-    """A text of a stranger's as one line without control characters, cut where it is long."""
+    """Untrusted text as one line of at most `most` printable characters."""
     try:
         text = str(text)[: 4 * most]
     except BaseException as error:
         if isinstance(error, TooSlow):
             raise
-        text = f"({type(error).__name__} while it was written)"
+        text = f"({type(error).__name__} while printing it)"
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= most else line[: most - 1] + "…"
 

@@ -1,4 +1,4 @@
-"""Grade notebooks from outside: one, or a class folder, each submission in its own process, in parallel, resumable."""
+"""Grade one notebook or a class folder: each submission in its own process, in parallel, and resumable."""
 
 import functools
 import hashlib
@@ -60,28 +60,28 @@ __all__ = [
     "write_reports",
 ]
 MOST_CODE = 5_000_000
-"""Characters in the code cells of one submission: so much of every submission that is being graded is in memory."""
+"""Limit on the characters in the code cells of one submission, which are all in memory while it is graded."""
 SECONDS_EACH, SECONDS_TO_STOP = 900.0, 1.0
-"""Of one submission, after which no more of it is run; and what is waited for after Ctrl-C."""
+"""Time limit of one submission, and the time that threads have to stop after Ctrl-C."""
 
 
 class GradingStopped(TooSlow):
-    """Ctrl-C. Whatever lets a `TooSlow` through lets this through as well."""
+    """Raised after Ctrl-C. Code that does not catch `TooSlow` does not catch this either."""
 
 
 class CellRunner(Protocol):
-    """What runs cells: a `Sandbox`, or `Trusted`."""
+    """A `Sandbox` or `Trusted`, which run cells."""
 
     def next_submission(self) -> None:
-        """End everything of the submission before."""
+        """End all processes of the previous submission."""
         ...
 
     def open(self, sources: Sequence[str]) -> AbstractContextManager[Any]:
-        """What these cells define: names, broken, reached, limited and function(name, seconds)."""
+        """The definitions of these cells: names, broken, reached, limited and function(name, seconds)."""
 
 
 class Notebook:
-    """One notebook of a submission, and what is known of it so far."""
+    """One notebook of a submission, with the results so far."""
 
     def __init__(self, path: Path, shown: str, most_code: int):
         self.path, self.shown = path, shown
@@ -94,16 +94,16 @@ class Notebook:
         if self.code() > most_code:
             self.sources = []
             self.unreadable = f"{shown}: not read; the submission has more than {MOST_CODE // 1_000_000} MB of code"
-        self.names: set[str] | None = None  # what its cells define, once they have run
-        self.broken: list[str] = []  # what failed in them then
-        self.never_ends: CheckResult | None = None  # its cells did not come to an end, and would not the next time
+        self.names: set[str] | None = None  # the names that its cells define, once they ran
+        self.broken: list[str] = []  # the failures of its cells
+        self.never_ends: CheckResult | None = None  # the result if its cells did not finish; they are not run again
 
     def code(self) -> int:
-        """Characters in its code cells."""
+        """The number of characters in its code cells."""
         return sum(map(len, self.sources))
 
     def seems_to_define(self, name: str) -> bool:
-        """Whether its text looks as if it did."""
+        """Whether its text seems to define this name."""
         return any(defines(source, name) for source in self.sources)
 
 
@@ -121,11 +121,11 @@ class SubmissionRun:
         self.deadline = time.monotonic() + SECONDS_EACH
 
     def unreadable(self) -> list[str]:
-        """What is wrong with the notebooks that cannot be read, a line each."""
+        """One line for each notebook that cannot be read."""
         return [notebook.unreadable for notebook in self.notebooks.values() if notebook.unreadable]
 
     def verdict(self, exercise: Exercise) -> CheckResult:
-        """The verdict of the notebook that counts: the first, by precedence, with an answer that can be judged."""
+        """The result of the notebook that counts: by precedence, the first one with an answer that can be judged."""
         ordered = [self.notebooks[path] for path in by_precedence(list(self.notebooks), exercise.name)]
         candidates = [notebook for notebook in ordered if mentions(notebook.sources, exercise.function)]
         stub: CheckResult | None = None
@@ -147,7 +147,7 @@ class SubmissionRun:
         return failed or stub or unknown or self._missing(exercise)
 
     def _missing(self, exercise: Exercise) -> CheckResult:
-        """No notebook answers this exercise: its own notebook cannot be read, or which one it is cannot be known."""
+        """The result if no notebook answers this exercise. The cause may be a notebook that cannot be read."""
         own = NOTEBOOK_OF.get(exercise.name)
         broken = [n for n in self.notebooks.values() if n.unreadable]
         own_broken = [n for n in broken if n.path.name == own]
@@ -163,9 +163,9 @@ class SubmissionRun:
         return CheckResult(exercise.name, "crashed", message, "no-notebook")
 
     def _in_notebook(self, exercise: Exercise, notebook: Notebook) -> tuple[CheckResult | None, bool]:
-        """What becomes of the exercise in this notebook, None where it is not defined; and whether it was judged.
+        """The result of the exercise in this notebook, or None if it is not defined there; and whether it was judged.
 
-        A stub that was left below the answer hides it: then the cells are run once more, with the stubs first.
+        A stub below the answer overrides it. In this case, the cells are run once more with the stubs first.
         """
         if notebook.names is not None and exercise.function not in notebook.names:
             return _undefined(exercise, notebook), False
@@ -187,7 +187,7 @@ class SubmissionRun:
     def _with_cells(
         self, exercise: Exercise, notebook: Notebook, sources: Sequence[str]
     ) -> tuple[CheckResult | None, bool]:
-        """The same, with these cells as they stand."""
+        """The result with these cells in this order, and whether the exercise was judged."""
         name = exercise.function
         try:
             with self.sandbox.open(sources) as running:
@@ -209,7 +209,7 @@ class SubmissionRun:
         except GradingStopped:
             raise
         except TooSlow:
-            text = "the cells did not come to an end in time: look for a loop that never stops, or one that takes long"
+            text = "the cells did not finish in time: look for a loop that never stops, or one that takes long"
             notebook.never_ends = _crashed(exercise, text, "endless")
         except SubmissionFailed as error:
             kind = PROCESS_ENDED if isinstance(error, ProcessEnded) else "crashed"
@@ -226,19 +226,19 @@ def grade_submission(
     seeds: Sequence[int] = (PUBLIC_SEED, *HIDDEN_SEEDS),
     notes: Sequence[str] = (),
 ) -> Graded:
-    """Grade all exercises of one submission. Each is looked for by the name of its function, wherever it is defined.
+    """Grade all exercises of one submission. Each is found by the name of its function, in any notebook.
 
-    One notebook counts for each exercise: the first whose answer can be judged. The order is that of `by_precedence`:
-    the notebook with the course's own file name, then the nearest to the top, then by name. A notebook that cannot be
-    read, that fails before it defines the function, or in which it is still to be written does not count.
+    One notebook counts for each exercise: the first one with an answer that can be judged, in the order of
+    `by_precedence`. A notebook does not count if it cannot be read, if it fails before it defines the function, or if
+    the function is still a stub.
 
     Args:
-        name: of the submission.
-        notebooks: in any order.
-        sandbox: where the cells run.
-        exercises: all of the course by default.
-        seeds: of the cases.
-        notes: what of the submission cannot be graded, and why, for the report.
+        name: The name of the submission.
+        notebooks: Its notebooks, in any order.
+        sandbox: Runs the cells.
+        exercises: By default, all exercises of the course.
+        seeds: Seeds of the cases.
+        notes: Parts of the submission that cannot be graded, with reasons, for the report.
     """
     sandbox.next_submission()
     run = SubmissionRun(notebooks, sandbox, seeds)
@@ -251,7 +251,7 @@ def grade_submission(
 
 
 def _relative(notebooks: Sequence[Path]) -> dict[Path, Path]:
-    """Each notebook's path from the innermost folder that holds all of them."""
+    """The path of each notebook, relative to the innermost folder that contains all of them."""
     if not notebooks:
         return {}
     top = os.path.commonpath([path.parent for path in notebooks])
@@ -263,7 +263,7 @@ def _crashed(exercise: Exercise, headline: str, diagnosis: str) -> CheckResult:
 
 
 def _undefined(exercise: Exercise, notebook: Notebook) -> CheckResult | None:
-    """Cells ran and did not define the function: what failed in them, where one was to define it, or None."""
+    """The result if the cells ran without defining the function: the failure of the cell that defines it, or None."""
     if not notebook.broken or not notebook.seems_to_define(exercise.function):
         return None
     why = _broken_definition(notebook.broken, notebook.sources, exercise.function) or notebook.broken[0]
@@ -275,9 +275,9 @@ def _noted(verdict: CheckResult, note: str) -> CheckResult:
 
 
 def _which_counts(exercise: Exercise, candidates: Sequence[Notebook], at: int) -> str:
-    """Which notebook was judged, which before it has no answer, and which after it were not looked at.
+    """A note: the notebook that was judged, those before it without an answer, and those after it that are ignored.
 
-    Nothing where no other notebook seems to define the function.
+    Empty if no other notebook seems to define the function.
     """
 
     def named(notebooks: Sequence[Notebook]) -> str:
@@ -294,7 +294,7 @@ def _which_counts(exercise: Exercise, candidates: Sequence[Notebook], at: int) -
 
 
 def _watched(answer: Any, ended: list[str]) -> Any:
-    """The same function, which adds to `ended` when its process ends."""
+    """The same function, which appends to `ended` if its process ends."""
 
     @functools.wraps(answer)
     def call(*arguments: Any) -> Any:
@@ -308,13 +308,13 @@ def _watched(answer: Any, ended: list[str]) -> Any:
 
 
 def _is_stub(source: str, name: str) -> bool:
-    """Whether a cell looks as if it defined this name and returned nothing."""
+    """Whether a cell seems to define this name as a stub."""
     returns = any(line.lstrip().startswith("return") for line in source.splitlines())
     return "NotImplementedError" in source and not returns and defines(source, name)
 
 
 def _broken_definition(broken: Sequence[str], sources: Sequence[str], name: str) -> str:
-    """Of what failed, the broken syntax of a cell that was to define this name; a stub before it hides that."""
+    """The syntax error of a cell that defines this name, which an earlier stub can hide; empty if there is none."""
     for line in broken:
         found = re.match(r"SyntaxError: .*of cell (\d{1,6})\)$", line)
         if found and 0 < int(found[1]) <= len(sources) and defines(sources[int(found[1]) - 1], name):
@@ -334,26 +334,26 @@ def grade_folder(
     on_graded: Callable[[int, int], None] = lambda done, of: None,
     on_stopping: Callable[[], None] = lambda: None,
 ) -> list[Graded]:
-    """Grade every submission in a folder. Ctrl-C stops at once; what is finished is kept in `out`.
+    """Grade every submission in a folder. Ctrl-C stops at once, and finished results are kept in `out`.
 
     Args:
-        folder: as `submissions_in` takes it.
-        out: where reports go, and where an interrupted run continues from.
-        hidden: folders that no submission may see, besides the package and the submissions.
-        seeds: of the cases.
-        jobs: processes at once, default one for each core.
-        trusted: your own work, run in this process.
-        single: the folder is one submission, whatever folders are in it.
-        on_graded: receives how many are graded, and of how many.
-        on_stopping: called as soon as Ctrl-C is noticed.
+        folder: A folder as in `submissions_in`.
+        out: The folder for reports. An interrupted run continues from there.
+        hidden: Folders that no submission may read, in addition to the package and the submissions.
+        seeds: Seeds of the cases.
+        jobs: Parallel processes; by default, one per core.
+        trusted: Grade your own work in this process, without a sandbox.
+        single: Treat the folder as one submission, with all folders in it.
+        on_graded: Called after each submission with the number of finished ones and the total.
+        on_stopping: Called as soon as Ctrl-C is noticed.
 
     Raises:
-        SpecdecError: the folder or the reports cannot be read or written.
-        KeyboardInterrupt: after Ctrl-C.
+        SpecdecError: The folder cannot be read, or the reports cannot be written.
+        KeyboardInterrupt: After Ctrl-C.
     """
     submissions = submissions_in(folder, out, single=single).submissions
     if out is not None and len(submissions) > 1 and out.resolve() == folder.resolve():
-        raise SpecdecError(f"out={str(out)!r:.80}: is the class folder itself; takes another folder")
+        raise SpecdecError(f"out={str(out)!r:.80}: is the class folder itself; takes a different folder")
     record = _Record(out)
     secret = [folder.resolve() if folder.is_dir() else folder.resolve().parent, *(p.resolve() for p in hidden)]
     secret += [out.resolve()] if out is not None else []
@@ -374,7 +374,7 @@ def grade_folder(
             on_graded(len(results), len(submissions))
 
     with _stopped_by_ctrl_c(stop, on_stopping):
-        if trusted:  # in this thread, which is the one that an endless loop can be interrupted in
+        if trusted:  # in the main thread, because only there an endless loop can be interrupted
             sandbox = _StoppableSandbox(Trusted, stop)
             for submission in submissions:
                 if not stop.is_set():
@@ -388,37 +388,37 @@ def grade_folder(
 
 
 class _StoppableSandbox:
-    """A sandbox that starts when it is first needed, and opens no more notebooks once grading is to stop."""
+    """A sandbox that starts when it is first needed, and opens no notebooks after grading was stopped."""
 
     def __init__(self, make: Callable[[], Sandbox | Trusted], stop: threading.Event):
         self._make, self._stop = make, stop
         self._made: Sandbox | Trusted | None = None
 
     def start(self) -> None:
-        """Raises SpecdecError where the sandbox cannot start."""
+        """Start the sandbox. Raises SpecdecError if it does not start."""
         if self._made is None:
             self._made = self._make()
 
     def next_submission(self) -> None:
-        """As `Sandbox.next_submission`. Raises GradingStopped."""
+        """Like `Sandbox.next_submission`. Raises GradingStopped."""
         if self._stop.is_set() or self._made is None:
             raise GradingStopped
         self._made.next_submission()
 
     def open(self, sources: Sequence[str]) -> AbstractContextManager[Any]:
-        """As `Sandbox.open`. Raises GradingStopped."""
+        """Like `Sandbox.open`. Raises GradingStopped."""
         if self._stop.is_set() or self._made is None:
             raise GradingStopped
         return self._made.open(sources)
 
     def close(self) -> None:
-        """End it and all that runs in it."""
+        """End the sandbox and all processes in it."""
         if self._made is not None:
             self._made.__exit__()
 
 
 def _safely(submission: Submission, sandbox: _StoppableSandbox, seeds: Sequence[int]) -> Graded:
-    """Grade one submission; whatever it does to the grader is written down, and the next one is graded."""
+    """Grade one submission. If the grader fails, the result contains the error, and grading continues."""
     sandbox.start()
     try:
         return grade_submission(
@@ -429,8 +429,8 @@ def _safely(submission: Submission, sandbox: _StoppableSandbox, seeds: Sequence[
             notes=submission.notes,
         )
     except Exception as error:
-        message = f"the grader failed, please look at this one: {type(error).__name__}: {clean(error)}"
-    except TooSlow:  # GradingStopped among them; the caller sees to that
+        message = f"the grader failed; please grade this submission by hand: {type(error).__name__}: {clean(error)}"
+    except TooSlow:  # includes GradingStopped, which the caller handles
         message = "the grader was interrupted"
     verdicts = tuple(CheckResult(name, "crashed", message, "grader-failed") for name in EXERCISES)
     return Graded(submission.name, verdicts, notes=submission.notes)
@@ -443,9 +443,9 @@ def _in_threads(
     jobs: int | None,
     stop: threading.Event,
 ) -> None:
-    """Grade submissions in several threads, each with its own sandbox, until all are done or one of them fails.
+    """Grade submissions in several threads, each with its own sandbox, until all are done or one thread fails.
 
-    The threads are daemons, so that a process that is to stop does not wait for a long computation in them.
+    The threads are daemons, so that the process can stop without waiting for a long computation.
     """
     waiting = deque(submissions)
     sandboxes = [new_sandbox() for _ in range(min(jobs or os.cpu_count() or 1, len(submissions)))]
@@ -475,8 +475,8 @@ def _grade_waiting(
     stop: threading.Event,
     fail: Callable[[BaseException], None],
 ) -> None:
-    """What one thread does: grade the next submission until none is left or all are to stop."""
-    # The processes of sandboxes inherit this: a terminal sends Ctrl-C to them as well, and they are ended in order.
+    """Grade the next submission until none is left or grading is stopped. Runs in each thread."""
+    # Sandbox processes inherit this. A terminal also sends Ctrl-C to them, but the grader ends them in order.
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
@@ -491,7 +491,7 @@ def _grade_waiting(
 
 
 def _join(threads: Sequence[threading.Thread], sandboxes: Sequence[_StoppableSandbox], stop: threading.Event) -> None:
-    """Wait for all threads. An interrupt ends the sandboxes, and with them the threads, and is raised again."""
+    """Wait for all threads. An interrupt closes the sandboxes, which ends the threads, and is raised again."""
     try:
         for thread in threads:
             thread.join()
@@ -506,10 +506,10 @@ def _join(threads: Sequence[threading.Thread], sandboxes: Sequence[_StoppableSan
 
 @contextmanager
 def _stopped_by_ctrl_c(stop: threading.Event, on_stopping: Callable[[], None]) -> Iterator[None]:
-    """Inside, Ctrl-C calls on_stopping at once, and raises KeyboardInterrupt when that has been noticed everywhere.
+    """In the block, Ctrl-C calls on_stopping at once. KeyboardInterrupt is raised at the end of the block.
 
-    One's own cells can catch KeyboardInterrupt, and would go on: inside it is `GradingStopped`. A second Ctrl-C ends
-    the process.
+    Cells could catch KeyboardInterrupt and continue, so `GradingStopped` is raised in the block instead. A second
+    Ctrl-C ends the process.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -533,7 +533,7 @@ def _stopped_by_ctrl_c(stop: threading.Event, on_stopping: Callable[[], None]) -
 
 
 class _Record:
-    """The file from which an interrupted run continues. done: what it held, by key."""
+    """The file from which an interrupted run continues. done: its results at the start, by key."""
 
     def __init__(self, out: Path | None):
         self._file = out / RECORD if out is not None else None
@@ -545,12 +545,12 @@ class _Record:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self.done = recorded(self._file)
             if self._file.is_file() and not self._file.read_bytes().endswith(b"\n"):
-                self._write("\n")  # its last line was broken off
+                self._write("\n")  # the last line is incomplete
         except OSError as error:
             raise self._failure(error) from error
 
     def add(self, key: str, graded: Graded) -> None:
-        """Write one result down. Raises SpecdecError."""
+        """Append one result. Raises SpecdecError if the file cannot be written."""
         if self._file is None:
             return
         try:
@@ -569,7 +569,7 @@ class _Record:
 
 
 def _key(submission: Submission, seeds: Sequence[int]) -> str:
-    """Of a submission as it is now. One that cannot be read is another once it can be."""
+    """A hash of the content of a submission, so that a changed submission is graded again."""
     digest = hashlib.sha256(__version__.encode() + os.fsencode(submission.name) + str(list(seeds)).encode())
     digest.update("\n".join(submission.notes).encode("utf-8", "backslashreplace"))
     for notebook, shown in _relative(submission.notebooks).items():

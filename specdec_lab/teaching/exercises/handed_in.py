@@ -1,7 +1,7 @@
-"""What was handed in: the submissions in a folder, and the notebooks of each.
+"""Find the submissions in a folder and the notebooks of each.
 
-Symbolic links are never followed, since they could lead to somebody else's work or to the solutions. Whatever a
-student's folder contains, the search ends, and what was left out is noted in that student's report.
+Symbolic links are never followed, because they could lead to somebody else's work or to the solutions. The search is
+limited, whatever a student's folder contains, and the student's report lists what was left out.
 """
 
 import json
@@ -14,13 +14,13 @@ from specdec_lab.teaching.exercises.exercise import clean
 from specdec_ref.errors import SpecdecError
 
 LARGEST, MOST_NOTEBOOKS = 5_000_000, 100
-"""Bytes of one notebook, and notebooks of one submission."""
+"""Limits: bytes of one notebook, and notebooks of one submission."""
 MOST_DEPTH, MOST_ENTRIES, MOST_NOTES = 20, 20_000, 5
-"""Of one submission: folders inside each other, files and folders in all, and notes of one kind in the report."""
+"""Limits on one submission: nested folders, files and folders in total, and notes of one kind in the report."""
 RECORD = "graded.jsonl"
-"""The file in the folder of reports from which an interrupted run continues."""
+"""The file in the reports folder from which an interrupted run continues."""
 NO_STUDENTS = "__MACOSX", "__pycache__"
-"""Folders that archives and Python leave behind. Hidden files and folders are left out as well."""
+"""Folders that archive programs and Python create. They are left out, and so are hidden files and folders."""
 A_LINK = "is a symbolic link, which is not followed"
 COURSE_NOTEBOOKS = {
     "01_accept": ("accept",),
@@ -28,7 +28,7 @@ COURSE_NOTEBOOKS = {
     "03_speedup": ("speedup",),
     "04_rewind": ("rewind",),
     "05_step": ("step",),
-    "06_find_bug": ("find_bug", "mend"),
+    "06_find_bug": ("find_bug", "fix"),
     "07_equivalence_test": ("equivalence_test",),
     "08_decode": ("decode", "speedup_of", "vllm_config"),
     "09_best_draft": ("acceptance", "best_draft"),
@@ -39,13 +39,13 @@ COURSE_NOTEBOOKS = {
     "14_candidates": ("candidates",),
     "15_lossless": ("lossless",),
 }
-"""The course's own file names, and the exercises in each. nbgrader collects notebooks under these names."""
+"""The file names of the course, and the exercises in each. nbgrader collects notebooks under these names."""
 NOTEBOOK_OF = {exercise: f"{stem}.ipynb" for stem, exercises in COURSE_NOTEBOOKS.items() for exercise in exercises}
 
 
 @dataclass(frozen=True)
 class Submission:
-    """One student's work. notes: what of it cannot be graded, and why."""
+    """One student's work. notes: parts of it that cannot be graded, with reasons."""
 
     name: str
     notebooks: tuple[Path, ...] = ()
@@ -54,33 +54,33 @@ class Submission:
 
 @dataclass(frozen=True)
 class FoundSubmissions:
-    """All submissions in a folder. left_out: what is not graded, one line each, for the instructor."""
+    """All submissions in a folder. left_out: one line for the instructor about each file that is not graded."""
 
     submissions: tuple[Submission, ...]
     left_out: tuple[str, ...] = ()
 
 
 def submissions_in(folder: Path, out: Path | None = None, *, single: bool = False) -> FoundSubmissions:
-    """The submissions in a folder: each folder in it is one, or all of it is.
+    """Return the submissions in a folder: one for each subfolder, or a single one.
 
-    A folder whose subfolders hold notebooks is a class; notebooks beside them are not graded, and `left_out` says so.
-    A folder with notebooks and no such subfolders is one submission.
+    A folder whose subfolders contain notebooks is a class. Notebooks next to these subfolders are not graded, and
+    `left_out` lists them. A folder with notebooks and no such subfolders is one submission.
 
     Args:
-        folder: a notebook, a folder of notebooks, or a folder of such folders.
-        out: the folder of the reports, which is no submission.
-        single: `folder` is one submission, whatever folders are in it.
+        folder: A notebook, a folder of notebooks, or a folder of such folders.
+        out: The folder of the reports, which is not a submission.
+        single: Treat `folder` as one submission, with all folders in it.
 
     Raises:
-        SpecdecError: `folder` is missing, is a symbolic link, or holds neither notebooks nor folders.
+        SpecdecError: `folder` is missing, is a symbolic link, or contains neither notebooks nor folders.
     """
     shown = f"folder={str(folder)!r:.80}"
     if folder.is_symlink():
-        raise SpecdecError(f"{shown}: {A_LINK}; takes the folder that it leads to")
+        raise SpecdecError(f"{shown}: {A_LINK}; takes the folder that it points to")
     if folder.is_file():
         return FoundSubmissions((Submission(folder.stem, (folder,)),))
     if not folder.is_dir():
-        raise SpecdecError(f"{shown}: is not there; takes a notebook or a folder of notebooks")
+        raise SpecdecError(f"{shown}: does not exist; takes a notebook or a folder of notebooks")
     reports = out.resolve() if out is not None else None
     if single:
         return FoundSubmissions((_submission(folder, folder.resolve().name, reports),))
@@ -95,12 +95,12 @@ def submissions_in(folder: Path, out: Path | None = None, *, single: bool = Fals
     if not students and linked:
         students = [Submission(folder.resolve().name, notes=links)]
     if not students:
-        raise SpecdecError(f"{shown}: has no notebooks and no folders in it")
+        raise SpecdecError(f"{shown}: contains no notebooks and no folders; takes a notebook or a folder of notebooks")
     return FoundSubmissions(tuple(sorted(students, key=lambda one: one.name)), _loose_line(loose, folder))
 
 
 def _top_level(folder: Path) -> tuple[list[Path], list[Path], list[str]]:
-    """Of a class folder: the notebooks and the folders directly in it, and the names of the symbolic links."""
+    """The notebooks and folders directly in a class folder, and the names of its symbolic links."""
     loose, subfolders, linked = [], [], []
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -131,7 +131,7 @@ def _is_left_out(name: str) -> bool:
 
 
 def _holds_reports(folder: Path, reports: Path | None) -> bool:
-    """Whether a folder without notebooks holds reports: those of this run somewhere in it, or an earlier run's."""
+    """Whether a folder without notebooks contains reports of this run or of an earlier one."""
     if reports is not None and reports.is_relative_to(folder.resolve()):
         return True
     return (folder / RECORD).is_file()
@@ -145,7 +145,7 @@ def _submission(folder: Path, name: str, reports: Path | None) -> Submission:
 
 
 class _Search:
-    """The search for notebooks in one student's folder. It ends, whatever is in there."""
+    """The search for notebooks in one student's folder, limited in depth and in the number of entries."""
 
     def __init__(self, folder: Path, reports: Path | None):
         self.folder, self.reports = folder, reports
@@ -157,7 +157,7 @@ class _Search:
         self._todo = [(folder, 0)]
 
     def run(self) -> None:
-        """Search one folder after the other."""
+        """Search all folders up to the limits."""
         while self._todo and self.entries <= MOST_ENTRIES:
             folder, depth = self._todo.pop()
             try:
@@ -191,14 +191,14 @@ class _Search:
         return clean(path.relative_to(self.folder), 80)
 
     def notes(self) -> list[str]:
-        """What was left out, for the report."""
+        """Notes for the report about everything that was left out."""
         notes = [*_shortened(sorted(self.links)), *_shortened(sorted(self.problems))]
         if self.too_deep:
             notes.append(f"folders more than {MOST_DEPTH} deep are not searched")
         if self.entries > MOST_ENTRIES:
-            notes.append(f"has more than {MOST_ENTRIES:,} files and folders: the others are not searched")
+            notes.append(f"has more than {MOST_ENTRIES:,} files and folders; the rest is not searched")
         if len(self.found) > MOST_NOTEBOOKS:
-            notes.append(f"has {len(self.found)} notebooks: only the first {MOST_NOTEBOOKS} are looked at")
+            notes.append(f"has {len(self.found)} notebooks; only the first {MOST_NOTEBOOKS} are read")
         return notes
 
 
@@ -208,7 +208,7 @@ def _shortened(notes: Sequence[str]) -> tuple[str, ...]:
 
 
 def _in_order(notebooks: Sequence[Path]) -> tuple[Path, ...]:
-    """Those that are looked at: the course's own file names first, then the nearest to the top, then by name."""
+    """The notebooks to read: the course's file names first, then those nearest to the top folder, then by name."""
     names = set(NOTEBOOK_OF.values())
 
     def rank(path: Path) -> tuple[bool, int, tuple[str, ...]]:
@@ -220,8 +220,8 @@ def _in_order(notebooks: Sequence[Path]) -> tuple[Path, ...]:
 def by_precedence(notebooks: Sequence[Path], exercise: str) -> list[Path]:
     """Notebooks in the order in which they count for an exercise.
 
-    First the one with the course's own file name for it (02_residual.ipynb for `residual`), then the nearest to the
-    top of the submission, then by name.
+    First the one with the course's file name (02_residual.ipynb for `residual`), then the one nearest to the top folder
+    of the submission, then by name.
     """
 
     def rank(path: Path) -> tuple[bool, int, tuple[str, ...]]:
@@ -231,7 +231,7 @@ def by_precedence(notebooks: Sequence[Path], exercise: str) -> list[Path]:
 
 
 def read_notebook(notebook: Path) -> bytes:
-    """The content, up to one byte more than is allowed. A symbolic link is not followed. Raises OSError."""
+    """The content, up to one byte more than the limit. A symbolic link is not followed. Raises OSError."""
     with open(notebook, "rb", opener=_without_following) as file:
         return file.read(LARGEST + 1)
 
@@ -241,7 +241,7 @@ def _without_following(path: str, flags: int) -> int:
 
 
 def sources_of(notebook: Path) -> list[str]:
-    """The code cells of a notebook, in order. Raises SpecdecError for a file that is not a notebook."""
+    """The code cells of a notebook, in order. Raises SpecdecError for a file that is not a valid notebook."""
     name = clean(notebook.name, 80)
     try:
         content = read_notebook(notebook)
@@ -250,10 +250,10 @@ def sources_of(notebook: Path) -> list[str]:
     if len(content) > LARGEST:
         raise SpecdecError(
             f"{name}: is larger than {LARGEST // 1_000_000} MB; clear its outputs (in JupyterLab: Edit, Clear Outputs"
-            " of All Cells), save it and hand it in again"
+            " of All Cells), save it and submit it again"
         )
     try:
         cells = json.loads(content.decode("utf-8-sig"))["cells"]
         return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SpecdecError(f"{name}: is no notebook ({type(error).__name__})") from error
+        raise SpecdecError(f"{name}: is not a notebook ({type(error).__name__})") from error

@@ -1,4 +1,4 @@
-"""Hidden cases that tell every known mistake from a right answer, whatever the seed."""
+"""Hidden cases that distinguish every known mistake from a right answer, for any seed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,18 +10,18 @@ from specdec_ref.errors import SpecdecError
 
 PUBLIC_SEED = 0
 ATTEMPTS, STEP = 50, 1_000_003
-"""Seeds that are tried for one hidden seed, and what is added to it each time."""
+"""Seeds to try for one hidden seed, and the difference between them."""
 
 
 def with_telling_cases(exercise: Exercise) -> Exercise:
-    """The same exercise, with hidden cases in which every one of its mistakes shows. Public cases stay as they are."""
+    """The same exercise, with hidden cases in which every known mistake fails. Public cases do not change."""
     return replace(exercise, cases=_telling(exercise))
 
 
 def _telling(exercise: Exercise) -> Callable[[int], Sequence[ExerciseCase]]:
     @lru_cache(maxsize=64)
     def cases(seed: int) -> Sequence[ExerciseCase]:
-        """The cases of a seed, sampled anew from the next seeds until every mistake shows. Raises SpecdecError."""
+        """The cases of a seed, or of the first later seed in which every mistake fails. Raises SpecdecError."""
         if seed == PUBLIC_SEED:
             return exercise.cases(seed)
         for attempt in range(ATTEMPTS):
@@ -35,7 +35,7 @@ def _telling(exercise: Exercise) -> Callable[[int], Sequence[ExerciseCase]]:
 
 
 def mistakes_that_pass(exercise: Exercise, cases: Sequence[ExerciseCase]) -> list[str]:
-    """Names of the mistakes that are right in all of these cases."""
+    """Names of the mistakes that return right values in all of these cases."""
     expected = [observe(exercise.reference, case, exercise.measure) for case in cases]
     return [
         mistake.name

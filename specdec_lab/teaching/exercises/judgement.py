@@ -1,4 +1,4 @@
-"""Exercises of judgement: find the bug, and test a sampler."""
+"""Exercises on finding bugs: by reading the code, and by testing samples."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,13 +17,13 @@ EXHIBITS = {
     "B": "chance.draw(p[accepted])                  # after a rejection",
     "C": "accepted = sum(keep)                      # keep: True or False for each drafted token",
 }
-"""Lines of `mending.broken_round`."""
+"""Lines of `fixing.broken_round`."""
 BUGS = (
-    "draws from the target after a rejection",
-    "counts acceptances behind a rejection",
-    "reports another q than it drew from",
+    "samples from the target after a rejection",
+    "accepts tokens after a rejection",
+    "reports a different q than it sampled from",
     "accepts at u = p/q",
-    "never forgets rejected tokens",
+    "keeps rejected tokens in the cache",
 )
 
 
@@ -33,21 +33,21 @@ def findings() -> dict[str, str]:
 
 
 def _first_wrong(function: Function, case: ExerciseCase) -> Any:
-    """What is said of the first exhibit that is taken for another; everything where there is none."""
+    """The first exhibit with a wrong bug, and that bug; the whole answer if all are right."""
     said = called(function)
     if not isinstance(said, dict):
         return said
     for letter in said:
         if letter not in EXHIBITS:
-            raise BadRequest(f"findings has the key {shown(letter)}: takes 'A', 'B' and 'C'")
+            raise BadRequest(f"findings has the key {shown(letter)}; expected 'A', 'B' and 'C'")
     for letter in EXHIBITS:
         bug = said.get(letter)
         if bug is None:
-            raise BadRequest(f"findings says nothing of {letter}: takes 'A', 'B' and 'C'")
+            raise BadRequest(f"findings has no key '{letter}'; expected 'A', 'B' and 'C'")
         if isinstance(bug, (int, float)):
-            raise BadRequest(f"{letter} is {shown(bug)}: takes the text itself, for instance BUGS[0], not its number")
+            raise BadRequest(f"{letter} is {shown(bug)}; expected the text itself, for example BUGS[0], not its number")
         if not isinstance(bug, str) or bug not in BUGS:
-            raise BadRequest(f"{letter} is {shown(bug)}: takes one of the texts in BUGS, word for word")
+            raise BadRequest(f"{letter} is {shown(bug)}; expected one of the texts in BUGS, word for word")
     return next(({letter: said[letter]} for letter, bug in findings().items() if said[letter] != bug), said)
 
 
@@ -62,74 +62,102 @@ FIND_BUG = Exercise(
     15,
     3,
     (
-        "Ask of each line: is the token drawn from exactly what the rule is told? What happens behind a rejection?",
-        "A: drafting the argmax is a draw from a one-hot distribution, whatever q says.",
-        "C: with keep = [True, False, True], how many tokens may be kept?",
+        "For each line, ask: was the token sampled from the q that the rule uses? Where does a "
+        "replacement come from? Which tokens may be accepted after a rejection?",
+        "A token that argmax chooses is not sampled from `row`. What is its q? And with keep = [True, "
+        "False, True], how many tokens may be accepted?",
+        "A correct round reports the q that it sampled from, accepts the tokens before the first False, "
+        "and samples the replacement from max(0, p − q), normalized.",
     ),
     findings,
     (
         Misconception(
-            "a-taken-for-b", "Exhibit A is the draft's line: nothing is rejected there yet. Look at what q is told", 2,
+            "a-taken-for-b",
+            "Exhibit A is in the draft loop, where nothing is rejected yet. Compare the sampled token with its q",
+            2,
             _with("A", 0),
         ),
         Misconception(
-            "a-counts-nothing", "Exhibit A counts nothing: it drafts. Compare what is drawn with what is reported", 2,
+            "a-counts-nothing",
+            "Exhibit A drafts a token and counts nothing. Compare the token with the q that is reported for it",
+            2,
             _with("A", 1),
         ),
         Misconception(
-            "a-blames-u", "Exhibit A does not accept anything: it drafts. Compare what is drawn with what is reported",
-            2, _with("A", 3),
+            "a-blames-u",
+            "Exhibit A drafts a token and accepts nothing. Compare the token with the q that is reported for it",
+            2,
+            _with("A", 3),
         ),
         Misconception(
-            "a-looks-harmless", "Exhibit A: a greedy draft is fine, but then its q is one-hot, not its softmax", 2,
+            "a-looks-harmless",
+            "Exhibit A does not touch a cache. A greedy draft is allowed, but then q is one-hot and not `row`",
+            2,
             _with("A", 4),
         ),
         Misconception(
-            "b-counts-nothing", "Exhibit B counts nothing: it draws. From what, and what should it be?", 1,
+            "b-counts-nothing",
+            "Exhibit B samples a token and counts nothing. From which distribution should it sample?",
+            3,
             _with("B", 1),
         ),
         Misconception(
-            "b-taken-for-a", "Exhibit B is the line after a rejection, and reports no q. What does it draw from?", 1,
+            "b-taken-for-a",
+            "Exhibit B reports no q: it samples after a rejection. From which distribution should it sample?",
+            3,
             _with("B", 2),
         ),
         Misconception(
-            "b-blames-u", "Exhibit B accepts nothing: it draws, after a rejection. From what?", 1, _with("B", 3)
+            "b-blames-u",
+            "Exhibit B accepts nothing: it samples after a rejection. From which distribution should it sample?",
+            3,
+            _with("B", 3),
         ),
         Misconception(
-            "b-is-a-cache-bug", "Exhibit B is about what is DRAWN after a rejection: it should be the residual", 1,
+            "b-is-a-cache-bug",
+            "Exhibit B does not touch a cache: it samples after a rejection. From which distribution should it sample?",
+            3,
             _with("B", 4),
         ),
         Misconception(
-            "c-draws-nothing", "Exhibit C draws nothing: it counts. Which of the tokens may it count?", 3,
+            "c-samples-nothing",
+            "Exhibit C samples nothing: it counts accepted tokens. Which tokens may it count?",
+            2,
             _with("C", 0),
         ),
         Misconception(
-            "c-reports-nothing", "Exhibit C has no q in it: it counts. Which of the tokens may it count?", 3,
+            "c-reports-nothing",
+            "Exhibit C does not use q: it counts accepted tokens. Which tokens may it count?",
+            2,
             _with("C", 2),
         ),
         Misconception(
-            "c-is-about-u", "Exhibit C compares nothing with u: that is done already. Count what it keeps", 3,
+            "c-is-about-u",
+            "Exhibit C comes after the comparison with u: it counts accepted tokens. Which tokens may it count?",
+            2,
             _with("C", 3),
         ),
         Misconception(
-            "c-is-a-cache-bug", "Exhibit C has no cache in it. Count what it keeps behind a rejection", 3,
+            "c-is-a-cache-bug",
+            "Exhibit C does not touch a cache: it counts accepted tokens. Which tokens may it count?",
+            2,
             _with("C", 4),
         ),
     ),
     lambda seed: [ExerciseCase((), "exhibits A, B and C")],
     measure=_first_wrong,
     secret=True,
-)  # fmt: skip
+)
 
 
-# An equivalence test of one's own
+# An equivalence test
 
 CRITICAL = {1: 10.828, 2: 13.816, 3: 16.266, 4: 18.467, 5: 20.515, 9: 27.877}
-"""χ² is larger once in 1,000 times, by degrees of freedom."""
+"""Degrees of freedom → the χ² that a correct sampler exceeds once in 1,000 times."""
 
 
 def is_consistent(counts: Sequence[int], probabilities: Sequence[float]) -> bool:
-    """χ² of counts against probabilities, refuted where a right sampler would be once in 1,000 times."""
+    """Whether counts pass a χ² test against probabilities, at a false-alarm rate of 1 in 1,000."""
     n, possible, chi_square = sum(counts), 0, 0.0
     for count, p in zip(counts, probabilities, strict=True):
         if p > 0:
@@ -143,7 +171,7 @@ def is_consistent(counts: Sequence[int], probabilities: Sequence[float]) -> bool
 def _sampled(
     seed: int, samples: int, probabilities: Sequence[float], really: Sequence[float] | None = None, words: str = ""
 ) -> ExerciseCase:
-    """Counts of a sampler, beyond doubt: far within the limit where it is right, far beyond where it is not."""
+    """Counts with a clear answer: χ² far below the limit for a correct sampler, and far above it for a wrong one."""
     draw, right = np.random.default_rng(seed).multinomial, really is None
     while True:
         counts = draw(samples, probabilities if really is None else really).tolist()
@@ -155,7 +183,7 @@ def _sampled(
 
 
 def first_token(p: Sequence[float], q: Sequence[float], **mistakes: Any) -> list[float]:
-    """The exact distribution of what a step emits first, with one of the mistakes of the museum."""
+    """The exact distribution of the first token that a step emits, with one of the mistakes of the museum."""
     rows = torch.tensor([p, p], dtype=torch.float64), torch.tensor([q], dtype=torch.float64)
     found = distribution(lambda chance: played_step(*rows, [chance.draw(q)], chance, **mistakes)[:1])
     return [found.get((token,), 0.0) for token in range(len(p))]
@@ -166,7 +194,7 @@ def _consistency_cases(seed: int) -> list[ExerciseCase]:
     fixed = [
         ExerciseCase(([30, 20], [0.5, 0.5]), "counts [30, 20], probabilities [0.5, 0.5]"),
         ExerciseCase(([50_600, 49_400], [0.5, 0.5]), "counts [50600, 49400], probabilities [0.5, 0.5]"),
-        ExerciseCase(([605, 295, 60, 40], skewed), "a rare token four times too often", spelled=False),
+        ExerciseCase(([605, 295, 60, 40], skewed), "a rare token, four times too often", spelled=False),
         ExerciseCase(([29, 16, 26, 29], even), "counts [29, 16, 26, 29], probabilities 1/4 each"),
         ExerciseCase(([40, 12, 30, 18], even), "counts [40, 12, 30, 18], probabilities 1/4 each"),
         ExerciseCase(([36, 13, 30, 21], even), "counts [36, 13, 30, 21], probabilities 1/4 each"),
@@ -195,7 +223,7 @@ def _consistency_cases(seed: int) -> list[ExerciseCase]:
         _sampled(seed + i, 20_000, skewed, first_token(skewed, draft, **mistake), f"{words}: ")
         for i, (words, mistake) in enumerate(EXHIBITED.items())
     ]
-    right = _sampled(seed, 20_000, skewed, words="the step itself: ")
+    right = _sampled(seed, 20_000, skewed, words="a correct step: ")
     return [
         *fixed,
         right,
@@ -211,11 +239,11 @@ WITH_ZERO = (
     ([58, 41, 1], [0.6, 0.4, 0.0]),
     ([2, 505, 493], [0.0, 0.5, 0.5]),
 )
-"""Counts and probabilities in which one token cannot be sampled: it was not, in the first two, and it was."""
+"""Counts and probabilities with one token of p = 0. In the first two it was not sampled, in the others it was."""
 EXHIBITED: dict[str, dict[str, Any]] = {
-    "exhibit: draws from the target after a rejection": {"again": True},
-    "exhibit: keeps a token only where p ≥ q": {"odds": lambda ratio: 1.0 if ratio >= 1 else 0.0},
-    "exhibit: keeps every token": {"odds": lambda ratio: 1.0},
+    "exhibit: samples from the target after a rejection": {"again": True},
+    "exhibit: accepts a token only if p ≥ q": {"odds": lambda ratio: 1.0 if ratio >= 1 else 0.0},
+    "exhibit: accepts every token": {"odds": lambda ratio: 1.0},
 }
 
 
@@ -234,14 +262,14 @@ def _is_impossible(counts: Sequence[int], probabilities: Sequence[float]) -> boo
 
 
 def _chi(counts: Sequence[int], probabilities: Sequence[float]) -> float:
-    """χ², infinite where a token was counted that cannot be sampled."""
+    """χ²; infinite if a token of p = 0 was sampled."""
     if _is_impossible(counts, probabilities):
         return float("inf")
     return _chi_of_possible(counts, probabilities)
 
 
 def _chi_of_possible(counts: Sequence[int], probabilities: Sequence[float], least: float = 0.0) -> float:
-    """χ² of the tokens that can be sampled, and that were expected so often or more."""
+    """χ² of the tokens with p > 0 and an expected count of `least` or more."""
     counted, p = _possible(counts, probabilities)
     expected = p * sum(counts)
     cells = (counted - expected) ** 2 / expected
@@ -282,74 +310,109 @@ EQUIVALENCE = Exercise(
     20,
     4,
     (
-        "χ² is the sum of (count − expected)² / expected, where expected = probability × number of samples.",
-        "Compare with CRITICAL[degrees of freedom]; n outcomes have n − 1 of them.",
-        "A fixed limit on the difference cannot be right: 30 of 50 is chance, 50,600 of 100,000 is not.",
-        "A token of p = 0 that was counted refutes at once. One that was not counted is no outcome: leave it out.",
+        "30 heads in 50 throws of a coin can be chance, but 50,600 in 100,000 cannot. How must your limit"
+        " depend on the number of samples?",
+        "Compare each count with the expected count. Add up the squared differences, each divided by its "
+        "expected count. CRITICAL has the limit for each number of degrees of freedom.",
+        "A token of p = 0 is not a possible outcome. If it was sampled, the sampler is wrong; if not, "
+        "leave the token out. The degrees of freedom are the number of possible outcomes minus 1.",
+        "χ² = Σ (count − n·p)² / (n·p) over all tokens with p > 0, where n is the number of samples. "
+        "Return whether χ² ≤ CRITICAL[number of these tokens − 1].",
     ),
     is_consistent,
     (
         Misconception(
-            "fixed-limit", "A fixed limit on the largest difference does not know how many samples there are", 3,
+            "fixed-limit",
+            "You compare the largest difference with a fixed limit. The limit must depend on the number of samples",
+            1,
             lambda c, p: bool(abs(_shares(c, p)).max() < 0.05),
         ),
         Misconception(
-            "tight-fixed-limit", "A limit of 1 % refutes right samplers that were asked too seldom", 3,
+            "tight-fixed-limit",
+            "You compare with a fixed limit of 1 %, which rejects correct samplers if there are few samples",
+            1,
             lambda c, p: bool(abs(_shares(c, p)).max() < 0.01),
         ),
         Misconception(
-            "never-refutes", "Your test never refutes anything: a test that cannot fail says nothing", 1,
+            "never-rejects",
+            "You accept every sampler. A test that cannot fail shows nothing",
+            2,
             lambda c, p: True,
         ),
-        Misconception("always-refutes", "Your test refutes right samplers as well", 1, lambda c, p: False),
+        Misconception("always-rejects", "You reject correct samplers too", 2, lambda c, p: False),
         Misconception(
-            "reversed", "You say True where χ² is too large", 2,
+            "reversed",
+            "You return True where χ² is too large",
+            4,
             lambda c, p: not is_consistent(c, p),
         ),
         Misconception(
-            "level-of-5-percent", "Your limit refutes a right sampler once in 20 times, not in 1,000: see CRITICAL", 2,
+            "level-of-5-percent",
+            "You reject a correct sampler once in 20 times. CRITICAL has the limits for once in 1,000",
+            2,
             lambda c, p: _chi(c, p) <= {1: 3.841, 3: 7.815}[_degrees(p)],
         ),
         Misconception(
-            "level-of-1-percent", "Your limit refutes a right sampler once in 100 times, not in 1,000: see CRITICAL", 2,
+            "level-of-1-percent",
+            "You reject a correct sampler once in 100 times. CRITICAL has the limits for once in 1,000",
+            2,
             lambda c, p: _chi(c, p) <= {1: 6.635, 3: 11.345}[_degrees(p)],
         ),
         Misconception(
-            "divided-by-counts", "You divide by what was counted, which may be 0: divide by what was expected", 1,
+            "divided-by-counts",
+            "You divide by the observed count, which can be 0. Divide by the expected count",
+            4,
             lambda c, p: bool(_chi_by_counts(c, p) <= CRITICAL[len(c) - 1]),
         ),
         Misconception(
-            "each-by-itself", "You judge each outcome by itself: together they can be off where none is far off", 1,
+            "each-outcome-alone",
+            "You test each outcome separately. All of them together can differ too much although no single one does",
+            2,
             _within_three_sigma,
         ),
         Misconception(
-            "degrees-of-freedom", "n outcomes have n − 1 degrees of freedom: the last share follows from the others", 2,
+            "degrees-of-freedom",
+            "You use n degrees of freedom for n outcomes. There are n − 1, because the last share follows "
+            "from the others",
+            3,
             lambda c, p: _chi(c, p) <= CRITICAL[_degrees(p) + 1],
         ),
         Misconception(
-            "one-degree-too-few", "n outcomes have n − 1 degrees of freedom, not n − 2", 2,
+            "one-degree-too-few",
+            "You use n − 2 degrees of freedom for n outcomes. There are n − 1",
+            3,
             lambda c, p: _chi(c, p) <= CRITICAL[max(1, _degrees(p) - 1)],
         ),
         Misconception(
-            "one-limit-for-all", "Your limit is the same however many outcomes there are: see CRITICAL", 2,
+            "one-limit-for-all",
+            "You use the same limit for any number of outcomes. CRITICAL has one for each",
+            2,
             lambda c, p: _chi(c, p) <= CRITICAL[1],
         ),
         Misconception(
-            "zero-by-zero", "Where p = 0 and nothing was counted you divide 0 by 0, and NaN is below no limit", 4,
+            "zero-by-zero",
+            "Where p = 0 and the count is 0, you divide 0 by 0. The result is NaN, and no comparison with NaN is true",
+            3,
             lambda c, p: _chi_with_nan(c, p) <= CRITICAL[len(c) - 1],
         ),
         Misconception(
-            "division-by-zero", "You divide by what was expected, which is 0 where p = 0: leave that token out", 4,
+            "division-by-zero",
+            "You divide by the expected count, which is 0 where p = 0. Leave that token out",
+            3,
             lambda c, p: _chi_that_raises(c, p) <= CRITICAL[len(c) - 1],
         ),
         Misconception(
-            "impossible-tokens-skipped", "You skip tokens of p = 0 even where they were counted: no right sampler does "
-            "that", 4, lambda c, p: _chi_of_possible(c, p) <= CRITICAL[_degrees(p)],
+            "impossible-tokens-skipped",
+            "You leave out tokens of p = 0 even if they were sampled. A correct sampler never samples them",
+            3,
+            lambda c, p: _chi_of_possible(c, p) <= CRITICAL[_degrees(p)],
         ),
         Misconception(
-            "rare-tokens-skipped", "You skip tokens that were expected less than 5 times: a token that comes far too "
-            "often goes unseen then", 1, lambda c, p: _chi_of_possible(c, p, 5.0) <= CRITICAL[_degrees(p)],
+            "rare-tokens-skipped",
+            "You leave out tokens with an expected count below 5. Then you miss a rare token that comes far too often",
+            2,
+            lambda c, p: _chi_of_possible(c, p, 5.0) <= CRITICAL[_degrees(p)],
         ),
     ),
     _consistency_cases,
-)  # fmt: skip
+)

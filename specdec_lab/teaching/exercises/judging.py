@@ -1,4 +1,4 @@
-"""Judge one answer: run it on every case, find the smallest that differs, and the misconception that explains it."""
+"""Judge one answer: run it on every case, and find the smallest case that fails and the misconception behind it."""
 
 import builtins
 import ctypes
@@ -25,7 +25,7 @@ from specdec_lab.teaching.exercises.exercise import (
     Misconception,
     SubmissionFailed,
     TooSlow,
-    beside,
+    both_shown,
     clean,
     given,
     is_right,
@@ -41,36 +41,39 @@ from specdec_lab.teaching.exercises.outcomes import BadRequest
 from specdec_lab.teaching.exercises.reaching import reaches_for_the_package
 
 SECONDS = 20.0
-"""An answer may take so long over the cases of one seed. What the reference takes does not count."""
+"""Time limit of an answer for the cases of one seed. The time of the reference does not count."""
 HIDDEN_SEEDS = (101, 102)
 STUB = "your code here"
-"""What the NotImplementedError of a stub says. PyTorch has some of its own."""
+"""The message of a stub's NotImplementedError, which tells it from those that PyTorch raises."""
 
 
 def allowed(seeds: Sequence[int]) -> float:
-    """Seconds that an answer may take over the cases of these seeds."""
+    """Time limit in seconds for the cases of these seeds."""
     return SECONDS * len(seeds)
 
 
 def judge(
     exercise: Exercise, function: Any, seeds: Sequence[int] = (PUBLIC_SEED,), *, limited: bool = True
 ) -> CheckResult:
-    """What becomes of this answer. seeds: of the cases; the public ones by default. Never raises what the answer does.
+    """Judge an answer. Never raises an exception of the answer.
 
-    The answer runs here, as long as it is `allowed`. limited=False: it limits its own time, as an answer in a sandbox
-    does, by raising TooSlow.
+    Args:
+        exercise: The exercise.
+        function: The answer. It runs in this process, for at most `allowed(seeds)` seconds.
+        seeds: Seeds of the cases; by default, that of the public cases.
+        limited: False for a function that raises TooSlow itself, as one in a sandbox does.
     """
     public = tuple(seeds) == (PUBLIC_SEED,)
     if not callable(function):
-        headline = f"{exercise.function} is {shape_of(function)}; takes a function"
+        headline = f"{exercise.function} is {shape_of(function)}; expected a function"
         return CheckResult(exercise.name, "wrong", headline, "wrong-type", public=public)
     shown = len(exercise.cases(PUBLIC_SEED)) if seeds[0] == PUBLIC_SEED else 0
     try:
         timed = _Timed(function, allowed(seeds)) if limited else function
         verdict = _compared(exercise, timed, tuple(seeds), shown)
     except TooSlow:
-        text = f"It did not come to an end within {allowed(seeds):.0f} seconds: look for a loop that never stops,"
-        text += " or for work that is done again and again"
+        text = f"Your function did not finish within {allowed(seeds):.0f} seconds. Look for a loop that never stops,"
+        text += " or for repeated work"
         verdict = CheckResult(exercise.name, "crashed", text, "endless")
     if verdict.passed:
         message = "public checks passed" if public else "all checks passed"
@@ -79,7 +82,7 @@ def judge(
 
 
 class _Timed:
-    """A function that may run for so many seconds in all."""
+    """A function with a time limit for all its calls together."""
 
     def __init__(self, function: Function, seconds: float):
         self._function, self._left = function, seconds
@@ -100,12 +103,12 @@ def _cases(exercise: Exercise, seeds: tuple[int, ...]) -> tuple[ExerciseCase, ..
 
 @lru_cache(maxsize=16_384)
 def _known(exercise: Exercise, function: Function, seeds: tuple[int, ...], i: int) -> Any:
-    """What the reference or a wrong version gives in a case: computed once for all who are graded."""
+    """The value of the reference or of a wrong version in a case, computed once for all submissions."""
     return observe(function, _cases(exercise, seeds)[i], exercise.measure)
 
 
 def _compared(exercise: Exercise, function: Function, seeds: tuple[int, ...], shown: int) -> CheckResult:
-    """shown: so many of the cases, the first ones, are public."""
+    """Compare an answer with the reference. shown: the number of public cases, which come first."""
     cases = _cases(exercise, seeds)
     values: list[Any] = []
     for i, case in enumerate(cases):
@@ -127,13 +130,13 @@ def _compared(exercise: Exercise, function: Function, seeds: tuple[int, ...], sh
 def _differing(
     exercise: Exercise, function: Function, seeds: tuple[int, ...], values: Sequence[Any], shown: int
 ) -> CheckResult | None:
-    """What is wrong with these values, or None."""
+    """The result for wrong values, or None if all values are right."""
     cases = _cases(exercise, seeds)[: len(values)]
     expected = [_known(exercise, exercise.reference, seeds, i) for i in range(len(cases))]
 
     def wrong(i: int, diagnosis: str, headline: str, hint: int = 1, note: str = "") -> CheckResult:
         at = place_of_difference(values[i], expected[i], exercise.tolerance)
-        yours, right = beside(values[i], expected[i], at)
+        yours, right = both_shown(values[i], expected[i], at)
         right = "" if exercise.secret else right
         verdict = CheckResult(
             exercise.name, "wrong", headline, diagnosis, cases[i].words, yours, right, hint, note=note
@@ -144,8 +147,8 @@ def _differing(
         if reason := misfit(value, right):
             of_a_shape = hasattr(value, "shape") and "of shape" in reason
             headline = f"{exercise.function} {reason}"
-            if i >= shown > 0:  # a shape or the name of a class can hold the arguments
-                headline = f"{exercise.function} gives a value of another kind or shape than it should"
+            if i >= shown > 0:  # a shape or a class name can reveal the arguments
+                headline = f"{exercise.function} returns a value of the wrong type or shape"
             return wrong(i, "wrong-shape" if of_a_shape else "wrong-type", headline)
     differing = [i for i, case in enumerate(cases) if not is_right(exercise, values[i], expected[i], case)]
     if not differing:
@@ -156,38 +159,40 @@ def _differing(
     if mistake is not None:
         return wrong(first, mistake.name, mistake.says, mistake.hint)
     if not all(_repeats(exercise, function, case, value) for case, value in zip(cases, values, strict=True)):
-        return wrong(first, "own-chance", OTHERWISE)
+        return wrong(first, "own-randomness", OTHERWISE)
     likely = compared.resembled()
     if likely is not None:
-        return wrong(first, "unknown", exercise.otherwise, likely.hint, f"this case looks like: {likely.says}")
+        return wrong(
+            first, "unknown", exercise.otherwise, likely.hint, f"this case looks like this mistake: {likely.says}"
+        )
     return wrong(first, "unknown", exercise.otherwise)
 
 
 NEEDED = 2
-"""Cases that have to agree with a mistake, at values that no other known mistake gives, before it is named."""
+"""Cases that must match a mistake, and no other known mistake, before it is named."""
 
 
 class _AnswerComparison:
-    """The values of an answer compared with those of every known mistake. differing: the cases in which it is wrong."""
+    """Compares the values of an answer with those of every known mistake. differing: its wrong cases."""
 
     def __init__(self, exercise: Exercise, seeds: tuple[int, ...], values: Sequence[Any], differing: Sequence[int]):
         self._exercise, self._seeds, self._values, self._differing = exercise, seeds, values, differing
         self._needed = min(NEEDED, len(_cases(exercise, seeds)))  # an exercise may have one case only
 
     def named(self) -> Misconception | None:
-        """The mistake that explains every value, and that enough cases tell from each of the others."""
+        """The mistake that explains every value, and that enough cases distinguish from all others."""
         for mistake in self._exercise.misconceptions:
             if self._explains(mistake) and self._is_distinguishable(mistake):
                 return mistake
         return None
 
     def resembled(self) -> Misconception | None:
-        """The one mistake that gives the first wrong value, and enough others; perhaps there are two at once."""
-        found = [mistake for mistake in self._exercise.misconceptions if self._is_resembled(mistake)]
-        return found[0] if len({mistake.says for mistake in found}) == 1 else None
+        """The only mistake that explains the first wrong value and enough others. There may be a second mistake."""
+        similar = [mistake for mistake in self._exercise.misconceptions if self._is_resembled(mistake)]
+        return similar[0] if len({mistake.says for mistake in similar}) == 1 else None
 
     def _gives(self, mistake: Misconception, i: int) -> bool:
-        """Whether the mistake gives the value of the answer in case i."""
+        """Whether the mistake and the answer return the same value in case i."""
         try:
             known = _known(self._exercise, mistake.wrong, self._seeds, i)
             return same(known, self._values[i], self._exercise.tolerance)
@@ -195,14 +200,14 @@ class _AnswerComparison:
             return False
 
     def _explains(self, mistake: Misconception) -> bool:
-        """Whether who makes this mistake gives all of the values; where the answer is right, any other right one."""
+        """Whether this mistake returns all wrong values of the answer, and right values where the answer is right."""
         right = [i for i in range(len(self._values)) if i not in self._differing and not self._gives(mistake, i)]
         return all(self._gives(mistake, i) for i in self._differing) and _does_not_show(
             self._exercise, mistake, self._seeds, right
         )
 
     def _is_distinguishable(self, mistake: Misconception) -> bool:
-        """Whether enough cases tell a mistake that explains the values from a right answer and from the others."""
+        """Whether enough cases distinguish this mistake from right answers and from the other mistakes."""
         if len(self._differing) < self._needed:
             return False
         others = [other for other in self._exercise.misconceptions if other.says != mistake.says]
@@ -210,7 +215,7 @@ class _AnswerComparison:
         return all(sum(not self._gives(other, i) for i in given) >= self._needed for other in others)
 
     def _is_resembled(self, mistake: Misconception) -> bool:
-        """Whether the first wrong value and enough wrong ones are this mistake's and no other's."""
+        """Whether the first wrong value, and enough others, come from this mistake and from no other."""
         telling = [i for i in self._differing if _tells_much(self._values[i]) and self._gives(mistake, i)]
         if self._differing[0] not in telling:
             return False
@@ -221,7 +226,7 @@ class _AnswerComparison:
 
 
 def _does_not_show(exercise: Exercise, mistake: Misconception, seeds: tuple[int, ...], cases: Iterable[int]) -> bool:
-    """Whether who makes this mistake would be right in all of these cases."""
+    """Whether this mistake returns the right values in all of these cases."""
     try:
         return all(
             is_right(
@@ -237,42 +242,42 @@ def _does_not_show(exercise: Exercise, mistake: Misconception, seeds: tuple[int,
 
 
 def _tells_much(value: Any) -> bool:
-    """Whether one value is enough to recognize a mistake by: a tensor of numbers or several things, no yes or no."""
+    """Whether one value suffices to recognize a mistake, as a tensor of numbers does, and True or False does not."""
     if isinstance(value, torch.Tensor):
         return value.is_floating_point()
     return isinstance(value, (dict, float)) or (isinstance(value, (tuple, list)) and len(value) > 1)
 
 
 OTHERWISE = (
-    "It gives another value when asked again: use what is handed in, no chance and no memory of its own (a list as"
-    " default argument, a global?)"
+    "Your function returns another value when it is called again. Use only its arguments, no randomness and no memory"
+    " of your own (a list as default argument, a global variable?)"
 )
-HIDDEN = "your answer passes the public checks; this case is one of those that you do not see in the notebook"
-UNSEEN = "a case that you are not shown"
+HIDDEN = "your answer passes the public checks and fails in a hidden case"
+UNSEEN = "a hidden case"
 
 
 def _unseen(verdict: CheckResult) -> CheckResult:
-    """The same in a hidden case: neither the case nor what is due in it, for they would be no secret any more."""
+    """The same result without the case and its values, for a hidden case."""
     note = "; ".join(part for part in (verdict.note, HIDDEN) if part)
     return replace(verdict, case=UNSEEN, yours="", expected="", given="", note=note)
 
 
 def _without_its_words(verdict: CheckResult) -> CheckResult:
-    """The same without the text that an answer chose: an exception's message can hold the arguments of a hidden case,
-    and so can a class name or a line number, so that only Python's own exceptions are named."""
+    """The same result without text that the answer chose. The message of an exception, its class name and even a line
+    number can reveal the arguments of a hidden case, so only Python's own exceptions are named."""
     if verdict.diagnosis == "bad-request":
-        return replace(verdict, headline="It asks chance for something that is no probability, or asks too often")
+        return replace(verdict, headline="Your function calls chance with an invalid probability, or too often")
     if verdict.diagnosis != "crashed":
         return verdict
     name = re.match(r"\w*", verdict.headline)
     kind = getattr(builtins, name[0], None) if name is not None else None
     if isinstance(kind, type) and issubclass(kind, BaseException):
-        return replace(verdict, headline=f"It raises {kind.__name__}")
-    return replace(verdict, headline="It raises an exception of its own, or ends its process")
+        return replace(verdict, headline=f"Your function raises {kind.__name__}")
+    return replace(verdict, headline="Your function raises an exception of its own, or ends its process")
 
 
 def _repeats(exercise: Exercise, function: Function, case: ExerciseCase, value: Any) -> bool:
-    """Whether an answer gives this value again when it is asked again."""
+    """Whether an answer returns this value again in a second call."""
     try:
         return repeats(observe(function, case, exercise.measure), value, exercise.tolerance)
     except Exception:
@@ -282,12 +287,12 @@ def _repeats(exercise: Exercise, function: Function, case: ExerciseCase, value: 
 def _failed(
     exercise: Exercise, function: Function, error: BaseException, seeds: tuple[int, ...], i: int
 ) -> CheckResult:
-    """In case i; in all before it the values are right."""
+    """The result for an answer that raised `error` in case i, after right values in all cases before."""
     case = _cases(exercise, seeds)[i]
     if isinstance(error, NotImplementedError) and clean(error) in ("", STUB):
         return CheckResult(exercise.name, "not attempted", f"{exercise.title}: not attempted yet")
     if isinstance(error, ChangedArguments):
-        text = "It writes into its arguments, which belong to the caller: copy what you change"
+        text = "Your function changes its arguments, which belong to the caller. Copy an argument before you change it"
         return CheckResult(exercise.name, "wrong", text, "changes-arguments", case.words)
     mistake = _fails_like(exercise, function, error, seeds, i)
     if mistake is not None:
@@ -309,8 +314,7 @@ def _failed(
 def _fails_like(
     exercise: Exercise, function: Function, error: BaseException, seeds: tuple[int, ...], i: int
 ) -> Misconception | None:
-    """The known mistake that fails as this answer does in case i and wherever it fails later: in enough cases, and
-    as no other mistake does."""
+    """The only known mistake that fails like this answer in case i and in enough later cases."""
     cases = _cases(exercise, seeds)
     needed = min(NEEDED, len(cases))
     found = []
@@ -326,7 +330,7 @@ def _fails_like(
 
 
 def _error_of(exercise: Exercise, function: Function, case: ExerciseCase) -> Exception | None:
-    """What a function raises in a case."""
+    """The exception that a function raises in a case, or None."""
     try:
         observe(function, case, exercise.measure)
     except Exception as error:
@@ -340,7 +344,7 @@ def _both_fail_alike(exercise: Exercise, mistake: Misconception, function: Funct
 
 
 def _fails_alike(exercise: Exercise, function: Function, case: ExerciseCase, error: BaseException) -> bool:
-    """Whether a wrong version fails with the same kind of error, in the same words, and having given the same."""
+    """Whether a wrong version fails with the same type of error, the same message and the same value."""
     message = clean(error) if isinstance(error, SubmissionFailed) else clean(describe_error(error))
     try:
         observe(function, case, exercise.measure)
@@ -351,7 +355,7 @@ def _fails_alike(exercise: Exercise, function: Function, case: ExerciseCase, err
     except Exception as other:
         if isinstance(error, BadRequest):
             return False
-        if isinstance(other, ArithmeticError):  # integers and floats have other words for it
+        if isinstance(other, ArithmeticError):  # the messages of integers and floats differ
             return message.startswith(type(other).__name__)
         return message.split(" (line ")[0] == clean(describe_error(other))
     return False
@@ -359,9 +363,10 @@ def _fails_alike(exercise: Exercise, function: Function, case: ExerciseCase, err
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TooSlow inside after so long, and again every second, in case somebody swallows it.
+    """Raise TooSlow in the block after this time, and again every second in case the block catches it.
 
-    By a signal in the main thread of a Unix, which ends a sleep as well; elsewhere when the next line of Python runs.
+    In the main thread of a Unix process, this uses a signal, which also ends a sleep. Elsewhere, the exception is
+    raised when the next line of Python runs.
     """
     over = threading.Event()
     if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
@@ -378,7 +383,7 @@ def time_limit(seconds: float) -> Iterator[None]:
             over.set()
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, old)
-            if outer:  # a limit around this one goes on
+            if outer:  # restart the limit of an enclosing block
                 signal.setitimer(signal.ITIMER_REAL, max(0.001, outer - (time.monotonic() - began)), every)
         return
     here = ctypes.c_ulong(threading.get_ident())

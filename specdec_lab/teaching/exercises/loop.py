@@ -1,4 +1,4 @@
-"""The step and the loop: chance is handed in, so that the check plays every outcome and compares distributions."""
+"""Exercises on the step and the loop. Randomness is an argument, so that a check can compare exact distributions."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def played_step(
     odds: Any = None,
     left: Any = residual,
 ) -> list[int]:
-    """One round, with the mistakes that people make as options."""
+    """One round, with typical mistakes as options."""
     k, emitted = len(drafted), []
     for i, token in enumerate(drafted):
         at = min(i + row, k)
@@ -44,7 +44,7 @@ def played_step(
 
 
 def speculative_step(p: Tensor, q: Tensor, drafted: list[int], chance: Any) -> list[int]:
-    """The tokens that a round emits: accepted ones, then one more."""
+    """The tokens that a round emits: the accepted ones, then one more."""
     emitted: list[int] = []
     for i, token in enumerate(drafted):
         if not chance.accept(min(1.0, float(p[i, token] / q[i, token]))):
@@ -63,7 +63,7 @@ def _step_cases(seed: int) -> list[ExerciseCase]:
     p = torch.tensor([[0.5, 0.5], [0.3, 0.7]], dtype=torch.float64)
     q = torch.tensor([[0.8, 0.2]], dtype=torch.float64)
     cases = [ExerciseCase((p, q, [0]), "one drafted token of p = 0.5, q = 0.8", True, False)]
-    cases += [ExerciseCase((p, q, [1]), "one drafted token of p = 0.5, q = 0.2: always kept", True, False)]
+    cases += [ExerciseCase((p, q, [1]), "one drafted token of p = 0.5, q = 0.2: always accepted", True, False)]
     for i, drafted in enumerate(([0, 1], [2, 2], [1, 0, 2])):
         k = len(drafted)
         arguments = _rows(seed + i, k + 1, 3), _rows(seed + i + 50, k, 3), drafted
@@ -78,63 +78,90 @@ STEP = Exercise(
     20,
     4,
     (
-        "Go through the drafted tokens in turn; keep token x with probability min(1, p[i, x] / q[i, x]).",
-        "At the first rejection draw from the residual of that row, and stop. What follows was drafted after it.",
-        "All kept? Then p[k], the row after the last drafted token, gives one token more: the bonus.",
+        "With which probability is drafted token i accepted, and which row of p tells it? Is a token "
+        "after a rejection still useful?",
+        "Go through the drafted tokens in order. At the first rejection, sample a replacement from the "
+        "residual of that row, and stop. If all are accepted, the last row of p gives one more token.",
+        "Accept token x at position i with probability min(1, p[i, x] / q[i, x]). The residual is max(0, "
+        "p[i] − q[i]), normalized. The bonus token comes from p[k].",
     ),
     speculative_step,
     (
         Misconception(
-            "residual-is-target", "After a rejection you draw from the target itself; draw from what is left, p − q", 2,
+            "residual-is-target",
+            "After a rejection, you sample from the target. Sample from the residual: max(0, p − q), normalized",
+            3,
             lambda p, q, d, c: played_step(p, q, d, c, again=True),
         ),
         Misconception(
-            "residual-is-draft", "After a rejection you draw from the draft; draw from what is left, p − q", 2,
+            "residual-is-draft",
+            "After a rejection, you sample from the draft. Sample from the residual: max(0, p − q), normalized",
+            3,
             lambda p, q, d, c: played_step(p, q, d, c, left=lambda p, q: q),
         ),
         Misconception(
-            "residual-below-zero", "p − q is below 0 where the draft has too much: only what is above 0 is left", 2,
+            "residual-below-zero",
+            "Your residual p − q is negative where q > p. Use max(0, p − q)",
+            3,
             lambda p, q, d, c: played_step(p, q, d, c, left=lambda p, q: p - q),
         ),
         Misconception(
-            "residual-not-normalised", "What is left of p does not add up to 1 yet: divide it by its sum", 2,
+            "residual-not-normalized",
+            "Your residual does not sum to 1. Divide it by its sum",
+            3,
             lambda p, q, d, c: played_step(p, q, d, c, left=lambda p, q: (p - q).clamp(min=0)),
         ),
         Misconception(
-            "no-bonus", "When all are kept you emit nothing more: row k of p gives one token for free", 3,
+            "no-bonus",
+            "If all drafted tokens are accepted, you emit nothing more. Row k of p gives one more token",
+            2,
             lambda p, q, d, c: played_step(p, q, d, c, bonus=False),
         ),
         Misconception(
-            "bonus-from-draft", "You draw the bonus token from the draft. It must come from the target, row k of p", 3,
+            "bonus-from-draft",
+            "You sample the bonus token from the draft. It must come from the target, row k of p",
+            3,
             lambda p, q, d, c: played_step(p, q, d, c, bonus="draft"),
         ),
         Misconception(
-            "bonus-from-wrong-row", "You draw the bonus from row k − 1, which was about the last DRAFTED token", 3,
+            "bonus-from-wrong-row",
+            "You sample the bonus token from row k − 1, which belongs to the last DRAFTED token. Use row k",
+            3,
             lambda p, q, d, c: played_step(p, q, d, c, bonus="last"),
         ),
         Misconception(
-            "goes-on", "You go on after a rejection: later tokens were drafted after one that is not in the text", 2,
+            "goes-on",
+            "You continue after a rejection. The later tokens continue a text that was rejected, so stop there",
+            2,
             lambda p, q, d, c: played_step(p, q, d, c, go_on=True),
         ),
         Misconception(
-            "row-off-by-one", "You judge token i by row i + 1 of p. Row i is what the target says BEFORE token i", 1,
+            "row-off-by-one",
+            "You compare token i with row i + 1 of p. Row i is the target's distribution at the position of token i",
+            1,
             lambda p, q, d, c: played_step(p, q, d, c, row=1),
         ),
         Misconception(
-            "keeps-if-likelier", "You keep a token only where p ≥ q: below that it is kept sometimes", 1,
+            "accepts-only-if-more-likely",
+            "You accept only tokens with p ≥ q. A token with p < q is accepted with probability p/q",
+            3,
             lambda p, q, d, c: played_step(p, q, d, c, odds=lambda ratio: 1.0 if ratio >= 1 else 0.0),
         ),
         Misconception(
-            "inverted", "You turned the ratio round: a token is kept with min(1, p/q), not q/p", 1,
+            "inverted",
+            "You inverted the ratio. A token is accepted with probability min(1, p/q)",
+            3,
             lambda p, q, d, c: played_step(p, q, d, c, odds=lambda ratio: min(1.0, 1 / ratio)),
         ),
         Misconception(
-            "ratio-not-bounded", "p/q is not a probability where p > q: take min(1, p/q)", 1,
+            "ratio-not-bounded",
+            "Where p > q, p/q is above 1 and is no probability. Use min(1, p/q)",
+            3,
             lambda p, q, d, c: played_step(p, q, d, c, odds=lambda ratio: ratio),
         ),
     ),
     _step_cases,
-)  # fmt: skip
+)
 
 
 def _decode(
@@ -151,7 +178,7 @@ def _decode(
 
 
 def speculative_decode(target: Tensor, draft: Tensor, start: int, n: int, k: int, chance: Any) -> list[int]:
-    """n tokens after `start`. target, draft: [V, V], row t is the distribution of the token after t."""
+    """n tokens after `start`. target, draft: [V, V]; row t is the distribution of the token after t."""
     text = [start]
     while len(text) <= n:
         drafted: list[int] = []
@@ -165,7 +192,7 @@ def speculative_decode(target: Tensor, draft: Tensor, start: int, n: int, k: int
                 text.append(chance.draw(rest / rest.sum()))
                 break
             text.append(token)
-        else:  # all were kept: the bonus
+        else:  # all were accepted: the bonus token
             text.append(chance.draw(target[before[-1]]))
     return text[1 : n + 1]
 
@@ -182,7 +209,7 @@ def _greedy_draft(target: Tensor, draft: Tensor, start: int, n: int, k: int, cha
 
 
 def _draft_forgets(target: Tensor, draft: Tensor, start: int, n: int, k: int, chance: Any) -> list[int]:
-    """Drafts every token after the text's last one; q is what it drew from, so the result is right for one token."""
+    """Draft every token after the text's last one. q is the distribution sampled from, so one token comes out right."""
     text = [start]
     while len(text) - 1 < n:
         drafted = [chance.draw(draft[text[-1]]) for _ in range(k)]
@@ -191,14 +218,14 @@ def _draft_forgets(target: Tensor, draft: Tensor, start: int, n: int, k: int, ch
     return text[1 : n + 1]
 
 
-def _one_by_one(target: Tensor, draft: Tensor, start: int, n: int, k: int, chance: Any) -> list[int]:
+def _without_speculation(target: Tensor, draft: Tensor, start: int, n: int, k: int, chance: Any) -> list[int]:
     text = [start]
     while len(text) <= n:
         text.append(chance.draw(target[text[-1]]))
     return text[1:]
 
 
-def _in_vain(target: Tensor, draft: Tensor, start: int, n: int, k: int, chance: Any) -> list[int]:
+def _draft_unused(target: Tensor, draft: Tensor, start: int, n: int, k: int, chance: Any) -> list[int]:
     text = [start]
     while len(text) <= n:
         chance.draw(draft[text[-1]])
@@ -207,10 +234,11 @@ def _in_vain(target: Tensor, draft: Tensor, start: int, n: int, k: int, chance: 
 
 
 def _decoded(function: Function, case: ExerciseCase) -> Any:
-    """The distribution of the text, if something was drafted for it: then chance decides more often than it has tokens.
+    """The exact distribution of the text. Raises BadRequest if the function does not speculate.
 
-    And not always equally often, since a rejected draft was in vain. With one exception that is right, which decides
-    2n − 1 times: a token is drawn from each model, and kept while they agree; none is drafted for the last place.
+    A function that speculates makes more random decisions than it emits tokens, and their number varies, because a
+    rejection discards drafted tokens. One correct method always makes 2n − 1 decisions: it samples a token from each
+    model, accepts while they agree, and drafts no token for the last position.
     """
     taken: list[int] = []
 
@@ -221,81 +249,109 @@ def _decoded(function: Function, case: ExerciseCase) -> Any:
 
     value, (n, k) = observe(watched, case), case.arguments[3:]
     if max(taken) <= n > 1:
-        raise BadRequest(f"{n} tokens took {n} decisions of chance: one for each, so nothing was drafted and judged")
-    in_vain = min(taken) == max(taken) <= n * (k + 1)  # for each token k drafts, which nobody judges, and a draw
-    if n > 2 and in_vain and max(taken) != 2 * n - 1:
-        raise BadRequest(f"{n} tokens always take as many decisions of chance, so no draft was judged and rejected")
+        raise BadRequest(
+            f"{n} tokens took {n} random decisions, one for each token, so nothing was drafted and verified"
+        )
+    unused = min(taken) == max(taken) <= n * (k + 1)  # per token: k drafted tokens without a decision, and one sample
+    if n > 2 and unused and max(taken) != 2 * n - 1:
+        raise BadRequest(
+            f"{n} tokens always take the same number of random decisions, so no drafted token was rejected"
+        )
     cut = all(isinstance(text, tuple) and len(text) == n for text in value)
-    if n == k + 1 and cut and min(taken) > 2 * k + 1 and not in_vain:
-        raise BadRequest(f"no round gives {n} tokens with k = {k}: when all are kept, the target gives one more")
+    if n == k + 1 and cut and min(taken) > 2 * k + 1 and not unused:
+        raise BadRequest(f"no round emits {n} tokens with k = {k}: if all are accepted, the target gives one more")
     return value
 
 
 def _decode_cases(seed: int) -> list[ExerciseCase]:
-    """The shortest texts in which every mistake shows: one token, a whole round, more than one."""
+    """The shortest texts in which every mistake shows: one token, one round, and more than one round."""
     cases = []
     for i, (n, k) in enumerate(((1, 1), (2, 1), (3, 2), (2, 1), (3, 2))):
         tables = _rows(seed + i, 2, 2, 2) if n == 3 else _rows(seed + i, 2, 3, 3)
         arguments = tables[0], tables[1], i % 2, n, k
-        words = f"{n} token{'s' * (n > 1)} with k = {k}, {tables.shape[-1]} tokens in all"
+        words = f"{n} token{'s' * (n > 1)} with k = {k}, a vocabulary of {tables.shape[-1]}"
         cases.append(ExerciseCase(arguments, words, True, False))
     return cases
 
 
 DECODE = Exercise(
     "decode",
-    "8.1.1 Basic speculative decoding",
+    "Basic speculative decoding",
     "speculative_decode",
     40,
     4,
     (
-        "A round: draft k tokens one after the other, each after the last; judge them as your step of exercise 05 does "
-        "(copy it into this notebook); append; repeat.",
-        "Row i of p is the target's distribution after the i-th of [last token, drafted …]: k + 1 rows in all.",
-        "A round can emit more than is wanted: return exactly n tokens.",
+        "Which steps make up one round? Which token comes directly before each drafted token?",
+        "In each round, draft k tokens; each is sampled from the draft's row of the token before it. "
+        "Verify them as in exercise 05, append the result, and repeat. The rows of the target belong to "
+        "the text's last token and the k drafted tokens.",
+        "Accept drafted token x with probability min(1, p[x]/q[x]), where p and q are the rows of the "
+        "token before x. After a rejection: max(0, p − q), normalized. After k accepted tokens: the "
+        "target's row of the last one. Return n tokens.",
     ),
     speculative_decode,
     (
         Misconception(
-            "not-cut", "You return more than n tokens: the last round may emit more than are wanted", 3,
+            "not-cut",
+            "You return more than n tokens. The last round can emit more than you need, so cut the result",
+            3,
             lambda *a: _decode(*a, cut=False),
         ),
         Misconception(
-            "one-by-one", "You draw every token from the target: right, and no faster. Draft k, then judge them", 1,
-            _one_by_one,
+            "no-speculation",
+            "You sample every token from the target. This is correct but no faster. Draft k tokens, then verify them",
+            2,
+            _without_speculation,
         ),
         Misconception(
-            "drafts-in-vain", "What you draft decides nothing: every token is drawn from the target. Judge the drafted "
-            "ones", 1, _in_vain,
+            "draft-unused",
+            "Your drafted tokens have no effect, because every token comes from the target. Accept or reject them",
+            2,
+            _draft_unused,
         ),
         Misconception(
-            "no-bonus", "When all are kept you emit nothing more: the target's last row gives one token for free", 2,
+            "no-bonus",
+            "If all drafted tokens are accepted, you emit nothing more. The target's last row gives one more token",
+            3,
             lambda *a: _decode(*a, bonus=False),
         ),
         Misconception(
-            "greedy-draft", "You draft the likeliest token but judge it as if drawn from q", 1, _greedy_draft
+            "greedy-draft",
+            "You draft the most likely token, but accept or reject it as if it had been sampled from q",
+            2,
+            _greedy_draft,
         ),
         Misconception(
-            "draft-forgets", "You draft every token after the same last token; each comes after the one before it", 1,
+            "draft-forgets",
+            "You draft every token after the same last token. Each drafted token continues the one before it",
+            1,
             _draft_forgets,
         ),
         Misconception(
-            "residual-is-target", "After a rejection you draw from the target itself; draw from what is left, p − q", 2,
+            "residual-is-target",
+            "After a rejection, you sample from the target. Sample from the residual: max(0, p − q), normalized",
+            3,
             lambda *a: _decode(*a, again=True),
         ),
         Misconception(
-            "goes-on", "You go on after a rejection: later tokens were drafted after one that is not in the text", 1,
+            "goes-on",
+            "You continue after a rejection. The later tokens continue a text that was rejected, so stop there",
+            2,
             lambda *a: _decode(*a, go_on=True),
         ),
         Misconception(
-            "row-off-by-one", "You judge token i by row i + 1 of the target: one row too late", 2,
+            "row-off-by-one",
+            "You compare token i with row i + 1 of the target, which is one row too late",
+            2,
             lambda *a: _decode(*a, row=1),
         ),
         Misconception(
-            "bonus-from-draft", "You draw the bonus token from the draft; it must come from the target", 2,
+            "bonus-from-draft",
+            "You sample the bonus token from the draft. It must come from the target",
+            3,
             lambda *a: _decode(*a, bonus="draft"),
         ),
     ),
     _decode_cases,
     measure=_decoded,
-)  # fmt: skip
+)

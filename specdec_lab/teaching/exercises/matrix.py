@@ -1,4 +1,4 @@
-"""docs/exercises.md: every exercise with the wrong answers that it knows, and what each is told.
+"""docs/exercises.md: every exercise with the wrong answers that it recognizes, and their diagnoses.
 
 python -m specdec_lab.teaching.exercises.matrix > docs/exercises.md
 """
@@ -7,22 +7,22 @@ from specdec_lab.teaching.exercises.catalogue import EXERCISES
 from specdec_lab.teaching.exercises.exercise import Exercise
 from specdec_lab.teaching.exercises.judging import judge
 
-INTRODUCTION = """# Exercises, and the mistakes they know
+INTRODUCTION = """# Exercises and the mistakes they recognize
 
 <!-- Written by `python -m specdec_lab.teaching.exercises.matrix > docs/exercises.md`. Do not edit. -->
 
-Every exercise is a function whose results can be compared; what chance decides is handed in, so that a check plays
-every outcome. A mistake is recognized by what it computes. Each row below was put to its check when this page was
-written: the wrong answer, the diagnosis that it ended in, the smallest case, and what the learner reads."""
+Every exercise is a function whose results can be compared. Randomness is an argument, so a check runs every outcome. A
+mistake is recognized by the values that it computes. Each row below was made by running the check on a wrong answer. It
+shows the name of the mistake, the diagnosis, the smallest case that fails, and the text that the learner reads."""
 
 
 def page() -> str:
-    """The page. Every wrong answer is judged anew."""
+    """The page as Markdown. Runs the check of every exercise on every known wrong answer."""
     return "\n\n".join([INTRODUCTION, *(_section(exercise) for exercise in EXERCISES.values())]) + "\n"
 
 
 def _section(exercise: Exercise) -> str:
-    rows = ["| wrong answer | diagnosis | smallest case | what it says |", "|---|---|---|---|"]
+    rows = ["| wrong answer | diagnosis | smallest case | text |", "|---|---|---|---|"]
     for mistake in exercise.misconceptions:
         verdict = judge(exercise, mistake.wrong)
         cells = mistake.name, f"{verdict.outcome}: {verdict.diagnosis}", verdict.case, verdict.headline

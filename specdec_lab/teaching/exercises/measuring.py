@@ -1,4 +1,4 @@
-"""8.1.1 and 8.1.2: what a record says: the acceptance rate from rounds, the speedup from tokens and seconds."""
+"""Exercises on records: the acceptance rate from rounds, and the speedup from tokens and seconds."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ Runs = Sequence[Sequence[float]]
 
 
 def acceptance_rate(rounds: Rounds) -> float:
-    """Accepted tokens over judged ones. Judged are those that were accepted, and the first that was rejected."""
+    """Accepted tokens divided by judged tokens: the accepted ones and the first rejected one of each round."""
     accepted = sum(accepted for _, accepted in rounds)
     judged = sum(min(accepted + 1, drafted) for drafted, accepted in rounds)
     return accepted / judged
@@ -34,8 +34,10 @@ def _round_cases(seed: int) -> list[ExerciseCase]:
     ]
     for alpha in (0.3, 0.8):
         ks = chance.integers(0, 7, 6).tolist()
-        kept = (chance.random((6, 8)) < alpha).cumprod(1)
-        some.append([(5, int(kept[0, :5].sum())), *((k, int(row[:k].sum())) for k, row in zip(ks, kept, strict=True))])
+        accepted = (chance.random((6, 8)) < alpha).cumprod(1)
+        some.append(
+            [(5, int(accepted[0, :5].sum())), *((k, int(row[:k].sum())) for k, row in zip(ks, accepted, strict=True))]
+        )
     cases = [ExerciseCase((rounds,), f"rounds {rounds}") for rounds in some]
     for draft in ("small", "medium", "large"):
         rounds = recorded_rounds(draft, 4)
@@ -45,84 +47,112 @@ def _round_cases(seed: int) -> list[ExerciseCase]:
     return cases
 
 
-def _over(count: Callable[[int, int], float], kept: Callable[[int, int], float] = lambda d, a: a) -> Callable[..., Any]:
-    """kept over counted, both summed over all rounds."""
-    return lambda rounds: sum(kept(d, a) for d, a in rounds) / sum(count(d, a) for d, a in rounds)
+def _over(
+    count: Callable[[int, int], float], numerator: Callable[[int, int], float] = lambda d, a: a
+) -> Callable[..., Any]:
+    """The sum of `numerator` over all rounds, divided by the sum of `count`."""
+    return lambda rounds: sum(numerator(d, a) for d, a in rounds) / sum(count(d, a) for d, a in rounds)
 
 
 def _mean(share: Callable[[int, int], float]) -> Callable[..., float]:
-    """A mean over the rounds in which something was drafted."""
+    """The mean over all rounds that drafted something."""
     return lambda rounds: float(np.mean([share(d, a) for d, a in rounds if d]))
 
 
 ACCEPTANCE = Exercise(
     "acceptance",
-    "8.1.2 Acceptance rates",
+    "The acceptance rate",
     "acceptance_rate",
     10,
     2,
     (
-        "Take the round (4, 2): four tokens are drafted, two are kept, the third is rejected. Was the fourth judged?",
-        "Judged are the accepted tokens and the first rejected one; where all were kept there is no rejected one.",
-        "Sum over all rounds first, and divide once.",
+        "In the round (4, 2), four tokens were drafted and two were accepted. Was the third one judged? "
+        "Was the fourth?",
+        "A round judges its accepted tokens and the first rejected one, if there is one. Add up over all "
+        "rounds before you divide.",
+        "Σ accepted / Σ min(accepted + 1, drafted).",
     ),
     acceptance_rate,
     (
         Misconception(
             "accepted-over-drafted",
-            "You divide by all drafted tokens: those behind a rejection were never judged, so that falls as k grows", 1,
+            "You divide by all drafted tokens. Tokens after a rejection are never judged, so your rate falls "
+            "as k grows",
+            1,
             _over(lambda d, a: d),
         ),
         Misconception(
-            "rejection-in-every-round", "You count a rejected token in every round; where all were kept there is none",
-            2, _over(lambda d, a: a + 1),
+            "rejection-in-every-round",
+            "You count a rejected token in every round. If all drafted tokens are accepted, there is none",
+            2,
+            _over(lambda d, a: a + 1),
         ),
         Misconception(
-            "mean-of-rounds", "You average the rates of rounds: a round that judged one token then counts as much as "
-            "one that judged eight", 3, _mean(lambda d, a: a / min(a + 1, d)),
+            "mean-of-rounds",
+            "You average the rates of the rounds, so a round that judged one token counts as much as one that"
+            " judged eight",
+            2,
+            _mean(lambda d, a: a / min(a + 1, d)),
         ),
         Misconception(
-            "mean-of-accepted-over-drafted", "You average accepted / drafted over rounds: behind a rejection nothing "
-            "was judged, and rounds differ in size", 1, _mean(lambda d, a: a / d),
+            "mean-of-accepted-over-drafted",
+            "You average accepted / drafted over the rounds. Tokens after a rejection are never judged, and "
+            "rounds differ in size",
+            2,
+            _mean(lambda d, a: a / d),
         ),
         Misconception(
-            "accepted-per-round", "You give accepted tokens per round; the rate is a share of the judged TOKENS", 2,
+            "accepted-per-round",
+            "You return accepted tokens per round. The rate is a share of the judged TOKENS",
+            3,
             _over(lambda d, a: 1),
         ),
         Misconception(
-            "tokens-per-round", "You give tokens per round, the bonus among them; the rate is a share of judged tokens",
-            2, _over(lambda d, a: 1, lambda d, a: a + 1),
+            "tokens-per-round",
+            "You return emitted tokens per round. The rate is a share of the judged tokens",
+            3,
+            _over(lambda d, a: 1, lambda d, a: a + 1),
         ),
         Misconception(
-            "emitted-over-drafted", "You count the token that every round adds: the target drew it, nobody judged it",
-            2, _over(lambda d, a: d, lambda d, a: a + 1),
+            "emitted-over-drafted",
+            "You count the token that every round adds. The target sampled it, so it was not judged",
+            2,
+            _over(lambda d, a: d, lambda d, a: a + 1),
         ),
         Misconception(
-            "emitted-over-scored", "You count what the target added: k + 1 tokens are scored, but only the drafted "
-            "ones judged", 2, _over(lambda d, a: d + 1, lambda d, a: a + 1),
+            "emitted-over-scored",
+            "You count the token that the target adds. k + 1 positions are scored, but only drafted tokens are judged",
+            2,
+            _over(lambda d, a: d + 1, lambda d, a: a + 1),
         ),
         Misconception(
-            "whole-rounds", "You count rounds in which all was kept; the rate is about tokens, one by one", 2,
+            "whole-rounds",
+            "You count rounds in which all tokens were accepted. Count tokens instead",
+            2,
             _over(lambda d, a: 1, lambda d, a: float(0 < d == a)),
         ),
         Misconception(
-            "first-token-only", "You look at the first token of each round alone: all judged tokens count", 2,
+            "first-token-only",
+            "You use only the first token of each round. All judged tokens count",
+            2,
             _mean(lambda d, a: float(a > 0)),
         ),
         Misconception(
-            "rejection-rate", "That is the share of judged tokens that were rejected: 1 minus it is wanted", 2,
+            "rejection-rate",
+            "You return the share of judged tokens that were rejected. The acceptance rate is 1 minus this",
+            3,
             lambda rounds: 1 - acceptance_rate(rounds),
         ),
     ),
     _round_cases,
-)  # fmt: skip
+)
 
 
 # The speedup
 
 
 def speedup_of(plain: Runs, speculative: Runs) -> float:
-    """Tokens per second of the speculative runs over those of the plain ones."""
+    """Tokens per second of the speculative runs, divided by those of the plain runs."""
     pace = [sum(tokens for tokens, _ in runs) / sum(seconds for _, seconds in runs) for runs in (plain, speculative)]
     return pace[1] / pace[0]
 
@@ -155,57 +185,78 @@ def _sum(runs: Runs, i: int) -> float:
 
 SPEEDUP_OF = Exercise(
     "speedup_of",
-    "8.1.1 Its speedup",
+    "The speedup of recorded runs",
     "speedup_of",
     5,
     1,
     (
-        "Tokens per second: all tokens over all seconds. The speedup is the speculative pace over the plain one.",
-        "Sum first, then divide: in a mean over runs a run of 8 tokens counts as much as one of 64.",
-        "A text may end early, and then one of the two has fewer tokens: seconds alone say nothing.",
+        "One text ended early. What can you compare that does not depend on the lengths of the texts?",
+        "Compare tokens per second. Add up all tokens and all seconds before you divide, because a mean "
+        "over runs gives a short run as much weight as a long one.",
+        "(Σ tokens / Σ seconds) of the speculative runs, divided by (Σ tokens / Σ seconds) of the plain runs.",
     ),
     speedup_of,
     (
         Misconception(
-            "seconds-only", "You compare seconds alone: where one of the texts ended early, that is no gain", 3,
+            "seconds-only",
+            "You compare only the seconds. If a text ended early, fewer seconds are no speedup",
+            1,
             lambda plain, fast: _sum(plain, 1) / _sum(fast, 1),
         ),
         Misconception(
-            "upside-down", "You divide the wrong way round: above 1 means that speculation is faster", 1,
+            "inverted",
+            "You divide plain by speculative. A speedup above 1 must mean that speculation is faster",
+            3,
             lambda plain, fast: speedup_of(fast, plain),
         ),
         Misconception(
-            "mean-of-ratios", "You average the speedups of prompts: short runs then count as much as long ones", 2,
+            "mean-of-ratios",
+            "You average the speedups of the prompts, so short runs count as much as long ones",
+            2,
             lambda plain, fast: float(np.mean(np.array(_paces(fast)) / np.array(_paces(plain)))),
         ),
         Misconception(
-            "mean-of-paces", "You average the paces of runs: short runs then count as much as long ones", 2,
+            "mean-of-paces",
+            "You average the tokens per second of the runs, so short runs count as much as long ones",
+            2,
             lambda plain, fast: float(np.mean(_paces(fast)) / np.mean(_paces(plain))),
         ),
         Misconception(
-            "best-run", "You compare the best runs: what is wanted is all tokens over all seconds", 2,
+            "best-run",
+            "You compare the fastest runs. Use all tokens and all seconds",
+            2,
             lambda plain, fast: max(_paces(fast)) / max(_paces(plain)),
         ),
         Misconception(
-            "first-run", "You compare the first runs only: all of them count", 2,
+            "first-run",
+            "You compare only the first runs. Use all runs",
+            2,
             lambda plain, fast: _paces(fast)[0] / _paces(plain)[0],
         ),
         Misconception(
-            "gain", "That is how much faster it is; a speedup of 1 means as fast as without", 1,
+            "gain",
+            "You return the gain, which is the speedup minus 1. A speedup of 1 means equally fast",
+            3,
             lambda plain, fast: speedup_of(plain, fast) - 1,
         ),
         Misconception(
-            "difference", "You subtract the paces; a speedup is their ratio", 1,
+            "difference",
+            "You subtract the two speeds. A speedup is their ratio",
+            3,
             lambda plain, fast: _sum(fast, 0) / _sum(fast, 1) - _sum(plain, 0) / _sum(plain, 1),
         ),
         Misconception(
-            "pace-alone", "That is the speculative pace; divide it by the plain one", 1,
+            "pace-alone",
+            "You return the speculative tokens per second. Divide them by the plain ones",
+            3,
             lambda plain, fast: _sum(fast, 0) / _sum(fast, 1),
         ),
         Misconception(
-            "seconds-per-token", "That is the time of a speculative token; divide the time of a plain one by it", 1,
+            "seconds-per-token",
+            "You return the seconds per speculative token. Divide the plain seconds per token by them",
+            3,
             lambda plain, fast: _sum(fast, 1) / _sum(fast, 0),
         ),
     ),
     _run_cases,
-)  # fmt: skip
+)

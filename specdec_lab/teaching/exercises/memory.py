@@ -1,4 +1,4 @@
-"""8.1.4: count memory, with a draft and without."""
+"""Exercise on computing memory with and without a draft."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ ModelSizes = Mapping[str, int]
 
 
 def memory_bytes(target: ModelSizes, draft: ModelSizes | None, batch: int, tokens: int, k: int) -> int:
-    """Weights and KV caches of both models in 16 bits; the caches hold k tokens more while drafting."""
+    """Bytes of weights and KV caches of both models in 16 bits. With a draft, both caches have k more slots."""
     total = 0
     for model in (target, draft):
         if model is not None:
@@ -60,8 +60,8 @@ def _counted(use_draft: bool = True, slots: bool = True, rows: bool = True, **ho
     return count
 
 
-def _unlike(in_target: int = 1, in_draft: int = 1, draft_cache: bool = True) -> Callable[..., int]:
-    """The two counted unlike each other: k slots in one of them only, or the draft's weights alone."""
+def _with_unequal_caches(in_target: int = 1, in_draft: int = 1, draft_cache: bool = True) -> Callable[..., int]:
+    """Mistakes that treat the two models differently: k slots in only one cache, or no cache for the draft."""
 
     def count(target: ModelSizes, draft: ModelSizes | None, batch: int, tokens: int, k: int) -> int:
         if draft is None:
@@ -74,50 +74,70 @@ def _unlike(in_target: int = 1, in_draft: int = 1, draft_cache: bool = True) -> 
 
 MEMORY = Exercise(
     "memory",
-    "8.1.4 Memory with and without",
+    "Memory with and without a draft",
     "memory_bytes",
     20,
     2,
     (
-        "Weights: 2 bytes for each parameter. KV cache: keys AND values, for each layer, KV head and token.",
-        "Grouped-query attention: the cache has kv_heads, not heads.",
-        "Speculation adds the draft's weights, the draft's cache, and k more slots in both caches.",
+        "Which numbers are stored once per model, and which once per sequence and token? Which of the two"
+        " head counts does a KV cache use?",
+        "A model stores its parameters once. For each sequence, its cache stores keys and values for each"
+        " layer, KV head and slot. With a draft, both models have caches, and both caches have k more "
+        "slots.",
+        "Bytes of one model: 2 · (parameters + 2 · layers · kv_heads · head_dim · batch · slots), where "
+        "slots is tokens, or tokens + k with a draft.",
     ),
     memory_bytes,
     (
-        Misconception("keys-only", "You count keys OR values; the cache holds both", 1, _counted(both=1)),
+        Misconception("keys-only", "You count keys OR values. The cache stores both", 2, _counted(both=1)),
         Misconception(
-            "all-heads", "You count all attention heads; the cache has kv_heads", 2, _counted(heads="heads")
+            "all-heads",
+            "You count all attention heads. The cache has only kv_heads of them (grouped-query attention)",
+            1,
+            _counted(heads="heads"),
         ),
         Misconception(
-            "draft-forgotten", "You forget the draft: its weights and its own cache", 3, _counted(use_draft=False)
+            "draft-forgotten",
+            "You leave out the draft. It has weights and a cache of its own",
+            2,
+            _counted(use_draft=False),
         ),
         Misconception(
-            "slots-forgotten", "You forget the k slots more that a round needs in both caches", 3, _counted(slots=False)
+            "slots-forgotten",
+            "You leave out the k additional slots that a round needs in both caches",
+            2,
+            _counted(slots=False),
         ),
         Misconception(
-            "draft-cache-forgotten", "You count the draft's weights, but not its cache", 3, _unlike(draft_cache=False)
+            "draft-cache-forgotten",
+            "You count the draft's weights, but not its cache",
+            2,
+            _with_unequal_caches(draft_cache=False),
         ),
         Misconception(
-            "slots-in-target-only", "You add the k slots to the target's cache only: the draft's holds them, too", 3,
-            _unlike(in_draft=0),
+            "slots-in-target-only",
+            "You add the k slots only to the target's cache. The draft's cache needs them too",
+            2,
+            _with_unequal_caches(in_draft=0),
         ),
         Misconception(
-            "slots-in-draft-only", "You add the k slots to the draft's cache only: the target reads them, too", 3,
-            _unlike(in_target=0),
+            "slots-in-draft-only",
+            "You add the k slots only to the draft's cache. The target's cache needs them too",
+            2,
+            _with_unequal_caches(in_target=0),
         ),
-        Misconception("batch-forgotten", "Each sequence of the batch has a cache of its own", 1, _counted(rows=False)),
         Misconception(
-            "needs-a-draft", "draft is None where nothing is speculated: then the target alone counts", 3,
+            "batch-forgotten", "You count one cache. Each sequence of the batch has its own", 2, _counted(rows=False)
+        ),
+        Misconception(
+            "needs-a-draft",
+            "Your function fails without a draft. If draft is None, count the target alone",
+            3,
             lambda target, draft, batch, tokens, k: sum(_model_bytes(m, batch, tokens + k) for m in (target, draft)),
         ),
-        Misconception(
-            "in-32-bits", "You count 4 bytes for a number; in 16 bits it is 2", 1, _counted(size=4)
-        ),
-        Misconception(
-            "cache-only", "You forget the weights, which are the larger part", 1, _counted(weights=False)
-        ),
+        Misconception("in-32-bits", "You count 4 bytes per number. A number in 16 bits has 2", 3, _counted(size=4)),
+        Misconception("cache-only", "You leave out the weights, which are the larger part", 2, _counted(weights=False)),
     ),
     _memory_cases,
     tolerance=1e-9,
-)  # fmt: skip
+)

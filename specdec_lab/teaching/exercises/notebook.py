@@ -1,4 +1,4 @@
-"""What a learner calls: check, hint, solution, progress. Nothing here raises into the notebook."""
+"""The functions that learners call: check, hint, solution and progress. None of them raises in the notebook."""
 
 import ast
 import hashlib
@@ -21,12 +21,12 @@ from specdec_lab.teaching.exercises.showing import MARKS, ShownResult
 from specdec_ref.errors import SpecdecError
 
 FILE = ".specdec-progress.json"
-HONEST_TRIES = 3
-"""So many answers, each unlike the others, before a solution is shown."""
+TRIES = 3
+"""Different answers before a solution is shown."""
 
 
 def check(name: str, function: Any) -> Any:
-    """Check an answer and show what came of it. The result is true if it passed. A wrong name is told, too."""
+    """Check an answer and show the result, which is truthy if it passed. Print a message for an unknown name."""
     try:
         verdict = judge(exercise_named(name), function)
     except SpecdecError as error:
@@ -36,28 +36,28 @@ def check(name: str, function: Any) -> Any:
         note = "; ".join(part for part in (verdict.note, why_not_graded(function)) if part)
         verdict = replace(verdict, note=note)
     if verdict.outcome != "not attempted":
-        _note(name, verdict.outcome, what=_honest(function, verdict))
+        _note(name, verdict.outcome, what=_fingerprint(function, verdict))
     return ShownResult(verdict)
 
 
-def _honest(function: Any, verdict: CheckResult) -> str:
-    """What a try does and gives, as a few letters; nothing where it is of a wrong type, which is no try."""
+def _fingerprint(function: Any, verdict: CheckResult) -> str:
+    """A hash of the code and the result of an answer; empty for a value of the wrong type, which is not a try."""
     if verdict.diagnosis == "wrong-type":
         return ""
     gives = verdict.outcome, verdict.diagnosis, verdict.case, verdict.yours
-    return hashlib.sha256(f"{_does(getattr(function, '__code__', None))}{gives}".encode()).hexdigest()[:12]
+    return hashlib.sha256(f"{_code_of(getattr(function, '__code__', None))}{gives}".encode()).hexdigest()[:12]
 
 
-def _does(code: Any) -> str:
-    """A function's code without its comments, names and place."""
+def _code_of(code: Any) -> str:
+    """A function's bytecode, names and constants, without comments and line numbers."""
     if not isinstance(code, CodeType):
         return ""
-    inner = [_does(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    inner = [_code_of(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
     return f"{code.co_code.hex()}{code.co_names}{inner}"
 
 
 def hint(name: str, number: int | None = None) -> None:
-    """Show a hint; without a number the next one that was not shown yet."""
+    """Print a hint; without a number, the first one that was not shown yet."""
     try:
         hints = exercise_named(name).hints
     except SpecdecError as error:
@@ -66,7 +66,7 @@ def hint(name: str, number: int | None = None) -> None:
     seen = _count(_read().get(name, {}), "hints")
     wanted = seen + 1 if number is None else number
     if wanted not in range(1, len(hints) + 1):
-        print(f"{name} has {len(hints)} hints: 1 … {len(hints)}")
+        print(f"{name} has {len(hints)} hints, numbered from 1")
         return
     _note(name, hints=max(seen, wanted))
     more = f'\n  (next: hint("{name}", {wanted + 1}))' if wanted < len(hints) else ""
@@ -74,7 +74,7 @@ def hint(name: str, number: int | None = None) -> None:
 
 
 def solution(name: str) -> None:
-    """Show the solution, after it was solved or three times tried: three answers that differ."""
+    """Print the solution once the exercise is solved, or after three different answers."""
     try:
         exercise = exercise_named(name)
     except SpecdecError as error:
@@ -82,17 +82,17 @@ def solution(name: str) -> None:
         return
     noted = _read().get(name, {})
     tries = len(_different(noted))
-    if noted.get("outcome") != "passed" and tries < HONEST_TRIES:
+    if noted.get("outcome") != "passed" and tries < TRIES:
         print(
-            f"{tries} of {HONEST_TRIES} tries so far: the solution is shown after {HONEST_TRIES} that differ. "
-            f'hint("{name}") helps.'
+            f"{tries} of {TRIES} tries so far. The solution is shown after {TRIES} different answers. "
+            f'Try hint("{name}") first.'
         )
         return
     print(_without_annotations(textwrap.dedent(inspect.getsource(exercise.reference))))
 
 
 def _without_annotations(source: str) -> str:
-    """They name types that a notebook does not know. Each stands in one line."""
+    """Remove type annotations, because the notebook does not import their names. Each one is on a single line."""
     lines = [line.encode() for line in source.splitlines()]
     cuts: list[tuple[int, int | None, int | None]] = []
     for node in ast.walk(ast.parse(source)):
@@ -109,18 +109,18 @@ def _without_annotations(source: str) -> str:
 
 
 def progress() -> Any:
-    """How far one is over all exercises, from the file in this folder."""
+    """The progress in all exercises, read from the progress file."""
     return Progress(_read())
 
 
 class Progress:
-    """All exercises with what became of each."""
+    """All exercises with their outcomes."""
 
     def __init__(self, noted: dict[str, Any]):
         self.noted = noted
 
     def lines(self) -> list[tuple[str, str, int]]:
-        """Outcome, title and number of tries, in the course's order."""
+        """Outcome, title and number of tries of each exercise, in the order of the course."""
         found = []
         for name, exercise in EXERCISES.items():
             entry = self.noted.get(name, {})
@@ -140,7 +140,7 @@ class Progress:
 
 
 def _file() -> Path:
-    """Beside the exercises, whether one works in their folder, in the lessons' or in the one above."""
+    """The progress file in exercises/, whether the current folder is exercises/, notebooks/ or their parent."""
     if named := os.environ.get("SPECDEC_PROGRESS"):
         return Path(named)
     here = Path()
@@ -152,19 +152,19 @@ def _file() -> Path:
 
 
 def _count(entry: dict[str, Any], what: str) -> int:
-    """A number from a file that anybody may have edited."""
+    """A count from the progress file, which users may have edited."""
     number = entry.get(what)
     return number if isinstance(number, int) and not isinstance(number, bool) and number >= 0 else 0
 
 
 def _different(entry: dict[str, Any]) -> list[str]:
-    """The tries that count."""
+    """The hashes of different tries."""
     noted = entry.get("different")
     return [what for what in noted if isinstance(what, str)] if isinstance(noted, list) else []
 
 
 def _read() -> dict[str, Any]:
-    """What is noted; nothing where the file is missing or not ours."""
+    """The content of the progress file; empty if it is missing or invalid."""
     try:
         noted = json.loads(_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -173,7 +173,7 @@ def _read() -> dict[str, Any]:
 
 
 def _note(name: str, outcome: str | None = None, hints: int | None = None, what: str = "") -> None:
-    """Write it down, in one step, so that a kernel that dies leaves a whole file. Where one cannot write, go on."""
+    """Record an outcome. The file is replaced in one step, so a crash cannot damage it. Write errors are ignored."""
     noted = _read()
     entry = noted.setdefault(name, {})
     if outcome is not None:
@@ -181,7 +181,7 @@ def _note(name: str, outcome: str | None = None, hints: int | None = None, what:
             entry["outcome"] = outcome
         entry["tries"] = _count(entry, "tries") + 1
         different = _different(entry)
-        if what and what not in different and len(different) < HONEST_TRIES:
+        if what and what not in different and len(different) < TRIES:
             entry["different"] = [*different, what]
         entry["when"] = time.strftime("%Y-%m-%d %H:%M")
     if hints is not None:

@@ -1,4 +1,4 @@
-"""Every outcome that chance can have, for a learner's function that asks it: accept with a probability, or draw."""
+"""Run a learner's function with every outcome of its random decisions, for the exact distribution of its result."""
 
 import math
 from collections.abc import Callable
@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-MOST_OUTCOMES, MOST_DECISIONS, MOST_ASKED, MOST_TOKENS = 20_000, 100_000, 1_000, 1_000
-"""Of a function: what can come out, and decisions in all of that; decisions in one play; tokens to draw from."""
+MOST_OUTCOMES, MOST_DECISIONS, MOST_IN_ONE_RUN, MOST_TOKENS = 20_000, 100_000, 1_000, 1_000
+"""Limits on one function: outcomes, decisions in all outcomes, decisions in one run, and tokens to sample from."""
 TOLERANCE = 1e-5
 
 
 class BadRequest(ValueError):
-    """What an answer asked for or returned is not possible. value: what it gave, where that tells mistakes apart."""
+    """An answer made an invalid request or returned an invalid value. value: its result, if it shows the mistake."""
 
     def __init__(self, message: str, value: Any = None):
         super().__init__(message)
@@ -20,14 +20,15 @@ class BadRequest(ValueError):
 
 
 class Chance:
-    """Decides as a script says, and writes down how likely that was; beyond the script it takes the first way."""
+    """A replacement for randomness: makes the decisions of a script, then always the first possible one. Records the
+    probabilities of each."""
 
     def __init__(self, script: list[int]):
         self._script = list(script)
         self.taken: list[tuple[int, list[float]]] = []
 
     def accept(self, probability: Any) -> bool:
-        """True with that probability, a number from 0 to 1."""
+        """True with this probability, a number from 0 to 1."""
         p = _number(probability)
         if not -TOLERANCE <= p <= 1 + TOLERANCE:
             raise BadRequest(f"chance.accept({p:.4g}): takes a probability, 0 … 1")
@@ -35,40 +36,40 @@ class Chance:
         return self._decide([p, 1 - p]) == 0
 
     def draw(self, probabilities: Any) -> int:
-        """A token, with these probabilities, [V], which add up to 1."""
+        """A token id sampled with these probabilities, [V], which sum to 1."""
         weights = _weights(probabilities)
         shown = ", ".join(f"{w:.3g}" for w in weights[:6])
         if not weights or not min(weights) >= -TOLERANCE:
-            raise BadRequest(f"chance.draw([{shown}]): takes probabilities, which are never below 0")
+            raise BadRequest(f"chance.draw([{shown}]): takes probabilities, which are not negative")
         if not abs(sum(weights) - 1) <= 1e-3:
-            raise BadRequest(f"chance.draw([{shown}]): takes probabilities that add up to 1, not {sum(weights):.4g}")
+            raise BadRequest(f"chance.draw([{shown}]): takes probabilities that sum to 1, not to {sum(weights):.4g}")
         return self._decide([max(0.0, w) for w in weights])
 
     def _decide(self, weights: list[float]) -> int:
         at = len(self.taken)
-        if at >= MOST_ASKED:
+        if at >= MOST_IN_ONE_RUN:
             raise BadRequest(
-                f"chance was asked more than {MOST_ASKED:,} times in one play: look for a loop that never stops"
+                f"more than {MOST_IN_ONE_RUN:,} random decisions in one run: look for a loop that never stops"
             )
         ways = _ways(weights)
         choice = self._script[at] if at < len(self._script) else ways[0]
         if choice not in ways:
             raise BadRequest(
-                "chance was asked something else when the same was played again: use what is handed in, no chance and"
-                " no memory of its own"
+                "a second run with the same decisions took another path: use only the arguments, no randomness and no"
+                " memory of your own"
             )
         self.taken.append((choice, weights))
         return choice
 
 
 def _ways(weights: list[float]) -> list[int]:
-    """What is possible, in the order in which it is played: the first, then from the last one down."""
+    """The possible choices in the order in which they are run: the first, then the others from the last one down."""
     possible = [i for i, weight in enumerate(weights) if weight > 1e-12]
     return [possible[0], *possible[:0:-1]]
 
 
 def distribution(play: Callable[[Chance], Any]) -> dict[Any, float]:
-    """Result → probability, over all that chance can decide in `play`. Raises BadRequest where that never ends."""
+    """Result → probability, over all random decisions in `play`. Raises BadRequest if there are too many."""
     found: dict[Any, float] = {}
     script: list[int] | None = []
     plays = decisions = 0
@@ -76,20 +77,19 @@ def distribution(play: Callable[[Chance], Any]) -> dict[Any, float]:
         chance = Chance(script)
         key = frozen(result := play(chance))
         if not isinstance(key, tuple) or not all(isinstance(token, int) for token in key):
-            raise BadRequest(f"the result is {_kind_of(result, key)}; takes a flat list of whole numbers, the tokens")
+            raise BadRequest(f"the result is {_kind_of(result, key)}; expected a flat list of token ids")
         found[key] = found.get(key, 0.0) + math.prod(weights[choice] for choice, weights in chance.taken)
         plays, decisions = plays + 1, decisions + len(chance.taken)
         if plays > MOST_OUTCOMES or decisions > MOST_DECISIONS:
             raise BadRequest(
-                f"chance was asked too often: more than {MOST_OUTCOMES:,} outcomes, or more than {MOST_DECISIONS:,}"
-                " decisions in all"
+                f"too many random decisions: over {MOST_OUTCOMES:,} outcomes or over {MOST_DECISIONS:,} decisions"
             )
         script = _next_script(chance.taken)
     return found
 
 
 def _next_script(taken: list[tuple[int, list[float]]]) -> list[int] | None:
-    """The same decisions up to the last that can come out otherwise, and that one otherwise; None where none can."""
+    """The same decisions up to the last one that has a choice left, with that choice; None if none has."""
     for i in reversed(range(len(taken))):
         choice, weights = taken[i]
         ways = _ways(weights)
@@ -99,7 +99,7 @@ def _next_script(taken: list[tuple[int, list[float]]]) -> list[int] | None:
 
 
 def frozen(value: Any) -> Any:
-    """A result as something that can be counted: lists and tensors of whole numbers become tuples."""
+    """A result as a value that a dict can hold as key: lists and tensors of whole numbers become tuples."""
     if isinstance(value, torch.Tensor) or hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, (list, tuple)):
@@ -108,7 +108,7 @@ def frozen(value: Any) -> Any:
 
 
 def _kind_of(result: Any, key: Any) -> str:
-    """What a result is that is no flat list of whole numbers, in words. key: the same, frozen."""
+    """The type of a result that is not a flat list of whole numbers, as text. key: the same result, frozen."""
     if key is None:
         return "None (did you forget to return?)"
     shape = getattr(result, "shape", None)
@@ -138,7 +138,7 @@ def _weights(value: Any) -> list[float]:
     except NO_NUMBER as error:
         raise BadRequest(f"chance.draw({_described(value)}): takes probabilities{_advice(value)}") from error
     if len(weights) > MOST_TOKENS:
-        raise BadRequest(f"chance.draw: {len(weights):,} probabilities; takes one for each token that there is")
+        raise BadRequest(f"chance.draw: {len(weights):,} probabilities; takes one for each token of the vocabulary")
     return [float(weight) for weight in weights.tolist()]
 
 
@@ -146,9 +146,9 @@ NO_NUMBER = TypeError, ValueError, RuntimeError, OverflowError
 
 
 def _described(value: Any) -> str:
-    """A value that is no number. One that came from another process and could not be carried over says its kind."""
+    """A value that is not a number, as text; of an `OpaqueValue`, the name of its type."""
     return f"a {value.kind}" if hasattr(value, "kind") else f"{value!r:.60}"
 
 
 def _advice(value: Any) -> str:
-    return "; did a function forget to return?" if value is None else ""
+    return "; did a function return nothing?" if value is None else ""

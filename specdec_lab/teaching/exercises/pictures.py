@@ -1,4 +1,4 @@
-"""What a learner's code did, as a picture: drawn from its own values, right or wrong, before anybody says which."""
+"""Figures that show the results of a learner's code, whether they are right or wrong."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from specdec_lab import plotting
-from specdec_lab.teaching.exercises import beyond_one, deployment, judgement, memory, mending, rule
+from specdec_lab.teaching.exercises import beyond_one, deployment, fixing, judgement, memory, rule
 from specdec_lab.teaching.exercises.deciding import shown_cases
 from specdec_lab.teaching.exercises.exercise import Function, TooSlow, clean
 from specdec_lab.teaching.exercises.judging import STUB, time_limit
@@ -27,7 +27,7 @@ SECONDS, SECONDS_MEASURING = 10.0, 120.0
 
 
 def picture(name: str, function: Any) -> Any:
-    """The figure of what a function does, or a line that says why there is none. Never raises."""
+    """The figure for a learner's function. Prints one line if there is none. Never raises."""
     seconds = SECONDS_MEASURING if name == "decode_speedup" else SECONDS
     try:
         if name not in DRAWINGS:
@@ -39,9 +39,9 @@ def picture(name: str, function: Any) -> Any:
     except NotImplementedError as error:  # PyTorch has some of its own
         stub = clean(error) in ("", STUB)
         message = f"No picture: NotImplementedError: {clean(error, 120)}"
-        print("Nothing to show yet: write your code above, and run this cell again." if stub else message)
+        print("Nothing to show yet: write your code above and run this cell again." if stub else message)
     except TooSlow:
-        print(f"No picture: your code did not come to an end within {seconds:.0f} seconds.")
+        print(f"No picture: your code did not finish within {seconds:.0f} seconds.")
     except Exception as error:
         print(f"No picture: {type(error).__name__}: {clean(error, 120)}")
     return None
@@ -49,11 +49,11 @@ def picture(name: str, function: Any) -> Any:
 
 @plotting.styled
 def accept_figure(accepts: Function) -> "Figure":
-    """Share of 1,000 values of u for which a token is kept, against p/q."""
+    """The share of 1,000 values of u for which a token is accepted, against p/q."""
     u, ratios = torch.linspace(0, 0.999, 1000, dtype=torch.float64), torch.linspace(0.05, 2, 40, dtype=torch.float64)
     q = torch.full((1000,), 0.4, dtype=torch.float64)
-    shares = [np.mean([bool(kept) for kept in accepts(q * r, q, u)]) for r in ratios]
-    figure, axes = plotting.new_figure("How often your rule keeps a token", "p/q", "share kept", height=3.0)
+    shares = [np.mean([bool(accepted) for accepted in accepts(q * r, q, u)]) for r in ratios]
+    figure, axes = plotting.new_figure("How often your rule accepts a token", "p/q", "share accepted", height=3.0)
     axes.plot(ratios, ratios.clamp(max=1), "--", color=plotting.FORMULA, label="min(1, p/q)")
     axes.plot(ratios, shares, "o", color=plotting.ACCEPTED, markersize=4, label="yours")
     axes.legend()
@@ -62,19 +62,21 @@ def accept_figure(accepts: Function) -> "Figure":
 
 @plotting.styled
 def residual_figure(residual: Function) -> "Figure":
-    """What is kept, and on top of it the learner's residual: together they have to reach p."""
+    """Accepted tokens, and the learner's residual on top. Together they must reach p."""
     p = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
     q = torch.tensor([0.2, 0.3, 0.1, 0.4], dtype=torch.float64)
-    kept = torch.minimum(p, q)
+    accepted = torch.minimum(p, q)
     yours = torch.as_tensor(residual(p.clone(), q.clone()), dtype=torch.float64)
-    replaced = (1 - kept.sum()) * yours
-    off = float((kept + replaced - p).abs().max())
-    message = "kept + replaced is exactly p" if off < 1e-6 else f"kept + replaced misses p by up to {off:.2f}"
+    replaced = (1 - accepted.sum()) * yours
+    off = float((accepted + replaced - p).abs().max())
+    message = (
+        "Accepted + replaced is exactly p" if off < 1e-6 else f"Accepted + replaced differs from p by up to {off:.2f}"
+    )
     figure, axes = plotting.new_figure(message, "token", "probability", height=3.2)
     at = np.arange(len(p))
-    axes.bar(at, kept, 0.6, color=plotting.ACCEPTED, label="kept: min(p, q)")
+    axes.bar(at, accepted, 0.6, color=plotting.ACCEPTED, label="accepted: min(p, q)")
     axes.bar(
-        at, replaced, 0.6, bottom=kept, color="white", edgecolor=plotting.REJECTED, hatch="xxx",
+        at, replaced, 0.6, bottom=accepted, color="white", edgecolor=plotting.REJECTED, hatch="xxx",
         label="rejected → your residual",
     )  # fmt: skip
     for i, height in enumerate(p.tolist()):
@@ -86,20 +88,20 @@ def residual_figure(residual: Function) -> "Figure":
 
 @plotting.styled
 def speedup_figure(speedup: Function) -> "Figure":
-    """The formula over k, for three α."""
-    figure, axes = plotting.new_figure("What your formula promises at c = 0.1", "k", "speedup", height=3.0)
+    """The learner's formula against k, for three values of α."""
+    figure, axes = plotting.new_figure("The speedup by your formula, at c = 0.1", "k", "speedup", height=3.0)
     for alpha, style in ((0.9, "-"), (0.7, "--"), (0.5, ":")):
-        promised = [float(speedup(alpha, k, 0.1, 1.0)) for k in range(1, 17)]
-        axes.plot(range(1, 17), promised, style, color=plotting.TARGET, label=f"α = {alpha}")
-        best = int(np.argmax(promised))
-        axes.plot(best + 1, promised[best], "o", color=plotting.ACCEPTED)
+        predicted = [float(speedup(alpha, k, 0.1, 1.0)) for k in range(1, 17)]
+        axes.plot(range(1, 17), predicted, style, color=plotting.TARGET, label=f"α = {alpha}")
+        best = int(np.argmax(predicted))
+        axes.plot(best + 1, predicted[best], "o", color=plotting.ACCEPTED)
     axes.legend(title="● the best k")
     return figure
 
 
 @plotting.styled
 def rewind_figure(lengths_after: Function) -> "Figure":
-    """Both caches after a round, for 0 … 4 accepted tokens, and where the text ends."""
+    """Both caches after a round with 0 to 4 accepted tokens, and the end of the text."""
     cached, k = 6, 4
     figure, axes = plotting.new_figure(
         f"Your caches after a round: {cached} tokens cached before, k = {k}", "tokens in the cache", "", height=3.6
@@ -111,7 +113,7 @@ def rewind_figure(lengths_after: Function) -> "Figure":
             label = ("target's", "draft's")[at] if accepted == 0 else ""
             axes.barh(-accepted - 0.18 + 0.36 * (1 - at), int(length), 0.32, color=color, label=label)
         text = cached + 2 + accepted
-        label = "" if accepted else "the text ends here"
+        label = "" if accepted else "end of the text"
         axes.plot([text] * 2, [-accepted - 0.4, -accepted + 0.4], color="black", linewidth=2, label=label)
     axes.set_yticks([-a for a in range(k + 1)], [f"{a} of {k} accepted" for a in range(k + 1)])
     axes.set_xlim(0, cached + k + 6)
@@ -145,18 +147,16 @@ def step_figure(step: Function) -> "Figure":
 
 
 def findings_table(findings: Function) -> None:
-    """What was answered, beside the lines."""
+    """Print the learner's answers with the lines of code."""
     for letter, bug in sorted(findings().items()):
         print(f"{letter}: {judgement.EXHIBITS.get(letter, '')}\n   {clean(bug)}")
 
 
 @plotting.styled
-def mended_figure(mended_round: Function) -> "Figure":
-    """The next three tokens of the mended round, of the broken one, and the target's."""
-    case = mending.cases(0)[1]
-    found, broken, right = (
-        mending.next_tokens(f, case) for f in (mended_round, mending.broken_round, mending.mended_round)
-    )
+def fixed_figure(fixed_round: Function) -> "Figure":
+    """The distribution of the next three tokens: of the fixed round, of the broken round, and of the target."""
+    case = fixing.cases(0)[1]
+    found, broken, right = (fixing.next_tokens(f, case) for f in (fixed_round, fixing.broken_round, fixing.fixed_round))
     figure = _outcomes(found, "The next three tokens after your rounds", right)
     axes = figure.axes[0]
     for i, key in enumerate(sorted({*found, *right}, key=str)):
@@ -167,12 +167,14 @@ def mended_figure(mended_round: Function) -> "Figure":
 
 @plotting.styled
 def power_figure(is_consistent: Function) -> "Figure":
-    """Share of samplers that the learner's test refutes: a right one, and one that is slightly wrong."""
+    """The share of samplers that the learner's test rejects, for a correct sampler and a slightly wrong one."""
     draw, claimed, samples = np.random.default_rng(0).multinomial, [0.6, 0.3, 0.09, 0.01], (100, 1_000, 10_000, 100_000)
-    figure, axes = plotting.new_figure("What your test refutes", "samples", "share refuted, of 100", height=3.0)
+    figure, axes = plotting.new_figure(
+        "Which samplers your test rejects", "samples", "share rejected, of 100", height=3.0
+    )
     for words, really, style, color in (
-        ("a right sampler", claimed, "o-", plotting.ACCEPTED),
-        ("one that is 4 % off", [0.56, 0.32, 0.1, 0.02], "s--", plotting.REJECTED),
+        ("a correct sampler", claimed, "o-", plotting.ACCEPTED),
+        ("a sampler with errors up to 0.04", [0.56, 0.32, 0.1, 0.02], "s--", plotting.REJECTED),
     ):
         shares = [np.mean([not is_consistent(c.tolist(), claimed) for c in draw(n, really, size=100)]) for n in samples]
         axes.plot(samples, shares, style, color=color, label=words)
@@ -184,7 +186,7 @@ def power_figure(is_consistent: Function) -> "Figure":
 
 @plotting.styled
 def decode_figure(decode: Function) -> "Figure":
-    """The exact distribution of two tokens, beside the target's."""
+    """The exact distribution of two tokens, and that of the target."""
     noise = torch.Generator().manual_seed(1)
     target, draft = (torch.randn(2, 2, 2, generator=noise, dtype=torch.float64) * 1.5).softmax(-1)
     found = distribution(lambda chance: decode(target.clone(), draft.clone(), 0, 2, 2, chance))
@@ -194,7 +196,7 @@ def decode_figure(decode: Function) -> "Figure":
 
 @plotting.styled
 def draft_figure(best_draft: Function) -> "Figure":
-    """Speedup over k of the drafts that ship, and what was chosen."""
+    """The speedup against k of the drafts in this repository, and the learner's choice."""
     drafts = {"small": (0.62, 0.09), "medium": (0.74, 0.13), "large": (0.78, 0.2)}
     name, k = best_draft(dict(drafts), 0.1)
     figure, axes = plotting.new_figure(f"You choose: {clean(name, 20)}, k = {int(k)}", "k", "speedup", height=3.2)
@@ -210,7 +212,7 @@ def draft_figure(best_draft: Function) -> "Figure":
 
 @plotting.styled
 def adaptive_figure(choose_k: Function) -> "Figure":
-    """k over the rounds of a text that is easy, useless to draft for, and easy again; the heuristic's beside."""
+    """k in each round of a stream that is easy, then useless, then easy again; and the k of the heuristic."""
     case = next(case for case in deployment.stream_cases(0) if case.words == "easy, useless, easy")
     yours, heuristic = (deployment.play(f, case) for f in (choose_k, deployment.Heuristic()))
     figure, axes = plotting.new_figure(
@@ -235,10 +237,10 @@ def adaptive_figure(choose_k: Function) -> "Figure":
 
 @plotting.styled
 def memory_figure(memory_bytes: Function) -> "Figure":
-    """GiB alone and with a draft, for three batch sizes."""
+    """GiB without and with a draft, for three batch sizes."""
     large, small, batches = memory.SHAPES["70B"], memory.SHAPES["7B"], (1, 8, 32)
     figure, axes = plotting.new_figure("70B with a 7B draft, 4,096 tokens each", "sequences", "GiB", height=3.2)
-    for offset, (words, draft, hatch) in enumerate((("alone", None, ""), ("with the draft", small, "//"))):
+    for offset, (words, draft, hatch) in enumerate((("without a draft", None, ""), ("with the draft", small, "//"))):
         taken = [float(memory_bytes(dict(large), draft and dict(draft), b, 4096, 4)) / 2**30 for b in batches]
         color = plotting.DRAFT if draft else plotting.TARGET
         bars = axes.bar(np.arange(3) + 0.4 * offset - 0.2, taken, 0.38, color=color, hatch=hatch, label=words)
@@ -250,7 +252,7 @@ def memory_figure(memory_bytes: Function) -> "Figure":
 
 @plotting.styled
 def decide_figure(draft_tokens: Function) -> "Figure":
-    """What was measured in the cases that are shown, for k = 0, 2, 4, and where the learner's tree goes."""
+    """The measured speedups of k = 0, 2 and 4 in the shown cases, and the learner's decision."""
     names = "batch", "context", "alpha", "c", "v3", "v5"
     figure, axes = plotting.new_figure("Measured speedup of each k, and your choice", "", "speedup", height=3.6)
     lowest, highest = 1.0, 1.0
@@ -258,7 +260,9 @@ def decide_figure(draft_tokens: Function) -> "Figure":
         k = int(draft_tokens(int(case["batch"]), int(case["context"]), *(case[n] for n in names[2:])))
         measured = {0: 1.0, 2: case["speedup at k = 2"], 4: case["speedup at k = 4"]}
         lowest, highest = min(lowest, *measured.values()), max(highest, *measured.values())
-        positions = {one: i + (one - 2) * 0.14 for one in measured}  # side by side: equal speedups must not overlap
+        positions = {
+            one: i + (one - 2) * 0.14 for one in measured
+        }  # side by side, so that equal speedups do not overlap
         for one, speedup in measured.items():
             axes.text(positions[one], speedup, str(one), ha="center", va="center", fontsize=9)
         ring = {"markersize": 13, "markerfacecolor": "none", "markeredgewidth": 1.8, "color": plotting.ACCEPTED}
@@ -288,7 +292,7 @@ def block_figure(block_round: Function) -> "Figure":
         height=3.4,
     )
     ends = [min(tokenwise) - 0.05, max(tokenwise) + 0.05]
-    axes.plot(ends, ends, "--", color=plotting.FORMULA, label="as many")
+    axes.plot(ends, ends, "--", color=plotting.FORMULA, label="equal")
     axes.plot(tokenwise, yours, "o", color=plotting.ACCEPTED, label="one pair of p and q")
     axes.legend()
     return figure
@@ -302,7 +306,9 @@ def candidates_figure(emit_one: Function) -> "Figure":
     found = distribution(lambda chance: [emit_one(p.clone(), q.clone(), [chance.draw(q), chance.draw(q)], chance)])
     shares = [found.get((token,), 0.0) for token in range(len(p))]
     off = max(abs(share - float(x)) for share, x in zip(shares, p, strict=True))
-    message = "The emitted token has exactly p" if off < 1e-6 else f"The emitted token misses p by up to {off:.2f}"
+    message = (
+        "The emitted token has exactly p" if off < 1e-6 else f"The emitted token differs from p by up to {off:.2f}"
+    )
     figure, axes = plotting.new_figure(message, "token", "probability", height=3.2)
     at = np.arange(len(p))
     axes.bar(at - 0.15, shares, 0.3, color=plotting.ACCEPTED, label="emitted")
@@ -318,7 +324,7 @@ def distances_table(counterexamples: Function) -> None:
     """The exact total variation of each sampler on the learner's counterexample."""
     for letter, pair in sorted(counterexamples().items()):
         if pair is None:
-            print(f"{letter}: lossless, you say")
+            print(f"{letter}: you answered lossless")
             continue
         p, q = pair
         print(f"{letter}: total variation {beyond_one.distance(beyond_one.SAMPLERS[letter], p, q):.3f}")
@@ -331,7 +337,7 @@ DRAWINGS: dict[str, Callable[[Any], Any]] = {
     "rewind": rewind_figure,
     "step": step_figure,
     "find_bug": findings_table,
-    "mend": mended_figure,
+    "fix": fixed_figure,
     "equivalence_test": power_figure,
     "decode": decode_figure,
     "speedup_of": speedup_of_figure,

@@ -1,4 +1,4 @@
-"""Pictures of the exercises about records: acceptance rates, speedups, and the configuration that vLLM is handed."""
+"""Figures for the exercises on records: acceptance rates, speedups, and the configuration of vLLM."""
 
 import json
 import shlex
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 @plotting.styled
 def speedup_of_figure(speedup_of: Function) -> "Figure":
-    """The paces of six runs, and the speedup of all of them together."""
+    """The tokens per second of six runs, and the speedup over all of them together."""
     plain, fast = [(64, 1.6), (64, 1.5), (20, 0.6)], [(64, 0.9), (64, 0.7), (9, 0.45)]
     message = float(speedup_of(list(plain), list(fast)))
-    figure, axes = plotting.new_figure(f"You say: {message:.2f}×", "prompt", "tokens per second", height=3.0)
+    figure, axes = plotting.new_figure(
+        f"Your result: a speedup of {message:.2f}", "prompt", "tokens per second", height=3.0
+    )
     for offset, (words, runs, color) in enumerate(
         (("plain", plain, plotting.TARGET), ("speculative", fast, plotting.DRAFT))
     ):
@@ -33,19 +35,19 @@ def speedup_of_figure(speedup_of: Function) -> "Figure":
 
 
 def configuration_shown(vllm_config: Function) -> None:
-    """The command line that the dictionary makes."""
+    """Print the command line for the dictionary."""
     config = vllm_config("drafts/medium", 4)
     written = clean(json.dumps({**config}, ensure_ascii=False, default=str), 400)
-    refused = [clean(key, 40) for key in config if key not in configuring.TAKEN]
+    unknown = [clean(key, 40) for key in config if key not in configuring.TAKEN]
     print(f"vllm serve TARGET --speculative-config {shlex.quote(written)}")
-    if refused:
-        print(f"vLLM refuses: {', '.join(refused)}")
+    if unknown:
+        print(f"vLLM rejects these keys: {', '.join(unknown)}")
 
 
 @plotting.styled
 def acceptance_figure(acceptance_rate: Function) -> "Figure":
-    """What the learner's function says of the recorded rounds, beside accepted / drafted."""
-    title = "Acceptance rates of the drafts that ship, from recorded rounds"
+    """The learner's acceptance rates of the recorded rounds, and accepted / drafted."""
+    title = "Acceptance rates of our three drafts, from recorded rounds"
     figure, axes = plotting.new_figure(title, "k", "share", height=3.2)
     ks = sorted({k for _, k in KEPT})
     for draft, style in zip(("small", "medium", "large"), (":", "-", "--"), strict=True):
@@ -62,7 +64,7 @@ def acceptance_figure(acceptance_rate: Function) -> "Figure":
 
 @plotting.styled
 def measured_figure(measured_speedup: Function) -> "Figure":
-    """What the learner's measurement says of the pair that ships, for several k."""
+    """The speedups that the learner's function measures with the pair in this repository, for several k."""
     from specdec_ref.loading import held_out_prompts, load_pair
 
     pair, prompts = load_pair(), list(held_out_prompts().values())[:2]

@@ -1,7 +1,6 @@
-"""Whether an answer that works in the learner's notebook would work where it is graded, and if not, why.
+"""Whether an answer that works in the learner's notebook also works in the grader, and if not, why.
 
-The grader receives the notebook alone. It has no file beside it, nothing of this package, and no name from a cell that
-was deleted.
+The grader receives only the notebook: no other files, not this package, and no names from cells that were deleted.
 """
 
 import dis
@@ -22,46 +21,46 @@ from specdec_lab.teaching.exercises.handed_in import sources_of
 from specdec_ref.errors import SpecdecError
 
 MOST_USED = 200
-"""Names that are followed from one function."""
+"""Limit on the names that are followed from one function."""
 PACKAGES = "specdec_ref", "specdec_lab"
 GIVEN = "display", "In", "Out"
-"""Names that a cell need not define."""
+"""Names that exist in every notebook."""
 UNKNOWN = "import *", "exec(", "globals()", "%run", "%load"
-"""A notebook with one of these may define names in a way that cannot be seen."""
+"""A notebook that contains one of these may define names that this module cannot see."""
 FOR_OTHERS = "stdlib", "platstdlib", "purelib", "platlib"
 
 
 def why_not_graded(function: Any) -> str:
-    """One line: 'this will not be graded, because …'; nothing where no reason is known."""
+    """One line, 'this will not be graded, because …', or an empty text if there is no known reason."""
     try:
         reason = _beside_the_notebook(function) or _from_the_package(function) or _not_in_the_saved_notebook(function)
-    except Exception:  # an answer may hold any object, and a warning is not worth a failure
+    except Exception:  # an answer may contain any object, and a warning must not fail
         return ""
     return f"this will not be graded, because {reason}" if reason else ""
 
 
 def _beside_the_notebook(function: Any) -> str:
-    """A module that is neither installed nor part of Python: a helper.py, or what %%writefile wrote."""
+    """A module that is neither installed nor part of Python, such as a helper.py or a file from %%writefile."""
     for name, value in _used(function):
         module = _home(name, value)
         if module is not None and _is_own_file(module):
             file = Path(str(module.__file__)).name
-            return f"{name} comes from {file}, and only the notebook is handed in: copy what you use into a cell"
+            return f"{name} comes from {file}, but you submit only the notebook: copy the code that you use into a cell"
     return ""
 
 
 def _from_the_package(function: Any) -> str:
-    """A list, a dict or a tensor of the packages; their functions and modules are noticed by `reaching`."""
+    """A list, a dict or a tensor from the packages. `reaching` finds their functions and modules."""
     for name, value in _used(function):
         module = _home(name, value)
         if module is not None and _is_package(module.__name__) and _is_container(value):
             package = module.__name__.split(".")[0]
-            return f"{name} comes from {package}, which is not there then: define it in a cell"
+            return f"{name} comes from {package}, which is not available to the grader: define it in a cell"
     return ""
 
 
 def _not_in_the_saved_notebook(function: Any) -> str:
-    """A name that only a deleted cell defined, or one that is not saved yet; a notebook that is too large."""
+    """A name that only a deleted or unsaved cell defines, or a notebook that is too large."""
     notebook = _saved_notebook()
     if notebook is None:
         return ""
@@ -76,12 +75,12 @@ def _not_in_the_saved_notebook(function: Any) -> str:
         return ""  # the answer itself is not saved yet
     for name, value in _used(function):
         if name not in defined and name not in GIVEN and not isinstance(value, types.ModuleType):
-            return f"no cell of {notebook.name}, as it is saved, defines {name}: bring that cell back, or save"
+            return f"no cell of the saved {notebook.name} defines {name}: restore that cell, or save the notebook"
     return ""
 
 
 def _saved_notebook() -> Path | None:
-    """The file of the running notebook, where Jupyter or VS Code tells it."""
+    """The file of the running notebook, if Jupyter or VS Code provides its path."""
     notebook_path = getattr(sys.modules["__main__"], "__vsc_ipynb_file__", None) or os.environ.get(
         "JPY_SESSION_NAME", ""
     )
@@ -92,7 +91,7 @@ def _saved_notebook() -> Path | None:
 
 
 def _defined(source: str) -> set[str]:
-    """The names that a cell binds at its top level."""
+    """The names that a cell defines at its top level."""
     try:
         code = compiled(source, "cell")
     except SyntaxError:
@@ -101,7 +100,7 @@ def _defined(source: str) -> set[str]:
 
 
 def _used(function: Any) -> Iterator[tuple[str, Any]]:
-    """Each global name that a function of the notebook uses, directly or through its helpers, with its value."""
+    """Each global name that a function of the notebook uses, directly or in its helpers, with its value."""
     waiting: list[tuple[str, Any]] = [(getattr(function, "__name__", "it"), function)]
     seen: set[str] = set()
     while waiting and len(seen) < MOST_USED:
@@ -119,7 +118,7 @@ def _used(function: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _plain_function(value: Any) -> types.FunctionType | None:
-    """The function below decorators and `partial`."""
+    """The function without decorators and `partial`."""
     if isinstance(value, functools.partial):
         value = value.func
     value = inspect.unwrap(value) if callable(value) else value
@@ -127,7 +126,7 @@ def _plain_function(value: Any) -> types.FunctionType | None:
 
 
 def _names_in(code: types.CodeType) -> tuple[set[str], set[str]]:
-    """Global names that this code reads, and modules that it imports, in what is defined in it as well."""
+    """Global names that this code reads, and modules that it imports, including functions defined in it."""
     steps = list(dis.get_instructions(code))
     read = {str(step.argval) for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     imported = {str(step.argval) for step in steps if step.opname == "IMPORT_NAME"}
@@ -140,7 +139,7 @@ def _names_in(code: types.CodeType) -> tuple[set[str], set[str]]:
 
 
 def _home(name: str, value: Any) -> types.ModuleType | None:
-    """The module that a value comes from: itself, the one of a function or class, or the one that holds a container."""
+    """The module of a value: itself, that of a function or class, or the one that contains a list, dict or tensor."""
     if isinstance(value, types.ModuleType):
         return value
     if _is_container(value):
@@ -164,7 +163,7 @@ def _is_package(name: str) -> bool:
 
 
 def _is_own_file(module: types.ModuleType) -> bool:
-    """Whether a module is a file of the learner's: neither installed, nor Python's, nor this package's."""
+    """Whether a module is the learner's own file: not installed, and not part of Python or of this package."""
     file = getattr(module, "__file__", None)
     if not isinstance(file, str) or _is_package(module.__name__) or module.__name__ == "__main__":
         return False

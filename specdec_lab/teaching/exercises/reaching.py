@@ -1,4 +1,4 @@
-"""Whether an answer calls the course's packages, which hold the answers, and are not there when graded from outside."""
+"""Whether an answer calls the course's packages, which contain the solutions and are not available to the grader."""
 
 import dis
 import types
@@ -8,15 +8,15 @@ PACKAGES = "specdec_ref", "specdec_lab"
 
 
 def reaches_for_the_package(function: Any) -> str:
-    """A note for the learner, or nothing. Looks at the names that the function and its helpers use."""
+    """A note for the learner if the function or one of its helpers uses a package of the course, else an empty text."""
     package = _package_in(function, set())
     if package is None:
         return ""
-    return f"it uses {package}, which is not there when you are graded from outside: write that part yourself"
+    return f"your function uses {package}, which is not available to the grader: write that part yourself"
 
 
 def _package_in(value: Any, seen: set[int]) -> str | None:
-    """The name of the package that a value belongs to, or that a function of the notebook uses; None for neither."""
+    """The package of the course that a value belongs to, or that a function of the notebook uses; else None."""
     if id(value) in seen or len(seen) > 200:
         return None
     seen.add(id(value))
@@ -39,7 +39,7 @@ def _package_of(module: str) -> str | None:
 
 
 def _names(code: types.CodeType) -> tuple[set[str], set[str]]:
-    """Global names, and modules imported, in this code and what is defined in it."""
+    """Global names and imported modules in this code and in the functions defined in it."""
     names: set[str] = set()
     imports: set[str] = set()
     for step in dis.get_instructions(code):

@@ -1,4 +1,4 @@
-"""What a submission got, and the files in which instructors and Gradescope read it."""
+"""The result of a submission, and the files for instructors and for Gradescope."""
 
 import csv
 import json
@@ -14,19 +14,19 @@ from specdec_ref.errors import SpecdecError
 
 POINTS = 10
 REPORTS = "reports"
-"""The folder of the single reports. Apart from it, no file that the grader writes has a name that students choose."""
+"""The folder of the individual reports. Only in it do students choose names of files that the grader writes."""
 PROCESS_ENDED = "process-ended"
-PASSING = "grader-failed", "endless", PROCESS_ENDED
-"""Diagnoses that the machine or the grader may have caused. They are recorded, and graded again by the next run."""
+TRANSIENT = "grader-failed", "endless", PROCESS_ENDED
+"""Diagnoses that the machine or the grader may have caused. The next run grades these submissions again."""
 FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
-"""A spreadsheet runs a cell that starts with one of these, the full-width forms of = + - @ among them."""
+"""A spreadsheet evaluates a cell that starts with one of these, including the full-width forms of = + - @."""
 
 
 @dataclass(frozen=True)
 class Graded:
-    """What a submission got.
+    """The result of one submission.
 
-    isolation: how far its process was cut off. notes: what of the submission could not be graded, and why.
+    isolation: how its process was isolated. notes: parts of the submission that could not be graded, with reasons.
     """
 
     submission: str
@@ -56,11 +56,11 @@ class Graded:
 
 
 def write_reports(graded: Sequence[Graded], out: Path) -> None:
-    """Write scores.csv, and for each submission a results.json as Gradescope reads it.
+    """Write scores.csv, and a results.json in Gradescope's format for each submission.
 
-    Of a single submission, results.json is in `out` itself, since Gradescope looks for
-    /autograder/results/results.json. Of a class, each is in a folder of its own below `out`/reports.
-    Raises SpecdecError where a file cannot be written, after all the others were.
+    For a single submission, results.json is in `out` itself, because Gradescope looks for
+    /autograder/results/results.json. For a class, each file is in a folder of its own in `out`/reports.
+    If a file cannot be written, raises SpecdecError after all other files were written.
     """
     problems = [_written(out / "scores.csv", _table(graded))]
     for one in graded:
@@ -73,7 +73,7 @@ def write_reports(graded: Sequence[Graded], out: Path) -> None:
 
 
 def _written(path: Path, lines: Sequence[str]) -> str:
-    """Write a file, and return why that was impossible, or nothing."""
+    """Write a file. Returns an error message, or an empty text."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
@@ -84,7 +84,7 @@ def _written(path: Path, lines: Sequence[str]) -> str:
 
 
 class _Lines(list[str]):
-    """What `csv.writer` writes into."""
+    """A list of lines with the method that `csv.writer` needs."""
 
     write = list.append
 
@@ -105,17 +105,17 @@ def _table(graded: Sequence[Graded]) -> Sequence[str]:
 
 
 def _cell(text: str) -> str:
-    """A text that a spreadsheet shows as it is: with an apostrophe in front where it would run as a formula."""
+    """A text that a spreadsheet shows unchanged: an apostrophe in front keeps it from being evaluated as a formula."""
     return f"'{text}" if text.lstrip(" ").startswith(FORMULA) else text
 
 
 def record_line(key: str, graded: Graded) -> str:
-    """One line of the record from which an interrupted run continues."""
+    """One line of the file from which an interrupted run continues."""
     return json.dumps({"key": key, **asdict(graded)}) + "\n"
 
 
 def recorded(record: Path) -> dict[str, Graded]:
-    """What an earlier run recorded: whole lines only, and nothing that the machine or the grader may have caused."""
+    """Results of an earlier run. Incomplete lines, and results that the machine may have caused, are left out."""
     found: dict[str, Graded] = {}
     if not record.is_file():
         return found
@@ -123,7 +123,7 @@ def recorded(record: Path) -> dict[str, Graded]:
         try:
             entry = json.loads(line)
             verdicts = tuple(CheckResult(**verdict) for verdict in entry["verdicts"])
-            if any(verdict.diagnosis in PASSING for verdict in verdicts):
+            if any(verdict.diagnosis in TRANSIENT for verdict in verdicts):
                 continue
             found[entry["key"]] = Graded(entry["submission"], verdicts, entry["isolation"], tuple(entry["notes"]))
         except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""How long both caches may be after a round."""
+"""Exercise on the lengths of both caches after a round."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +9,10 @@ from specdec_lab.teaching.exercises.exercise import Exercise, ExerciseCase, Misc
 
 
 def lengths_after(cached: int, k: int, accepted: int) -> tuple[int, int]:
-    """(target's, draft's) cached tokens that are still true. Both had `cached` = all of the text but its last token."""
-    kept = cached + 1 + accepted
-    return kept, min(kept, cached + k)
+    """Cached tokens (of the target, of the draft) that are still part of the text. Before the round, both caches held
+    `cached` tokens: the whole text except its last token."""
+    valid = cached + 1 + accepted
+    return valid, min(valid, cached + k)
 
 
 def _rewind_cases(seed: int) -> list[ExerciseCase]:
@@ -34,45 +35,64 @@ REWIND = Exercise(
     15,
     3,
     (
-        "The target was fed the text's last token and all k drafted ones. True are the last token, and accepted ones.",
-        "The token that the round adds was only drawn: no cache has read it.",
-        "The draft was fed the text's last token and the drafted ones but for the last, which it drew and never read.",
+        "Which tokens did each model read in this round? Which of these tokens are still part of the text?",
+        "The target read the text's last token and all k drafted tokens. The draft read the text's last "
+        "token and all drafted tokens but the last one, which it sampled and never read. No model has "
+        "read the token that the round adds.",
+        "Target: cached + 1 + accepted. Draft: the same number, but at most cached + k.",
     ),
     lengths_after,
     (
         Misconception(
-            "last-drafted-read", "The draft's cache cannot hold its own last token: that was drawn, but never read", 3,
+            "last-drafted-read",
+            "You count the last drafted token in the draft's cache. The draft sampled it, but never read it",
+            2,
             lambda n, k, a: _pair(n + 1 + a),
         ),
         Misconception(
-            "last-token-forgotten", "You forget the text's last token, which was fed first in this round", 1,
+            "last-token-forgotten",
+            "You leave out the text's last token. Both models read it first in this round",
+            2,
             lambda n, k, a: _pair(n + a),
         ),
         Misconception(
-            "new-token-cached", "You count the token that the round adds; it was drawn, and nobody read it yet", 2,
+            "new-token-cached",
+            "You count the token that the round adds. It was sampled just now, and no model has read it",
+            2,
             lambda n, k, a: (n + 2 + a, min(n + 2 + a, n + k)),
         ),
         Misconception(
-            "nothing-taken-back", "You keep rejected tokens: their keys and values must not be seen again", 1,
+            "nothing-removed",
+            "You keep rejected tokens in the cache. They are not part of the text, so remove them",
+            1,
             lambda n, k, a: (n + 1 + k, n + k),
         ),
         Misconception(
-            "everything-taken-back", "You take back accepted tokens, too: they are right, and were read", 1,
+            "accepted-removed",
+            "You remove accepted tokens from the cache. They are part of the text, and both models read them",
+            1,
             lambda n, k, a: _pair(n),
         ),
         Misconception(
-            "exchanged", "You exchanged the two: the target's length comes first", 3,
+            "swapped",
+            "You swapped the two lengths. The target's comes first",
+            3,
             lambda n, k, a: (min(n + 1 + a, n + k), n + 1 + a),
         ),
         Misconception(
-            "target-one-short", "The target read all k drafted tokens, the last one too: only the draft did not", 3,
+            "target-one-short",
+            "Your target's cache is one token short if all k are accepted. Only the draft has not read the last one",
+            2,
             lambda n, k, a: _pair(min(n + 1 + a, n + k)),
         ),
         Misconception(
-            "draft-one-short", "The draft read all drafted tokens but the LAST of all k, accepted ones included", 3,
+            "draft-one-short",
+            "Your draft's cache is one token short. The draft has not read the last of the k drafted tokens, "
+            "but it has read all the others",
+            2,
             lambda n, k, a: (n + 1 + a, n + a),
         ),
     ),
     _rewind_cases,
     tolerance=1e-9,
-)  # fmt: skip
+)

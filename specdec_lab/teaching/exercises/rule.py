@@ -1,4 +1,4 @@
-"""The first building blocks: the verdict, the residual, what a round yields."""
+"""Exercises on the rule and its yield: accept or reject, the residual, the expected speedup of a round."""
 
 from typing import Any
 
@@ -9,20 +9,20 @@ from specdec_lab.teaching.exercises.exercise import Exercise, ExerciseCase, Misc
 
 
 def _random(seed: int, *shape: int) -> Tensor:
-    """Distributions over the last dimension, unlike each other."""
+    """Random distributions over the last dimension, far from uniform."""
     chance = torch.Generator().manual_seed(seed)
     return (2.0 * torch.randn(*shape, generator=chance, dtype=torch.float64)).softmax(-1)
 
 
-# The verdict
+# Accept or reject
 
 
 def accepts(p: Tensor, q: Tensor, u: Tensor) -> Tensor:
-    """Keep each drafted token while u is below p/q."""
+    """Whether each drafted token is accepted."""
     return u < p / q
 
 
-def _verdict_cases(seed: int) -> list[ExerciseCase]:
+def _accept_cases(seed: int) -> list[ExerciseCase]:
     chance = torch.Generator().manual_seed(seed)
 
     def few(p: list[float], q: list[float], u: list[float], words: str) -> ExerciseCase:
@@ -56,61 +56,77 @@ def _verdict_cases(seed: int) -> list[ExerciseCase]:
 
 ACCEPT = Exercise(
     "accept",
-    "The verdict",
+    "Accept or reject",
     "accepts",
     10,
     1,
     (
-        "A token that the target likes at least as much as the draft did is always kept: min(1, p/q).",
-        "'With probability x' means: u < x, for u uniform in [0, 1). Why '<' and not '<='? Think of u = 0, p = 0.",
-        "Each token is judged by its own p, q and u. Stopping at the first rejection comes later, in exercise 05.",
+        "If the target finds a token at least as likely as the draft did, should it ever be rejected? And"
+        " if p is half of q, how often should it be accepted?",
+        "An event with probability x happens when u < x, for u uniform in [0, 1). Try u = 0 and p = 0 to "
+        "see why it is '<' and not '<='. Each token is decided by its own p, q and u.",
+        "Each token is accepted with probability min(1, p/q).",
     ),
     accepts,
     (
         Misconception(
             "at-most",
-            "You accept at u = p/q as well: with u = 0 that lets through a token of p = 0, which the target never says",
+            "You also accept at u = p/q. With u = 0, this accepts a token of p = 0, which the target never emits",
             2,
             lambda p, q, u: u <= p / q,
         ),
         Misconception(
-            "inverted", "You compare with q/p; what counts is how much MORE the target likes the token: p/q", 1,
+            "inverted",
+            "You compare u with q/p. The acceptance probability grows with the target's probability: it is p/q",
+            3,
             lambda p, q, u: u < q / p,
         ),
         Misconception(
-            "ignores-q", "You compare u with p alone. A token was already chosen with probability q: divide by it", 1,
+            "ignores-q",
+            "You compare u with p alone. The draft proposed the token with probability q, so divide p by q",
+            1,
             lambda p, q, u: u < p,
         ),
         Misconception(
-            "no-chance", "You keep a token only where p ≥ q. Where p < q it is kept, too, with probability p/q", 2,
+            "deterministic",
+            "You accept only tokens with p ≥ q. A token with p < q must still be accepted with probability p/q",
+            1,
             lambda p, q, u: p >= q,
         ),
         Misconception(
-            "opposite", "You say True where the token is rejected: it is kept while u is BELOW p/q", 2,
+            "opposite",
+            "You return True for rejected tokens. A token is accepted when u is BELOW p/q",
+            2,
             lambda p, q, u: u >= p / q,
         ),
         Misconception(
-            "squared", "Your ratio is squared somewhere: the probability is p/q itself", 1,
+            "squared",
+            "You square the ratio. The acceptance probability is p/q itself",
+            3,
             lambda p, q, u: u < (p / q) ** 2,
         ),
         Misconception(
-            "half", "You compare p/q with a fixed threshold of one half; it has to be compared with u", 2,
+            "half",
+            "You compare p/q with a fixed threshold of one half. Compare it with u",
+            2,
             lambda p, q, u: p / q > 0.5,
         ),
         Misconception(
-            "cumulative", "You reject every token after the first rejection; here each token is judged by itself", 3,
+            "cumulative",
+            "You reject every token after the first rejection. In this exercise, each token is decided independently",
+            2,
             lambda p, q, u: (u < p / q).long().cumprod(0).bool(),
         ),
     ),
-    _verdict_cases,
-)  # fmt: skip
+    _accept_cases,
+)
 
 
 # The residual
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:
-    """What is left of p when the draft's share has been taken away, normalized; p itself where nothing is left."""
+    """max(0, p − q), normalized over the last dimension; p in a row in which the two are equal."""
     rest = (p - q).clamp(min=0)
     total = rest.sum(-1, keepdim=True)
     return torch.where(total > 0, rest / total, p)
@@ -150,69 +166,92 @@ RESIDUAL = Exercise(
     10,
     1,
     (
-        "The draft could contribute min(p, q) of each token. What is missing from p is max(0, p − q).",
-        "Normalize over the last dimension: rest.sum(-1, keepdim=True).",
-        "Where p = q nothing is left, and 0/0 is NaN. Rounding can reject there: fall back to p (torch.where).",
+        "Accepted tokens already produce a part of p. How large is this part for each token, and what is missing?",
+        "Only tokens with p > q are missing something. Divide each row by its own sum (`keepdim=True`). "
+        "Where p = q, that sum is 0, so choose row by row what to return (`torch.where`).",
+        "max(0, p − q) / Σ max(0, p − q), with the sum over the last dimension. Where the sum is 0, the residual is p.",
     ),
     residual,
     (
         Misconception(
             "target",
-            "You draw from the target again. What the draft could contribute is counted twice then: left over is p − q",
+            "You return p. Accepted tokens already produce a part of p, so this part is counted twice. Return"
+            " only the rest",
             1,
             lambda p, q: p,
         ),
         Misconception(
-            "nan-where-equal", "Where p = q you divide 0 by 0", 3, lambda p, q: _divided((p - q).clamp(min=0))
+            "nan-where-equal",
+            "Where p = q, you divide 0 by 0. Rounding can reject a token even there, so return p",
+            2,
+            lambda p, q: _divided((p - q).clamp(min=0)),
         ),
         Misconception(
-            "zeros-where-equal", "Where p = q you give zeros, from which nothing can be drawn: fall back to p", 3,
+            "zeros-where-equal",
+            "Where p = q, you return zeros, and nothing can be sampled from zeros. Return p there",
+            3,
             lambda p, q: _divided((p - q).clamp(min=0)).nan_to_num(0.0),
         ),
         Misconception(
-            "uniform-where-equal", "Where p = q you make all tokens equally likely: the target's own p is due there", 3,
+            "uniform-where-equal",
+            "Where p = q, you make all tokens equally likely. Return the target's p there",
+            3,
             lambda p, q: _divided((p - q).clamp(min=0)).nan_to_num(1 / p.shape[-1]),
         ),
         Misconception(
-            "rows-not-alone", "You fall back to p only where ALL rows are equal; one row may be equal by itself", 3,
+            "all-rows-at-once",
+            "You return p only if ALL rows are equal. Decide for each row separately",
+            2,
             lambda p, q: p if torch.equal(p, q) else _divided((p - q).clamp(min=0)),
         ),
         Misconception(
-            "not-normalised", "Your residual does not add up to 1: nothing can be drawn from it", 2,
+            "not-normalized",
+            "Your residual does not sum to 1, so nothing can be sampled from it",
+            2,
             lambda p, q: torch.where((p - q).abs().sum(-1, keepdim=True) > 0, (p - q).clamp(min=0), p),
         ),
         Misconception(
-            "not-normalised-nor-fallen-back", "Your residual does not add up to 1: nothing can be drawn from it", 2,
+            "not-normalized-no-fallback",
+            "Your residual does not sum to 1, so nothing can be sampled from it",
+            2,
             lambda p, q: (p - q).clamp(min=0),
         ),
         Misconception(
-            "absolute", "You take |p − q|: tokens that the draft likes too much get something, too", 1,
+            "absolute",
+            "You take |p − q|. This also gives probability to tokens that the draft proposes too often",
+            1,
             lambda p, q: torch.where((p - q).abs().sum(-1, keepdim=True) > 0, _divided((p - q).abs()), p),
         ),
         Misconception(
-            "swapped", "You take q − p: that is what the draft has too much of", 1,
+            "swapped",
+            "You take q − p, which is the part that the draft has too much of. Take p − q",
+            1,
             lambda p, q: residual(q, p),
         ),
         Misconception(
-            "softmax", "Softmax is for logits. These are shares already: divide by their sum", 2,
+            "softmax",
+            "You apply softmax, which is for logits. These are probabilities already, so divide them by their sum",
+            2,
             lambda p, q: (p - q).clamp(min=0).softmax(-1),
         ),
         Misconception(
-            "normalised-over-everything", "You divide by the sum of ALL rows; each row is a distribution of its own", 2,
+            "normalized-over-everything",
+            "You divide by the sum over ALL rows. Each row is a distribution of its own",
+            2,
             lambda p, q: torch.where(
                 (p - q).abs().sum() > 0, (p - q).clamp(min=0) / (p - q).clamp(min=0).sum().clamp(min=1e-30), p
             ),
         ),
     ),
     _residual_cases,
-)  # fmt: skip
+)
 
 
 # What a round yields
 
 
 def speedup(alpha: float, k: int, c: float, v: float) -> float:
-    """Tokens per round over the round's cost, in autoregressive steps."""
+    """Expected tokens per round, divided by the cost of a round in autoregressive steps."""
     emitted = k + 1 if alpha == 1 else (1 - alpha ** (k + 1)) / (1 - alpha)
     return emitted / (k * c + v)
 
@@ -238,52 +277,75 @@ SPEEDUP = Exercise(
     15,
     2,
     (
-        "Token i is kept if all before it were: with probability αⁱ. And one token more is emitted, always.",
-        "1 + α + … + αᵏ = (1 − αᵏ⁺¹)/(1 − α). At α = 1 that is k + 1.",
-        "A round costs k draft steps of c each and one scoring step, v. Without speculation a token costs 1.",
+        "Under which condition is drafted token i emitted, and how likely is that? How many tokens does a"
+        " round emit if its first drafted token is rejected?",
+        "Drafted token i is emitted if all drafted tokens up to i are accepted. Every round emits one "
+        "more token. Divide the expected number of tokens by the cost of a round, which is k draft steps "
+        "and one scoring step.",
+        "(1 + α + … + αᵏ) / (k·c + v). The sum equals (1 − αᵏ⁺¹)/(1 − α), and k + 1 at α = 1.",
     ),
     speedup,
     (
         Misconception(
-            "bonus-left-out", "You count accepted tokens only. Every round emits one more", 1,
+            "bonus-left-out",
+            "You count accepted tokens only. Every round emits one more token",
+            1,
             lambda a, k, c, v: (_emitted(a, k) - 1) / (k * c + v),
         ),
         Misconception(
-            "all-or-nothing", "You count k·α: but a token counts only if all before it were kept, too", 1,
+            "all-or-nothing",
+            "You count k·α accepted tokens. A token is emitted only if all tokens before it were accepted too",
+            1,
             lambda a, k, c, v: (1 + k * a) / (k * c + v),
         ),
         Misconception(
-            "one-term-short", "Your sum ends at αᵏ⁻¹: k tokens are drafted, and the sum has k + 1 terms", 2,
+            "one-term-short",
+            "Your sum ends at αᵏ⁻¹. With k drafted tokens, it has k + 1 terms and ends at αᵏ",
+            3,
             lambda a, k, c, v: (k if a == 1 else (1 - a**k) / (1 - a)) / (k * c + v),
         ),
         Misconception(
-            "drafting-is-free", "You forget what drafting costs: k steps of c", 3,
+            "drafting-is-free",
+            "You leave out the cost of drafting: k steps of c each",
+            2,
             lambda a, k, c, v: _emitted(a, k) / v,
         ),
         Misconception(
-            "one-draft-step", "You pay for one draft step only; k tokens are drafted one after the other", 3,
+            "one-draft-step",
+            "You count one draft step. Drafting k tokens takes k steps, one after the other",
+            2,
             lambda a, k, c, v: _emitted(a, k) / (c + v),
         ),
         Misconception(
-            "one-draft-step-more", "You pay for k + 1 draft steps: k tokens are drafted, in k steps of c", 3,
+            "one-draft-step-more",
+            "You count k + 1 draft steps. Drafting k tokens takes k steps of c each",
+            2,
             lambda a, k, c, v: _emitted(a, k) / ((k + 1) * c + v),
         ),
         Misconception(
-            "scoring-costs-one", "You let scoring cost 1 whatever v is", 3,
+            "scoring-costs-one",
+            "You let scoring cost 1. Its cost is v",
+            2,
             lambda a, k, c, v: _emitted(a, k) / (k * c + 1),
         ),
         Misconception(
-            "scored-one-by-one", "You pay v for each token: v is what scoring all k + 1 in one step costs", 3,
+            "scored-one-at-a-time",
+            "You pay v for each token. v is the cost of scoring all k + 1 tokens in one step",
+            2,
             lambda a, k, c, v: _emitted(a, k) / (k * c + v * (k + 1)),
         ),
         Misconception(
-            "zero-by-zero", "At α = 1 you divide 0 by 0: all k tokens are kept there, and one more", 2,
+            "zero-by-zero",
+            "At α = 1, you divide 0 by 0. All k tokens are accepted there, so the round emits k + 1",
+            3,
             lambda a, k, c, v: (1 - a ** (k + 1)) / (1 - a) / (k * c + v),
         ),
         Misconception(
-            "cost-over-gain", "You divide the wrong way round: more tokens for less cost is faster", 3,
+            "cost-over-gain",
+            "You divide cost by tokens. The speedup is tokens divided by cost",
+            2,
             lambda a, k, c, v: (k * c + v) / _emitted(a, k),
         ),
     ),
     _speedup_cases,
-)  # fmt: skip
+)

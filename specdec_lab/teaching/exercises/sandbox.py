@@ -1,8 +1,9 @@
-"""Functions of submissions, called in a bubblewrap sandbox: a call gives a value, an error, or no answer in time.
+"""Call functions of submissions in a bubblewrap sandbox. A call returns a value, raises an error, or times out.
 
-Each submission gets a sandbox of its own, started while the one before it is graded, and each of its exercises runs in
-a fork of the process there: importing PyTorch takes 1.3 s of CPU time, a fork 0.02 s. A sandbox for each exercise would
-import it 16 times per submission, and in a sandbox shared by submissions one of them could end the process of the next.
+Each submission gets its own sandbox, which starts while the previous submission is graded. Each of its exercises runs
+in a fork of the process in the sandbox, because importing PyTorch takes 1.3 s of CPU time and a fork takes 0.02 s. A
+sandbox per exercise would import PyTorch 19 times for each submission. In a sandbox that several submissions share, one
+of them could end the process of the next.
 """
 
 import itertools
@@ -35,25 +36,25 @@ from specdec_lab.teaching.exercises.outcomes import Chance
 from specdec_ref.errors import SpecdecError
 
 MEMORY, CPU_SECONDS = 1 << 30, 120
-"""Bytes and seconds of one process, which cannot start a second one."""
+"""Memory in bytes and CPU time in seconds of one process, which cannot start a second one."""
 START_SECONDS, LOAD_SECONDS, END_SECONDS = 180.0, 30.0, 10.0
 MOST_WAITING = 6
-"""Times as long that we wait for a process that has something to compute while other programs have the machine."""
+"""Factor on the time limit for a process that is still computing while other programs use the CPU."""
 MOST_BYTES, MOST_BYTES_IN_ALL = 1_000_000, 32_000_000
-"""Of one answer, and of all that one process sends."""
+"""Limits on the bytes of one answer, and of all answers of one process."""
 MOST_NODES, MOST_KEYS, MOST_DEPTH = 100_000, 256, 40
-"""Of one answer: values in it, keys of one dict (keys can be chosen so that each collides with all others), nesting."""
+"""Limits on one answer: values, keys of one dict (whose hashes can be made to collide), and nesting."""
 CHILD = Path(__file__).with_name("sandbox_child.py")
 FIRST_USER = 200_000
 _numbers = itertools.count()
-"""Of sandboxes: where the grader runs as root, their user IDs are made of them."""
+"""Numbers of sandboxes. If the grader runs as root, their user IDs are made from these numbers."""
 
 
 class Sandbox:
-    """Runs submissions one after the other, each in a bubblewrap of its own. Linux only. To be used in a `with`.
+    """Runs submissions in sequence, each in its own bubblewrap process. Linux only. Use it as a context manager.
 
     Args:
-        hidden: Folders that no submission may see, besides those of the course.
+        hidden: Folders that no submission may read, in addition to those of the course.
 
     Raises:
         SpecdecError: bubblewrap is missing, does not start, or does not isolate as it should.
@@ -61,7 +62,9 @@ class Sandbox:
 
     def __init__(self, hidden: Sequence[Path] = ()):
         if sys.platform != "linux":
-            raise SpecdecError("grading others' work needs Linux; for your own, on any system: specdec grade --trusted")
+            raise SpecdecError(
+                "grading the work of others needs Linux; for your own work, on any system: specdec grade --trusted"
+            )
         self._hidden = list(hidden)
         self._running = self._start()
         self._spare: _Process | None = None
@@ -84,7 +87,7 @@ class Sandbox:
             self._spare.kill()
 
     def next_submission(self) -> None:
-        """End everything of the submission before. Raises SpecdecError where no new sandbox starts."""
+        """End all processes of the previous submission. Raises SpecdecError if no new sandbox starts."""
         if self._used:
             self._replace()
 
@@ -104,27 +107,27 @@ class Sandbox:
                 self._spare = self._start()
             try:
                 sock = self._running.connect()
-            except OSError:  # it ended just now: once more, with a new one
+            except OSError:  # the process has just ended: try again with a new one
                 self._running.kill()
             else:
                 return RunningNotebook(self, sock, list(sources))
-        raise SpecdecError("grading: the process for submissions ends again and again")
+        raise SpecdecError("grading: the process for submissions ended twice in a row")
 
     def computing(self) -> tuple[float, bool]:
-        """CPU seconds that the processes in it have taken, and whether one of them is computing now."""
+        """CPU seconds of all processes in the sandbox, and whether one of them is computing now."""
         return self._running.computing()
 
     def address_space(self) -> int:
-        """Bytes of address space of the process that is forked for each notebook."""
+        """Address space in bytes of the process that is forked for each notebook."""
         return self._running.address_space()
 
     def end(self) -> None:
-        """End the process that runs the notebook, and the sandbox if it does not answer or holds files."""
+        """End the process that runs the notebook. Also end the sandbox if it does not answer or contains files."""
         self._running.end()
 
 
 class _Process:
-    """One bubblewrap with the program for submissions in it."""
+    """A bubblewrap process that runs the program for submissions."""
 
     def __init__(self, hidden: Sequence[Path]):
         user = FIRST_USER + os.getpid() % 10_000 * 100 + next(_numbers) % 100 if os.getuid() == 0 else 0
@@ -141,7 +144,7 @@ class _Process:
             )
 
     def wait_until_ready(self) -> None:
-        """Raises SpecdecError where it does not start, or isolates less than it should."""
+        """Wait until the program is ready. Raises SpecdecError if it does not start, or is not fully isolated."""
         self._control.settimeout(START_SECONDS)
         try:
             ready = self._control.recv(10_000)
@@ -152,20 +155,20 @@ class _Process:
             ready = b""
         if not ready:
             raise SpecdecError(
-                f"grading others' work needs bubblewrap, and bwrap does not start here ({self._last_words()}):"
+                f"grading the work of others needs bubblewrap, and bwrap does not start here ({self._last_line()}):"
                 f" {bubblewrap.INSTALL}"
             )
         found = json.loads(ready)
         if found != {"interfaces": ["lo"], "parent": 1, "writable": [], "restricted": True}:
             self.kill()
             raise SpecdecError(
-                f"grading others' work: bwrap starts here but does not isolate ({clean(found)}); grade in a container"
+                f"grading the work of others: bwrap starts but does not isolate ({clean(found)}); grade in a container"
                 " that allows it, or use --trusted for your own work"
             )
         self._control.settimeout(None)
 
-    def _last_words(self) -> str:
-        """What bubblewrap, or the program in it, printed before it ended."""
+    def _last_line(self) -> str:
+        """The last line that bubblewrap, or the program in it, printed before it ended."""
         self.bwrap.kill()
         assert self.bwrap.stderr is not None
         lines = self.bwrap.stderr.read().decode(errors="replace").strip().splitlines()
@@ -176,7 +179,7 @@ class _Process:
         return self.bwrap.poll() is None
 
     def connect(self) -> socket.socket:
-        """A socket to a new process in it. Raises OSError."""
+        """A socket to a new process in the sandbox. Raises OSError."""
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -187,7 +190,7 @@ class _Process:
         return ours
 
     def end(self) -> None:
-        """End the process that was connected to last."""
+        """End the process of the latest connection."""
         try:
             self._control.settimeout(END_SECONDS)
             self._control.send(b"end")
@@ -198,7 +201,7 @@ class _Process:
             self.kill()
 
     def kill(self) -> None:
-        """End everything in it: its first process dies with bubblewrap, and all others with their first."""
+        """End all processes in the sandbox. They end when bubblewrap ends."""
         self.bwrap.kill()
         self.bwrap.wait()
         self._control.close()
@@ -224,12 +227,12 @@ class _Process:
 
 
 class RunningNotebook:
-    """One notebook in its process. `function(name)` gives a function that calls the one that its cells defined."""
+    """A notebook in its process. `function(name)` returns a function that calls the one that the cells defined."""
 
     limited = False
-    """Its functions raise TooSlow by themselves."""
+    """Its functions raise TooSlow themselves."""
     reached = "bubblewrap"
-    """How it is isolated."""
+    """The kind of isolation, for reports."""
 
     def __init__(self, sandbox: Sandbox, sock: socket.socket, sources: list[str]):
         self._sandbox, self._sock = sandbox, sock
@@ -247,7 +250,8 @@ class RunningNotebook:
         self.broken = [clean(text) for text in _list(ready.get("broken"))]
 
     def _wait_for_restrictions(self) -> None:
-        """Sent before any of the submission's code runs. Raises SpecdecError where they could not be applied."""
+        """Wait for the message that is sent before the submission's code runs. Raises SpecdecError if the process could
+        not be restricted."""
         try:
             restricted = self._receive()
         except SubmissionFailed as error:
@@ -262,12 +266,12 @@ class RunningNotebook:
         self.close()
 
     def close(self) -> None:
-        """End it, whatever it is doing."""
+        """End the process, whatever it is doing."""
         self._sock.close()
         self._sandbox.end()
 
     def function(self, name: str, seconds: float) -> Any:
-        """Their function of that name, which may take so long in all. Our own time between calls does not count."""
+        """The submission's function of this name, with a time limit in seconds for all its calls together."""
         self._allow(seconds)
         paused = time.monotonic()
 
@@ -296,7 +300,7 @@ class RunningNotebook:
                 raise ChangedArguments
             return decode(reply.get("value"))
 
-        call.__module__ = "elsewhere"  # it is not the package's
+        call.__module__ = "elsewhere"  # so that `reaching` does not take it for a function of the package
         return call
 
     def _allow(self, seconds: float) -> None:
@@ -304,8 +308,8 @@ class RunningNotebook:
         self._computed = self._sandbox.computing()[0]
 
     def _go_on_if_starved(self) -> None:
-        """Time is up. Raises TooSlow, unless the process got less than half of that time to compute, and wants more or
-        has answered while we looked."""
+        """Extend a time limit that has passed, if the process got less than half of it as CPU time and is still
+        computing or has just answered. Otherwise, raise TooSlow."""
         seconds, runs = self._sandbox.computing()
         answers = runs or bool(select.select([self._sock], [], [], 0)[0])
         if self._waited >= MOST_WAITING or not answers or seconds - self._computed > self._seconds / 2:
@@ -331,9 +335,9 @@ class RunningNotebook:
         try:
             message = json.loads(self._read(size))
         except (ValueError, RecursionError) as error:
-            raise SubmissionFailed("the answer is not one") from error
+            raise SubmissionFailed("the answer is malformed") from error
         if not isinstance(message, dict):
-            raise SubmissionFailed("the answer is not one")
+            raise SubmissionFailed("the answer is malformed")
         return message
 
     def _read(self, size: int) -> bytes:
@@ -354,7 +358,7 @@ class RunningNotebook:
 
 
 def encode(value: Any) -> Any:
-    """For JSON: numbers, texts, lists, dicts, tensors, and a mark for chance."""
+    """A value as JSON data: numbers, texts, lists, dicts, tensors, and a placeholder for `Chance`."""
     if isinstance(value, Chance):
         return {"chance": True}
     if isinstance(value, torch.Tensor):
@@ -367,7 +371,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """What came back, trusted to be nothing but data. Takes time in proportion to its size. Raises SubmissionFailed."""
+    """A value from the JSON data of a submission, in time proportional to its size. Raises SubmissionFailed."""
     if not _within_limits(value):
         raise SubmissionFailed("the answer is too large")
     return _decoded(value)

@@ -1,7 +1,7 @@
-"""The program that runs submissions inside bubblewrap. It imports nothing of the package, which is not mounted there.
+"""The program that runs submissions in bubblewrap. It imports nothing from the package, which is not mounted there.
 
-It loads PyTorch once, then forks for each notebook that it is handed over its control socket. A fork gives up what
-rights it has left, runs the cells, and then answers calls. Whatever it sends is treated as a value by the grader.
+It loads PyTorch once, then forks for each notebook that arrives on its control socket. The fork gives up its remaining
+privileges, runs the cells, and then answers calls. The grader treats everything that it sends as plain data.
 """
 
 import array
@@ -32,22 +32,22 @@ else:
     import cells
 
 MOST_BYTES = 1_000_000
-"""Of one answer."""
-ABSENT = "is not there while you are graded from outside: write that part yourself"
+"""Limit on one answer."""
+ABSENT = "is not available to the grader: write that part yourself"
 NOT_MOUNTED = "specdec_ref", "specdec_lab", "IPython", "matplotlib", "ipywidgets"
 STUBS = (), ("your code here",)
-"""What the NotImplementedError of an answer that is still to be written says; PyTorch has some of its own."""
+"""Arguments of the NotImplementedError in a stub, which tell it from those that PyTorch raises."""
 ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
     "TORCHDYNAMO_DISABLE": "1",  # torch.compile needs a compiler and other processes; disabled, it calls the function
     "PATH": "/usr/bin:/bin",
     "LANG": "C.UTF-8",
 }
-"""SciPy starts a thread per core when it is imported. On large machines this exceeds the limit on threads."""
+"""SciPy starts one thread per core when it is imported. On large machines, this exceeds the limit on threads."""
 
 FILE_BYTES, OPEN_FILES, TASKS = 1_000_000, 64, 10
-"""Limits on one process; TASKS counts its threads, and what bubblewrap itself runs."""
-REFUSED = """
+"""Limits on one process. TASKS counts its threads and bubblewrap's own processes."""
+BLOCKED = """
     fork vfork execveat ptrace process_vm_readv process_vm_writev process_madvise kcmp pidfd_getfd pidfd_open
     kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_send_signal setpgid setpriority ioprio_set
     sched_setaffinity sched_setattr sched_setparam sched_setscheduler move_pages migrate_pages
@@ -56,12 +56,12 @@ REFUSED = """
     fspick open_by_handle_at bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register
     init_module finit_module delete_module kexec_load kexec_file_load quotactl acct swapon swapoff reboot personality
 """.split()
-"""System calls that no answer needs. They could start a second process with memory of its own, keep memory or
-information beyond the process, change another process, or reach more of the kernel than a submission should."""
+"""System calls that no answer needs. They could start a second process with its own memory, keep memory or data after
+the process ends, change another process, or reach parts of the kernel that a submission should not reach."""
 ALLOW, ERROR = 0x7FFF0000, 0x00050000
 MASKED_EQUAL, NOT_EQUAL = 7, 1
 NEW_THREAD = 0x00010000
-"""CLONE_THREAD, the flag of `clone` that makes a thread and not a process."""
+"""CLONE_THREAD: the flag with which `clone` creates a thread instead of a process."""
 
 
 class Comparison(ctypes.Structure):
@@ -76,25 +76,25 @@ class Comparison(ctypes.Structure):
 
 
 class SystemCallFilter:
-    """Refuses the system calls in REFUSED, by name, through libseccomp. Raises OSError where that is not installed."""
+    """Blocks the system calls in BLOCKED with libseccomp. Raises OSError if libseccomp is not installed."""
 
     def __init__(self) -> None:
         self._library = ctypes.CDLL("libseccomp.so.2")
         self._library.seccomp_init.restype = ctypes.c_void_p
         self._filter = ctypes.c_void_p(self._library.seccomp_init(ctypes.c_uint32(ALLOW)))
-        for name in REFUSED:
-            self._refuse(name)
-        self._refuse("clone", Comparison(0, MASKED_EQUAL, NEW_THREAD, 0))
-        self._refuse("prlimit64", Comparison(0, NOT_EQUAL, 0, 0))
-        self._refuse("clone3", error=errno.ENOSYS)  # the C library then takes `clone`, whose flags can be read
+        for name in BLOCKED:
+            self._block(name)
+        self._block("clone", Comparison(0, MASKED_EQUAL, NEW_THREAD, 0))
+        self._block("prlimit64", Comparison(0, NOT_EQUAL, 0, 0))
+        self._block("clone3", error=errno.ENOSYS)  # the C library then uses `clone`, whose flags a filter can read
 
     def load(self) -> None:
-        """Apply it to this process, for good. Raises OSError."""
+        """Apply the filter to this process permanently. Raises OSError."""
         self._check(self._library.seccomp_load(self._filter))
 
-    def _refuse(self, name: str, *conditions: Comparison, error: int = errno.EPERM) -> None:
+    def _block(self, name: str, *conditions: Comparison, error: int = errno.EPERM) -> None:
         number = self._library.seccomp_syscall_resolve_name(name.encode())
-        if number < 0:  # this system has no such call
+        if number < 0:  # this system does not have the call
             return
         held = (Comparison * len(conditions))(*conditions)
         action = ctypes.c_uint32(ERROR | error)
@@ -106,7 +106,7 @@ class SystemCallFilter:
 
 
 def receive(sock: socket.socket) -> Any:
-    """The next message. Ends the process when the grader has closed its side."""
+    """The next message. Ends the process if the grader has closed the socket."""
     head = sock.recv(4, socket.MSG_WAITALL)
     if len(head) < 4:
         os._exit(0)
@@ -121,7 +121,7 @@ def send(sock: socket.socket, message: dict[str, Any]) -> None:
 
 
 def encode(value: Any) -> Any:
-    """A value as plain data. `sandbox.decode` is the other direction."""
+    """A value as plain data, for `sandbox.decode`."""
     value = without_libraries(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -136,20 +136,20 @@ def encode(value: Any) -> Any:
 
 
 def without_libraries(value: Any) -> Any:
-    """What numpy, pandas and others made, as a tensor, a list or a number; anything else as it is."""
+    """Values of numpy, pandas and other libraries as a tensor, a list or a number; any other value itself."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (numpy.ndarray, numpy.generic)):
         return torch.as_tensor(value)
     if isinstance(value, numbers.Real):
         return float(value)
-    if type(value).__module__.split(".")[0] == "pandas" and hasattr(value, "to_numpy"):  # a Series, for one
+    if type(value).__module__.split(".")[0] == "pandas" and hasattr(value, "to_numpy"):  # for example a Series
         return value.to_numpy().tolist()
     return value
 
 
 def decode(value: Any, sock: socket.socket) -> Any:
-    """An argument, from what `sandbox.encode` made of it."""
+    """An argument, from the data of `sandbox.encode`."""
     if isinstance(value, list):
         return [decode(item, sock) for item in value]
     if isinstance(value, dict):
@@ -162,7 +162,7 @@ def decode(value: Any, sock: socket.socket) -> Any:
 
 
 class RemoteChance:
-    """Asks the grader, which plays every outcome."""
+    """Asks the grader for each random decision. The grader runs every outcome."""
 
     def __init__(self, sock: socket.socket):
         self._sock = sock
@@ -179,8 +179,8 @@ class RemoteChance:
 
 
 class MissingObject:
-    """Stands for an object of a module that is not mounted. While cells run it can be called and its attributes read,
-    and does nothing. An answer that needs it gets an ImportError that says so."""
+    """Replaces an object of a module that is not mounted. While cells run, it can be called and its attributes can be
+    read, without effect. If an answer uses it in a graded call, it raises an ImportError with an explanation."""
 
     graded = False
 
@@ -214,7 +214,7 @@ class MissingObject:
 
 
 class MissingModuleFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds an empty module for every name of the package, and of libraries that only draw."""
+    """Provides empty modules in place of the package and of plotting libraries."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
@@ -241,13 +241,13 @@ class MissingModuleFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
-def restrict(user: int, refused: SystemCallFilter, memory: int, cpu_seconds: int) -> None:
-    """Give up, for good, what this process may do beyond what an answer needs.
+def restrict(user: int, blocked: SystemCallFilter, memory: int, cpu_seconds: int) -> None:
+    """Permanently give up all privileges that an answer does not need.
 
     Args:
-        user: The user ID to change to; 0 for none, where the grader does not run as root.
-        refused: System calls that fail from now on.
-        memory: Address space in bytes, PyTorch's libraries included.
+        user: The user ID to change to; 0 if the grader does not run as root.
+        blocked: The filter for system calls.
+        memory: Limit on the address space in bytes, including PyTorch's libraries.
         cpu_seconds: CPU time after which the kernel kills the process.
 
     Raises:
@@ -266,13 +266,13 @@ def restrict(user: int, refused: SystemCallFilter, memory: int, cpu_seconds: int
         (resource.RLIMIT_NPROC, TASKS),
     ):
         resource.setrlimit(what, (most, most))
-    refused.load()
+    blocked.load()
 
 
-def run(sock: socket.socket, user: int, refused: SystemCallFilter) -> NoReturn:
-    """Run the cells, then answer calls until the grader closes the socket."""
+def run(sock: socket.socket, user: int, blocked: SystemCallFilter) -> NoReturn:
+    """Run the cells, then answer calls until the grader closes the socket. Never returns."""
     begin = receive(sock)
-    restrict(user, refused, begin["memory"], begin["cpu_seconds"])
+    restrict(user, blocked, begin["memory"], begin["cpu_seconds"])
     send(sock, {"restricted": True})
     sys.meta_path.insert(0, MissingModuleFinder())
     os.environ.clear()
@@ -293,7 +293,7 @@ def run(sock: socket.socket, user: int, refused: SystemCallFilter) -> NoReturn:
 
 
 def failure(error: BaseException) -> dict[str, Any]:
-    """An exception as a message: its text, the line that raised it, and whether it is that of an unsolved exercise."""
+    """An exception as a message: its text, the line that raised it, and whether it comes from a stub."""
     at = error.__traceback__
     while at is not None and at.tb_next is not None:
         at = at.tb_next
@@ -304,20 +304,20 @@ def failure(error: BaseException) -> dict[str, Any]:
     }
 
 
-def surroundings(user: int, refused: SystemCallFilter) -> dict[str, Any]:
-    """What the grader checks before it trusts this sandbox: each value is what a process in it really finds.
+def surroundings(user: int, blocked: SystemCallFilter) -> dict[str, Any]:
+    """Facts that the grader checks before it trusts this sandbox, observed by a process in it.
 
     Returns:
         interfaces: Names of the network interfaces.
         parent: The process ID of the parent, 1 for bubblewrap's own.
-        writable: Folders that it could write to, besides the working directory.
-        restricted: Whether `restrict` works, tried in a process of its own.
+        writable: Folders that the process could write to, except the working directory.
+        restricted: Whether `restrict` works, tested in a forked process.
     """
     pid = os.fork()
     if pid == 0:
         works = False
         try:
-            restrict(user, refused, 1 << 40, 60)
+            restrict(user, blocked, 1 << 40, 60)
             try:
                 os.fork()
             except PermissionError:
@@ -332,8 +332,8 @@ def surroundings(user: int, refused: SystemCallFilter) -> dict[str, Any]:
     }
 
 
-def serve(control: socket.socket, user: int, refused: SystemCallFilter) -> NoReturn:
-    """Fork for each socket that arrives; on b"end", end the process that was forked last."""
+def serve(control: socket.socket, user: int, blocked: SystemCallFilter) -> NoReturn:
+    """Fork for each socket that arrives. On b"end", end the latest fork."""
     running = 0
     while True:
         message, files, _, _ = control.recvmsg(64, socket.CMSG_SPACE(4))
@@ -342,7 +342,7 @@ def serve(control: socket.socket, user: int, refused: SystemCallFilter) -> NoRet
                 os.kill(running, signal.SIGKILL)
                 os.waitpid(running, 0)
             running = 0
-            if os.listdir("."):  # the next process must not find what this one wrote
+            if os.listdir("."):  # the next process must not find files of this one
                 os._exit(0)
             control.send(b"ended")
             continue
@@ -354,7 +354,7 @@ def serve(control: socket.socket, user: int, refused: SystemCallFilter) -> NoRet
         if running == 0:
             try:
                 control.close()
-                run(socket.socket(fileno=descriptor[0]), user, refused)
+                run(socket.socket(fileno=descriptor[0]), user, blocked)
             finally:
                 os._exit(1)
         os.close(descriptor[0])
@@ -363,15 +363,15 @@ def serve(control: socket.socket, user: int, refused: SystemCallFilter) -> NoRet
 def main() -> None:
     descriptor, user = map(int, sys.argv[1:])
     control = socket.socket(fileno=descriptor)
-    refused = SystemCallFilter()
+    blocked = SystemCallFilter()
     torch.set_num_threads(1)
     null = os.open(os.devnull, os.O_RDWR)
-    found = surroundings(user, refused)
+    found = surroundings(user, blocked)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
     sys.stdout = sys.stderr = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), write_through=True)
     control.send(json.dumps(found).encode())
-    serve(control, user, refused)
+    serve(control, user, blocked)
 
 
 if __name__ == "__main__":

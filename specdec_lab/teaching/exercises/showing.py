@@ -1,4 +1,4 @@
-"""How verdicts look: the same words in a notebook, in a terminal and in a report."""
+"""Results of checks as text and HTML, with the same words in notebooks, terminals and reports."""
 
 from html import escape
 
@@ -15,7 +15,7 @@ COLORS = {
 
 
 def rows(verdict: CheckResult) -> list[tuple[str, str]]:
-    """What is beside the headline: pairs of a name and its words."""
+    """The lines below the headline, as pairs of a name and a text."""
     pairs = [("case", verdict.case), ("given", verdict.given)]
     pairs += [("yours", verdict.yours), ("expected", verdict.expected)]
     if verdict.hint:
@@ -25,13 +25,13 @@ def rows(verdict: CheckResult) -> list[tuple[str, str]]:
 
 
 def plain(verdict: CheckResult) -> str:
-    """For a terminal."""
+    """A result as plain text."""
     head = f"{MARKS[verdict.outcome]} {verdict.outcome}: {verdict.headline}"
     return "\n".join([head, *(f"    {name:9}{words}" for name, words in rows(verdict))])
 
 
 class ShownResult:
-    """A verdict that shows itself: as HTML in a notebook, as plain text elsewhere. It is truthy if it passed."""
+    """A result that is shown as HTML in a notebook and as plain text elsewhere. It is truthy if the answer passed."""
 
     def __init__(self, verdict: CheckResult):
         self.verdict = verdict

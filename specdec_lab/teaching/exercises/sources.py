@@ -1,8 +1,9 @@
-"""exercises/ from solutions/: the same notebooks without their solutions, hidden tests and outputs.
+"""Write exercises/ from solutions/: the same notebooks without solutions, hidden tests, outputs and tool comments.
 
     python -m specdec_lab.teaching.exercises.sources
 
-The markers are nbgrader's (### BEGIN SOLUTION …), so its own tools take the notebooks in solutions/ as well.
+The markers are nbgrader's (### BEGIN SOLUTION …), so nbgrader can process the notebooks in solutions/ itself. The
+learners' notebooks need neither its cell metadata nor the comments for our linter.
 """
 
 import re
@@ -16,27 +17,31 @@ from specdec_ref.errors import SpecdecError
 
 STUB = 'raise NotImplementedError("your code here")'
 SOLUTION = re.compile(r"^([ \t]*)### BEGIN SOLUTION\n.*?### END SOLUTION[ \t]*$", re.DOTALL | re.MULTILINE)
+TOOL_COMMENT = re.compile(r"[ \t]*# noqa\b.*$", re.MULTILINE)
 HIDDEN = re.compile(r"\n?^[ \t]*### BEGIN HIDDEN TESTS\n.*?### END HIDDEN TESTS[ \t]*$", re.DOTALL | re.MULTILINE)
 
 
 def exercise_of(solution: Any) -> Any:
-    """A notebook for the learner, from one with solutions. Raises SpecdecError where a marker has no partner."""
+    """The learner's notebook for a notebook with solutions. Raises SpecdecError for a marker without a partner."""
     notebook = nbformat.from_dict(solution)
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
         cell.outputs, cell.execution_count = [], None
-        cell.source = HIDDEN.sub("", SOLUTION.sub(lambda found: found[1] + STUB, cell.source))
+        cell.metadata.pop("nbgrader", None)
+        cell.source = TOOL_COMMENT.sub("", HIDDEN.sub("", SOLUTION.sub(lambda found: found[1] + STUB, cell.source)))
         if "### BEGIN" in cell.source or "### END" in cell.source:
             raise SpecdecError(f"cell {cell.id}: a marker (### BEGIN …, ### END …) has no partner")
     return notebook
 
 
 def write_exercises(solutions: Path, exercises: Path) -> list[Path]:
-    """Write them all anew, and remove what has no source any more."""
+    """Write all exercises, and remove notebooks that have no source any more. Returns the written paths."""
     sources = sorted(solutions.glob("*.ipynb"))
     if not sources:
-        raise SpecdecError(f"solutions={str(solutions)!r:.80}: has no notebooks")
+        raise SpecdecError(
+            f"solutions={str(solutions)!r:.80}: contains no notebooks; takes a folder of notebooks with solutions"
+        )
     exercises.mkdir(exist_ok=True)
     for stale in exercises.glob("*.ipynb"):
         if not (solutions / stale.name).exists():

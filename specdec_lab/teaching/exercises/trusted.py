@@ -1,4 +1,4 @@
-"""Your own work, graded in this process, without a sandbox: on every system, and never for others' work."""
+"""Grading in this process, without a sandbox, on any system. Only for your own work, never for that of others."""
 
 import builtins
 import importlib
@@ -14,18 +14,18 @@ from specdec_lab.teaching.exercises.exercise import TooSlow, clean
 from specdec_lab.teaching.exercises.judging import time_limit
 
 SECONDS = 120.0
-"""All cells of a notebook may take so long."""
+"""Time limit for all cells of a notebook."""
 MOST_KEPT = 20
-"""Notebooks of which the definitions are kept, since a notebook can answer several exercises."""
+"""Notebooks whose definitions are kept, because one notebook can answer several exercises."""
 SKIPPED = "check", "hint", "judge", "picture", "progress", "solution"
-"""What cells call to see how they are doing. It has limits of its own, and does nothing while cells are graded."""
+"""Functions that cells call to check an answer. They do nothing while the cells are graded."""
 CHECKS = "specdec_lab.teaching.exercises"
 MODULES = CHECKS, f"{CHECKS}.notebook", f"{CHECKS}.pictures", f"{CHECKS}.judging"
-"""Where cells import those from."""
+"""The modules from which cells import these functions."""
 
 
 class Trusted:
-    """Takes the place of a `Sandbox`, and runs the cells in this process."""
+    """Replaces a `Sandbox` and runs the cells in this process."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, ...], TrustedNotebook] = {}
@@ -34,14 +34,14 @@ class Trusted:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Nothing to end."""
+        """Do nothing: there is no process to end."""
 
     def next_submission(self) -> None:
-        """Nothing to end either."""
+        """Do nothing: there is no process to end."""
 
     @contextmanager
     def open(self, sources: Sequence[str]) -> Iterator["TrustedNotebook"]:
-        """What these cells define. They run once, however often they are opened. Inside nothing is printed."""
+        """The definitions of these cells, which run only once. Nothing is printed in the block."""
         work = self._kept.get(tuple(sources))
         with _quiet(work.environment if work is not None else None):
             if work is None:
@@ -53,11 +53,11 @@ class Trusted:
 
 
 class TrustedNotebook:
-    """What the cells defined. broken: what failed in them, a line each. environment: the variables that they left."""
+    """The definitions of a notebook. broken: one line per failure. environment: the variables after the cells ran."""
 
     reached = "none: your own work, run in this process"
     limited = True
-    """Its functions have to be ended by who calls them."""
+    """The caller enforces the time limit of its functions."""
 
     def __init__(self, sources: Sequence[str]):
         self._space: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins, "display": lambda *_: None}
@@ -67,12 +67,12 @@ class TrustedNotebook:
         self.environment = dict(os.environ)
 
     def function(self, name: str, seconds: float) -> Any:
-        """The function of that name. seconds: whoever calls it sees to them."""
+        """The function of this name. seconds: not used, because the caller enforces the limit."""
         return self._space[name]
 
 
 class SkippedCheck:
-    """The result of a check or a picture in a cell that is being graded. It counts as true, and has no content."""
+    """The result of a check or a picture while a cell is graded: truthy and empty."""
 
     passed = True
     headline = ""
@@ -84,7 +84,7 @@ def _skip_check(*arguments: Any, **more: Any) -> SkippedCheck:
 
 @contextmanager
 def _checks_skipped() -> Iterator[None]:
-    """Inside, what cells import to check or draw their answers does nothing and takes no time."""
+    """In the block, the functions in SKIPPED do nothing."""
     modules = [importlib.import_module(name) for name in MODULES]
     before = [(module, name, vars(module)[name]) for module in modules for name in SKIPPED if name in vars(module)]
     for module, name, _ in before:
@@ -98,9 +98,10 @@ def _checks_skipped() -> Iterator[None]:
 
 @contextmanager
 def _quiet(environment: dict[str, str] | None) -> Iterator[None]:
-    """Inside, nothing is printed, noted or started, and cells may change variables and the folder for themselves.
+    """In the block, nothing is printed and no progress is recorded. Afterwards, the environment variables and the
+    current folder are restored.
 
-    environment: the variables as the same cells left them, or None before they have run.
+    environment: the variables after an earlier run of the same cells, or None before the first run.
     """
     variables, folder = dict(os.environ), Path.cwd()
     with open(os.devnull, "w", encoding="utf-8", errors="replace") as nowhere, TemporaryDirectory() as scratch:
@@ -115,7 +116,7 @@ def _quiet(environment: dict[str, str] | None) -> Iterator[None]:
 
 
 def _set_variables(variables: dict[str, str]) -> None:
-    """These variables and no others."""
+    """Set these environment variables and remove all others."""
     for name in os.environ.keys() - variables.keys():
         del os.environ[name]
     os.environ.update(variables)

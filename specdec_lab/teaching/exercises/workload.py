@@ -1,4 +1,4 @@
-"""Recorded workloads: how often the pair's own draft is right at each position of one text; rounds of all drafts."""
+"""Recorded workloads: the acceptance probability at each position of one text, and rounds of all drafts."""
 
 RECORDED = (
     60, 61, 94, 100, 33, 25, 86, 58, 54, 31, 97, 65, 59, 52, 44, 28, 25, 74, 62, 53, 79, 54, 48, 33, 59, 64, 67, 75,
@@ -8,7 +8,7 @@ RECORDED = (
     28, 57, 34, 62, 78, 62, 71, 59, 64, 77, 66, 95, 63, 65, 74, 73, 76, 100, 99, 79, 83, 67, 35, 49, 58, 45, 44, 72,
     73, 81, 93, 81, 84, 97, 83, 69, 73, 71, 100, 80, 81, 78, 79, 59, 57, 75, 65, 78,
 )  # fmt: skip
-"""Σ min(p, q) in per cent at 160 positions: what the target and the middle draft say of the text that
+"""Σ min(p, q) in percent at 160 positions, from the target and the medium draft on the text that
 `generate_speculative(pair, prompt, k=4, max_new_tokens=160, seed=0)` writes after the held-out prompt
 calendar.formatyear (the pair that ships, float32 on a CPU, 2026-11-25)."""
 
@@ -28,5 +28,5 @@ first six held-out prompts, seed 0, float32 on a CPU, 2026-11-25. Shorter rounds
 
 
 def recorded_rounds(draft: str, k: int) -> list[tuple[int, int]]:
-    """(drafted, accepted) of each round that was recorded with this draft and k."""
+    """(drafted, accepted) of each recorded round with this draft and k."""
     return [(k, accepted) for accepted, rounds in enumerate(KEPT[draft, k]) for _ in range(rounds)]

@@ -1,4 +1,4 @@
-"""Mend a round in which three exhibits of the museum sit: judged by the text that comes of it, however it is mended."""
+"""Exercise on fixing a round with three bugs, checked by the distribution of its text, however the bugs are fixed."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,8 +28,8 @@ def broken_round(target: Tensor, draft: Tensor, last: int, k: int, chance: Any) 
     return [*drafted, chance.draw(p[k])]
 
 
-def mended_round(target: Tensor, draft: Tensor, last: int, k: int, chance: Any) -> list[int]:
-    """Tokens of one round after `last`, mended."""
+def fixed_round(target: Tensor, draft: Tensor, last: int, k: int, chance: Any) -> list[int]:
+    """Tokens of one round after `last`, without the three bugs."""
     drafted: list[int] = []
     for _ in range(k):
         drafted.append(chance.draw(draft[drafted[-1] if drafted else last]))  # A: from q itself
@@ -37,8 +37,8 @@ def mended_round(target: Tensor, draft: Tensor, last: int, k: int, chance: Any) 
     for i, token in enumerate(drafted):
         p, q = target[rows[i]], draft[rows[i]]
         if not chance.accept(min(1.0, float(p[token] / q[token]))):
-            rest = (p - q).clamp(min=0)  # B: what is left of p
-            return [*drafted[:i], chance.draw(rest / rest.sum())]  # C: nothing behind a rejection
+            rest = (p - q).clamp(min=0)  # B: from the residual
+            return [*drafted[:i], chance.draw(rest / rest.sum())]  # C: no token after a rejection
     return [*drafted, chance.draw(target[rows[k]])]
 
 
@@ -75,61 +75,59 @@ def _round(
 
 
 def cases(seed: int) -> list[ExerciseCase]:
-    """One drafted token, then two."""
+    """Rounds with one and with two drafted tokens."""
     made = []
     for i, (k, tokens) in enumerate(((1, 3), (2, 2), (2, 3), (1, 2), (2, 2))):
         noise = torch.Generator().manual_seed(seed + i)
         tables = (1.5 * torch.randn(2, tokens, tokens, generator=noise, dtype=torch.float64)).softmax(-1)
-        made.append(ExerciseCase((tables[0], tables[1], i % 2, k), f"k = {k}, {tokens} tokens in all", True, False))
+        made.append(ExerciseCase((tables[0], tables[1], i % 2, k), f"k = {k}, a vocabulary of {tokens}", True, False))
     return made
 
 
 def next_tokens(function: Function, case: ExerciseCase) -> dict[tuple[int, ...], float]:
-    """The exact distribution of the next k + 1 tokens; where a round emits fewer, the target goes on alone."""
+    """The exact distribution of the next k + 1 tokens. After a shorter round, the target adds the missing ones."""
     return _continued(_rounds(function, case), case)
 
 
 def _rounds(function: Function, case: ExerciseCase) -> dict[tuple[int, ...], float]:
-    """The exact distribution of what a round emits."""
+    """The exact distribution of the tokens of one round. Raises BadRequest for a round of a wrong length."""
     k = case.arguments[3]
     found = distribution(lambda chance: called(function, *case.arguments, chance))
     for emitted in found:
         if not isinstance(emitted, tuple) or not 1 <= len(emitted) <= k + 1:
-            raise BadRequest(f"a round with k = {k} emits 1 … {k + 1} tokens, not {emitted!r:.60}")
+            raise BadRequest(f"a round with k = {k} returns {emitted!r:.60}; expected a list of 1 to {k + 1} tokens")
     if max(map(len, found)) <= k:
-        message = (
-            f"no round emits {k + 1} tokens: where all {k} drafted tokens are accepted, one more from the target is due"
-        )
+        message = f"no round emits {k + 1} tokens: if all {k} drafted tokens are accepted, the target gives one more"
         raise BadRequest(message, found)
     return found
 
 
 def _drafted(function: Function, case: ExerciseCase) -> dict[tuple[int, ...], float]:
-    """The next tokens, of rounds that look at the draft: with another one, other tokens are kept."""
+    """The distribution of the next tokens. Raises BadRequest if the rounds do not depend on the draft."""
     target, draft, *rest = case.arguments
     rounds = _rounds(function, case)
     text = _continued(rounds, case)
     other = replace(case, arguments=(target, draft.roll(1, -1), *rest))
-    if same(text, next_tokens(mended_round, case), 1e-4) and same(rounds, _rounds(function, other), 1e-6):
-        raise BadRequest("with another draft your rounds come out the same: it decides nothing")
+    if same(text, next_tokens(fixed_round, case), 1e-4) and same(rounds, _rounds(function, other), 1e-6):
+        raise BadRequest("your rounds do not use the draft: with a different draft, their results are the same")
     return text
 
 
 def _continued(rounds: dict[tuple[int, ...], float], case: ExerciseCase) -> dict[tuple[int, ...], float]:
     text: dict[tuple[int, ...], float] = {}
     for emitted, probability in rounds.items():
-        _go_on(text, case.arguments[0], emitted, case.arguments[3] + 1, probability)
+        _extend(text, case.arguments[0], emitted, case.arguments[3] + 1, probability)
     return text
 
 
-def _go_on(
+def _extend(
     text: dict[tuple[int, ...], float], target: Tensor, emitted: tuple[int, ...], n: int, probability: float
 ) -> None:
     if len(emitted) == n:
         text[emitted] = text.get(emitted, 0.0) + probability
         return
     for token, p in enumerate(target[emitted[-1]].tolist()):
-        _go_on(text, target, (*emitted, token), n, probability * p)
+        _extend(text, target, (*emitted, token), n, probability * p)
 
 
 def _with(**mistakes: Any) -> Function:
@@ -147,54 +145,81 @@ def _without_a_draft(target: Tensor, draft: Tensor, last: int, k: int, chance: A
     return text[1:]
 
 
-MEND = Exercise(
-    "mend",
-    "Mend the bugs",
-    "mended_round",
+FIX = Exercise(
+    "fix",
+    "Fix the bugs",
+    "fixed_round",
     15,
     3,
     (
-        "Copy the broken round and change one line for each exhibit. Nothing else in it is wrong.",
-        "A: what was drawn must come from the q that the rule is told: chance.draw(row). Or tell it a one-hot q.",
-        "C: tokens behind a rejection do not count: how many are kept before the first False?",
-        "B: after a rejection, draw from what is left of p: (p − q).clamp(min=0), divided by its sum.",
+        "Which line belongs to each exhibit, and what should it compute instead? Nothing else in the "
+        "broken round is wrong.",
+        "A: the rule must use the q that the token was sampled from. Either sample the token from `row`, "
+        "or report a one-hot q.",
+        "C: only the tokens before the first rejection are accepted. How many entries of `keep` come "
+        "before its first False?",
+        "B: after a rejection at position i, sample from max(0, p[i] − q[i]), divided by its sum.",
     ),
-    mended_round,
+    fixed_round,
     (
-        Misconception("nothing-mended", "All three exhibits are still in it: change a line for each", 1, broken_round),
         Misconception(
-            "a-left", "Exhibit A is still in it: the likeliest token is drafted, but judged as if drawn from q", 2,
+            "nothing-fixed", "All three exhibits are still in your round. Change one line for each", 1, broken_round
+        ),
+        Misconception(
+            "a-left",
+            "Exhibit A is still in your round: it drafts the most likely token, but treats it as sampled from q",
+            2,
             _with(greedy=True),
         ),
         Misconception(
-            "b-left", "Exhibit B is still in it: after a rejection the target is drawn from, not what is left of it", 4,
+            "b-left",
+            "Exhibit B is still in your round: after a rejection, it samples from the target and not from the residual",
+            4,
             _with(left=_target),
         ),
         Misconception(
-            "c-left", "Exhibit C is still in it: tokens behind a rejection are counted as kept", 3, _with(count=sum)
+            "c-left",
+            "Exhibit C is still in your round: it counts tokens after a rejection as accepted",
+            3,
+            _with(count=sum),
         ),
         Misconception(
-            "b-and-c-left", "Exhibits B and C are still in it; A is mended", 3, _with(left=_target, count=sum)
+            "b-and-c-left",
+            "You fixed exhibit A. Exhibits B and C are still in your round",
+            3,
+            _with(left=_target, count=sum),
         ),
         Misconception(
-            "a-and-c-left", "Exhibits A and C are still in it; B is mended", 2, _with(greedy=True, count=sum)
+            "a-and-c-left",
+            "You fixed exhibit B. Exhibits A and C are still in your round",
+            2,
+            _with(greedy=True, count=sum),
         ),
         Misconception(
-            "a-and-b-left", "Exhibits A and B are still in it; C is mended", 2, _with(greedy=True, left=_target)
+            "a-and-b-left",
+            "You fixed exhibit C. Exhibits A and B are still in your round",
+            2,
+            _with(greedy=True, left=_target),
         ),
         Misconception(
-            "left-of-q", "After a rejection you draw from q − p: that is what the draft has too much of", 4,
+            "residual-of-q",
+            "After a rejection, you sample from q − p, which is the part that the draft has too much of. Use p − q",
+            4,
             _with(left=lambda p, q: residual(q, p)),
         ),
         Misconception(
-            "bonus-lost", "Your rounds end without the bonus: when all are kept, the target gives one more", 1,
+            "no-bonus",
+            "Your rounds have no bonus token. If all k drafted tokens are accepted, the target gives one more",
+            1,
             _with(bonus=False),
         ),
         Misconception(
-            "draws-all-from-the-target", "You draw every token from the target: right, and no faster. Draft k first, "
-            "then judge them", 1, _without_a_draft,
+            "no-speculation",
+            "You sample every token from the target. This is correct but no faster. Draft k tokens, then verify them",
+            1,
+            _without_a_draft,
         ),
     ),
     cases,
     measure=_drafted,
-)  # fmt: skip
+)
