@@ -18,19 +18,25 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-SOURCES = {"index.md": "README.md", "pretrained.md": "specdec_ref/pretrained/README.md"}
-SOURCES |= {"contributing.md": "CONTRIBUTING.md", "security.md": "SECURITY.md"}
-SOURCES["changelog.md"] = "CHANGELOG.md"
+SOURCES = {
+    "index.md": "README.md",
+    "pretrained.md": "specdec_ref/pretrained/README.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "security.md": "SECURITY.md",
+    "changelog.md": "CHANGELOG.md",
+    **{f"lessons/{path.stem}.md": f"notebooks/{path.name}" for path in sorted(ROOT.glob("notebooks/*.ipynb"))},
+    **{f"exercises/{path.stem}.md": f"exercises/{path.name}" for path in sorted(ROOT.glob("exercises/*.ipynb"))},
+}
 """Pages of the site, and the file of the repository that each is made from."""
-for folder, shown in {"notebooks": "lessons", "exercises": "exercises"}.items():
-    SOURCES |= {f"{shown}/{path.stem}.md": f"{folder}/{path.name}" for path in sorted((ROOT / folder).glob("*.ipynb"))}
 PAGES = {source: page for page, source in SOURCES.items()} | {"exercises": "exercises.md", "notebooks": "index.md"}
 LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<path>[^)#\s:]+)(?P<anchor>#[^)]*)?\)")
 FORMULA = re.compile(r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL)
+RUN_IT = '!!! tip ""\n    To run this page, type `make lab` in the repository, and open `{}`.'
 CAPTION = re.compile(r"\*([^*]+)\*")
 PUBLIC_NAME = re.compile(r"^from (specdec_\S+) import (\w+) as \2$", re.MULTILINE)
-LABORATORY = {"specdec_lab.equivalence.exact": ["Proof", "exact"], "specdec_lab.equivalence.tables": ["TableModel"]}
-LABORATORY |= {
+EQUIVALENCE = {
+    "specdec_lab.equivalence.exact": ["Proof", "exact"],
+    "specdec_lab.equivalence.tables": ["TableModel"],
     "specdec_lab.equivalence.empirical": ["empirical"],
     "specdec_lab.equivalence.mutants": ["Mutant", "mutant"],
 }
@@ -105,6 +111,8 @@ def notebook_page(path: Path, page: str) -> tuple[str, dict[str, bytes]]:
     for cell, after in zip(cells, [*cells[1:], None], strict=True):
         if cell.cell_type != "code":
             parts.append(lists_set_apart(cell.source))
+            if len(parts) == 1:
+                parts.append(RUN_IT.format(path.relative_to(ROOT).as_posix()))
             continue
         parts.append(fenced(cell.source, "python"))
         for number, output in enumerate(cell.outputs):
@@ -144,7 +152,7 @@ def public_names(package: str) -> dict[str, list[str]]:
     for module, name in PUBLIC_NAME.findall((ROOT / package / "__init__.pyi").read_text(encoding="utf-8")):
         if module != package:
             names.setdefault(module, []).append(name)
-    return names | (LABORATORY if package == "specdec_lab" else {})
+    return names | (EQUIVALENCE if package == "specdec_lab" else {})
 
 
 def reference_page(module: str) -> str:
