@@ -14,7 +14,8 @@ import specdec_ref as sd
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "how-to"
-STANDS_FOR = {"TARGET": str(sd.shipped("target")), "DRAFT": str(sd.shipped("draft-small"))}
+SHIPPED = ROOT / "specdec_ref" / "pretrained"
+STANDS_FOR = {"TARGET": str(SHIPPED / "target"), "DRAFT": str(SHIPPED / "draft-small")}
 BLOCK = re.compile(r"^```(\w*)(?: title=\"([\w.]+)\")?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

@@ -147,7 +147,7 @@ def test_a_reader_gets_from_the_start_to_a_lesson_by_the_menu(tab: Any) -> None:
 def test_the_search_finds_a_function(tab: Any) -> None:
     tab.goto("/index.html")
     tab.locator("label.md-header__button[for=__search]").click()
-    tab.locator("input.md-search__input").fill("break_even_alpha")
+    tab.locator("input.md-search__input").press_sequentially("break_even_alpha")
     result = tab.locator("a.md-search-result__link").first
     result.wait_for(timeout=20_000)
     assert "specdec_ref.theory" in result.get_attribute("href")
