@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from specdec_lab.measurement.diagnosis_setup import LEVEL, Measurement, Setup
 from specdec_lab.measurement.findings import Finding
 from specdec_lab.measurement.intervals import share_interval
+from specdec_lab.measurement.methods import usual_k
 from specdec_ref.beyond.suffix import SuffixDrafter
 from specdec_ref.drafting import ModelDrafter, PromptLookupDrafter
 from specdec_ref.sampling import GREEDY, SeededRandomness
@@ -51,13 +52,14 @@ def lookup_overlap(tokens: Sequence[int], start: int = 1, drafter: PromptLookupD
 def check_k(setup: Setup) -> list[Finding]:
     """Does k take effect: are as many tokens drafted as are asked for?"""
     asked = drafted = rounds = short = cut = 0
+    limit = usual_k(setup.pair, setup.max_k) if setup.drafter is None else setup.max_k
     for recorded in setup.recordings:
         at, new = len(recorded.generation.prompt_tokens), 0
         for r, wanted in zip(recorded.generation.rounds, recorded.requested_k, strict=True):
-            due = min(wanted, setup.max_new_tokens - new - 1)  # no more than can still be of use
+            due = min(wanted, limit, setup.max_new_tokens - new - 1)  # no more than can still be of use
             space = setup.models.context - at - new
-            asked, drafted, rounds = asked + due, drafted + len(r.drafted), rounds + 1
-            short += len(r.drafted) < min(due, space)
+            asked, drafted, rounds = asked + due, drafted + r.depth, rounds + 1
+            short += r.depth < min(due, space)
             cut += space < due
             new += len(r.emitted)
     numbers = {"rounds": rounds, "short": short, "cut": cut, "asked": asked, "drafted": drafted}

@@ -50,12 +50,22 @@ def tokens_of(played: Round, tokenizer: Any) -> list[Token]:
     kept = min(played.accepted, len(played.emitted))
     tokens = [Token(text(token), "accepted") for token in played.emitted[:kept]]
     if len(played.emitted) > kept:
-        refused = played.accepted < len(played.drafted)
-        if refused:
-            tokens.append(Token(text(played.drafted[played.accepted]), "rejected"))
-        fate = "residual" if refused else "bonus" if played.drafted else "plain"
+        rejected = rejected_tokens(played)
+        tokens += [Token(text(token), "rejected") for token in rejected]
+        fate = "residual" if rejected else "bonus" if played.drafted else "plain"
         tokens.append(Token(text(played.emitted[kept]), fate))
     return tokens
+
+
+def rejected_tokens(played: Round) -> list[int]:
+    """The drafted token that was rejected, if any; of a tree, all siblings that were tried after the accepted path."""
+    if played.parents is None:
+        return list(played.drafted[played.accepted : played.accepted + 1])
+    nodes = list(enumerate(zip(played.parents, played.drafted, strict=True)))
+    last = -1
+    for token in played.emitted[: played.accepted]:
+        last = next((node for node, one in nodes if one == (last, token)), len(nodes))
+    return [token for _, (parent, token) in nodes if parent == last]
 
 
 def round_text(played: Round, tokenizer: Any) -> "Text":
