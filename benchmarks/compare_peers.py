@@ -101,7 +101,7 @@ def our_ways(greedy: bool, parallel: int) -> list[Way]:
         ways += [Way("draft", k, "block") for k in (4, BLOCK_K)]
         heads += [Way("head", k, "block") for k in (4, 6)]
     ways += [*heads, Way("parallel-head", parallel, "token" if greedy else "block")]
-    return [*ways, Way("tree", TREE["depth"]), Way("lookup", 4), Way("suffix", 8)]
+    return [*ways, *(Way(name, TREE["depth"]) for name in ("tree", "head-tree")), Way("lookup", 4), Way("suffix", 8)]
 
 
 def contenders(pairs: dict[str, sd.Pair], ways: list[Way], sampling: sd.Sampling, tokens: int) -> dict[str, Contender]:

@@ -38,7 +38,7 @@ from specdec_ref.api import VERIFICATIONS
 from specdec_ref.beyond.heads import FeatureHead, HeadDrafter, ParallelHead, ParallelHeadDrafter
 from specdec_ref.loading import HEADS, PRETRAINED
 
-WITHOUT_HEADS = tuple(name for name in METHODS if name not in HEADS)
+WITHOUT_HEADS = tuple(name for name in METHODS if name not in (*HEADS, "head-tree"))
 TEXTS = ["the rest is in the list ", "a tree, and on the stone ", "as is the start, so is the end ", "not one "]
 PROMPTS = [[5, 9, 33, 2, 60, 7, 1], [40, 3, 12, 12, 40, 3, 12]]
 
@@ -71,7 +71,8 @@ def folders(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
 def pairs(pair: Pair, folders: dict[str, str]) -> dict[str, Pair]:
     """The tiny pair with every method."""
     heads = {name: replace(pair, draft=None, drafter=sd.load_head(pair.target, folders[name])) for name in HEADS}
-    return {name: with_method(pair, name) for name in WITHOUT_HEADS} | heads
+    of_a_head = {"head-tree": with_method(heads["head"], "head-tree")}
+    return {name: with_method(pair, name) for name in WITHOUT_HEADS} | heads | of_a_head
 
 
 # Loading -------------------------------------------------------------------------------------------------------------
@@ -308,7 +309,7 @@ def test_a_right_rule_accepts_as_much_as_computed(name: str, verification: str, 
     assert acceptance_findings(pairs[name], verification=verification) == []
 
 
-@pytest.mark.parametrize("name", ["draft", "head", "tree"])
+@pytest.mark.parametrize("name", ["draft", "head", "tree", "head-tree"])
 def test_accepting_everything_that_may_be_accepted_is_found(
     name: str, pairs: dict[str, Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,9 @@ DraftOption = Annotated[
 ]
 DrafterOption = Annotated[
     str | None,
-    typer.Option(help="How to draft: draft, head, parallel-head, tree, lookup or suffix (default: what --draft is)."),
+    typer.Option(
+        help="How to draft: draft, head, parallel-head, tree, head-tree, lookup or suffix (default: what --draft is)."
+    ),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, … (default: the GPU where there is one).")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16, … (default: float32 on CPU, else bfloat16).")]

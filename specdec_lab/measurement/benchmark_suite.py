@@ -113,7 +113,7 @@ def load_drafts(
     target: str | None = None, draft: str | None = None, *, device: str | None = None, dtype: str | None = None
 ) -> dict[str, Pair]:
     """Pairs by the draft's name, all with one and the same target. Neither named: every draft and head that ships,
-    trees of the default draft, and suffix decoding.
+    their trees, and suffix decoding.
 
     The arguments are those of `load_pair`, and so are the errors.
     """
@@ -127,7 +127,8 @@ def load_drafts(
         elif name not in ("target", DEFAULT_DRAFT):
             other = load_pair(draft=name, device=device, dtype=dtype)
             pairs[name] = replace(first, draft=other.draft)
-    return pairs | {name: with_method(first, name) for name in ("tree", "suffix")}
+    trees = ("tree", "head-tree") if "head" in pairs else ("tree",)
+    return pairs | {name: with_method(first, name) for name in (*trees, "suffix")}
 
 
 def configurations(models: Mapping[str, Pair], settings: Settings) -> tuple[Configuration, ...]:

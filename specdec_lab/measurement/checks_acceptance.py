@@ -134,6 +134,7 @@ def _decisions(setup: Setup) -> list[Decision]:
         range(len(setup.prompts)),
         lambda i: setup.generate(setup.prompts[i], k=setup.max_k, drafter=drafter, seed=i),
     )
+    assert decisions, "a generation has at least one round"
     return decisions
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from specdec_lab.measurement.diagnosis_setup import Measurement, Setup, plain_logits
 from specdec_lab.measurement.findings import Finding
 from specdec_lab.measurement.memory_profile import available_memory
-from specdec_ref.beyond.heads import HeadDrafter, ParallelHeadDrafter
+from specdec_lab.measurement.methods import head_of
 from specdec_ref.control import FixedK
 from specdec_ref.decoding import Row, speculate
 from specdec_ref.drafting import ModelDrafter
@@ -217,7 +217,7 @@ def _margin(setup: Setup, text: list[int], a: int, b: int) -> tuple[float, float
 
 def _double_fits(setup: Setup) -> bool:
     """Whether the pair can be copied in float64. A head cannot: it belongs to its own target."""
-    if isinstance(setup.new_drafter(), (HeadDrafter, ParallelHeadDrafter)):
+    if head_of(setup.new_drafter()) is not None:
         return False
     models = [m for m in (setup.pair.target, setup.draft_model) if m is not None]
     return 8 * sum(p.numel() for m in models for p in m.parameters()) < available_memory(setup.pair.device) / 2

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from specdec_lab.measurement.budget import Budget, OutOfTime
 from specdec_lab.measurement.costs import WARM_UP, Costs
-from specdec_lab.measurement.methods import own_models
+from specdec_lab.measurement.methods import head_of, own_models
 from specdec_lab.measurement.parts import Models
 from specdec_lab.measurement.rounds import LEAST_TOKENS, Bench
 from specdec_ref.api import Generation, Prompt, Watcher, generate_speculative, verification_rule
-from specdec_ref.beyond.heads import HeadDrafter, ParallelHeadDrafter
 from specdec_ref.control import FixedK
 from specdec_ref.decoding import Controller, Round
 from specdec_ref.drafting import Drafter, ModelDrafter, PromptLookupDrafter
@@ -218,9 +217,8 @@ class Setup:
     def decoder(self) -> tuple[TransformersModel, Drafter]:
         """The target and what drafts, for a loop of a check's own."""
         drafter = self.new_drafter()
-        if isinstance(drafter, (HeadDrafter, ParallelHeadDrafter)):
-            return drafter.target, drafter
-        return TransformersModel(self.pair.target), drafter
+        head = head_of(drafter)
+        return TransformersModel(self.pair.target) if head is None else head.target, drafter
 
     def generate(
         self,

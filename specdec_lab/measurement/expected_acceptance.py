@@ -63,6 +63,11 @@ def recording(drafter: Drafter, rule: Verify, block: bool) -> tuple[Any, list[De
 
             return replace(draft, verify=decide)
 
+        def with_model(self, *arguments: Any) -> Any:
+            other = super().with_model(*arguments)
+            other.__class__ = Recorded
+            return other
+
     recorded = copy.copy(drafter)
     recorded.__class__ = Recorded
     return recorded, decisions

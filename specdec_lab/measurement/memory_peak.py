@@ -150,7 +150,7 @@ def decode_to_the_end(pair: Pair, batch: int, context: int, k: int) -> int:
     rows = [Row((0,) * (context - new), new) for _ in range(batch)]
     held = 0
     for _ in speculate(target, drafter, rows, FixedK(k), GREEDY, SeededRandomness(0, pair.device), frozenset()):
-        caches = [target.cache, getattr(getattr(drafter, "model", drafter), "cache", None)]
+        caches = [target.cache, getattr(getattr(drafter, "model", drafter), "cache", None)]  # of a draft or a head
         held = max(held, sum(cache.bytes for cache in caches if cache is not None))
     return held
 

@@ -23,19 +23,20 @@ METHODS = {
     "head": "a head on the target's features, one token after the other",
     "parallel-head": "a head that drafts all tokens in one pass",
     "tree": "the most probable continuations by a draft model, as a tree",
+    "head-tree": "the most probable continuations by a head, as a tree",
     "lookup": "a copy of what followed the same words earlier in the text",
     "suffix": "the most frequent continuation in the text so far",
 }
 """What each drafting method proposes."""
 
 TREE = {"nodes": 10, "depth": 4, "width": 4}
-"""The tree of the method 'tree', as `BestFirstDrafter` takes it."""
+"""The tree of 'tree' and 'head-tree', as `BestFirstDrafter` takes it."""
 
 
 def with_method(pair: Pair, name: str) -> Pair:
     """The pair with another drafting method, one of `METHODS`.
 
-    The heads are those that ship, unless the pair has a head already.
+    The heads are those that ship. A pair that has a head already keeps it for 'head-tree'.
 
     Raises:
         SpecdecError: no such method, or the pair lacks the model for it.
@@ -44,6 +45,9 @@ def with_method(pair: Pair, name: str) -> Pair:
         raise SpecdecError(f"drafter={name!r:.80}: takes one of {', '.join(METHODS)}")
     if name in HEADS:
         return replace(pair, draft=None, drafter=load_head(pair.target, usable_source("draft", name)))
+    if name == "head-tree":
+        head = head_of(pair.drafter) or head_of(with_method(pair, "head").drafter)
+        return replace(pair, draft=None, drafter=BestFirstDrafter(head, **TREE))
     if name == "lookup":
         return replace(pair, draft=None, drafter=PromptLookupDrafter())
     if name == "suffix":
@@ -53,6 +57,12 @@ def with_method(pair: Pair, name: str) -> Pair:
     if name == "draft":
         return replace(pair, drafter=None)
     return replace(pair, drafter=BestFirstDrafter(TransformersModel(pair.draft, score_rows(pair.target)), **TREE))
+
+
+def head_of(drafter: Drafter | None) -> HeadDrafter | ParallelHeadDrafter | None:
+    """The head that a drafter uses, by itself or for a tree; None where there is none."""
+    source = drafter.model if isinstance(drafter, TREE_DRAFTERS) else drafter
+    return source if isinstance(source, (HeadDrafter, ParallelHeadDrafter)) else None
 
 
 def can_draft(pair: Pair) -> bool:
@@ -94,12 +104,12 @@ def most_scored(pair: Pair, k: int) -> int:
 
 def draft_module(pair: Pair) -> nn.Module | None:
     """The network that drafts: the draft model or the head; None where nothing but the text is needed."""
-    drafter = pair.drafter
-    if isinstance(drafter, (HeadDrafter, ParallelHeadDrafter)):
-        return drafter.head
-    if isinstance(drafter, MODEL_DRAFTERS) and isinstance(drafter.model, TransformersModel):
-        return drafter.model.model
-    return pair.draft if drafter is None else None
+    head = head_of(pair.drafter)
+    if head is not None:
+        return head.head
+    if isinstance(pair.drafter, MODEL_DRAFTERS) and isinstance(pair.drafter.model, TransformersModel):
+        return pair.drafter.model.model
+    return pair.draft if pair.drafter is None else None
 
 
 def fresh(pair: Pair) -> Pair:
@@ -118,9 +128,11 @@ def own_models(pair: Pair) -> tuple[TransformersModel, Drafter]:
     Raises SpecdecError for a pair without a drafter.
     """
     drafter = fresh(pair).drafter
-    if isinstance(drafter, (HeadDrafter, ParallelHeadDrafter)):
-        target = TransformersModel(pair.target, feature_layers=drafter.target.feature_layers)
-        return target, drafter.with_target(target)
+    head = head_of(drafter)
+    if head is not None:
+        target = TransformersModel(pair.target, feature_layers=head.target.feature_layers)
+        head = head.with_target(target)
+        return target, drafter.with_model(head) if isinstance(drafter, TREE_DRAFTERS) else head
     target = TransformersModel(pair.target)
     if drafter is None:
         if pair.draft is None:

@@ -280,7 +280,7 @@ def _benches(
     texts: Sequence[str] | None,
 ) -> list[Bench]:
     """Batches of this size and length. With few rows, several: different turns get different prompts."""
-    begin = min(context, pair.context - tokens_needed(rounds, max_k))
+    begin = min(context, pair.context - tokens_needed(rounds, max(max_k, most_scored(pair, max_k))))
     if context > pair.context or begin < 3:
         raise SpecdecError(f"contexts: {context} tokens and {rounds} rounds; the models hold {pair.context}")
     sets = max(1, min(turns, 8 // batch))

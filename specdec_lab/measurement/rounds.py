@@ -80,15 +80,14 @@ class Bench:
         self.context = lengths.pop()
         self.rounds, self.max_k, self.sampling = rounds, max_k, sampling
         self.budget = budget or Budget()
-        capacity = self.context + tokens_needed(rounds, max_k)
+        capacity = self.context + tokens_needed(rounds, max(max_k, most_scored(pair, max_k)))
         if capacity > pair.context:
             raise SpecdecError(f"prompts: of {self.context} tokens; with the rounds that is more than {pair.context}")
         self.pair = pair
         target, self._drafter = own_models(pair)
         self.target = _PrefilledModel(target, self.prompts, capacity)
-        if isinstance(self._drafter, MODEL_DRAFTERS):
-            model = self._drafter.model
-            assert isinstance(model, TransformersModel)
+        model = getattr(self._drafter, "model", None)
+        if isinstance(self._drafter, MODEL_DRAFTERS) and isinstance(model, TransformersModel):
             self._drafter = self._drafter.with_model(_PrefilledModel(model, self.prompts, capacity))
 
     def time_rounds(self, k: int | Controller, seed: int) -> TimedRounds:
@@ -180,9 +179,9 @@ class _PrefilledModel:
         self._begins = True
 
     def prefill(self, tokens: list[list[int]]) -> None:
-        known = [len(row) for row in self._known]
+        known = [min(len(row), len(read)) for row, read in zip(tokens, self._known, strict=True)]
         assert self._begins
-        assert [row[:n] for row, n in zip(tokens, known, strict=True)] == self._known
+        assert all(row[:n] == read[:n] for row, read, n in zip(tokens, self._known, known, strict=True))
         self._begins = False
         self.model.rewind(known)
         if any(len(row) > n for row, n in zip(tokens, known, strict=True)):  # rounds went by without a draft
