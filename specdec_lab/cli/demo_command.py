@@ -63,7 +63,8 @@ def demo(
     if drafter is None and verification is None and pair.draft is not None:
         ways = measuring.usual_ways(pair, with_head=target is None and draft is None and "head" in shipped())
     else:
-        ways = [measuring.Way(drafter or draft or "draft model", pair, verification or "token")]
+        name = drafter or ("head" if pair.draft is None else "draft model")
+        ways = [measuring.Way(name, pair, verification or "token")]
     texts = held_out_prompts()
     console.print(headline(pair) + (" · no network used" if target is None else ""), "\n")
     if not as_json:

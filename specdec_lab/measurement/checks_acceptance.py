@@ -12,7 +12,7 @@ from scipy.stats import norm
 from torch.nn import functional as F
 
 from specdec_lab.measurement.diagnosis_setup import LEVEL, Measurement, RecordedGeneration, Setup, plain_logits
-from specdec_lab.measurement.expected_acceptance import Decision, recording
+from specdec_lab.measurement.expected_acceptance import RecordedDecision, recording
 from specdec_lab.measurement.findings import Finding
 from specdec_lab.measurement.intervals import share_interval
 from specdec_ref.acceptance import acceptance_rate
@@ -124,7 +124,7 @@ def _own_draft(setup: Setup) -> dict[str, int]:
     return {"own_accepted": sum(p.accepted for p in kept), "own_judged": sum(p.judged for p in kept)}
 
 
-def _decisions(setup: Setup) -> list[Decision]:
+def _decisions(setup: Setup) -> list[RecordedDecision]:
     """The decisions of the setup's rule in generations of their own."""
     drafter, decisions = recording(
         setup.new_drafter(), verification_rule(setup.verification), setup.verification == "block"

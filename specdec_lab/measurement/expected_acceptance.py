@@ -19,7 +19,7 @@ from specdec_ref.sampling import Randomness
 
 
 @dataclass(frozen=True)
-class Decision:
+class RecordedDecision:
     """What a rule decided about one row's drafted tokens, and what it could.
 
     Attributes:
@@ -32,7 +32,7 @@ class Decision:
     variance: float
 
 
-def recording(drafter: Drafter, rule: Verify, block: bool) -> tuple[Any, list[Decision]]:
+def recording(drafter: Drafter, rule: Verify, block: bool) -> tuple[Any, list[RecordedDecision]]:
     """A drafter that proposes the same, and a list that fills with the decisions about its drafts.
 
     Args:
@@ -40,7 +40,7 @@ def recording(drafter: Drafter, rule: Verify, block: bool) -> tuple[Any, list[De
         rule: what decides about its chains; trees bring their own rule.
         block: whether that rule is one for blocks.
     """
-    decisions: list[Decision] = []
+    decisions: list[RecordedDecision] = []
     kind: Any = type(drafter)
 
     class Recorded(kind):  # type: ignore[misc]  # a head is asked for its kind, so this one has to be of the same
@@ -58,7 +58,7 @@ def recording(drafter: Drafter, rule: Verify, block: bool) -> tuple[Any, list[De
                         moments = block_moments(p_row, q_row, tokens)
                     else:
                         moments = path_moments(p_row, q_row, tokens, parents)
-                    decisions.append(Decision(int(verdict.accepted[row]), *moments))
+                    decisions.append(RecordedDecision(int(verdict.accepted[row]), *moments))
                 return verdict
 
             return replace(draft, verify=decide)

@@ -179,8 +179,10 @@ class _PrefilledModel:
         self._begins = True
 
     def prefill(self, tokens: list[list[int]]) -> None:
+        if not self._begins:
+            self.model.prefill(tokens)
+            return
         known = [min(len(row), len(read)) for row, read in zip(tokens, self._known, strict=True)]
-        assert self._begins
         assert all(row[:n] == read[:n] for row, read, n in zip(tokens, self._known, known, strict=True))
         self._begins = False
         self.model.rewind(known)
