@@ -19,8 +19,8 @@ from specdec_ref.loading import HEADS, Pair, usable_source
 from specdec_ref.models import TransformersModel, score_rows
 
 METHODS = {
-    "draft": "a draft model, one token after the other",
-    "head": "a head on the target's features, one token after the other",
+    "draft": "a draft model, one token at a time",
+    "head": "a head on the target's features, one token at a time",
     "parallel-head": "a head that drafts all tokens in one pass",
     "tree": "the most probable continuations by a draft model, as a tree",
     "head-tree": "the most probable continuations by a head, as a tree",
@@ -47,6 +47,7 @@ def with_method(pair: Pair, name: str) -> Pair:
         return replace(pair, draft=None, drafter=load_head(pair.target, usable_source("draft", name)))
     if name == "head-tree":
         head = head_of(pair.drafter) or head_of(with_method(pair, "head").drafter)
+        assert head is not None
         return replace(pair, draft=None, drafter=BestFirstDrafter(head, **TREE))
     if name == "lookup":
         return replace(pair, draft=None, drafter=PromptLookupDrafter())
