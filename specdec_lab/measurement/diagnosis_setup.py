@@ -6,7 +6,7 @@ memory, or do not belong together.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from specdec_lab.measurement.budget import Budget, OutOfTime
 from specdec_lab.measurement.costs import WARM_UP, Costs
-from specdec_lab.measurement.methods import head_of, own_models
+from specdec_lab.measurement.methods import head_of, most_scored, own_models
 from specdec_lab.measurement.parts import Models
 from specdec_lab.measurement.rounds import LEAST_TOKENS, Bench
 from specdec_ref.api import Generation, Prompt, Watcher, generate_speculative, verification_rule
@@ -270,7 +270,8 @@ class Setup:
         then taken from the rounds.
         """
         pair = Pair(self.pair.target, self.draft_model or self.pair.target, self.pair.tokenizer)
-        most = max(self.max_k, min(MOST_K, pair.context - LEAST_TOKENS - 1))
+        longest = most_scored(replace(self.pair, drafter=self.drafter or self.pair.drafter), self.max_k)
+        most = max(longest, min(MOST_K, pair.context - LEAST_TOKENS - 1))
         short = min(MOST_K, most)
         generation = self.recordings[0].generation
         text = [*generation.prompt_tokens, *generation.tokens][: pair.context - most - 1]
