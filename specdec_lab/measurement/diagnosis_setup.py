@@ -379,12 +379,14 @@ def _prompt_ids(prompts: Sequence[Prompt] | None, models: Models, longest: int) 
 
 
 def _scored(generation: Generation, requested_k: Sequence[int], max_new_tokens: int, context: int) -> tuple[int, ...]:
-    """Tokens of the target's step in each round of one sequence, with the padding of the last rounds."""
+    """Tokens of the target's step in each round of one sequence, with the padding of the last rounds; trees have
+    none."""
     scored, new = [], 0
     for r, k in zip(generation.rounds, requested_k, strict=True):
         fits = min(k, context - len(generation.prompt_tokens) - new)
         useful = min(fits, max_new_tokens - new - 1)
-        scored.append(len(r.drafted) + 1 + fits - useful)
+        padding = fits - useful if r.parents is None else 0
+        scored.append(len(r.drafted) + 1 + padding)
         new += len(r.emitted)
     return tuple(scored)
 
