@@ -209,7 +209,8 @@ def main() -> None:
     pair = sd.load_pair(draft=arguments.draft, device=arguments.device)
     pairs = {"none": pair, "draft": pair} | {name: with_method(pair, name) for name in METHODS if name != "draft"}
     prompts = [pair.tokenizer(text)["input_ids"] for text in list(sd.held_out_prompts().values())[: arguments.prompts]]
-    memory = {name: added_memory(pairs[name], context=arguments.tokens + 64) for name in pairs}
+    memory = {name: added_memory(pairs[name], context=arguments.tokens + 64) for name in METHODS}
+    memory["none"] = AddedMemory(0, 0)
     report: dict[str, Any] = {"machine": machine(pair), "arguments": {**vars(arguments), "json": None}, "modes": {}}
     report["memory"] = {name: asdict(added) for name, added in memory.items()}
     for mode, sampling in (("temperature 1", sd.Sampling()), ("greedy", sd.GREEDY)):
