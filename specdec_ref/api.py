@@ -218,7 +218,7 @@ def generate_speculative(
         sampling: temperature, top-k, top-p; default temperature 1.
         seed: the same seed on the same device gives the same tokens; None: a new one each time.
         stop: strings that end a generation.
-        drafter: default the pair's draft model.
+        drafter: default the pair's own, else its draft model.
         monitor: receives every round.
         verification: 'token' decides each drafted token by itself, up to the first rejection;
             'block' decides them together and accepts more on average, see `beyond.block`.
@@ -359,6 +359,8 @@ class Call:
         self.sampling = options.sampling or Sampling()
         self.controller = options.controller()
         self.verify = verification_rule(options.verification)
+        if options.drafter is None and self.controller.max_k > 0:
+            options = replace(options, drafter=pair.drafter)
         self.target, drafter = _own_target(pair, options.drafter)
         if self.target.device.type == "meta":
             raise SpecdecError(

@@ -52,8 +52,11 @@ class CostModelSpeculation:
     each accepted or rejected token updates it by Bayes' rule, and each round moves it a little
     towards uniform, since α changes with the text. The costs of rounds are timed (see
     `RoundCosts`), or given. One controller can serve many generations, one after the other. The
-    rows of a batch are pooled. With block verification, α is a rough estimate; the output stays
-    exact.
+    rows of a batch are pooled.
+
+    Block verification decides no token by itself. α is then the one rate that best explains how
+    many tokens the rounds accepted. It grows a little with k, so another k yields slightly more or
+    fewer tokens than α predicts. In a tree, α is the rate at which a level has an accepted node.
 
     Args:
         max_k: the largest k to choose.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from specdec_ref.beyond.heads import load_head
 from specdec_ref.consistency import check_consistent
 from specdec_ref.errors import SpecdecError, one_line
 from specdec_ref.fast.layout import store_by_columns
@@ -19,19 +20,31 @@ from specdec_ref.models import check_rewindable, context_length, score_rows
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from specdec_ref.drafting import Drafter
+
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 PRETRAINED = Path(str(resources.files("specdec_ref"))) / "pretrained"
 DEFAULT_DRAFT = "draft-medium"
+HEADS = {"head": "head-feature", "parallel-head": "head-parallel"}
+"""The heads that ship, by the name that `load_pair` takes, and their folders."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A target, a draft and the tokenizer that both use. `target` and `draft` are plain
-    transformers models."""
+    """A target, what drafts for it, and the tokenizer.
+
+    Attributes:
+        target: a plain transformers model.
+        draft: another one, with the same tokenizer; None where the pair has no draft model.
+        tokenizer: of the target and the draft.
+        drafter: proposes tokens in place of the draft model: the head that
+            `load_pair(draft="head")` loads, or any other `Drafter`.
+    """
 
     target: "PreTrainedModel"
     draft: "PreTrainedModel | None"
     tokenizer: "PreTrainedTokenizerBase"
+    drafter: "Drafter | None" = None
 
     @property
     def device(self) -> torch.device:
@@ -53,8 +66,10 @@ class Pair:
 
 
 def shipped() -> tuple[str, ...]:
-    """Names of the shipped models, 'target' and the drafts, as `load_pair` takes them."""
-    return tuple(sorted(p.parent.name for p in PRETRAINED.glob("*/model.safetensors")))
+    """Names of what ships, as `load_pair` takes them: 'target', the draft models and the heads."""
+    names = {folder: name for name, folder in HEADS.items()}
+    folders = [file.parent.name for file in PRETRAINED.glob("*/model.safetensors")]
+    return tuple(sorted(names.get(folder, folder) for folder in folders))
 
 
 def held_out_prompts() -> dict[str, str]:
@@ -82,7 +97,8 @@ def load_pair(
     Args:
         target, draft: a folder, a hub name, or one of `shipped()`. Without either: the pair that
             ships here, with no network. A target of your own without a draft gives a pair for
-            prompt lookup.
+            prompt lookup. The draft may be a head: 'head' and 'parallel-head' ship, and
+            `specdec train --head` writes a folder of one. It becomes the pair's `drafter`.
         device: 'cpu', 'cuda', …; default the GPU where there is one.
         dtype: default float32 on a CPU, bfloat16 elsewhere.
         steps: 'auto' is 'recorded' on a CPU and 'graphs' on CUDA, where the model allows it.
@@ -106,14 +122,29 @@ def load_pair(
     target_model = load_model("target", "target" if ours else target, where, kind)
     tokenizer = load_tokenizer("target", "target" if ours else target)
     _check_vocabulary("target", target_model, tokenizer)
+    choose_steps(target_model, steps)
+    if draft is not None and is_head(draft):
+        head = load_head(target_model, usable_source("draft", draft))
+        return Pair(target_model, None, tokenizer, head)
     draft_model = None
     if draft is not None:
         draft_model = load_model("draft", draft, where, kind)
         check_compatible(target_model, tokenizer, draft_model, load_tokenizer("draft", draft))
-    for model in (target_model, draft_model):
-        if model is not None:
-            choose_steps(model, steps)
+        choose_steps(draft_model, steps)
     return Pair(target_model, draft_model, tokenizer)
+
+
+def is_head(name: str | os.PathLike[str]) -> bool:
+    """Whether a draft of that name is a head, as `save_head` writes it, and no model.
+
+    Raises SpecdecError where there cannot be any draft of that name.
+    """
+    file = Path(usable_source("draft", name)) / "config.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "feature_layers" in content and "model_type" not in content
 
 
 def check_compatible(
@@ -190,7 +221,12 @@ def usable_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
 
 def usable_source(role: str, name: str | os.PathLike[str] | None) -> str:
     if isinstance(name, str) and name in shipped():
-        return str(PRETRAINED / name)
+        return str(PRETRAINED / HEADS.get(name, name))
+    if isinstance(name, str) and name in HEADS and not Path(name).is_dir():
+        raise SpecdecError(
+            f"{role}={name!r}: this head is missing here; make one with `specdec train --head` "
+            "and name its folder"
+        )
     takes = ", ".join(["takes a folder, a hub name", *shipped()])
     if not isinstance(name, (str, os.PathLike)):
         raise SpecdecError(f"{role}={name!r:.80}: {takes}")

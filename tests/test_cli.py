@@ -102,10 +102,15 @@ def test_demo_prints_json_with_everything_the_table_shows() -> None:
     assert done.returncode == 0, done.stderr
     modes = {mode["name"]: mode for mode in json.loads(done.stdout)["modes"]}
     assert set(modes) == {"greedy", "T = 1"}
-    assert modes["greedy"]["identical_prompts"] == modes["greedy"]["prompts"] == 6
+    names = [way["name"] for way in modes["T = 1"]["ways"]]
+    assert names == ["draft model", "draft model, block verification", "head, block verification"]
+    assert [way["name"] for way in modes["greedy"]["ways"]] == ["draft model", "head"]
+    assert modes["greedy"]["identical_texts"] == modes["greedy"]["texts"] == 12
     for mode in modes.values():
-        assert mode["speculative"]["tokens_per_round"] > 1
-        assert mode["formula"] > 0
+        assert mode["fastest"] == max(mode["ways"], key=lambda way: way["speedup"])["name"]
+        for way in mode["ways"]:
+            assert way["tokens_per_round"] > 1
+            assert way["formula"] > 0
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +130,9 @@ def test_demo_runs_with_a_pair_in_folders(folders: list[str]) -> None:
     assert done.exit_code == 0, done.exception
     modes = {mode["name"]: mode for mode in json.loads(done.stdout)["modes"]}
     assert set(modes) == {"greedy", "T = 1"}
-    assert modes["greedy"]["identical_prompts"] == modes["greedy"]["prompts"] == 6
+    assert [way["name"] for way in modes["greedy"]["ways"]] == ["draft model"]
+    assert modes["greedy"]["identical_texts"] == modes["greedy"]["texts"] == 6
+    assert len(modes["T = 1"]["ways"]) == 2
 
 
 def test_bench_prints_one_result_for_every_k(folders: list[str]) -> None:

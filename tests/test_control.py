@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import specdec_ref as sd
 from specdec_lab.equivalence.exact import exact
 from specdec_lab.equivalence.tables import random_table
 from specdec_lab.teaching.heuristics import AdaptiveSpeculation, get_optimal_speculation_config
@@ -522,3 +524,37 @@ def test_a_fixed_k_is_as_it_was() -> None:
     controller = FixedK(3)
     controller.observe([a_round(3, 1)])
     assert (controller.next_k(), controller.max_k) == (3, 3)
+
+
+# Block verification ---------------------------------------------------------------------------------------------------
+
+
+def block_rounds(sharpness: float, k: int, count: int, seed: int) -> list[Round]:
+    """Rounds of k tokens drafted from tables and decided as blocks. sharpness: 0 makes draft and target alike."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, count, k + 1, 8, generator=generator)
+    p, q = (logits[0] + sharpness * logits[1]).softmax(-1), logits[0].softmax(-1)[:, :k]
+    drafted = torch.multinomial(q.flatten(0, 1), 1, generator=generator).view(count, k)
+    accepted = sd.verify_block(p, q, drafted, sd.SeededRandomness(seed)).accepted.tolist()
+    return [a_round(k, n) for n in accepted]
+
+
+@pytest.mark.parametrize(("c", "v"), [(0.05, 0.02), (0.3, 0.05), (0.9, 0.1)])
+@pytest.mark.parametrize("sharpness", [0.3, 1.0, 3.0])
+def test_with_blocks_the_cost_model_is_never_far_below_plain_decoding_nor_the_best_k(
+    sharpness: float, c: float, v: float
+) -> None:
+    """α is fitted to whole blocks; what it promises for another k may be off, but the choice stays good."""
+    rounds = {k: block_rounds(sharpness, k, 2000, seed=k) for k in range(1, 9)}
+    costs = {k: 1 + k * (c + v) for k in range(9)}
+    paces = {k: sum(r.accepted + 1 for r in rounds[k]) / (2000 * costs[k]) for k in rounds}
+    controller = CostModelSpeculation(c=c, v=lambda n: 1 + v * (n - 1))
+    tokens = spent = 0.0
+    for i in range(1500):
+        k = controller.next_k()
+        one = rounds[k][i] if k else a_round(0, 0)
+        controller.observe([one])
+        tokens += one.accepted + 1
+        spent += costs[k]
+    assert tokens / spent >= 0.95
+    assert tokens / spent >= 0.93 * max(1.0, *paces.values())

@@ -118,8 +118,17 @@ def test_compare_peers_measures_us_and_transformers(tmp_path: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    modes = json.loads(file.read_text(encoding="utf-8"))["modes"]
-    assert set(modes) == {"greedy", "temperature 1"}
+    report = json.loads(file.read_text(encoding="utf-8"))
+    modes = report["modes"]
+    assert {name: len(mode["contenders"]) for name, mode in modes.items()} == {"temperature 1": 24, "greedy": 21}
     for mode in modes.values():
-        assert len(mode["contenders"]) == 14
+        names = set(mode["contenders"])
+        assert names >= {f"ours, k = {k}" for k in range(1, 9)} | {"ours, autoregressive", "transformers generate"}
+        assert names >= {"ours, head, k = 4", "ours, head-tree, k = 4", "ours, suffix, k = 8"}
         assert all(facts["tokens_per_second"] > 0 for facts in mode["contenders"].values())
+        assert set(mode["goals"]) <= set(mode["ratios"])
+    assert "ours, head, block, k = 6" in modes["temperature 1"]["contenders"]
+    assert modes["temperature 1"]["ratios"]["best k"] in range(1, 9)
+    assert len(modes["temperature 1"]["goals"]) == 7
+    weights = {name: added["weights"] for name, added in report["memory"].items()}
+    assert weights["head"] == weights["head-tree"] > 0 == weights["lookup"] == weights["suffix"]

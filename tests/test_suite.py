@@ -654,7 +654,7 @@ def test_bench_drafts_compares_all_that_ship_and_prompt_lookup() -> None:
     done = specdec_bench("--drafts", "--tokens", "4", "--prompts", "1", "--repeats", "1", "--max-k", "2", "--json")
     assert done.exit_code == 0, done.output
     drafts = json.loads(done.output)["drafts"]
-    assert {d["name"] for d in drafts} == {*sd.shipped(), "prompt lookup"} - {"target"}
+    assert {d["name"] for d in drafts} == {*sd.shipped(), "tree", "head-tree", "suffix", "prompt lookup"} - {"target"}
     assert all(d["speed_ratio"] > 0 for d in drafts)
 
 

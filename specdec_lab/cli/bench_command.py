@@ -13,10 +13,12 @@ from rich.console import Console
 
 from specdec_lab.cli.common import (
     DeviceOption,
+    DrafterOption,
     DraftOption,
     DtypeOption,
     JsonOption,
     TargetOption,
+    check_can_draft,
     check_verification_option,
     headline,
     load,
@@ -48,12 +50,13 @@ def bench(
     verification: Annotated[
         str, typer.Option(help="How drafted tokens are verified: token or block (only for the table of every k).")
     ] = "token",
+    drafter: DrafterOption = None,
     suite: Annotated[
         Path | None,
         typer.Option(help="Run the whole suite and write its report to this folder. A later run continues there."),
     ] = None,
     drafts: Annotated[
-        bool, typer.Option("--drafts", help="Compare the drafts that ship, and prompt lookup: size, speed, speedup.")
+        bool, typer.Option("--drafts", help="Compare all ways to draft, at their best k: size, speed, speedup.")
     ] = False,
     batch: Annotated[
         bool, typer.Option("--batch", help="Measure at which batch sizes and context lengths drafting pays.")
@@ -70,7 +73,7 @@ def bench(
 
     All k take turns on the same prompts; medians are shown.
 
-    With --suite: the baseline, every draft at k = 2, 4, 8, controllers and prompt lookup, over short, medium and long
+    With --suite: the baseline, every way to draft at k = 2, 4, 8, and controllers, over short, medium and long
     prompts, with latencies and an HTML report. After Ctrl-C the same command continues where it stopped.
     """
     for name, value in (("max-k", max_k), ("tokens", tokens), ("prompts", prompts), ("repeats", repeats)):
@@ -79,6 +82,8 @@ def bench(
     if sum((suite is not None, drafts, batch, server is not None)) > 1:
         raise SpecdecError("--suite, --drafts, --batch and --server: take one of them at a time")
     check_verification_option(verification)
+    if drafter is not None and (suite is not None or drafts or server is not None):
+        raise SpecdecError(f"--drafter {drafter}: changes nothing with --suite, --drafts or --server")
     if verification != "token" and (suite is not None or drafts or batch or server is not None):
         raise SpecdecError(
             f"--verification {verification}: changes nothing with --suite, --drafts, --batch or --server"
@@ -87,7 +92,7 @@ def bench(
 
     quiet_libraries()
     console = Console(quiet=as_json, highlight=False)
-    models = target, draft, device, dtype
+    models = target, draft, device, dtype, drafter
     work = Workload(tokens, prompts, repeats, Sampling(temperature=temperature), verification)
     if server is not None:
         _server(console, server, model, concurrency, work, as_json)
@@ -99,8 +104,8 @@ def bench(
         _every_k(console, models, max_k, work, as_json)
 
 
-ModelOptions = tuple[str | None, str | None, str | None, str | None]
-"""Target, draft, device, dtype."""
+ModelOptions = tuple[str | None, str | None, str | None, str | None, str | None]
+"""Target, draft, device, dtype, drafter."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +127,14 @@ MOST_TIMED = 8
 
 def _every_k(console: Console, models: ModelOptions, max_k: int, work: Workload, as_json: bool) -> None:
     """The quick table."""
-    from specdec_lab.measurement.benchmark import ours, race, race_length
+    from specdec_lab.measurement.benchmark import formula, ours, race, race_length
     from specdec_lab.measurement.costs import WARM_UP, measure_costs
+    from specdec_lab.measurement.methods import is_tree, most_scored, usual_k
     from specdec_ref.loading import held_out_prompts
-    from specdec_ref.theory import predicted_speedup
 
     pair = load(*models)
+    check_can_draft(pair)
+    max_k = usual_k(pair, max_k)
     longest = pair.context - work.tokens
     if longest < 1:
         raise SpecdecError(
@@ -137,6 +144,7 @@ def _every_k(console: Console, models: ModelOptions, max_k: int, work: Workload,
         raise SpecdecError(f"--max-k {max_k}: the models hold {pair.context} tokens")
     texts = list(held_out_prompts().values())[: work.prompts]
     ids = [pair.tokenizer(text)["input_ids"][-longest:] for text in texts]
+    most = most_scored(pair, max_k)
     contenders = {
         (f"k = {k}" if k else PLAIN): ours(pair, k, work.sampling, work.tokens, work.verification)
         for k in range(max_k + 1)
@@ -145,18 +153,18 @@ def _every_k(console: Console, models: ModelOptions, max_k: int, work: Workload,
     with progress_bar(_stderr(console), runs + WARM_UP + 15) as step:
         costs = measure_costs(
             pair,
-            max_k=max_k,
+            max_k=most,
             sampling=work.sampling,
-            context=min(200, pair.context - max_k - 1),
-            scored={*range(1, min(max_k, MOST_TIMED) + 2), *range(MOST_TIMED + 1, max_k, 8), max_k + 1},
+            context=min(200, pair.context - most - 1),
+            scored={*range(1, min(most, MOST_TIMED) + 2), *range(MOST_TIMED + 1, most, 8), most + 1},
             drafted=min(max_k, MOST_TIMED),
             on_step=lambda: step("step times"),
         )
         results = race(contenders, ids, baseline=PLAIN, repeats=work.repeats, on_sample=step)
     lines = []
     for k, result in enumerate(results.values()):
-        formula = predicted_speedup(result.acceptance or 0.0, k, costs.c, costs.v(k + 1)) if k else 1.0
-        lines.append({"k": k, **result_facts(result), "formula": formula})
+        predicted = formula(result, costs, pair, work.verification) if k else 1.0
+        lines.append({"k": k, **result_facts(result), "formula": predicted})
     if as_json:
         costs_facts = {"c": costs.c, "v": {n: costs.v(n) for n in costs.scoring}, "target_step": costs.target_step}
         facts = {"headline": headline(pair), "verification": work.verification, "costs": costs_facts, "results": lines}
@@ -169,12 +177,10 @@ def _every_k(console: Console, models: ModelOptions, max_k: int, work: Workload,
     console.print(headline(pair), "", table, "")
     console.print(
         "speedup: times as fast as without drafts, whole generations · formula: the same, predicted from the "
-        "acceptance, c and v · accepted: share of the judged tokens"
+        "acceptance, c and v · accepted: share of the examined tokens"
     )
-    if work.verification != "token":
-        console.print(
-            "with block verification, accepted is not α, and the formula, which assumes α, is an estimate only"
-        )
+    if work.verification != "token" or is_tree(pair):
+        console.print("accepted is not α here: the formula takes the measured tokens per round instead")
 
 
 def _stderr(console: Console) -> Console:
@@ -202,7 +208,7 @@ def _suite(
         adaptive=folder is not None,
         sampling=work.sampling,
     )
-    target, draft, device, dtype = models
+    target, draft, device, dtype, _ = models
     pairs = load_drafts(target, draft, device=device, dtype=dtype)
     with _steps(console) as on_step:
         try:
@@ -227,6 +233,7 @@ def _policy(console: Console, models: ModelOptions, sampling: "Sampling", max_k:
     from specdec_lab.measurement.policy import CONTEXTS, KS, measure_policy
 
     pair = load(*models)
+    check_can_draft(pair)
     contexts = sorted({min(n, pair.context) for n in CONTEXTS})
     with _steps(console) as on_step:
         policy = measure_policy(

@@ -20,7 +20,13 @@ TargetOption = Annotated[
     str | None, typer.Option(help="Target model: a folder or hub name (default: the one that ships).")
 ]
 DraftOption = Annotated[
-    str | None, typer.Option(help="Draft model: a folder, hub name, or the name of one that ships.")
+    str | None, typer.Option(help="Draft model or head: a folder, hub name, or the name of one that ships.")
+]
+DrafterOption = Annotated[
+    str | None,
+    typer.Option(
+        help="How to draft: draft, head, parallel-head, tree, head-tree, lookup or suffix (default: what --draft is)."
+    ),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, … (default: the GPU where there is one).")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32, bfloat16, … (default: float32 on CPU, else bfloat16).")]
@@ -33,12 +39,36 @@ def check_verification_option(verification: str) -> None:
         raise SpecdecError(f"--verification {verification}: takes token or block")
 
 
-def load(target: str | None, draft: str | None, device: str | None, dtype: str | None) -> "Pair":
-    """The pair, with the libraries quiet. Raises SpecdecError."""
+def load(
+    target: str | None, draft: str | None, device: str | None, dtype: str | None, drafter: str | None = None
+) -> "Pair":
+    """The pair with its drafting method, with the libraries quiet. Raises SpecdecError."""
     quiet_libraries()
-    from specdec_ref.loading import load_pair
+    from specdec_lab.measurement.methods import with_method
+    from specdec_ref.loading import HEADS, load_pair
 
-    return load_pair(target, draft, device=device, dtype=dtype)
+    pair = load_pair(target, head_or_draft(draft, drafter), device=device, dtype=dtype)
+    return pair if drafter is None or drafter in HEADS else with_method(pair, drafter)
+
+
+def head_or_draft(draft: str | None, drafter: str | None) -> str | None:
+    """What to load for --draft and --drafter together: a head for the name of one. Raises SpecdecError."""
+    from specdec_lab.measurement.methods import METHODS
+    from specdec_ref.loading import HEADS
+
+    if drafter is not None and drafter not in METHODS:
+        raise SpecdecError(f"--drafter {drafter}: takes one of {', '.join(METHODS)}")
+    if drafter in HEADS and draft is not None:
+        raise SpecdecError(f"--drafter {drafter}: is the head that ships; name another with --draft alone")
+    return drafter if drafter in HEADS else draft
+
+
+def check_can_draft(pair: "Pair") -> None:
+    """Raise SpecdecError for a pair that has nothing to draft with."""
+    from specdec_lab.measurement.methods import can_draft
+
+    if not can_draft(pair):
+        raise SpecdecError("draft: needs something that drafts; name a model with --draft, or --drafter lookup")
 
 
 def quiet_libraries() -> None:
@@ -61,7 +91,10 @@ def headline(pair: "Pair") -> str:
         if pair.device.type == "cpu"
         else torch.cuda.get_device_name(pair.device)
     )
-    draft = f" · draft {size(pair.draft)}" if pair.draft is not None else ""
+    from specdec_lab.measurement.methods import draft_module
+
+    module = draft_module(pair)
+    draft = f" · {'draft' if module is pair.draft else 'head'} {size(module)}" if module is not None else ""
     return f"target {size(pair.target)}{draft} · {where}, {str(pair.target.dtype).removeprefix('torch.')}"
 
 

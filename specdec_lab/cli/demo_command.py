@@ -13,10 +13,13 @@ from rich.text import Text
 from specdec_lab import plotting
 from specdec_lab.cli.common import (
     DeviceOption,
+    DrafterOption,
     DraftOption,
     DtypeOption,
     JsonOption,
     TargetOption,
+    check_can_draft,
+    check_verification_option,
     headline,
     load,
     progress_bar,
@@ -27,7 +30,7 @@ from specdec_lab.cli.common import (
 from specdec_ref.errors import SpecdecError
 
 if TYPE_CHECKING:
-    from specdec_lab.measurement.demo import Mode
+    from specdec_lab.measurement.demo import Mode, Way
     from specdec_ref.loading import Pair
 
 
@@ -36,26 +39,39 @@ def demo(
     draft: DraftOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    drafter: DrafterOption = None,
+    verification: Annotated[
+        str | None, typer.Option(help="How drafted tokens are verified: token or block (default: compare both).")
+    ] = None,
     as_json: JsonOption = False,
     svg: Annotated[Path | None, typer.Option(help="Also write what the terminal shows to this SVG file.")] = None,
 ) -> None:
-    """Watch one completion being drafted and verified, then measure the speedup on this machine. Under a minute."""
+    """Watch one completion being drafted and verified, then measure the speedup on this machine. About a minute.
+
+    Without options it compares what ships, and names what is fastest at temperature 1.
+    """
     if svg is not None and not svg.resolve().parent.is_dir():
         raise SpecdecError(f"--svg {svg}: there is no folder {svg.parent}")
+    if verification is not None:
+        check_verification_option(verification)
     console = Console(quiet=as_json, record=svg is not None, highlight=False, width=100 if svg else None)
-    pair = load(target, draft, device, dtype)
-    if pair.draft is None:
-        raise SpecdecError("draft: the demo needs a draft model; name one with --draft")
+    pair = load(target, draft, device, dtype, drafter)
+    check_can_draft(pair)
     from specdec_lab.measurement import demo as measuring
-    from specdec_ref.loading import held_out_prompts
+    from specdec_ref.loading import held_out_prompts, shipped
 
+    if drafter is None and verification is None and pair.draft is not None:
+        ways = measuring.usual_ways(pair, with_head=target is None and draft is None and "head" in shipped())
+    else:
+        name = drafter or ("head" if pair.draft is None else "draft model")
+        ways = [measuring.Way(name, pair, verification or "token")]
     texts = held_out_prompts()
     console.print(headline(pair) + (" · no network used" if target is None else ""), "\n")
     if not as_json:
-        _stream(console, pair, texts.get("textwrap._wrap_chunks", min(texts.values())))
+        _stream(console, ways[0], texts.get("textwrap._wrap_chunks", min(texts.values())))
     prompts = [pair.tokenizer(text)["input_ids"][: pair.context // 2] for text in list(texts.values())[:6]]
-    with progress_bar(console, measuring.steps(len(prompts), 1)) as step:
-        modes = measuring.measure(pair, prompts, on_step=step)
+    with progress_bar(console, measuring.steps(ways, len(prompts), 1)) as step:
+        modes = measuring.measure(ways, prompts, on_step=step)
     if as_json:
         print(json.dumps(_demo_facts(pair, modes), indent=1))
         return
@@ -64,25 +80,44 @@ def demo(
     console.print(
         "per round: tokens emitted for one step of the target · formula: predicted speedup\n"
         "repeats: share of the text that occurred before\n"
-        f"same output as the target: greedy identical, {same} of {of} prompts\n"
-        f"c = {modes[1].costs.c:.3f} (draft step / target step), "
-        f"v({modes[1].k + 1}) = {modes[1].costs.v(modes[1].k + 1):.2f} (scoring {modes[1].k + 1} tokens / one)"
+        f"same output as the target: greedy identical, {same} of {of} texts"
     )
+    console.print(_costs_line(modes[1]))
+    if len(modes[1].ways) > 1:
+        best = modes[1].fastest
+        console.print(
+            f"fastest at temperature 1: {best.way.label}, k = {best.k}, {best.result.speedup:.2f} times", style="bold"
+        )
     console.print("next: make lab opens the course, specdec bench compares every k", style="bold")
     if svg is not None:
         picture = console.export_svg(title="make demo")
         svg.write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL), encoding="utf-8")  # no web fonts
 
 
-def _stream(console: Console, pair: "Pair", prompt: str) -> None:
+def _costs_line(mode: "Mode") -> str:
+    """The costs of each drafter, once, in target steps."""
+    from specdec_lab.measurement.methods import drafts_one_at_a_time
+
+    parts = {}
+    for one in mode.ways:
+        if drafts_one_at_a_time(one.way.pair):
+            parts[one.way.name] = f"{one.way.name}: c = {one.costs.c:.3f} (draft step / target step)"
+    first = mode.ways[0]
+    n = first.k + 1
+    return " · ".join([*parts.values(), f"v({n}) = {first.costs.v(n):.2f} (scoring {n} tokens / one)"])
+
+
+def _stream(console: Console, way: "Way", prompt: str) -> None:
     """One completion as it is made: accepted, rejected and bonus tokens told apart by color and by mark."""
     from specdec_lab.teaching.strip import round_text
     from specdec_ref.api import stream_speculative
 
+    pair = way.pair
     ids = pair.tokenizer(prompt)["input_ids"][-pair.context // 2 :]
     tail = str(pair.tokenizer.decode(ids)).splitlines()[-8:]
     console.print(Text("\n".join(tail), style="dim"))
-    for chunk in stream_speculative(pair, ids, k=4, max_new_tokens=min(80, pair.context // 2), seed=7):
+    length = min(80, pair.context // 2)
+    for chunk in stream_speculative(pair, ids, max_new_tokens=length, seed=7, verification=way.verification):
         console.print(round_text(chunk.round, pair.tokenizer), end="", soft_wrap=True)
     legend = Text("\n\n")
     legend.append("accepted", style=f"underline {plotting.ACCEPTED}").append("   ")
@@ -95,12 +130,14 @@ def _stream(console: Console, pair: "Pair", prompt: str) -> None:
 
 
 def _demo_table(modes: "list[Mode]") -> Table:
-    table = result_table("", "", "tokens/s", "speedup", "accepted", "per round", "formula", "repeats")
+    table = result_table("", "", "", "tokens/s", "speedup", "accepted", "per round", "formula", "repeats")
     for mode in modes:
-        plain, drafted = result_facts(mode.baseline), result_facts(mode.speculative)
-        table.add_row(mode.name, "no drafts", *result_cells(plain), "", f"{plain['repeated_share']:.0%}")
-        repeats = f"{drafted['repeated_share']:.0%}"
-        table.add_row("", f"k = {mode.k}", *result_cells(drafted), f"{mode.predicted:.2f}", repeats)
+        plain = result_facts(mode.baseline)
+        table.add_row(mode.name, "no drafts", "", *result_cells(plain), "", f"{plain['repeated_share']:.0%}")
+        for one in mode.ways:
+            facts = result_facts(one.result)
+            cells = [*result_cells(facts), f"{one.predicted:.2f}", f"{facts['repeated_share']:.0%}"]
+            table.add_row("", one.way.label, f"k = {one.k}", *cells)
     return table
 
 
@@ -110,14 +147,21 @@ def _demo_facts(pair: "Pair", modes: "list[Mode]") -> dict[str, Any]:
         "modes": [
             {
                 "name": mode.name,
-                "k": mode.k,
                 "baseline": result_facts(mode.baseline),
-                "speculative": result_facts(mode.speculative),
-                "formula": mode.predicted,
-                "c": mode.costs.c,
-                "v": mode.costs.v(mode.k + 1),
-                "identical_prompts": mode.identical[0] if mode.sampling.greedy else None,
-                "prompts": mode.identical[1],
+                "ways": [
+                    {
+                        "name": one.way.label,
+                        "k": one.k,
+                        **result_facts(one.result),
+                        "formula": one.predicted,
+                        "c": one.costs.c,
+                        "v": one.costs.v(one.k + 1),
+                    }
+                    for one in mode.ways
+                ],
+                "fastest": mode.fastest.way.label,
+                "identical_texts": mode.identical[0] if mode.sampling.greedy else None,
+                "texts": mode.identical[1],
             }
             for mode in modes
         ],

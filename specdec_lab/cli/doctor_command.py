@@ -11,10 +11,13 @@ from rich.console import Console
 
 from specdec_lab.cli.common import (
     DeviceOption,
+    DrafterOption,
     DraftOption,
     DtypeOption,
     JsonOption,
     TargetOption,
+    check_verification_option,
+    head_or_draft,
     quiet_libraries,
 )
 from specdec_ref.errors import SpecdecError
@@ -41,6 +44,8 @@ def doctor(
     prompt: Annotated[
         list[str] | None, typer.Option(help="A text to continue; repeat for more (default: four held-out texts).")
     ] = None,
+    drafter: DrafterOption = None,
+    verification: Annotated[str, typer.Option(help="How drafted tokens are verified: token or block.")] = "token",
     batch: Annotated[int, typer.Option(help="Sequences at once that the pair is meant for.")] = 1,
     context: Annotated[
         int | None, typer.Option(help="Tokens per sequence that must fit into memory, prompt and new ones.")
@@ -54,18 +59,20 @@ def doctor(
 
     Exit status 1: a problem was found. Checks that were left out for lack of time do not change it.
     """
+    check_verification_option(verification)
     with _progress(as_json, seconds) as on_step:
         quiet_libraries()
         from specdec_lab.measurement.diagnosis_setup import prepare_setup
         from specdec_lab.measurement.diagnostics import examine
         from specdec_ref.sampling import Sampling
 
-        models = parts(target, draft, device, dtype, lambda: on_step("loading the weights"))
+        models = parts(target, draft, device, dtype, lambda: on_step("loading the weights"), drafter)
         setup = prepare_setup(
             models,
             prompts=prompt or None,
             k=k,
             sampling=Sampling(temperature, top_k, top_p),
+            verification=verification,
             batch=batch,
             context=context,
             seconds=seconds,
@@ -99,24 +106,35 @@ def _progress(quiet: bool, seconds: float) -> Iterator[Callable[[str], None]]:
 
 
 def parts(
-    target: str | None, draft: str | None, device: str | None, dtype: str | None, on_load: Callable[[], None]
+    target: str | None,
+    draft: str | None,
+    device: str | None,
+    dtype: str | None,
+    on_load: Callable[[], None],
+    drafter: str | None = None,
 ) -> "Models":
     """A pair's configurations and tokenizers, and how to load its weights; the two need not belong together.
 
-    on_load is called before the weights are loaded.
+    on_load is called before the weights are loaded. drafter: one of `METHODS`.
     """
     from specdec_lab.measurement.memory_profile import configuration
+    from specdec_lab.measurement.methods import with_method
     from specdec_lab.measurement.parts import Models
+    from specdec_ref.beyond.heads import load_head
     from specdec_ref.loading import (
         DEFAULT_DRAFT,
+        HEADS,
         Pair,
+        is_head,
         load_model,
         load_tokenizer,
         shipped,
         usable_device,
         usable_dtype,
+        usable_source,
     )
 
+    draft = head_or_draft(draft, drafter)
     if target is None and draft is None:
         draft = DEFAULT_DRAFT
     if target is None and "target" not in shipped():
@@ -127,20 +145,26 @@ def parts(
     where = usable_device(device)
     kind = usable_dtype(dtype, where)
     tokenizer = load_tokenizer("target", target)
+    head = usable_source("draft", draft) if draft is not None and is_head(draft) else None
+    model_name = None if head else draft
 
     def load() -> "Pair":
         on_load()
-        model = load_model("draft", draft, where, kind) if draft else None
-        return Pair(load_model("target", target, where, kind), model, tokenizer)
+        model = load_model("draft", model_name, where, kind) if model_name else None
+        pair = Pair(load_model("target", target, where, kind), model, tokenizer)
+        if head is not None:
+            return Pair(pair.target, None, tokenizer, load_head(pair.target, head))
+        return pair if drafter is None or drafter in HEADS else with_method(pair, drafter)
 
     return Models(
         configuration(target, "target"),
-        configuration(draft, "draft") if draft else None,
+        configuration(model_name, "draft") if model_name else None,
         tokenizer,
-        load_tokenizer("draft", draft) if draft else None,
+        load_tokenizer("draft", model_name) if model_name else None,
         where,
         kind,
         load,
+        drafts=draft is not None or drafter is not None,
     )
 
 

@@ -8,30 +8,49 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from specdec_lab.measurement.costs import Costs
+from specdec_lab.measurement.methods import drafts_one_at_a_time, fresh, is_tree
 from specdec_ref.api import Generation, generate_speculative
 from specdec_ref.loading import Pair
 from specdec_ref.sampling import Sampling
+from specdec_ref.theory import expected_tokens
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One timed generation: new token ids, wall-clock seconds, and counts over rounds (0 where they are unknown)."""
+    """One timed generation.
+
+    Attributes:
+        tokens: the new ids.
+        seconds: wall clock.
+        accepted, judged, rounds: counts, 0 where they are unknown.
+        draft_seconds: spent in drafting.
+        shapes: of each round, the levels and the tokens drafted; they differ where the draft is a tree.
+        accepts: of each round, the tokens accepted.
+    """
 
     tokens: tuple[int, ...]
     seconds: float
     accepted: int = 0
     judged: int = 0
     rounds: int = 0
+    draft_seconds: float = 0.0
+    shapes: tuple[tuple[int, int], ...] = ()
+    accepts: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, generation: Generation) -> "Sample":
         """From a generation of the reference."""
+        rounds = generation.rounds
         return cls(
             generation.tokens,
             generation.seconds,
-            sum(r.accepted for r in generation.rounds),
-            sum(min(r.accepted + 1, len(r.drafted)) for r in generation.rounds),
-            len(generation.rounds),
+            sum(r.accepted for r in rounds),
+            sum(r.examined for r in rounds),
+            len(rounds),
+            sum(r.draft_seconds for r in rounds),
+            tuple((r.depth, len(r.drafted)) for r in rounds),
+            tuple(r.accepted for r in rounds),
         )
 
 
@@ -103,11 +122,14 @@ def race_length(contenders: int, prompts: int, repeats: int) -> int:
 
 
 def ours(pair: Pair, k: int, sampling: Sampling, max_new_tokens: int, verification: str = "token") -> Contender:
-    """The reference with fixed k as a contender; k = 0 is the autoregressive baseline."""
+    """The reference with fixed k as a contender; k = 0 is the autoregressive baseline.
+
+    A drafter that remembers texts begins each generation without any.
+    """
 
     def run(prompt: list[int], seed: int) -> Sample:
         generation = generate_speculative(
-            pair,
+            fresh(pair),
             prompt,
             k=k,
             max_new_tokens=max_new_tokens,
@@ -118,6 +140,28 @@ def ours(pair: Pair, k: int, sampling: Sampling, max_new_tokens: int, verificati
         return Sample.of(generation)
 
     return run
+
+
+def formula(result: Result, costs: Costs, pair: Pair, verification: str = "token") -> float:
+    """The predicted speedup of these rounds: Σ E[tokens] / Σ (cost of drafting + v(drafted tokens + 1)).
+
+    Drafting costs k·c, or what was measured in the rounds where all tokens come from one pass. E[tokens] follows from
+    the acceptance rate; for a tree, and for block verification, it is the measured number of tokens.
+
+    Args:
+        result: with samples of the reference.
+        costs: of the same pair.
+        pair, verification: as they decoded.
+    """
+    shapes = [shape for sample in result.samples for shape in sample.shapes]
+    drafting = costs.c * sum(depth for depth, _ in shapes)
+    if not drafts_one_at_a_time(pair):
+        drafting = sum(sample.draft_seconds for sample in result.samples) / costs.target_step
+    scoring = sum(costs.v(drafted + 1) for _, drafted in shapes)
+    tokens: float = sum(len(sample.tokens) for sample in result.samples)
+    if verification == "token" and not is_tree(pair):
+        tokens = sum(expected_tokens(result.acceptance or 0.0, depth) for depth, _ in shapes)
+    return tokens / (drafting + scoring)
 
 
 def repeated_share(tokens: Sequence[int], n: int = 8) -> float:

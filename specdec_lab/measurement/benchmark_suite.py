@@ -18,6 +18,15 @@ import torch
 
 from specdec_lab.measurement.benchmark_workload import machine_facts, model_facts, peak_memory, prompts_of_length
 from specdec_lab.measurement.costs import measure_costs
+from specdec_lab.measurement.methods import (
+    can_draft,
+    draft_module,
+    drafts_one_at_a_time,
+    fresh,
+    is_tree,
+    usual_k,
+    with_method,
+)
 from specdec_lab.measurement.recording import Record, Recording, read
 from specdec_lab.measurement.suite_result import SuiteResult, results_of
 from specdec_ref.api import Generation, generate_speculative
@@ -25,7 +34,7 @@ from specdec_ref.control import FixedK
 from specdec_ref.decoding import Controller, Round
 from specdec_ref.drafting import PromptLookupDrafter
 from specdec_ref.errors import SpecdecError, is_whole
-from specdec_ref.loading import DEFAULT_DRAFT, Pair, load_pair, shipped
+from specdec_ref.loading import DEFAULT_DRAFT, HEADS, Pair, load_pair, shipped
 from specdec_ref.sampling import Sampling
 
 SAMPLES = "samples.jsonl"
@@ -38,8 +47,9 @@ class Configuration:
 
     Attributes:
         name: of the way.
-        kind: 'baseline', 'fixed', 'adaptive', 'cost model' or 'lookup'.
-        draft: name of the draft model.
+        kind: 'baseline', 'fixed' (k steps of a draft model or head), 'one pass' (a parallel head, suffixes), 'tree',
+            'lookup', 'adaptive' or 'cost model'.
+        draft: name of what drafts; '' for 'lookup'.
         k: drafted tokens per round, at most.
     """
 
@@ -102,7 +112,8 @@ class Settings:
 def load_drafts(
     target: str | None = None, draft: str | None = None, *, device: str | None = None, dtype: str | None = None
 ) -> dict[str, Pair]:
-    """Pairs by the draft's name, all with one and the same target. Neither named: every draft that ships.
+    """Pairs by the draft's name, all with one and the same target. Neither named: every draft and head that ships,
+    their trees, and suffix decoding.
 
     The arguments are those of `load_pair`, and so are the errors.
     """
@@ -111,18 +122,23 @@ def load_drafts(
         return {Path(draft).name if draft else "": first}
     pairs = {DEFAULT_DRAFT: first}
     for name in shipped():
-        if name not in ("target", DEFAULT_DRAFT):
+        if name in HEADS:
+            pairs[name] = with_method(first, name)
+        elif name not in ("target", DEFAULT_DRAFT):
             other = load_pair(draft=name, device=device, dtype=dtype)
             pairs[name] = replace(first, draft=other.draft)
-    return pairs
+    trees = ("tree", "head-tree") if "head" in pairs else ("tree",)
+    return pairs | {name: with_method(first, name) for name in (*trees, "suffix")}
 
 
 def configurations(models: Mapping[str, Pair], settings: Settings) -> tuple[Configuration, ...]:
     """All ways to decode: the baseline, each draft at each k, controllers with the first draft, prompt lookup."""
-    drafts = [name for name, pair in models.items() if pair.draft is not None]
+    drafts = [name for name, pair in models.items() if can_draft(pair)]
     ways = [Configuration("baseline", "baseline")]
     for name in drafts:
-        ways += [Configuration(f"{name} k={k}", "fixed", name, k) for k in settings.ks]
+        kind = "fixed" if drafts_one_at_a_time(models[name]) else "tree" if is_tree(models[name]) else "one pass"
+        ks = sorted({usual_k(models[name], k) for k in settings.ks}) if kind != "fixed" else settings.ks
+        ways += [Configuration(f"{name} k={k}", kind, name, k) for k in ks]
         if settings.adaptive and name == drafts[0]:
             ways += [Configuration(kind, kind, name, max(settings.ks)) for kind in ("adaptive", "cost model")]
     ways += [Configuration(f"prompt lookup k={k}", "lookup", "", k) for k in settings.ks]
@@ -167,7 +183,7 @@ def run_suite(
     facts = {
         "settings": {**settings.facts(), "texts": _digest(prompts)},
         "target": model_facts(first.target),
-        "drafts": {name: model_facts(pair.draft) for name, pair in pairs.items() if pair.draft is not None},
+        "drafts": {name: model_facts(module) for name, pair in pairs.items() if (module := draft_module(pair))},
         "machine": machine_facts(first),
         "configurations": [asdict(way) for way in ways],
     }
@@ -225,7 +241,7 @@ def _missing(
     samples = {(r["config"], r["length"], r["prompt"], r["repeat"]) for r in records if r["kind"] == "sample"}
     for name, pair in pairs.items():
         for length in settings.lengths:
-            if pair.draft is not None and (name, length) not in costs:
+            if can_draft(pair) and (name, length) not in costs:
                 yield Task(name, length)
     for repeat, length, prompt in product(range(settings.repeats), settings.lengths, range(settings.prompts)):
         order = list(ways)
@@ -252,7 +268,7 @@ def _timed(
         torch.cuda.reset_peak_memory_stats(pair.device)
     began = time.perf_counter()
     generation: Generation = generate_speculative(
-        pair,
+        fresh(pair),
         prompt,
         k=controller,
         max_new_tokens=settings.max_new_tokens,
@@ -263,15 +279,15 @@ def _timed(
     )
     seconds = time.perf_counter() - began
     rounds = generation.rounds
-    drafted = Counter(len(r.drafted) for r in rounds)
+    drafted = Counter(r.depth for r in rounds)
     return {
         "seconds": seconds,
         "first_seconds": watch.at - began,
         "first_tokens": len(rounds[0].emitted),
         "tokens": len(generation.tokens),
         "accepted": sum(r.accepted for r in rounds),
-        "judged": sum(min(r.accepted + 1, len(r.drafted)) for r in rounds),
-        "drafted": sorted(drafted.items()),  # so many tokens were drafted in so many rounds
+        "judged": sum(r.examined for r in rounds),
+        "drafted": sorted(drafted.items()),  # so many tokens, or levels of a tree, were drafted in so many rounds
         "draft_seconds": sum(r.draft_seconds for r in rounds),
         "memory": peak_memory(pair.device),
     }

@@ -5,19 +5,26 @@ came before. So what was accepted must be their sum, give or take chance; if not
 """
 
 import math
+from typing import Any
 
 import torch
+from scipy.stats import norm
 from torch.nn import functional as F
 
 from specdec_lab.measurement.diagnosis_setup import LEVEL, Measurement, RecordedGeneration, Setup, plain_logits
+from specdec_lab.measurement.expected_acceptance import RecordedDecision, recording
 from specdec_lab.measurement.findings import Finding
 from specdec_lab.measurement.intervals import share_interval
 from specdec_ref.acceptance import acceptance_rate
+from specdec_ref.api import verification_rule
 from specdec_ref.loading import Pair
 from specdec_ref.sampling import Sampling
 
 SIGMAS = 5
-"""Deviations from the computed acceptance that are no chance any more: a false alarm in two million."""
+"""Standard deviations from the computed acceptance that are no chance any more."""
+
+FALSE_ALARM = 2 * float(norm.sf(SIGMAS))
+"""Probability that a right rule leaves that range on either side, by the normal approximation: one in 1.7 million."""
 
 CONTROL_LEAST = {4: 0.97, 2: 0.85}
 """Share of the target's own drafts that it must accept, by bytes of the number type: rounding makes p and q differ by
@@ -40,49 +47,53 @@ FEW_JUDGED = 30
 
 
 def check_acceptance(setup: Setup) -> list[Finding] | None:
-    """Is as much accepted as the two models' distributions allow?"""
+    """Is as much accepted as the distributions allow?
+
+    Where a draft model is verified token by token, its q and the target's p are computed again with transformers'
+    forward pass. Any other drafter and rule is compared with the p and q that the rule got.
+    """
     with setup.budget.part(GENERATION_PART):
         recordings = setup.recordings
     draft = setup.draft_model
-    if draft is None:
-        return None
-    rates = [rate for recorded in recordings for rate in _judged(setup, draft, recorded)]
-    accepted, judged = sum(a for _, a in rates), len(rates)
-    expected = sum(b for b, _ in rates)
-    slack = SIGMAS * math.sqrt(sum(b * (1 - b) for b, _ in rates)) + 1
-    if setup.pair.target.dtype.itemsize < 4:
-        slack += 0.02 * judged  # q as drawn and q as computed here differ by rounding
-    itself = Pair(setup.pair.target, setup.pair.target, setup.pair.tokenizer)
-    kept = setup.as_many_as_fit(
-        "prompts with the target as its own draft",
-        range(len(setup.prompts[:2])),
-        lambda i: setup.generate(setup.prompts[i], k=setup.max_k, pair=itself, seed=i),
-        least=0,
-    )
-    own, own_judged = sum(p.accepted for p in kept), sum(p.judged for p in kept)
-    least = CONTROL_LEAST[min(4, setup.pair.target.dtype.itemsize)]
-    numbers = {"accepted": accepted, "judged": judged, "expected": expected, "slack": slack}
-    numbers |= {"own_accepted": own, "own_judged": own_judged}
-    words = f"{accepted} of {judged} judged tokens accepted, {expected:.1f} ± {slack:.1f} computed"
+    slack = 1.0
+    if draft is not None and setup.verification == "token":
+        rates = [rate for recorded in recordings for rate in _judged(setup, draft, recorded)]
+        accepted, judged = sum(a for _, a in rates), len(rates)
+        expected, variance = sum(b for b, _ in rates), sum(b * (1 - b) for b, _ in rates)
+        if setup.pair.target.dtype.itemsize < 4:
+            slack += 0.02 * judged  # q as sampled from and q as computed here differ by rounding
+        counted = f"{accepted} of {judged} judged tokens accepted"
+    else:
+        decisions = _decisions(setup)
+        accepted, judged = sum(d.accepted for d in decisions), len(decisions)
+        expected, variance = sum(d.mean for d in decisions), sum(d.variance for d in decisions)
+        counted = f"{accepted} tokens accepted in {judged} rounds"
+    slack += SIGMAS * math.sqrt(variance)
+    numbers: dict[str, Any] = {"accepted": accepted, "judged": judged, "expected": expected, "slack": slack}
+    numbers["false_alarm_rate"] = FALSE_ALARM
+    words = f"{counted}, {expected:.1f} ± {slack:.1f} computed"
+    if draft is not None:
+        numbers |= _own_draft(setup)
     setup.measurements["acceptance"] = Measurement(words, numbers)
-    evidence = (
-        f"{accepted} of {judged} judged tokens accepted, {expected:.1f} ± {slack:.1f} computed from both models' "
-        f"distributions; with the target as its own draft {own} of {own_judged}"
-    )
+    own, own_judged = numbers.get("own_accepted", 0), numbers.get("own_judged", 0)
+    alone = f"; with the target as its own draft {own} of {own_judged}" if draft is not None else ""
+    evidence = f"{words} from p and q (a right rule leaves this range once in {1 / FALSE_ALARM:,.0f} checks){alone}"
     if accepted > expected + slack:
+        limit = "the proven optimum for blocks" if setup.verification == "block" else "Σ min(p, q) for each token"
         return [
             Finding(
                 "acceptance-too-high",
                 "problem",
                 "More tokens are accepted than the rule allows",
                 evidence,
-                "The rule accepts tokens that it should reject, so the output no longer follows the target's "
-                "distribution. Known causes: u fixed at 0, p and q of different rows, q not the distribution that the "
-                "token was sampled from.",
+                f"No rule with the target's distribution accepts more on average than {limit}. This one accepts tokens "
+                "that it should reject, so the output no longer follows the target's distribution. Known causes: u "
+                "fixed at 0, p and q of different rows, q not the distribution that the token was sampled from.",
                 "Run `specdec equivalence`. If the engine is unchanged, report it as a bug.",
                 numbers,
             )
         ]
+    least = CONTROL_LEAST[min(4, setup.pair.target.dtype.itemsize)]
     if accepted < expected - slack or own < least * own_judged:
         return [
             Finding(
@@ -99,6 +110,32 @@ def check_acceptance(setup: Setup) -> list[Finding] | None:
             )
         ]
     return []
+
+
+def _own_draft(setup: Setup) -> dict[str, int]:
+    """Accepted and judged tokens with the target as its own draft."""
+    itself = Pair(setup.pair.target, setup.pair.target, setup.pair.tokenizer)
+    kept = setup.as_many_as_fit(
+        "prompts with the target as its own draft",
+        range(len(setup.prompts[:2])),
+        lambda i: setup.generate(setup.prompts[i], k=setup.max_k, pair=itself, seed=i),
+        least=0,
+    )
+    return {"own_accepted": sum(p.accepted for p in kept), "own_judged": sum(p.judged for p in kept)}
+
+
+def _decisions(setup: Setup) -> list[RecordedDecision]:
+    """The decisions of the setup's rule in generations of their own."""
+    drafter, decisions = recording(
+        setup.new_drafter(), verification_rule(setup.verification), setup.verification == "block"
+    )
+    setup.as_many_as_fit(
+        "prompts with recorded decisions",
+        range(len(setup.prompts)),
+        lambda i: setup.generate(setup.prompts[i], k=setup.max_k, drafter=drafter, seed=i),
+    )
+    assert decisions, "a generation has at least one round"
+    return decisions
 
 
 def _judged(setup: Setup, draft: "torch.nn.Module", recorded: RecordedGeneration) -> list[tuple[float, int]]:

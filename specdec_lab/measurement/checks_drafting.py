@@ -1,12 +1,14 @@
 """Checks of the drafter: are as many tokens drafted as are asked for, and would a look-up in the text do as well?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from specdec_lab.measurement.diagnosis_setup import LEVEL, Measurement, Setup
 from specdec_lab.measurement.findings import Finding
 from specdec_lab.measurement.intervals import share_interval
+from specdec_lab.measurement.methods import usual_k
 from specdec_ref.beyond.suffix import SuffixDrafter
+from specdec_ref.beyond.trees import BestFirstDrafter
 from specdec_ref.drafting import ModelDrafter, PromptLookupDrafter
 from specdec_ref.sampling import GREEDY, SeededRandomness
 
@@ -51,33 +53,33 @@ def lookup_overlap(tokens: Sequence[int], start: int = 1, drafter: PromptLookupD
 def check_k(setup: Setup) -> list[Finding]:
     """Does k take effect: are as many tokens drafted as are asked for?"""
     asked = drafted = rounds = short = cut = 0
+    limit = min(setup.max_k, usual_k(replace(setup.pair, drafter=setup.new_drafter()), setup.max_k))
     for recorded in setup.recordings:
         at, new = len(recorded.generation.prompt_tokens), 0
         for r, wanted in zip(recorded.generation.rounds, recorded.requested_k, strict=True):
-            due = min(wanted, setup.max_new_tokens - new - 1)  # no more than can still be of use
+            due = min(wanted, limit, setup.max_new_tokens - new - 1)  # no more than can still be of use
             space = setup.models.context - at - new
-            asked, drafted, rounds = asked + due, drafted + len(r.drafted), rounds + 1
-            short += len(r.drafted) < min(due, space)
+            asked, drafted, rounds = asked + due, drafted + r.depth, rounds + 1
+            short += r.depth < min(due, space)
             cut += space < due
             new += len(r.emitted)
     numbers = {"rounds": rounds, "short": short, "cut": cut, "asked": asked, "drafted": drafted}
     setup.measurements["k"] = Measurement(f"{drafted} tokens drafted in {rounds} rounds", numbers)
     findings = []
     confident = isinstance(setup.drafter, ModelDrafter) and setup.drafter.min_confidence > 0
-    copies = isinstance(setup.new_drafter(), (PromptLookupDrafter, SuffixDrafter))
-    by_design = confident or copies
-    if short and not (by_design and drafted > asked / 2) and not copies:
+    own_length = isinstance(setup.new_drafter(), (PromptLookupDrafter, SuffixDrafter, BestFirstDrafter))
+    if short and not (confident and drafted > asked / 2) and not own_length:
         findings.append(
             Finding(
                 "k-not-reached",
-                "note" if by_design else "warning",
+                "note" if confident else "warning",
                 "Fewer tokens are drafted than k asks for",
                 f"{short} of {rounds} rounds drafted fewer; {drafted} tokens in all, {asked} asked for",
                 "The drafter stops where it is not confident."
-                if by_design
+                if confident
                 else "The drafter does not use the k that it is given, or has a limit of its own.",
                 "Lower min_confidence, or ask for a smaller k."
-                if by_design
+                if confident
                 else "Look at the drafter's propose: it receives k. In transformers, num_assistant_tokens belongs to "
                 "the assistant's configuration and is ignored elsewhere.",
                 numbers,

@@ -14,6 +14,7 @@ from torch import Tensor
 from specdec_lab.measurement.diagnosis_setup import Measurement, Setup, plain_logits
 from specdec_lab.measurement.findings import Finding
 from specdec_lab.measurement.memory_profile import available_memory
+from specdec_lab.measurement.methods import head_of
 from specdec_ref.control import FixedK
 from specdec_ref.decoding import Row, speculate
 from specdec_ref.drafting import ModelDrafter
@@ -90,7 +91,7 @@ class _CacheDistances:
 def _after_rounds(setup: Setup, prompt: tuple[int, ...]) -> dict[str, _CacheDistances]:
     """Both models after each of some rounds; after fewer rounds, but at least one, where time runs out."""
     pair, k, everything = setup.pair, setup.max_k, Sampling()
-    target, drafter = TransformersModel(pair.target), setup.new_drafter()
+    target, drafter = setup.decoder()
     draft_model = setup.draft_model
     randomness = SeededRandomness(0, pair.device)
     space = pair.context - len(prompt)
@@ -215,6 +216,9 @@ def _margin(setup: Setup, text: list[int], a: int, b: int) -> tuple[float, float
 
 
 def _double_fits(setup: Setup) -> bool:
+    """Whether the pair can be copied in float64. A head cannot: it belongs to its own target."""
+    if head_of(setup.new_drafter()) is not None:
+        return False
     models = [m for m in (setup.pair.target, setup.draft_model) if m is not None]
     return 8 * sum(p.numel() for m in models for p in m.parameters()) < available_memory(setup.pair.device) / 2
 
@@ -224,11 +228,12 @@ def _first_difference_in_double(setup: Setup, prompt: Sequence[int]) -> int | No
     target = copy.deepcopy(setup.pair.target).double()
     draft = copy.deepcopy(setup.pair.draft).double() if setup.pair.draft is not None else None
     pair = Pair(target, draft, setup.pair.tokenizer)
-    drafter = setup.new_drafter() if setup.drafter is not None or draft is None else None
+    other = setup.drafter is not None or setup.pair.drafter is not None or draft is None
+    drafter = setup.new_drafter() if other else None
     plain = setup.generate(prompt, k=0, sampling=GREEDY, pair=pair)
     drafted = setup.generate(prompt, k=setup.max_k, sampling=GREEDY, pair=pair, drafter=drafter)
-    one, other = plain.generation.tokens, drafted.generation.tokens
-    return None if one == other else _first_difference(one, other)
+    both = plain.generation.tokens, drafted.generation.tokens
+    return None if both[0] == both[1] else _first_difference(*both)
 
 
 def _first_difference(one: Sequence[int], other: Sequence[int]) -> int:

@@ -124,8 +124,8 @@ def terms_of(setup: Setup) -> Terms:
     costs = setup.costs
     draft = costs.draft_step
     later = [r for recorded in setup.recordings for r in recorded.generation.rounds[1:] if r.drafted]
-    if setup.drafter is not None or setup.pair.draft is None:
-        draft = median([r.draft_seconds / len(r.drafted) for r in later] or [0.0])
+    if setup.drafter is not None or setup.pair.drafter is not None or setup.pair.draft is None:
+        draft = median([r.draft_seconds / r.depth for r in later] or [0.0])
     o = overhead(setup.recordings, setup.without_drafts, costs.target_step)
     return Terms(setup.alpha, draft / costs.target_step, costs.v, o, min(MOST_K, max(costs.scoring) - 1))
 
@@ -153,7 +153,7 @@ def judge_speed(setup: Setup, terms: Terms, ratios: Sequence[float]) -> list[Fin
     """What the terms and the measured speedups say of a setup. ratios: speed with drafts / without, of single runs."""
     actual, interval = median(ratios), quantile_interval(ratios, 0.5, LEVEL)
     rounds = [
-        (len(r.drafted), scored)
+        (r.depth, scored)
         for recorded in setup.recordings
         for r, scored in zip(recorded.generation.rounds[:-1], recorded.scored, strict=False)
     ] or [(setup.max_k, setup.max_k + 1)]
@@ -277,7 +277,7 @@ class Load:
 
 def has_load(setup: Setup) -> bool:
     """Whether there is a batch, and a pair that can be measured with it."""
-    return setup.batch > 1 and setup.drafter is None and setup.models.draft is not None
+    return setup.batch > 1 and setup.drafter is None and setup.models.drafts
 
 
 def check_load(setup: Setup) -> list[Finding] | None:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from specdec_lab.measurement.methods import can_draft, own_models
 from specdec_lab.measurement.tables_shown import html_table, rich_table
 from specdec_ref.acceptance import verify
-from specdec_ref.drafting import Drafter, ModelDrafter
+from specdec_ref.drafting import Drafter
 from specdec_ref.errors import SpecdecError, is_whole
 from specdec_ref.fast.trace import USES_BEFORE_RECORDING
 from specdec_ref.loading import Pair
-from specdec_ref.models import LanguageModel, TransformersModel
+from specdec_ref.models import LanguageModel
 from specdec_ref.sampling import Sampling, SeededRandomness
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ def measure_costs(
     """Time the steps of `pair` as the decoding loop makes them, in turn, `repeats` times, after a warm-up.
 
     Args:
-        pair: with a draft model.
+        pair: with a draft model or another drafter. Where that drafts in one pass, `draft_step` is its share of a
+            token.
         max_k: v is measured for 1 … max_k + 1 tokens.
         context: tokens in the cache, random ones.
         sampling: default temperature 1.
@@ -98,14 +100,12 @@ def measure_costs(
         on_step: called after each of the `warm_up` + `repeats` turns.
 
     Raises:
-        SpecdecError: the pair has no draft model or cannot hold so many tokens.
+        SpecdecError: the pair cannot draft, or cannot hold so many tokens.
     """
     scored = set(range(1, max_k + 2)) if scored is None else set(scored)
     drafted = max_k if drafted is None else drafted
     _check(pair, max_k, context, scored, drafted)
-    assert pair.draft is not None
-    target = TransformersModel(pair.target)
-    drafter = ModelDrafter(TransformersModel(pair.draft, target.vocab_size))
+    target, drafter = own_models(pair)
     sequence = torch.randint(target.vocab_size, (context,), generator=torch.Generator().manual_seed(0)).tolist()
     target.start(1, context + max_k + 1)
     drafter.start(1, context + max_k + 1)
@@ -129,8 +129,8 @@ def measure_costs(
 
 
 def _check(pair: Pair, max_k: int, context: int, scored: set[int], drafted: int) -> None:
-    if pair.draft is None:
-        raise SpecdecError("pair: has no draft model, so there is no draft step to time")
+    if not can_draft(pair):
+        raise SpecdecError("pair: has no draft model and no other drafter, so there is no draft step to time")
     if not {1, max_k + 1} <= scored:
         raise SpecdecError(f"scored={sorted(scored)!r:.80}: takes 1, {max_k + 1} and what you like between them")
     if not is_whole(drafted) or not 1 <= drafted <= max_k:

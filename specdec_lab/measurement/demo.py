@@ -1,83 +1,195 @@
 """The measurements of `specdec demo`: autoregressive against speculative decoding on held-out prompts."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-from specdec_lab.measurement.benchmark import Result, ours, race, race_length
+from specdec_lab.measurement.benchmark import Result, formula, ours, race, race_length
 from specdec_lab.measurement.costs import WARM_UP, Costs, measure_costs
+from specdec_lab.measurement.methods import drafts_one_at_a_time, is_tree, most_scored, usual_k, with_method
+from specdec_ref.errors import SpecdecError
 from specdec_ref.loading import Pair
 from specdec_ref.sampling import GREEDY, Sampling
-from specdec_ref.theory import best_k, predicted_speedup
+from specdec_ref.theory import best_k
 
 MAX_K = 8
 SCORED = 1, 2, 3, 5, 7, 9  # v in between is taken to be on a straight line
 COST_REPEATS = 7
 WARM_AGAIN = 2  # the second way of sampling takes the same steps, which are recorded by then
+PILOTS = 2
+PLAIN = "no drafts"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to draft and to verify.
+
+    Attributes:
+        name: of what drafts.
+        pair: its models and its drafter.
+        verification: 'token' or 'block'.
+
+    Raises:
+        SpecdecError: block verification of a tree.
+    """
+
+    name: str
+    pair: Pair
+    verification: str = "token"
+
+    def __post_init__(self) -> None:
+        if self.verification != "token" and is_tree(self.pair):
+            raise SpecdecError("--verification block: a tree has a rule of its own; leave it out")
+
+    @property
+    def label(self) -> str:
+        """For the table."""
+        return self.name if self.verification == "token" else f"{self.name}, block verification"
+
+
+@dataclass(frozen=True)
+class MeasuredWay:
+    """What a way was measured to give.
+
+    Attributes:
+        way: the way.
+        k: chosen by the formula from a pilot's α; for a tree or a parallel head, all that it drafts.
+        result: over all prompts.
+        costs: of its steps.
+        predicted: the formula's speedup for the same rounds.
+    """
+
+    way: Way
+    k: int
+    result: Result
+    costs: Costs
+    predicted: float
 
 
 @dataclass(frozen=True)
 class Mode:
-    """One way of sampling. k was chosen by the formula from a pilot's α; predicted is its speedup for the measured
-    α."""
+    """One way of sampling: the baseline, and every way to draft."""
 
     name: str
     sampling: Sampling
-    k: int
     baseline: Result
-    speculative: Result
-    costs: Costs
-    predicted: float
+    ways: tuple[MeasuredWay, ...]
 
     @property
     def identical(self) -> tuple[int, int]:
-        """Prompts with the same tokens from both, of how many. A promise for greedy decoding only."""
-        pairs = list(zip(self.baseline.samples, self.speculative.samples, strict=True))
+        """Texts with the same tokens as the baseline's, of how many. A promise for greedy decoding only."""
+        pairs = [p for one in self.ways for p in zip(self.baseline.samples, one.result.samples, strict=True)]
         return sum(a.tokens == b.tokens for a, b in pairs), len(pairs)
 
+    @property
+    def fastest(self) -> MeasuredWay:
+        """The way with the largest speedup."""
+        return max(self.ways, key=lambda one: one.result.speedup)
 
-def steps(prompts: int, repeats: int) -> int:
+
+def usual_ways(pair: Pair, with_head: bool) -> list[Way]:
+    """What the demo compares when nothing else is asked for: the pair's draft, token by token and in blocks, and the
+    head that ships, in blocks."""
+    ways = [Way("draft model", pair), Way("draft model", pair, "block")]
+    if with_head:
+        ways.append(Way("head", with_method(pair, "head"), "block"))
+    return ways
+
+
+def ways_of(mode: Sampling, ways: Sequence[Way]) -> list[Way]:
+    """Those that differ in this mode: at temperature 0 both verification rules decide alike."""
+    if not mode.greedy:
+        return list(ways)
+    by_drafter = {way.name: replace(way, verification="token") for way in ways}
+    return list(by_drafter.values())
+
+
+MODES = {"greedy": GREEDY, "T = 1": Sampling()}
+
+
+def steps(ways: Sequence[Way], prompts: int, repeats: int) -> int:
     """How often `measure` calls on_step."""
-    return WARM_UP + WARM_AGAIN + 2 * (COST_REPEATS + 2 + race_length(2, prompts, repeats))
+    drafters = len({way.name for way in ways})
+    contenders = sum(1 + len(ways_of(sampling, ways)) for sampling in MODES.values())
+    costs = WARM_UP + WARM_AGAIN + 2 * (COST_REPEATS + PILOTS)
+    return drafters * costs + race_length(contenders, prompts, repeats)
 
 
 def measure(
-    pair: Pair,
+    ways: Sequence[Way],
     prompts: list[list[int]],
     *,
     max_new_tokens: int = 80,
     repeats: int = 1,
     on_step: Callable[[str], None] = lambda what: None,
 ) -> list[Mode]:
-    """Greedy and temperature 1: costs, a pilot on two prompts that chooses k, then both contenders in turn."""
+    """Greedy and temperature 1: for each drafter its costs and a pilot on two prompts that chooses k; then all ways in
+    turn.
+
+    Args:
+        ways: pairs that share one target.
+        prompts: token ids.
+        max_new_tokens: of each generation; at most half of the context.
+        repeats: timed runs of each way on each prompt.
+        on_step: receives what is being done.
+    """
     modes: list[Mode] = []
-    max_new_tokens = min(max_new_tokens, pair.context // 2)
-    for name, sampling in (("greedy", GREEDY), ("T = 1", Sampling())):
-        costs = measure_costs(
-            pair,
-            max_k=MAX_K,
-            scored=SCORED,
-            context=min(200, pair.context - MAX_K - 1),
-            sampling=sampling,
-            repeats=COST_REPEATS,
-            warm_up=WARM_AGAIN if modes else WARM_UP,
-            on_step=lambda: on_step("step times"),
-        )
-        pilot = ours(pair, MAX_K, sampling, max_new_tokens // 2)
-        tries = []
-        for prompt in prompts[:2]:
-            on_step(f"{name}: choosing k")
-            tries.append(pilot(prompt, 1000))
-        alpha = sum(t.accepted for t in tries) / max(1, sum(t.judged for t in tries))
-        k = max(1, best_k(alpha, costs.c, costs.v, max_k=MAX_K))
-        names = "no drafts", f"k = {k}"
+    first = ways[0].pair
+    max_new_tokens = min(max_new_tokens, first.context // 2)
+    for name, sampling in MODES.items():
+        plans: dict[str, tuple[int, Costs]] = {}
+        for way in ways:
+            if way.name not in plans:
+                plans[way.name] = _plan(way.pair, name, sampling, prompts, max_new_tokens, bool(modes), on_step)
+        contenders = {PLAIN: ours(first, 0, sampling, max_new_tokens)}
+        compared = ways_of(sampling, ways)
+        for way in compared:
+            k, _ = plans[way.name]
+            contenders[way.label] = ours(way.pair, k, sampling, max_new_tokens, way.verification)
         results = race(
-            {names[0]: ours(pair, 0, sampling, max_new_tokens), names[1]: ours(pair, k, sampling, max_new_tokens)},
+            contenders,
             prompts,
-            baseline=names[0],
+            baseline=PLAIN,
             repeats=repeats,
             on_sample=lambda what, mode=name: on_step(f"{mode}: {what}"),  # type: ignore[misc]
         )
-        baseline, speculative = results[names[0]], results[names[1]]
-        predicted = predicted_speedup(speculative.acceptance or 0.0, k, costs.c, costs.v(k + 1))
-        modes.append(Mode(name, sampling, k, baseline, speculative, costs, predicted))
+        measured = []
+        for way in compared:
+            k, costs = plans[way.name]
+            result = results[way.label]
+            measured.append(MeasuredWay(way, k, result, costs, formula(result, costs, way.pair, way.verification)))
+        modes.append(Mode(name, sampling, results[PLAIN], tuple(measured)))
     return modes
+
+
+def _plan(
+    pair: Pair,
+    mode: str,
+    sampling: Sampling,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    again: bool,
+    on_step: Callable[[str], None],
+) -> tuple[int, Costs]:
+    """The k for a pair in one mode, and the costs of its steps. again: the steps were made before."""
+    usual = usual_k(pair, MAX_K)
+    most = max(MAX_K, most_scored(pair, usual))
+    costs = measure_costs(
+        pair,
+        max_k=most,
+        scored={*SCORED, most + 1},
+        drafted=usual,
+        context=min(200, pair.context - most - 1),
+        sampling=sampling,
+        repeats=COST_REPEATS,
+        warm_up=WARM_AGAIN if again else WARM_UP,
+        on_step=lambda: on_step("step times"),
+    )
+    pilot = ours(pair, usual, sampling, max_new_tokens // 2)
+    tries = []
+    for i in range(PILOTS):
+        on_step(f"{mode}: choosing k")
+        tries.append(pilot(prompts[i % len(prompts)], 1000))
+    if not drafts_one_at_a_time(pair):
+        return usual, costs
+    alpha = sum(t.accepted for t in tries) / max(1, sum(t.judged for t in tries))
+    return max(1, best_k(alpha, costs.c, costs.v, max_k=MAX_K)), costs

@@ -6,7 +6,7 @@ memory, or do not belong together.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from specdec_lab.measurement.budget import Budget, OutOfTime
 from specdec_lab.measurement.costs import WARM_UP, Costs
+from specdec_lab.measurement.methods import head_of, most_scored, own_models
 from specdec_lab.measurement.parts import Models
 from specdec_lab.measurement.rounds import LEAST_TOKENS, Bench
-from specdec_ref.api import Generation, Prompt, Watcher, generate_speculative
+from specdec_ref.api import Generation, Prompt, Watcher, generate_speculative, verification_rule
 from specdec_ref.control import FixedK
 from specdec_ref.decoding import Controller, Round
 from specdec_ref.drafting import Drafter, ModelDrafter, PromptLookupDrafter
@@ -84,7 +85,7 @@ class RecordedGeneration:
     @property
     def judged(self) -> int:
         """Drafted tokens up to each round's first rejection."""
-        return sum(min(r.accepted + 1, len(r.drafted)) for r in self.generation.rounds)
+        return sum(r.examined for r in self.generation.rounds)
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ class Setup:
         sampling: how tokens are sampled.
         max_new_tokens: of each generation.
         controller: chooses k.
-        drafter: None for the draft model.
+        drafter: None for the pair's own, or its draft model.
+        verification: 'token' or 'block'.
         monitor: receives every round.
         batch: sequences at once in production.
         available: bytes for everything; None asks the device.
@@ -143,6 +145,7 @@ class Setup:
     max_new_tokens: int
     controller: Controller | None = None
     drafter: Drafter | None = None
+    verification: str = "token"
     monitor: Watcher | None = None
     batch: int = 1
     available: int | None = None
@@ -197,18 +200,25 @@ class Setup:
     @property
     def draft_model(self) -> "PreTrainedModel | None":
         """The transformers model that drafts, where one does."""
-        if self.drafter is None:
+        drafter = self.drafter or self.pair.drafter
+        if drafter is None:
             return self.pair.draft
-        model = self.drafter.model if isinstance(self.drafter, ModelDrafter) else None
+        model = drafter.model if isinstance(drafter, ModelDrafter) else None
         return model.model if isinstance(model, TransformersModel) else None
 
     def new_drafter(self) -> Drafter:
         """What drafts."""
         if self.drafter is not None:
             return self.drafter
-        if self.pair.draft is None:
+        if self.pair.drafter is None and self.pair.draft is None:
             return PromptLookupDrafter()
-        return ModelDrafter(TransformersModel(self.pair.draft, TransformersModel(self.pair.target).vocab_size))
+        return own_models(self.pair)[1]
+
+    def decoder(self) -> tuple[TransformersModel, Drafter]:
+        """The target and what drafts, for a loop of a check's own."""
+        drafter = self.new_drafter()
+        head = head_of(drafter)
+        return TransformersModel(self.pair.target) if head is None else head.target, drafter
 
     def generate(
         self,
@@ -221,7 +231,7 @@ class Setup:
         drafter: Drafter | None = None,
     ) -> RecordedGeneration:
         """One generation. k: that many in each round, without the controller. pair: another one, with its own draft
-        model unless there is a drafter."""
+        model unless there is a drafter. drafter: instead of the setup's."""
         chosen = self.controller if k is None else None
         listener = _RecordingController(chosen or FixedK(self.k if k is None else k), self.budget)
         generation = generate_speculative(
@@ -231,7 +241,8 @@ class Setup:
             max_new_tokens=self.max_new_tokens,
             sampling=sampling or self.sampling,
             seed=seed,
-            drafter=self.new_drafter() if pair is None and k != 0 else drafter,
+            drafter=self.new_drafter() if drafter is None and pair is None and k != 0 else drafter,
+            verification=self.verification,
             monitor=self.monitor if k is None and pair is None else None,
         )
         seconds = [after - before for before, after in zip(listener.ends, listener.ends[1:], strict=False)]
@@ -259,7 +270,8 @@ class Setup:
         then taken from the rounds.
         """
         pair = Pair(self.pair.target, self.draft_model or self.pair.target, self.pair.tokenizer)
-        most = max(self.max_k, min(MOST_K, pair.context - LEAST_TOKENS - 1))
+        longest = most_scored(replace(self.pair, drafter=self.drafter or self.pair.drafter), self.max_k)
+        most = max(longest, min(MOST_K, pair.context - LEAST_TOKENS - 1))
         short = min(MOST_K, most)
         generation = self.recordings[0].generation
         text = [*generation.prompt_tokens, *generation.tokens][: pair.context - most - 1]
@@ -296,6 +308,7 @@ def prepare_setup(
     max_new_tokens: int = 48,
     controller: Controller | None = None,
     drafter: Drafter | None = None,
+    verification: str = "token",
     monitor: Watcher | None = None,
     batch: int = 1,
     available: int | None = None,
@@ -303,6 +316,7 @@ def prepare_setup(
     seconds: float | None = None,
 ) -> Setup:
     """Check the arguments, which `diagnose` explains, and combine them. Raises SpecdecError."""
+    verification_rule(verification)  # raises for another name
     _check_numbers(models, k, max_new_tokens, batch, available, context, seconds)
     if sampling is not None and not isinstance(sampling, Sampling):
         raise SpecdecError(f"sampling={sampling!r:.80}: takes a Sampling(temperature=…, top_k=…, top_p=…)")
@@ -321,6 +335,7 @@ def prepare_setup(
         max_new_tokens,
         controller=controller,
         drafter=drafter,
+        verification=verification,
         monitor=monitor,
         batch=batch,
         available=available,
@@ -364,12 +379,14 @@ def _prompt_ids(prompts: Sequence[Prompt] | None, models: Models, longest: int) 
 
 
 def _scored(generation: Generation, requested_k: Sequence[int], max_new_tokens: int, context: int) -> tuple[int, ...]:
-    """Tokens of the target's step in each round of one sequence, with the padding of the last rounds."""
+    """Tokens of the target's step in each round of one sequence, with the padding of the last rounds; trees have
+    none."""
     scored, new = [], 0
     for r, k in zip(generation.rounds, requested_k, strict=True):
         fits = min(k, context - len(generation.prompt_tokens) - new)
         useful = min(fits, max_new_tokens - new - 1)
-        scored.append(len(r.drafted) + 1 + fits - useful)
+        padding = fits - useful if r.parents is None else 0
+        scored.append(len(r.drafted) + 1 + padding)
         new += len(r.emitted)
     return tuple(scored)
 

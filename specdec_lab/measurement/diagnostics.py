@@ -139,6 +139,7 @@ def diagnose(
     max_new_tokens: int = 48,
     controller: Controller | None = None,
     drafter: Drafter | None = None,
+    verification: str = "token",
     monitor: Watcher | None = None,
     batch: int = 1,
     available: int | None = None,
@@ -157,7 +158,8 @@ def diagnose(
         sampling: default temperature 1.
         max_new_tokens: of each generation, ≥ 8.
         controller: chooses k instead, and observes every generation.
-        drafter: default the pair's draft model.
+        drafter: default the pair's own, else its draft model.
+        verification: 'token' or 'block', as in `generate_speculative`.
         monitor: observes every generation.
         batch: sequences at once that the pair is meant for.
         available: bytes for everything; default what the device has.
@@ -176,6 +178,7 @@ def diagnose(
         max_new_tokens=max_new_tokens,
         controller=controller,
         drafter=drafter,
+        verification=verification,
         monitor=monitor,
         batch=batch,
         available=available,

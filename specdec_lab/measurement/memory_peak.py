@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,11 @@ import psutil
 import torch
 
 from specdec_lab.measurement.memory_profile import MemoryProfile, memory_profile, skeleton, tensors_of
+from specdec_lab.measurement.methods import can_draft, draft_module, own_models
 from specdec_lab.measurement.tables_shown import html_table, mib, rich_table
 from specdec_ref.control import FixedK
 from specdec_ref.decoding import Row, speculate
-from specdec_ref.drafting import Drafter, ModelDrafter, PromptLookupDrafter
+from specdec_ref.drafting import Drafter, PromptLookupDrafter
 from specdec_ref.errors import SpecdecError
 from specdec_ref.loading import Pair, load_pair
 from specdec_ref.models import TransformersModel
@@ -108,6 +109,27 @@ def measure_memory(pair: Pair, *, batch: int = 1, context: int = 256, k: int = 4
     return MemoryComparison(predicted, measured=held[1], measured_alone=held[0])
 
 
+@dataclass(frozen=True)
+class AddedMemory:
+    """What a drafting method needs in addition to the target alone, in bytes.
+
+    Attributes:
+        weights: of the draft model or the head; 0 where only the text is needed.
+        cache: slots of its cache, of the target's additional tokens, and features that the target keeps for a head.
+    """
+
+    weights: int
+    cache: int
+
+
+def added_memory(pair: Pair, *, batch: int = 1, context: int = 256, k: int = 4) -> AddedMemory:
+    """Count the tensors of a pair's drafting method after decoding `batch` sequences up to `context` tokens."""
+    module = draft_module(pair)
+    weights = sum(t.nbytes for t in tensors_of(module)) if module is not None else 0
+    held = [decode_to_the_end(pair, batch, context, n) for n in (0, k)]
+    return AddedMemory(weights, held[1] - held[0])
+
+
 def _peak_on_cuda(pair: Pair, batch: int, context: int, k: int) -> int:
     """Beyond what is there that is not the pair's; without drafts also beyond the draft's weights."""
     needed = [m for m in (pair.target, pair.draft if k else None) if m is not None]
@@ -123,13 +145,13 @@ def decode_to_the_end(pair: Pair, batch: int, context: int, k: int) -> int:
     target = TransformersModel(pair.target)
     drafter: Drafter | None = None
     if k:
-        draft = TransformersModel(pair.draft, target.vocab_size) if pair.draft is not None else None
-        drafter = ModelDrafter(draft) if draft is not None else PromptLookupDrafter()
+        target, drafter = own_models(pair if can_draft(pair) else replace(pair, drafter=PromptLookupDrafter()))
     new = min(context - 1, 2 * (k + 1))
     rows = [Row((0,) * (context - new), new) for _ in range(batch)]
     held = 0
     for _ in speculate(target, drafter, rows, FixedK(k), GREEDY, SeededRandomness(0, pair.device), frozenset()):
-        held = max(held, sum(m.cache.bytes for m in (target, getattr(drafter, "model", None)) if m is not None))
+        caches = [target.cache, getattr(getattr(drafter, "model", drafter), "cache", None)]  # of a draft or a head
+        held = max(held, sum(cache.bytes for cache in caches if cache is not None))
     return held
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from specdec_lab.measurement.methods import can_draft
 from specdec_ref.errors import SpecdecError
 from specdec_ref.loading import Pair
 from specdec_ref.models import context_length
@@ -16,9 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Models:
-    """What is known of a pair without its weights. load: gives them. loaded: whether they are in memory already.
+    """What is known of a pair without its weights.
 
-    draft_tokenizer: None where nobody knows it; then vocabularies are not compared.
+    Attributes:
+        target, draft: configurations; None without a draft model.
+        target_tokenizer, draft_tokenizer: None where nobody knows the draft's; then vocabularies are not compared.
+        device, dtype: of the models.
+        load: gives the pair with its weights.
+        loaded: whether they are in memory already.
+        drafts: whether the pair has a draft model or another drafter.
     """
 
     target: "PretrainedConfig"
@@ -29,6 +36,7 @@ class Models:
     dtype: torch.dtype
     load: Callable[[], Pair]
     loaded: bool = False
+    drafts: bool = True
 
     @classmethod
     def of(cls, pair: Pair, draft_tokenizer: "PreTrainedTokenizerBase | None" = None) -> "Models":
@@ -39,7 +47,8 @@ class Models:
             draft_tokenizer = _tokenizer_of(pair.draft)
         draft = pair.draft.config if pair.draft is not None else None
         where, kind = pair.device, pair.target.dtype
-        return cls(pair.target.config, draft, pair.tokenizer, draft_tokenizer, where, kind, lambda: pair, True)
+        tokenizers = pair.tokenizer, draft_tokenizer
+        return cls(pair.target.config, draft, *tokenizers, where, kind, lambda: pair, True, can_draft(pair))
 
     @property
     def context(self) -> int:

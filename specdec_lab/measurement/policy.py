@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from specdec_lab.measurement.benchmark_workload import machine_facts, model_facts, prompts_of_length
 from specdec_lab.measurement.costs import Costs
 from specdec_lab.measurement.intervals import samples_needed
+from specdec_lab.measurement.methods import can_draft, draft_module, drafts_one_at_a_time, most_scored, usual_k
 from specdec_lab.measurement.policy_cells import LEVEL, Cell, between, judge, recommend
 from specdec_lab.measurement.rounds import Bench, TimedRounds, tokens_needed
 from specdec_lab.measurement.tables_shown import html_table, rich_table
@@ -204,7 +205,7 @@ def measure_policy(
     round is measured for each batch size.
 
     Args:
-        pair: with a draft model.
+        pair: with a draft model or another drafter.
         batches: batch sizes.
         contexts: context lengths in tokens. A context begins early enough that its rounds fit into the models.
         ks: numbers of drafted tokens to compare.
@@ -219,10 +220,10 @@ def measure_policy(
         SpecdecError: for sizes that cannot be used, or a pair without a draft.
     """
     _check_sizes(batches, contexts, ks, turns, rounds)
-    if pair.draft is None:
-        raise SpecdecError("pair: has no draft model, so there is nothing to speculate with")
+    if not can_draft(pair):
+        raise SpecdecError("pair: has no draft model and no other drafter, so there is nothing to speculate with")
     sampling = sampling or Sampling()
-    ks = sorted({0, *ks})
+    ks = sorted({0, *(min(k, usual_k(pair, k)) for k in ks)})
     sizes = [(batch, context) for context in sorted(set(contexts)) for batch in sorted(set(batches))]
     costs: dict[tuple[int, int], Costs] = {}
     timed: dict[tuple[int, int], list[Turn]] = {}
@@ -237,10 +238,22 @@ def measure_policy(
     for (batch, context), all_turns in timed.items():
         tokens = {k: _tokens_per_round(timed, context, k) for k in ks}
         ratios = {k: [tokens[k] * _round_time(turn[0]) / _round_time(turn[k]) for turn in all_turns] for k in ks if k}
-        cells.append(judge(batch, context, costs[batch, context], alpha, ratios))
-    models = {"target": model_facts(pair.target), "draft": model_facts(pair.draft)}
+        steps = costs[batch, context]
+        predicted = None if drafts_one_at_a_time(pair) else _predicted(pair, steps, tokens)
+        cells.append(judge(batch, context, steps, alpha, ratios, predicted))
+    module = draft_module(pair)
+    models = {"target": model_facts(pair.target), "draft": model_facts(module) if module is not None else None}
     how = {"sampling": asdict(sampling), "turns": turns, "rounds": rounds, "alpha": alpha}
     return SpeculationPolicy(tuple(cells), {"models": models, "machine": machine_facts(pair), "settings": how})
+
+
+def _predicted(pair: Pair, costs: Costs, tokens: Mapping[int, float]) -> dict[int, float]:
+    """By k, the speedup of rounds whose tokens are all drafted at once: measured tokens per round / (draft + scoring).
+
+    tokens: by k, tokens per round.
+    """
+    draft = max(tokens) * costs.c
+    return {k: n / (draft + costs.v(most_scored(pair, k) + 1)) if k else 1.0 for k, n in tokens.items()}
 
 
 Turn = dict[int, TimedRounds]
@@ -267,7 +280,7 @@ def _benches(
     texts: Sequence[str] | None,
 ) -> list[Bench]:
     """Batches of this size and length. With few rows, several: different turns get different prompts."""
-    begin = min(context, pair.context - tokens_needed(rounds, max_k))
+    begin = min(context, pair.context - tokens_needed(rounds, max(max_k, most_scored(pair, max_k))))
     if context > pair.context or begin < 3:
         raise SpecdecError(f"contexts: {context} tokens and {rounds} rounds; the models hold {pair.context}")
     sets = max(1, min(turns, 8 // batch))

@@ -54,15 +54,29 @@ def recommend(low: Mapping[int, float]) -> int:
     return best if best and low[best] >= CLEAR else 0
 
 
-def judge(batch: int, context: int, costs: Costs, alpha: float, ratios: Mapping[int, Sequence[float]]) -> Cell:
-    """A cell from what was measured. ratios: by k ≥ 1, speedups of single turns over k = 0, at least 5 of each."""
+def judge(
+    batch: int,
+    context: int,
+    costs: Costs,
+    alpha: float,
+    ratios: Mapping[int, Sequence[float]],
+    predicted: dict[int, float] | None = None,
+) -> Cell:
+    """A cell from what was measured.
+
+    Args:
+        batch, context, costs, alpha: as in `Cell`.
+        ratios: by k ≥ 1, speedups of single turns over k = 0, at least 5 of each.
+        predicted: as in `Cell`; None takes the formula's.
+    """
     least = samples_needed(0.5, LEVEL)
     for k, values in ratios.items():
         if len(values) < least:
             raise SpecdecError(f"ratios: {len(values)} for k = {k}; takes at least {least}, for an interval")
     low = {0: 1.0} | {k: (quantile_interval(v, 0.5, LEVEL) or (0.0,))[0] for k, v in ratios.items()}
     measured = {0: 1.0} | {k: median(v) for k, v in ratios.items()}
-    predicted = {k: float(predicted_speedup(alpha, k, costs.c, costs.v)) for k in measured}
+    if predicted is None:
+        predicted = {k: float(predicted_speedup(alpha, k, costs.c, costs.v)) for k in measured}
     return Cell(batch, context, costs, alpha, predicted, measured, low, recommend(low))
 
 

@@ -17,6 +17,8 @@ from specdec_lab.measurement.recording import Record
 from specdec_ref.theory import best_k, expected_tokens
 
 BASELINE = "baseline"
+AT_ONCE = "one pass", "tree", "lookup"
+"""Kinds of drafting where k tokens do not cost k steps of a draft."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,12 @@ class DraftResult:
     """One draft at its best k among those measured, on prompts of one length.
 
     Attributes:
-        parameters: 0 for prompt lookup.
-        speed_ratio: target step / draft step, 1/c (for prompt lookup: target step / the search of a round); None where
-            the steps were not measured.
+        parameters: 0 where no network drafts.
+        speed_ratio: target step / draft step, 1/c (where all tokens come from one pass or one search: target step /
+            that); None where the steps were not measured.
         acceptance_rate, speedup, predicted_speedup: at `best_k`; both speedups are after the first round.
-        predicted_best_k: the best k by the formula, up to the largest measured.
+        predicted_best_k: the best k by the formula, up to the largest measured; None where k tokens do not cost k
+            steps.
     """
 
     name: str
@@ -150,10 +153,10 @@ def _result(
     formula = None
     if way["name"] == BASELINE:
         formula = 1.0
-    elif costs is not None and alpha is not None:
-        search = sum(r["draft_seconds"] for r in ran) / rounds / costs.target_step
-        lookup = way["kind"] == "lookup"
-        formula = predicted(drafted, alpha, costs, 0.0 if lookup else costs.c, search if lookup else 0.0)
+    elif costs is not None and alpha is not None and way["kind"] != "tree":
+        one_pass = sum(r["draft_seconds"] for r in ran) / rounds / costs.target_step
+        at_once = way["kind"] in AT_ONCE
+        formula = predicted(drafted, alpha, costs, 0.0 if at_once else costs.c, one_pass if at_once else 0.0)
     p50, p95, p99 = (float(p) for p in np.percentile(seconds, (50, 95, 99)))
     return BenchmarkResult(
         config_name=way["name"],
@@ -186,7 +189,7 @@ def draft_results(facts: Record, results: list[BenchmarkResult], records: Iterab
     lengths = list(dict.fromkeys(r.prompt_length for r in results))
     length = lengths[len(lengths) // 2]
     by_name = {r.config_name: r for r in results if r.prompt_length == length}
-    fixed = [c for c in facts["configurations"] if c["kind"] in ("fixed", "lookup") and c["name"] in by_name]
+    fixed = [c for c in facts["configurations"] if c["kind"] in ("fixed", *AT_ONCE) and c["name"] in by_name]
     drafts = []
     for kind, draft in dict.fromkeys((c["kind"], c["draft"]) for c in fixed):
         by_k = {c["k"]: by_name[c["name"]] for c in fixed if (c["kind"], c["draft"]) == (kind, draft)}
@@ -194,16 +197,16 @@ def draft_results(facts: Record, results: list[BenchmarkResult], records: Iterab
         best = by_k[k]
         step = costs.get((draft or _any_draft(facts), length))
         ran = list(samples[best.config_name, length].values())
-        drafts.append(_draft_result(facts, draft, k, best, step, ran))
+        drafts.append(_draft_result(facts, kind, draft, k, best, step, ran))
     return drafts
 
 
 def _draft_result(
-    facts: Record, draft: str, k: int, best: BenchmarkResult, costs: Costs | None, ran: list[Record]
+    facts: Record, kind: str, draft: str, k: int, best: BenchmarkResult, costs: Costs | None, ran: list[Record]
 ) -> DraftResult:
-    """One draft, from its best result and the samples behind it. draft: '' for prompt lookup."""
+    """One draft, from its best result and the samples behind it. draft: '' where only the text is needed."""
     ratio = predicted_k = None
-    if costs is not None and draft:
+    if costs is not None and kind not in AT_ONCE:
         ratio = 1 / costs.c
         if best.acceptance_rate is not None:
             predicted_k = best_k(best.acceptance_rate, costs.c, costs.v, max_k=max(costs.scoring) - 1)
@@ -212,7 +215,7 @@ def _draft_result(
         ratio = costs.target_step / search if search else None
     return DraftResult(
         name=draft or "prompt lookup",
-        parameters=facts["drafts"][draft]["parameters"] if draft else 0,
+        parameters=facts["drafts"].get(draft, {"parameters": 0})["parameters"],
         speed_ratio=ratio,
         acceptance_rate=best.acceptance_rate,
         best_k=k,

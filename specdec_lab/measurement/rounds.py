@@ -12,9 +12,10 @@ from torch import Tensor
 
 from specdec_lab.measurement.budget import Budget
 from specdec_lab.measurement.costs import WARM_UP, Costs, synchronize, time_steps
+from specdec_lab.measurement.methods import can_draft, forgetful, most_scored, own_models
+from specdec_ref.api import MODEL_DRAFTERS
 from specdec_ref.control import as_controller
 from specdec_ref.decoding import Controller, Row, speculate
-from specdec_ref.drafting import ModelDrafter
 from specdec_ref.errors import SpecdecError
 from specdec_ref.loading import Pair
 from specdec_ref.models import TransformersModel
@@ -47,7 +48,7 @@ class Bench:
     """A pair whose rows have read their prompts, ready to run rounds from there any number of times.
 
     Args:
-        pair: with a draft model.
+        pair: with a draft model or another drafter.
         prompts: token ids of each row, all of one length, at least 3 tokens.
         rounds: number that `time_rounds` times. The caches get slots for them at once.
         max_k: the most tokens drafted per round.
@@ -69,8 +70,8 @@ class Bench:
         sampling: Sampling,
         budget: Budget | None = None,
     ):
-        if pair.draft is None:
-            raise SpecdecError("pair: has no draft model, so there is nothing to speculate with")
+        if not can_draft(pair):
+            raise SpecdecError("pair: has no draft model and no other drafter, so there is nothing to speculate with")
         lengths = {len(prompt) for prompt in prompts}
         if len(lengths) != 1 or min(lengths) < LEAST_TOKENS:
             takes = f"takes prompts of one length, at least {LEAST_TOKENS} tokens"
@@ -79,18 +80,22 @@ class Bench:
         self.context = lengths.pop()
         self.rounds, self.max_k, self.sampling = rounds, max_k, sampling
         self.budget = budget or Budget()
-        capacity = self.context + tokens_needed(rounds, max_k)
+        capacity = self.context + tokens_needed(rounds, max(max_k, most_scored(pair, max_k)))
         if capacity > pair.context:
             raise SpecdecError(f"prompts: of {self.context} tokens; with the rounds that is more than {pair.context}")
-        self.target = _PrefilledModel(TransformersModel(pair.target), self.prompts, capacity)
-        self.draft = _PrefilledModel(TransformersModel(pair.draft, self.target.vocab_size), self.prompts, capacity)
+        self.pair = pair
+        target, self._drafter = own_models(pair)
+        self.target = _PrefilledModel(target, self.prompts, capacity)
+        model = getattr(self._drafter, "model", None)
+        if isinstance(self._drafter, MODEL_DRAFTERS) and isinstance(model, TransformersModel):
+            self._drafter = self._drafter.with_model(_PrefilledModel(model, self.prompts, capacity))
 
     def time_rounds(self, k: int | Controller, seed: int) -> TimedRounds:
         """The decoding loop itself, one round untimed, then `rounds` of them timed."""
         controller = as_controller(k)
         most = (self.rounds + 1) * (self.max_k + 1) + 1  # so that no row finishes
         rows = [Row(tuple(prompt), most) for prompt in self.prompts]
-        drafter = ModelDrafter(self.draft) if controller.max_k else None
+        drafter = forgetful(self._drafter) if controller.max_k else None
         randomness = SeededRandomness(seed, self.target.device)
         loop = speculate(self.target, drafter, rows, controller, self.sampling, randomness)
         next(loop)
@@ -107,7 +112,7 @@ class Bench:
             tokens=sum(len(row.new) for row in rows) - before,
             seconds=seconds,
             accepted=sum(r.accepted for r in timed),
-            judged=sum(min(r.accepted + 1, len(r.drafted)) for r in timed),
+            judged=sum(r.examined for r in timed),
             row_rounds=len(timed),
         )
 
@@ -129,14 +134,15 @@ class Bench:
                     return
                 yield i
 
-        drafter = ModelDrafter(self.draft)
+        drafter = forgetful(self._drafter)
+        assert drafter is not None
         self.target.rewind([self.context - 1] * len(self.prompts))
-        drafter.start(len(self.prompts), 0)
+        drafter.start(len(self.prompts), self.context + self.max_k + 1)
         return time_steps(
             self.target,
             drafter,
             self.prompts,
-            scored={1, *(k + 1 for k in ks)},
+            scored={1, *(most_scored(self.pair, k) + 1 if k else 1 for k in ks)},
             drafted=drafted or max(self.max_k, 1),
             sampling=self.sampling,
             turns=turns(),
@@ -173,9 +179,11 @@ class _PrefilledModel:
         self._begins = True
 
     def prefill(self, tokens: list[list[int]]) -> None:
-        known = [len(row) for row in self._known]
-        assert self._begins
-        assert [row[:n] for row, n in zip(tokens, known, strict=True)] == self._known
+        if not self._begins:
+            self.model.prefill(tokens)
+            return
+        known = [min(len(row), len(read)) for row, read in zip(tokens, self._known, strict=True)]
+        assert all(row[:n] == read[:n] for row, read, n in zip(tokens, self._known, known, strict=True))
         self._begins = False
         self.model.rewind(known)
         if any(len(row) > n for row, n in zip(tokens, known, strict=True)):  # rounds went by without a draft
@@ -183,6 +191,12 @@ class _PrefilledModel:
 
     def extend(self, tokens: Tensor) -> Tensor:
         return self.model.extend(tokens)
+
+    def extend_tree(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        return self.model.extend_tree(tokens, parents)
+
+    def keep_path(self, paths: list[list[int]]) -> None:
+        self.model.keep_path(paths)
 
     def rewind(self, lengths: list[int]) -> None:
         if not self._begins:  # else it is to forget what it has not been given yet

@@ -42,7 +42,7 @@ class AdaptiveSpeculation:
     next_k = get_current_k
 
     def observe(self, rounds: list[Round]) -> None:
-        if proposed := sum(len(one.drafted) for one in rounds):  # a text's last round may have no room for a draft
+        if proposed := sum(one.depth for one in rounds):  # a text's last round may have no room for a draft
             self.update(sum(one.accepted for one in rounds), proposed)
 
 

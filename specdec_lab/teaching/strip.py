@@ -50,12 +50,22 @@ def tokens_of(played: Round, tokenizer: Any) -> list[Token]:
     accepted = min(played.accepted, len(played.emitted))
     tokens = [Token(text(token), "accepted") for token in played.emitted[:accepted]]
     if len(played.emitted) > accepted:
-        rejected = played.accepted < len(played.drafted)
-        if rejected:
-            tokens.append(Token(text(played.drafted[played.accepted]), "rejected"))
+        rejected = rejected_tokens(played)
+        tokens += [Token(text(token), "rejected") for token in rejected]
         kind = "residual" if rejected else "bonus" if played.drafted else "plain"
         tokens.append(Token(text(played.emitted[accepted]), kind))
     return tokens
+
+
+def rejected_tokens(played: Round) -> list[int]:
+    """The drafted token that was rejected, if any; of a tree, all siblings that were tried after the accepted path."""
+    if played.parents is None:
+        return list(played.drafted[played.accepted : played.accepted + 1])
+    nodes = list(enumerate(zip(played.parents, played.drafted, strict=True)))
+    last = -1
+    for token in played.emitted[: played.accepted]:
+        last = next((node for node, one in nodes if one == (last, token)), len(nodes))
+    return [token for _, (parent, token) in nodes if parent == last]
 
 
 def round_text(played: Round, tokenizer: Any) -> "Text":
