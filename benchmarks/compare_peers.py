@@ -96,10 +96,10 @@ def our_ways(greedy: bool, parallel: int) -> list[Way]:
     parallel: tokens that the parallel head drafts.
     """
     ways = [Way("none", 0), *(Way("draft", k) for k in range(1, 9))]
-    heads = [Way("head", k) for k in ((4, 6, 8) if greedy else (4, 6))]
+    heads = [Way("head", k) for k in (4, 6, 8)]
     if not greedy:
         ways += [Way("draft", k, "block") for k in (4, BLOCK_K)]
-        heads += [Way("head", k, "block") for k in (4, 6)]
+        heads += [Way("head", k, "block") for k in (4, 6, 8)]
     ways += [*heads, Way("parallel-head", parallel, "token" if greedy else "block")]
     return [*ways, *(Way(name, TREE["depth"]) for name in ("tree", "head-tree")), Way("lookup", 4), Way("suffix", 8)]
 

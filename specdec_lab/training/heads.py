@@ -68,9 +68,7 @@ class HeadRecipe:
 
 
 HEAD_RECIPES = {
-    "feature": HeadRecipe(
-        TrainingPlan(10_000, 1024, 2e-3, ((0.8, 256), (0.0894, 1024), (0.1106, 256))), draft_steps=5
-    ),
+    "feature": HeadRecipe(TrainingPlan(10_000, 1024, 2e-3, ((0.8, 256), (0.0894, 1024), (0.1106, 256))), draft_steps=5),
     "parallel": HeadRecipe(TrainingPlan(2_000, 1024, 2e-3, ((1.0, 256),)), draft_steps=5),
     "tiny": HeadRecipe(
         TrainingPlan(12, 128, 5e-3, ((1.0, 32),), warmup=4), draft_steps=3, documents=6, evaluation_characters=600
