@@ -99,9 +99,9 @@ def fit_figure(
         widths = np.array([bytes_per_gpu(total, size, heads, cache) / gib for size in sizes])
         axes.barh(range(len(sizes)), widths, left=left, color=color, hatch=hatch, edgecolor="white", label=name)
         left += widths
-    for y, total in enumerate(totals):
-        mark = plotting.ACCEPTED_MARK if total <= limit else plotting.REJECTED_MARK
-        axes.text(total + max(totals) / 100, y, f"{total:.0f} {mark}", va="center", fontsize=9)
+    for y, per_gpu in enumerate(totals):
+        mark = plotting.ACCEPTED_MARK if per_gpu <= limit else plotting.REJECTED_MARK
+        axes.text(per_gpu + max(totals) / 100, y, f"{per_gpu:.0f} {mark}", va="center", fontsize=9)
     axes.axvline(limit, color="black", linestyle="--", label=f"{share:.0%} of one GPU")
     axes.set_yticks(range(len(sizes)), [str(size) for size in sizes])
     axes.set_xlim(0, max(*totals, limit) * 1.12)
