@@ -53,11 +53,11 @@ class MuseumCheck:
 
 CHECKS = (
     MuseumCheck("exact", "exact", "the loop's output distribution, by enumeration, is the target's", ours.exact_proof),
-    MuseumCheck("self-draft", "self", "the target as its own draft: every token is accepted", ours.self_draft),
-    MuseumCheck("cache", "cache", "after every rewind, both models score as without a cache", ours.cache_is_fresh),
-    MuseumCheck("acceptance", "Σ min", "acceptance is Σ min(p, q)", ours.acceptance),
-    MuseumCheck("tokens-per-round", "round", "a round emits as many tokens as the formula says", ours.tokens_per_round),
-    MuseumCheck("joint", "joint", "sampled texts have the target's joint distribution", ours.joint_distribution),
+    MuseumCheck("self-draft", "p=q", "the target as its own draft: every token is accepted", ours.self_draft),
+    MuseumCheck("cache", "KV", "after every rewind, both models score as without a cache", ours.cache_is_fresh),
+    MuseumCheck("acceptance", "α", "acceptance is Σ min(p, q)", ours.acceptance),
+    MuseumCheck("tokens-per-round", "E", "a round emits as many tokens as the formula says", ours.tokens_per_round),
+    MuseumCheck("joint", "u⊥u", "sampled texts have the target's joint distribution", ours.joint_distribution),
     MuseumCheck("features", "head", "a head reads the features of its own row and token", heads_read_their_own_row),
     MuseumCheck("ending", "end", "a text ends at its first end token or at its length", ours.ending),
     MuseumCheck("boundary", "u=0", "a token of probability 0 is not accepted, even at u = 0", ours.boundary),

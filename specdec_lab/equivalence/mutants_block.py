@@ -37,7 +37,7 @@ weighted, passing = p, F.pad(ratios, (1, 0), value=1).cumprod(-1)""",
         wrong="accepted = passes.long().cumprod(-1).sum(-1) - 1",
     ),
     Mutant(
-        name="block-residual-unweighted",
+        name="block-residual-of-token",
         title="Block verification with the residual of token verification",
         what="Replaces a rejected token by one from max(0, p − q), without the weight of the accepted prefix.",
         seen="part of vllm-project/vllm-ascend #7807",
