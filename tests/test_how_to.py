@@ -69,7 +69,9 @@ def test_your_own_sampler_is_tested(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap")
 def test_a_class_is_graded(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "exercises", tmp_path / "CLASS" / "ada")
+    for name in ("ada", "ben"):
+        (tmp_path / "CLASS" / name).mkdir(parents=True)
+        shutil.copy(ROOT / "exercises" / "01_accept.ipynb", tmp_path / "CLASS" / name)
     graded, *_ = commands("grade_a_class")
     done = run(graded, tmp_path)
     assert done.returncode == 1, done.stderr  # nothing was attempted
