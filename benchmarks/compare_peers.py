@@ -80,9 +80,9 @@ class Way:
         """As in the table. A draft model with token verification has no further words."""
         if self.method == "none":
             return AUTOREGRESSIVE
-        words = {"draft": "", "parallel-head": "parallel head, ", "lookup": "prompt lookup, "}
-        words = words.get(self.method, f"{self.method}, ")
-        return f"ours, {words}{'block, ' if self.verification == 'block' else ''}k = {self.k}"
+        own_words = {"draft": "", "parallel-head": "parallel head, ", "lookup": "prompt lookup, "}
+        method = own_words.get(self.method, f"{self.method}, ")
+        return f"ours, {method}{'block, ' if self.verification == 'block' else ''}k = {self.k}"
 
 
 AUTOREGRESSIVE = "ours, autoregressive"

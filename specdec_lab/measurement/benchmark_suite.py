@@ -180,10 +180,11 @@ def run_suite(
         name: prompts_of_length(first.tokenizer, tokens, settings.prompts, texts)
         for name, tokens in settings.lengths.items()
     }
+    modules = {name: draft_module(pair) for name, pair in pairs.items()}
     facts = {
         "settings": {**settings.facts(), "texts": _digest(prompts)},
         "target": model_facts(first.target),
-        "drafts": {name: model_facts(module) for name, pair in pairs.items() if (module := draft_module(pair))},
+        "drafts": {name: model_facts(module) for name, module in modules.items() if module is not None},
         "machine": machine_facts(first),
         "configurations": [asdict(way) for way in ways],
     }

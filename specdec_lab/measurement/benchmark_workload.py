@@ -5,16 +5,13 @@ import itertools
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import torch
 
 from specdec_ref.errors import SpecdecError, is_whole
 from specdec_ref.loading import Pair, held_out_prompts
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 def prompts_of_length(
@@ -75,7 +72,7 @@ def machine_line(facts: dict[str, Any]) -> str:
     return f"{where} · {facts['dtype']} · {software} · {facts['system']}"
 
 
-def model_facts(model: "PreTrainedModel") -> dict[str, Any]:
+def model_facts(model: torch.nn.Module) -> dict[str, Any]:
     """Number of parameters, and a fingerprint of their values: a model trained again is another model."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):

@@ -109,7 +109,8 @@ def draft_module(pair: Pair) -> nn.Module | None:
     if head is not None:
         return head.head
     if isinstance(pair.drafter, MODEL_DRAFTERS) and isinstance(pair.drafter.model, TransformersModel):
-        return pair.drafter.model.model
+        module: nn.Module = pair.drafter.model.model
+        return module
     return pair.draft if pair.drafter is None else None
 
 
