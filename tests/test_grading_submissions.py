@@ -161,7 +161,7 @@ def test_no_more_than_some_files_of_a_submission_are_looked_at(tmp_path: Path, m
         (tmp_path / "class" / "them" / f"{i}").mkdir(parents=True)
     found = graded(tmp_path / "class")
     assert found["honest"].score == 10
-    assert found["them"].notes == ("has more than 30 files and folders: the others are not searched",)
+    assert found["them"].notes == ("has more than 30 files and folders; the rest is not searched",)
 
 
 # Names
