@@ -143,7 +143,7 @@ $(REAL)/.converted: tests/real/convert.py | $(DEV)
 	@$(BUILD)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --group build
 	@touch $@
 
-# torchvision and its kin come with the build for CPUs made for another torch, and vLLM does without them.
+# torchvision, torchaudio and torchcodec come with the build for CPUs made for another torch, and vLLM does not need them.
 .venv-vllm/.installed: Makefile pyproject.toml
 	@echo "Installing $(firstword $(VLLM_PACKAGES)) into .venv-vllm (once, several minutes) ..."
 	@$(PYTHON) -m venv .venv-vllm

@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[1]
 TESTS, RESULTS = ROOT / "tests", ROOT / "benchmarks" / "results" / "class_run.json"
 MOST = POINTS * len(EXERCISES)
 FEWEST = 200
-"""Students of a whole class, whoever they are."""
+"""Students of a whole class, in any order."""
 
 
 class Submission(NamedTuple):

@@ -350,7 +350,7 @@ def check_rewindable(model: "PreTrainedModel", role: str = "model") -> None:
         )
     blind = getattr(
         config, "is_decoder", True
-    )  # BERT and its kin score a token with those after it, unless told so
+    )  # BERT-like models see later tokens too unless configured as decoders
     if not blind and any(getattr(module, "is_causal", True) is False for module in model.modules()):
         raise SpecdecError(
             f"{role}: {kind} looks at later tokens: takes a causal LM (is_decoder=True)"

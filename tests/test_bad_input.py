@@ -761,7 +761,7 @@ THEORY = [
         for k in (0, -1, 2.5, "4")
     ],
     bad("break_even_alpha: c=-1", lambda w: sd.break_even_alpha(4, -1), "c=-1"),
-    edge("break_even_alpha: a draft dearer than the target", lambda w: sd.break_even_alpha(4, 2.0), lambda a: a == INF),
+    edge("break_even_alpha: an expensive draft", lambda w: sd.break_even_alpha(4, 2.0), lambda a: a == INF),
 ]  # fmt: skip
 
 TABLE = [*K_AND_CONTROLLER, *PROMPT, *LENGTH_SEED_STOP, *SAMPLING, *LOGITS, *DRAFTER, *LOADING, *THEORY]

@@ -130,7 +130,7 @@ COSTS: dict[str, tuple[float, Callable[[int], float]]] = {
     "cheap draft": (0.08, line(0.03)),
     "small CPU": (0.13, jump),
     "packed CPU": (0.1, lambda n: 1.0 if n == 1 else 0.86 + 0.03 * (n - 2)),
-    "dear draft": (0.3, line(0.05)),
+    "expensive draft": (0.3, line(0.05)),
     "large batch": (0.1, line(0.4)),
 }
 

@@ -73,18 +73,18 @@ def greedy_texts(controllers: Any, n: int = 3) -> list[Any]:
 def test_a_machine_half_as_fast_in_some_turns_is_taken_out_exactly(controllers: Any, own: bool) -> None:
     run = clean(controllers)
     slow = disturbed(run, HALF_AS_FAST, 2.0)
-    mended = controllers.at_one_pace(slow if own else run, slow)
+    rescaled = controllers.at_one_pace(slow if own else run, slow)
     assert times(slow) != times(run)
-    assert times(mended) == pytest.approx(times(run), rel=1e-12)
-    assert [[text["tokens"] for text in texts] for texts in mended.values()] == [[TOKENS] * 3] * len(run)
+    assert times(rescaled) == pytest.approx(times(run), rel=1e-12)
+    assert [[text["tokens"] for text in texts] for texts in rescaled.values()] == [[TOKENS] * 3] * len(run)
 
 
 def test_what_one_of_them_took_longer_is_its_own(controllers: Any) -> None:
     """A controller that thinks for the time of two rounds in one turn is not excused by the others' pace."""
     run = clean(controllers)
     slow = disturbed({"cost model": run["cost model"]}, {1: {4}}, 3.0)["cost model"]
-    mended = controllers.at_one_pace(run, run | {"cost model": slow})
-    took = [t for _, _, t in mended["cost model"][1]["rounds"]]
+    rescaled = controllers.at_one_pace(run, run | {"cost model": slow})
+    took = [t for _, _, t in rescaled["cost model"][1]["rounds"]]
     assert took[4] == pytest.approx(3 * microseconds(3))
     assert took[3] == took[5] == pytest.approx(microseconds(3))
 

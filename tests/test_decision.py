@@ -24,7 +24,7 @@ from specdec_lab.serving.decision import (
 )
 
 CHEAP = {2: 1.05, 3: 1.1, 5: 1.2}
-DEAR = {2: 1.7, 3: 2.5, 5: 4.2}
+EXPENSIVE = {2: 1.7, 3: 2.5, 5: 4.2}
 
 
 @pytest.mark.parametrize(
@@ -32,8 +32,8 @@ DEAR = {2: 1.7, 3: 2.5, 5: 4.2}
     [
         (Situation(1, 0.8, 0.1, CHEAP), "draft_model", 4, (VOCABULARY, MEMORY, PAYS)),
         (Situation(1, 0.3, 0.1, CHEAP), "draft_model", 1, (VOCABULARY, MEMORY, PAYS)),
-        (Situation(64, 0.8, 0.1, DEAR), None, 0, (VOCABULARY, MEMORY, PAYS, COPIES)),
-        (Situation(64, 0.8, 0.1, DEAR, lookup_acceptance=0.6), None, 0, (VOCABULARY, MEMORY, PAYS, COPIES)),
+        (Situation(64, 0.8, 0.1, EXPENSIVE), None, 0, (VOCABULARY, MEMORY, PAYS, COPIES)),
+        (Situation(64, 0.8, 0.1, EXPENSIVE, lookup_acceptance=0.6), None, 0, (VOCABULARY, MEMORY, PAYS, COPIES)),
         (Situation(1, 0.8, 0.9, CHEAP, lookup_acceptance=0.6), "ngram", 4, (VOCABULARY, MEMORY, PAYS, COPIES)),
         (Situation(1, 0.8, 0.1, CHEAP, same_vocabulary=False), None, 0, (VOCABULARY, COPIES)),
         (Situation(1, 0.8, 0.1, CHEAP, same_vocabulary=False, lookup_acceptance=0.8), "ngram", 4, (VOCABULARY, COPIES)),

@@ -443,7 +443,7 @@ def test_the_term_that_was_spoilt_is_blamed(healthy: sd.Pair, term: str) -> None
     found = diagnose(sd.Pair(target, draft, healthy.tokenizer), controller=controller, **QUICK)
     assert all_codes(found) == ["slower-than-without"]
     assert found[0].numbers["blame"] == term
-    assert found[0].numbers["mended"] > 1
+    assert found[0].numbers["fixed_speedup"] > 1
 
 
 @pytest.mark.timed
@@ -510,7 +510,7 @@ def recorded_setup(healthy: sd.Pair, k: int, pace: float = 1.0) -> Setup:
         rounds.append(recorded_round(n, k + 1, accepted, pace))
         scored.append(k + 1)
         new += accepted + 1
-    walls = [r.draft_seconds + r.verify_seconds + OUTSIDE for r in rounds[1:]]
+    durations = [r.draft_seconds + r.verify_seconds + OUTSIDE for r in rounds[1:]]
     prompt = setup.prompts[0]
     text = tuple(range(new))
     generation = sd.Generation(prompt, text, "", tuple(rounds), "length", 1.0)
@@ -519,7 +519,7 @@ def recorded_setup(healthy: sd.Pair, k: int, pace: float = 1.0) -> Setup:
     waits = [r.verify_seconds + OUTSIDE_ALONE for r in alone[1:]]
     seconds = {n: seconds_to_score(n) for n in sorted({1, 2, 5, 9, k + 1})}
     vars(setup).update(
-        recordings=(RecordedGeneration(generation, (k,) * len(rounds), tuple(walls), tuple(scored)),),
+        recordings=(RecordedGeneration(generation, (k,) * len(rounds), tuple(durations), tuple(scored)),),
         without_drafts=RecordedGeneration(plain, (0,) * 48, tuple(waits), (1,) * 48),
         costs=Costs(STEP, STEP / 10, seconds, 200),
     )

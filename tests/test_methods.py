@@ -411,7 +411,7 @@ class Numbers:
 def test_the_strip_shows_the_siblings_that_were_rejected(
     accepted: int, emitted: tuple[int, ...], words: list[tuple[str, str]]
 ) -> None:
-    assert [(t.text, t.fate) for t in tokens_of(tree_round(accepted, emitted), Numbers())] == words
+    assert [(t.text, t.kind) for t in tokens_of(tree_round(accepted, emitted), Numbers())] == words
 
 
 def test_the_heuristic_counts_levels_of_a_tree() -> None:

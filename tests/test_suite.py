@@ -372,7 +372,7 @@ def test_results_are_what_the_samples_say() -> None:
 
 
 def test_memory_is_told_of_a_gpu_only(pair: sd.Pair) -> None:
-    """On a CPU one process holds all models of the suite, whoever runs: its size tells no way from another. Recordings
+    """On a CPU one process holds all models of the suite, so its size says nothing about one method. Recordings
     from before that was seen hold it all the same."""
     assert peak_memory(pair.device) is None
     times = {"baseline": [1.0, 2.0], "a k=2": [1.0, 2.0]}

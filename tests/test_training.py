@@ -1,4 +1,4 @@
-"""The promises of `specdec train`: nothing held out is learnt, nothing is lost by an interrupt, tiny really trains."""
+"""The promises of `specdec train`: nothing held out is trained on, an interrupt loses nothing, tiny really trains."""
 
 import json
 import os
@@ -143,7 +143,7 @@ def test_a_checkpoint_of_another_training_is_refused_in_one_line(tmp_path: Path,
 
 
 def test_learning_lowers_the_loss(tmp_path: Path) -> None:
-    """A sequence that repeats can be learnt: the loss must fall well below that of guessing."""
+    """A sequence that repeats can be learned: the loss must fall well below that of guessing."""
     torch.manual_seed(0)
     models = {"m": build_model(ModelShape(layers=1, width=16, inner=32, heads=1), RECIPES["tiny"], seed=5)}
     data = Windows([torch.arange(16).repeat(200).int()], [1.0], seed=0)

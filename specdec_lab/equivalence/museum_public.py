@@ -22,9 +22,9 @@ def like_transformers(calls: int = 1_000) -> Observation:
     `test_speculative_sampling_target_distribution`, which makes 10,000 calls.
     """
     first, second, impossible = 6, 2, 9
-    likely, middling, rare = (0, 5), 3, 8
+    likely, medium, rare = (0, 5), 3, 8
     allowed = torch.zeros(VOCAB)
-    allowed[[*likely, middling, rare]] = torch.tensor([0.4, 0.4, 0.15, 0.05])
+    allowed[[*likely, medium, rare]] = torch.tensor([0.4, 0.4, 0.15, 0.05])
     one_hot = torch.eye(VOCAB)
     p = torch.stack([one_hot[first], one_hot[second], allowed, torch.full((VOCAB,), 1 / VOCAB)])[None]
     q = torch.stack([(20 * one_hot[token]).softmax(-1) for token in (first, second, impossible)])[None]
@@ -35,8 +35,8 @@ def like_transformers(calls: int = 1_000) -> Observation:
         if accepted != 2 or not allowed[token]:
             return Observation(True, f"accepted {accepted} tokens, then sampled {token}")
         counts[token] += 1
-    in_order = min(counts[token] for token in likely) > counts[middling] > counts[rare] > 0
-    return Observation(not in_order, f"of {calls}: {[counts[token] for token in (*likely, middling, rare)]}")
+    in_order = min(counts[token] for token in likely) > counts[medium] > counts[rare] > 0
+    return Observation(not in_order, f"of {calls}: {[counts[token] for token in (*likely, medium, rare)]}")
 
 
 def like_vllm(largest: int = 100_000) -> Observation:

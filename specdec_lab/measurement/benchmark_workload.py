@@ -85,7 +85,7 @@ def model_facts(model: torch.nn.Module) -> dict[str, Any]:
 def peak_memory(device: torch.device) -> int | None:
     """Bytes: on CUDA the peak of this process's tensors since the last reset.
 
-    None on a CPU: no peak of one run is kept there, and the process holds every model of the suite whoever runs. What a
+    None on a CPU: no peak of one run is kept there, and the process holds every model of the suite in any case. What a
     pair needs there, `memory_profile` tells.
     """
     return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None

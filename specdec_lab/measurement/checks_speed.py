@@ -196,7 +196,7 @@ def judge_speed(setup: Setup, terms: Terms, ratios: Sequence[float]) -> list[Fin
                 f"With α = {alpha:.2f} a round of k = {k} emits {expected_tokens(alpha, k):.2f} tokens and takes "
                 f"k·c + v(k + 1) + o = {k * c + v(k + 1) + o:.2f} steps of the target.",
                 REMEDIES[guilty.term].format(k=guilty.k, speedup=guilty.speedup),
-                numbers | {"blame": guilty.term, "mended": guilty.speedup},
+                numbers | {"blame": guilty.term, "fixed_speedup": guilty.speedup},
             )
         ]
     if not best or setup.controller is not None or most < WORTH * predicted:

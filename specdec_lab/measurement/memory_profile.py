@@ -215,8 +215,10 @@ def configuration(source: Any, role: str = "model") -> "PretrainedConfig":
 
 
 def available_memory(device: str | torch.device | None = None) -> int:
-    """Bytes that can still be had there: on CUDA what the driver has free, whoever holds the rest, and what PyTorch
-    keeps for itself without using it; on a CPU what the system, and the container where there is one, can give."""
+    """Bytes that can still be allocated: on CUDA what the driver has free and what PyTorch keeps without using it.
+
+    On a CPU it is what the system, and the container if there is one, can give.
+    """
     where = usable_device(device)
     if where.type == "cuda":
         kept = torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
