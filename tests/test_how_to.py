@@ -1,5 +1,6 @@
 """The how-to pages: their code and their commands run as they stand, with the pair that ships for TARGET and DRAFT."""
 
+import json
 import os
 import re
 import shlex
@@ -47,6 +48,20 @@ def test_code_for_your_own_pair_runs(capsys: pytest.CaptureFixture[str]) -> None
         exec(compile(code, "own_pair.md", "exec"), names)
     assert len(capsys.readouterr().out.splitlines()) >= 2
     assert isinstance(names["g"], sd.Generation)
+
+
+def test_code_for_a_head_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    ((_, code),) = blocks("train_a_head", "python")
+    exec(compile(code, "train_a_head.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_table_of_the_heads_training_is_the_record() -> None:
+    page = (PAGES / "train_a_head.md").read_text(encoding="utf-8")
+    record = json.loads((ROOT / "benchmarks" / "results" / "head_training.json").read_text(encoding="utf-8"))
+    for measured in record["feature"]["held_out"]:
+        rates = " | ".join(f"{rate:.3f}" for rate in measured["acceptance"])
+        assert re.search(rf"\| {measured['step']:,} \| [\d,]+ \| {re.escape(rates)} \|", page)
 
 
 @pytest.mark.slow

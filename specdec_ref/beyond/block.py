@@ -10,12 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from specdec_ref.acceptance import (
-    Verdict,
-    acceptance_probability,
-    check_verify_arguments,
-    residual,
-)
+from specdec_ref.acceptance import Verdict, check_verify_arguments, residual
 from specdec_ref.sampling import Randomness
 
 
@@ -51,9 +46,11 @@ def verify_block(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) 
     #    at least i are accepted, on average over the tokens drafted after them.
     # 2. They pass with surplus / (surplus + 1 − weight), where the surplus is the sum of
     #    max(0, weight·p − q) at the next position. No token at all always passes.
+    largest = torch.finfo(p.dtype).max  # a ratio that overflows would give NaN after a weight of 0
+    ratios = torch.where(q_drafted > 0, p_drafted / q_drafted, 0).clamp(max=largest)
     weights = [torch.ones_like(p_drafted[..., 0])]
-    for i in range(drafted.shape[-1] - 1):
-        weights.append(acceptance_probability(weights[-1] * p_drafted[..., i], q_drafted[..., i]))
+    for ratio in ratios[..., :-1].unbind(-1):
+        weights.append((weights[-1] * ratio).clamp(max=1))
     weight = torch.stack(weights, -1)
     weighted = weight.unsqueeze(-1) * p
     surplus = (weighted - q).clamp(min=0).sum(-1)
