@@ -22,7 +22,7 @@ import torch
 
 import specdec_ref as sd
 from specdec_lab.equivalence import engines
-from specdec_lab.equivalence.drafters import DRAFTERS, HEADS, drafter_by_name
+from specdec_lab.equivalence.drafters import DRAFTERS, drafter_by_name
 from specdec_lab.equivalence.empirical import SamplingPlan, carry_out, empirical, prepare
 from specdec_lab.equivalence.engines import (
     OurLoop,

@@ -8,11 +8,8 @@ from specdec_ref.beyond.suffix import SuffixDrafter
 from specdec_ref.beyond.trees import SCHEMES, BestFirstDrafter, TreeDrafter
 from specdec_ref.drafting import Drafter, PromptLookupDrafter
 from specdec_ref.errors import SpecdecError
-from specdec_ref.loading import PRETRAINED, Pair
+from specdec_ref.loading import HEADS, PRETRAINED, Pair
 from specdec_ref.models import TransformersModel
-
-HEADS = {"head": PRETRAINED / "head-feature", "parallel-head": PRETRAINED / "head-parallel"}
-"""The folders of the heads that ship."""
 
 BRANCHING = 2, 2
 """Siblings on each level of a tree. With more levels a sample would not take two rounds."""
@@ -44,7 +41,7 @@ def drafter_by_name(name: str, pair: Pair) -> Drafter | None:
         return known[name]()
     if name in TREES:
         return TreeDrafter(draft_model(name, pair), BRANCHING, TREES[name])
-    folder = HEADS.get(name, Path(name))
+    folder = PRETRAINED / HEADS[name] if name in HEADS else Path(name)
     if name not in HEADS and not folder.is_dir():
         raise SpecdecError(f"drafter={name!r:.80}: takes one of {', '.join(DRAFTERS)}, or the folder of a head")
     return load_head(pair.target, folder)

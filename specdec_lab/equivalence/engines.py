@@ -243,13 +243,14 @@ def shared_models(pair: Pair, drafter: Drafter | None, max_k: int) -> tuple[Shar
     """The target and the drafter of one sampler, on models that share work.
 
     Args:
-        pair: has the target, and the draft model that is used without a drafter.
+        pair: has the target, and the drafter or draft model that is used without `drafter`.
         drafter: any drafting method, or None.
         max_k: the most tokens that are drafted per round; 0 needs no drafter.
 
     Raises:
         SpecdecError: nothing can draft.
     """
+    drafter = drafter or pair.drafter
     if isinstance(drafter, (HeadDrafter, ParallelHeadDrafter)):
         target = SharedWork(pair.target, feature_layers=drafter.target.feature_layers)
         return target, drafter.with_target(target)
