@@ -39,6 +39,7 @@ from specdec_lab.equivalence.tiny import head_drafter, random_head
 from specdec_lab.serving.configuration import speculative_config
 from specdec_ref import decoding
 from specdec_ref.fast.steps import choose_steps
+from specdec_ref.loading import HEADS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

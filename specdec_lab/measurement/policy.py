@@ -1,8 +1,9 @@
 """The batch policy: k for each batch size and context length, 0 where drafting does not pay, measured on this machine.
 
 At batch 1 a step of the target takes as long as reading its weights, and scoring k + 1 tokens costs little more than
-scoring one. In a larger batch the arithmetic takes longer than the reading (beyond the ridge point of the roofline). Then
-v(k + 1) grows, and at some batch size drafting no longer pays. The policy speculates only where the measured gain is clear.
+scoring one. In a larger batch the arithmetic takes longer than the reading (beyond the ridge point of the roofline).
+Then v(k + 1) grows, and at some batch size drafting no longer pays. The policy speculates only where the measured gain
+is clear.
 """
 
 import math

@@ -1,7 +1,7 @@
 """What vLLM can draft with, how it can accept, and where each setting takes effect.
 
-The facts are those of vLLM 0.32, tried on a CPU, and of the 0.33 release. vLLM itself is not imported. `warnings_for` names every setting of a
-configuration that vLLM accepts and then does not follow.
+The facts are those of vLLM 0.32, tried on a CPU, and of the 0.33 release. vLLM itself is not imported.
+`warnings_for` names every setting of a configuration that vLLM accepts and then does not follow.
 """
 
 from collections.abc import Callable, Mapping
