@@ -58,7 +58,7 @@ lab: $(COURSE)  ## open the course in JupyterLab
 grade: $(COURSE)  ## grade what you have written in exercises/
 	@$(BIN)/specdec grade --trusted --single exercises
 
-equivalence: $(CORE)  ## prove and test that what is drawn is exactly the target's
+equivalence: $(CORE)  ## prove and test that samples have exactly the target's distribution
 	@$(BIN)/specdec equivalence --exact
 	@$(BIN)/specdec equivalence --greedy
 	@$(BIN)/specdec equivalence
