@@ -27,4 +27,4 @@ def is_number(value: object) -> TypeGuard[float]:
 
 def one_line(error: Exception) -> str:
     """The message of another library's exception, as part of a line."""
-    return " ".join(str(error).split())[:220] or type(error).__name__
+    return " ".join(str(error).split())[:200] or type(error).__name__

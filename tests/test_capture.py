@@ -270,6 +270,7 @@ print(held[-1] - held[0])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.system() != "Linux", reason="asks glibc to give freed memory back")
 def test_records_leave_no_memory_behind() -> None:
     """Four records of 8 layers each, three times over, took 200 MB more that were never given back."""

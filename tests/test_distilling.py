@@ -42,6 +42,7 @@ def test_windows_come_from_modules_that_are_not_held_out(pair: sd.Pair, tmp_path
         library_windows(pair.tokenizer, folder=tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_distillation_raises_acceptance_and_more_text_does_not(pair: sd.Pair, tmp_path: Path) -> None:
     """A third of lesson 05's steps, with its seed and its other settings."""
     before = alpha(pair, pair.draft)

@@ -470,7 +470,7 @@ def test_chance_from_elsewhere_is_noticed() -> None:
             tokens = torch.randint(3, (len(sequences), k))
             return Draft(tokens, torch.full((len(sequences), k, 3), 1 / 3))
 
-    with pytest.raises(SpecdecError, match="not all its chance is Randomness"):
+    with pytest.raises(SpecdecError, match="not all its randomness is Randomness"):
         exact(random_table(3, 1), OwnDice(random_table(3, 2)), [0])
 
 

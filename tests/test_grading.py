@@ -96,6 +96,7 @@ def test_there_are_at_least_83_hostile_ones() -> None:
     assert set(OF_EACH_KIND) <= set(HOSTILE)
 
 
+@pytest.mark.slow
 def test_what_a_submission_runs_ends_with_it(tmp_path: Path) -> None:
     """Its process, and every other one in its sandbox, the moment the next submission begins."""
     source = "import time\ndef residual(p, q): return p\ndef sleeps(): time.sleep(3600)"
@@ -238,7 +239,7 @@ def test_a_mistake_is_named_from_outside_as_in_the_notebook(
         ("{'A': 2, 'B': 0, 'C': 1}", "A is 2; expected the text itself"),
         (
             "{'A': 'keeps rejected tokens in the cache', 'B': 'accepts at u = p/q', 'C': 'accepts at u = p/q'}",
-            "Exhibit A: a",
+            "Exhibit A does not touch a cache",
         ),
     ],
 )
@@ -262,6 +263,7 @@ def test_what_chance_decides_is_played_from_outside(tmp_path: Path, sandbox: San
     assert graded.verdicts[0].diagnosis == "residual-is-target"
 
 
+@pytest.mark.slow
 def test_a_class_is_graded_in_parallel_written_down_and_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,6 +330,7 @@ def test_a_link_to_anothers_work_is_not_followed(tmp_path: Path, sandbox: Sandbo
     assert [one.score for one in graded] == [10, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["in an answer", "in a cell"])
 def test_a_process_that_was_killed_is_graded_again_by_the_next_run(where: str, tmp_path: Path) -> None:
     """The cause may be the machine, which had no memory left, or the submission of somebody else."""
@@ -364,7 +367,7 @@ def test_a_process_that_was_killed_is_graded_again_by_the_next_run(where: str, t
 def test_refuses_what_it_cannot_grade(tmp_path: Path) -> None:
     with pytest.raises(SpecdecError, match="does not exist"):
         grade_folder(tmp_path / "nothing")
-    with pytest.raises(SpecdecError, match="has no notebooks"):
+    with pytest.raises(SpecdecError, match="contains no notebooks"):
         grade_folder(tmp_path)
     (tmp_path / "a.ipynb").write_text("[" * 100_000)
     with pytest.raises(SpecdecError, match="is no notebook"):

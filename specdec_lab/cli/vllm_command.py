@@ -61,7 +61,7 @@ def vllm_config(
 ) -> None:
     """Print vLLM's speculative_config and the whole `vllm serve` command line."""
     from specdec_lab.serving.configuration import serve_command, speculative_config
-    from specdec_lab.serving.methods import warnings_for
+    from specdec_lab.serving.vllm_methods import warnings_for
     from specdec_ref.errors import SpecdecError
 
     k, schedule = _draft_length(k, policy, max_batch)

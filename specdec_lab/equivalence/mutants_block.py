@@ -14,11 +14,7 @@ BLOCK = (
         output="More tokens are accepted than any exact rule can accept, and the text drifts towards the draft's.",
         caught_by="exact",
         where=_WHERE,
-        right="""weights = [torch.ones_like(p_drafted[..., 0])]
-for ratio in ratios[..., :-1].unbind(-1):
-    weights.append((weights[-1] * ratio).clamp(max=1))
-weight = torch.stack(weights, -1)
-weighted = weight.unsqueeze(-1) * p
+        right="""weighted = weight.unsqueeze(-1) * p
 surplus = (weighted - q).clamp(min=0).sum(-1)
 passing = torch.where(weight < 1, surplus / (surplus + (1 - weight)), 1)""",
         wrong="""weighted, passing = p, F.pad(ratios[..., :-1].clamp(max=1), (1, 0), value=1).cumprod(-1)""",

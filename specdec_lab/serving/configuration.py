@@ -1,7 +1,7 @@
 """vLLM's `speculative_config`: made from our settings, or translated from legacy arguments.
 
 Names and values as in vLLM 0.33. vLLM itself is not imported. What a setting needs to take effect is in
-`specdec_lab.serving.methods`.
+`specdec_lab.serving.vllm_methods`.
 """
 
 import itertools
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from specdec_lab.serving.methods import METHODS, REMOVED_METHODS, RULES
 from specdec_lab.serving.schedule import Schedule
+from specdec_lab.serving.vllm_methods import METHODS, REMOVED_METHODS, RULES
 from specdec_ref.errors import SpecdecError, is_number, is_whole
 
 RENAMED = {

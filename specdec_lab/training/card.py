@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 QUICK_CHARACTERS = 4_000
 
+HEAD_CHARACTERS = 100_000
+"""Held-out text for the heads: five simulated draft steps take five times as long as one."""
+
 DRAFTED = 4
 """Tokens drafted per round where the card counts tokens per round."""
 
@@ -44,7 +47,7 @@ These figures are for held-out text at temperature 1: {held_out_characters:,} ch
 model was trained on ({modules}). Each token has up to {context} tokens before it.
 
 - *Σ min(p, q)* is the probability that a drafted token is accepted, as a mean over positions. For a head it is
-  that of the first draft step.
+  that of the first draft step, on {head_characters:,} of these characters.
 - *same first choice* is the share of positions where draft and target find the same token most likely.
 - *c* is the time of a draft step divided by the time of a target step: batch 1, {device}, float32, torch
   {torch}, medians. It depends on the machine.
@@ -137,30 +140,45 @@ def write_card(
         "heads": {},
     }
     on_stage("the drafts on held-out text")
-    compared = compare(pair.target, {name: _model(pair.draft) for name, pair in pairs.items()}, documents, tokenizer)
-    for name, pair in pairs.items():
+    compared = compare(pair.target, {name: _model(of.draft) for name, of in pairs.items()}, documents, tokenizer)
+    for name, one_pair in pairs.items():
         on_stage(f"step times and rounds of {name}")
         facts["drafts"][name] = {
-            **_shape(_model(pair.draft)),
-            "c": measure_costs(pair, max_k=4, context=min(200, pair.context // 2), repeats=repeats).c,
+            **_shape(_model(one_pair.draft)),
+            "c": measure_costs(one_pair, max_k=4, context=min(200, pair.context // 2), repeats=repeats).c,
             "acceptance": compared[name].acceptance,
             "agreement": compared[name].agreement,
             "nats_per_character": compared[name].nats_per_character,
-            "rounds": _rounds(pair, None, folder),
+            "rounds": _rounds(one_pair, None, folder),
         }
     for name, head in heads.items():
-        on_stage(f"{name} on held-out text")
+        on_stage(f"{name} on held-out text, step times and rounds")
         facts["heads"][name] = {
-            **_head_facts(head, documents, tokenizer, repeats),
+            **_head_facts(head, excerpt(documents, HEAD_CHARACTERS), tokenizer, repeats),
             "rounds": _rounds(pair, head, folder),
         }
-    card = _CARD.format(
+    card = card_text(facts, pair, device)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "measurements.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return facts
+
+
+def card_text(facts: dict[str, Any], pair: Pair, device: torch.device) -> str:
+    """The card in Markdown.
+
+    Args:
+        facts: as `write_card` returns them.
+        pair: one of the measured pairs.
+        device: where it was measured.
+    """
+    return _CARD.format(
         rows="\n".join(_rows(facts)),
         heads="".join(f"{row}\n" for row in _head_rows(facts)),
         vocab_size=pair.target.config.vocab_size,
         context=pair.context,
         held_out_characters=facts["held_out_characters"],
         modules=", ".join(sorted(HELD_OUT)),
+        head_characters=min(HEAD_CHARACTERS, facts["held_out_characters"]),
         device="one CUDA GPU" if device.type == "cuda" else f"CPU with {torch.get_num_threads()} threads",
         torch=torch.__version__.split("+")[0],
         python=".".join(platform.python_version_tuple()[:2]),
@@ -171,9 +189,6 @@ def write_card(
         lines="|".join(["---"] * DRAFTED),
         rounds="\n".join(_round_rows(facts)),
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    (folder / "measurements.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    return facts
 
 
 def _head_facts(

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from specdec_lab.serving.configuration import for_latency, speculative_config
-from specdec_lab.serving.methods import METHODS, RULES, warnings_for
+from specdec_lab.serving.vllm_methods import METHODS, RULES, warnings_for
 
 BLOCK = speculative_config("d", rule="block")
 SUFFIX = speculative_config(None, method="suffix")
