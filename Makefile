@@ -39,7 +39,7 @@ help:  ## this list
 demo: $(CORE)  ## see speculative decoding pay off on this machine, in about a minute
 	@$(BIN)/specdec demo
 
-test: lint  ## style, types, the fast tests and all lessons; 12 minutes on 2 cores
+test: lint  ## style, types, the fast tests and all lessons; 10 minutes on 2 cores
 	$(PYTEST)
 	SPECDEC_LIVE=0 OMP_NUM_THREADS=1 $(PYTEST) --nbval-lax --nbval-cell-timeout=300 -p no:cacheprovider notebooks
 

@@ -282,14 +282,13 @@ def compare(
 
 def table(mode: str, results: dict[str, Result], memory: dict[str, AddedMemory]) -> Table:
     """One line per contender. memory: what ours add to the target, by contender."""
-    lines = Table(title=mode, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    lines = Table(title=mode, title_justify="left", box=None, padding=(0, 1, 0, 0))
     lines.add_column("", justify="left", no_wrap=True)
     columns = (
         "tokens\nper s",
         "speedup",
         "accepted",
         "tokens\nper round",
-        "repeated\ntext",
         "weights\nMiB",
         "cache\nMiB",
     )
@@ -303,7 +302,6 @@ def table(mode: str, results: dict[str, Result], memory: dict[str, AddedMemory])
             f"{r.speedup:.2f}",
             "" if r.acceptance is None else f"{r.acceptance:.0%}",
             "" if r.tokens_per_round is None else f"{r.tokens_per_round:.2f}",
-            f"{r.repeated_share:.0%}",
             "" if added is None else f"+{added.weights / 2**20:.1f}",
             "" if added is None else f"+{added.cache / 2**20:.1f}",
         )

@@ -103,7 +103,7 @@ def test_demo_prints_json_with_everything_the_table_shows() -> None:
     modes = {mode["name"]: mode for mode in json.loads(done.stdout)["modes"]}
     assert set(modes) == {"greedy", "T = 1"}
     names = [way["name"] for way in modes["T = 1"]["ways"]]
-    assert names == ["draft model", "draft model, block verification", "head, block verification"]
+    assert names == ["draft model", "draft model, block", "head, block"]
     assert [way["name"] for way in modes["greedy"]["ways"]] == ["draft model", "head"]
     assert modes["greedy"]["identical_texts"] == modes["greedy"]["texts"] == 12
     for mode in modes.values():

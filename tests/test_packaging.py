@@ -189,17 +189,40 @@ def record(name: str) -> Any:
     return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def words_of(page: str) -> str:
+    return " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
 def test_the_readmes_figures_are_those_on_record() -> None:
-    words = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    words = words_of("README.md")
     at_one, greedy = (record("compare_peers")["modes"][mode]["ratios"] for mode in ("temperature 1", "greedy"))
-    best, assisted = "best k / autoregressive", "best k / best of transformers assisted"
-    assert f"emits {at_one[best]:.2f} times as many tokens per second" in words
+    chain, best, assisted = (
+        "best k / autoregressive",
+        "best of ours / autoregressive",
+        "best of ours / best of transformers assisted",
+    )
+    assert f"emits {at_one[chain]:.2f} times as many tokens per second" in words
     assert f"(k = {at_one['best k']}, {at_one['acceptance']:.0%} accepted)".replace("%", " %") in words
-    assert f"Greedy decoding reaches {greedy[best]:.2f} times" in words
-    assert f"runs at {at_one['autoregressive / transformers generate']:.2f} times" in words
-    assert f"runs at {at_one[assisted]:.2f} times" in words
-    assert f"(greedy {greedy[assisted]:.2f})" in words
-    assert f"the formula predicts {at_one['formula']:.2f} (greedy {greedy['formula']:.2f})" in words
+    assert (at_one["best of ours"], greedy["best of ours"]) == ("head, block, k = 8", "suffix, k = 8")
+    assert f"The feature head with block verification emits {at_one[best]:.2f} times as many (k = 8)" in words
+    assert f"That is {at_one[assisted]:.2f} times the speed of transformers' assisted generation" in words
+    assert f"reaches {greedy[chain]:.2f} times with the draft model and {greedy[best]:.2f} times with suffix" in words
+
+
+def test_the_figures_of_the_benchmarks_page_are_those_on_record() -> None:
+    words = words_of("docs/benchmarks.md")
+    for mode in ("temperature 1", "greedy"):
+        facts = record("compare_peers")["modes"][mode]
+        shown = [
+            c
+            for name, c in facts["contenders"].items()
+            if name.removeprefix("ours, ") == facts["ratios"]["best of ours"]
+        ]
+        assert f"{shown[0]['speedup']:.2f} (k = 8) | {shown[0]['tokens_per_round']:.2f}" in words
+        baseline = facts["ratios"]["autoregressive / transformers generate"]
+        assert f"{baseline:.2f}" in words
+        assert f"{facts['ratios']['best of ours / best of transformers assisted']:.2f}" in words
+        assert f"{facts['ratios']['formula']:.2f}" in words
     blocks = record("block_verification")["results"]
     gains = [100 * blocks[k]["same rounds"]["gain"] for k in ("4", "6")]
     assert "emits {:.0f} % more tokens per round at k = 4 and {:.0f} % more at k = 6".format(*gains) in words

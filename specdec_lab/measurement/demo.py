@@ -43,7 +43,7 @@ class Way:
     @property
     def label(self) -> str:
         """For the table."""
-        return self.name if self.verification == "token" else f"{self.name}, block verification"
+        return self.name if self.verification == "token" else f"{self.name}, block"
 
 
 @dataclass(frozen=True)
