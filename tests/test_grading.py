@@ -370,7 +370,7 @@ def test_refuses_what_it_cannot_grade(tmp_path: Path) -> None:
     with pytest.raises(SpecdecError, match="contains no notebooks"):
         grade_folder(tmp_path)
     (tmp_path / "a.ipynb").write_text("[" * 100_000)
-    with pytest.raises(SpecdecError, match="is no notebook"):
+    with pytest.raises(SpecdecError, match="is not a notebook"):
         sources_of(tmp_path / "a.ipynb")
 
 
