@@ -74,7 +74,7 @@ def test_ctrl_c_is_answered_at_once_and_what_is_finished_is_kept(to_all: bool, t
         else:
             process.send_signal(signal.SIGINT)
         said = answer(process, SOON)
-        assert "stopping; what is finished is kept, and the same command continues from there" in said
+        assert "stopping; finished results are saved, and the same command continues from there" in said
         assert process.wait(SOON) == 130
     assert psutil.wait_procs(children, SOON)[1] == []
     lines = (out / "graded.jsonl").read_text(encoding="utf-8").splitlines()

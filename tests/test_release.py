@@ -137,7 +137,7 @@ def test_a_reader_gets_from_the_start_to_a_lesson_by_the_menu(tab: Any) -> None:
     tab.goto("/index.html")
     tab.locator("label.md-header__button[for=__drawer]").click()
     tab.locator("nav.md-nav--primary label.md-nav__link", has_text="Lessons").first.click()
-    tab.locator("nav.md-nav--primary a.md-nav__link", has_text="The mathematics of acceptance").click()
+    tab.locator("nav.md-nav--primary a.md-nav__link", has_text="The rule: acceptance, proof, α").click()
     tab.wait_for_url("**/lessons/02_acceptance.html")
     assert "acceptance" in tab.locator("h1").inner_text()
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
