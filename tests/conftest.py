@@ -5,6 +5,7 @@ Nothing here touches the network or a shipped weight; torch runs on one thread; 
 
 import copy
 import os
+import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # of what tests start: threads of several processes hinder each other
@@ -123,3 +124,22 @@ def pair(tokenizer: "PreTrainedTokenizerFast") -> "Pair":
 
     target = build_model("llama")
     return Pair(target, disturb(target), tokenizer)
+
+
+@pytest.fixture
+def check_wrong_use(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[[tuple[str, ...], str], None]:
+    """A check that `specdec` reports wrong arguments in one line with these words, and ends with status 2."""
+    from specdec_lab.cli.main import main
+
+    def check(arguments: tuple[str, ...], words: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["specdec", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 2
+        said = capfd.readouterr().err
+        assert words in said
+        assert len(said.strip().splitlines()) == 1
+
+    return check

@@ -6,8 +6,7 @@ Enumerations have no randomness. Statistical tests have fixed seeds and state th
 
 import itertools
 import math
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 
 import specdec_ref as sd
-from specdec_lab.cli.main import main
 from specdec_lab.equivalence.empirical import empirical
 from specdec_lab.equivalence.engines import OurLoop
 from specdec_lab.teaching.blocks import BlockOutcome, EveryDecision, block_verdict, enumerate_rounds, token_verdict
@@ -317,12 +315,6 @@ def test_sampled_text_has_the_targets_distribution(pair: sd.Pair) -> None:
     ],
 )
 def test_the_command_line_reports_a_rule_that_would_be_ignored(
-    arguments: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...], words: str, check_wrong_use: Callable[[tuple[str, ...], str], None]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["specdec", *arguments])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 2
-    said = capfd.readouterr().err
-    assert words in said
-    assert len(said.strip().splitlines()) == 1
+    check_wrong_use(arguments, words)

@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from specdec_lab.cli.main import app, main
+from specdec_lab.cli.main import app
 from specdec_lab.teaching.strip import round_text
 from specdec_ref.decoding import Round
 from specdec_ref.loading import Pair
@@ -78,15 +79,9 @@ def test_import_and_help_take_under_a_second(code: str) -> None:
     ],
 )
 def test_wrong_use_is_one_line_and_status_2(
-    arguments: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...], words: str, check_wrong_use: Callable[[tuple[str, ...], str], None]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["specdec", *arguments])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 2
-    said = capfd.readouterr().err
-    assert words in said
-    assert len(said.strip().splitlines()) == 1
+    check_wrong_use(arguments, words)
 
 
 def test_the_command_passes_its_exit_status_and_its_one_line_on() -> None:
