@@ -1,14 +1,13 @@
 """The drafting methods by name, as `specdec equivalence --drafter` takes them."""
 
-from collections.abc import Callable
 from pathlib import Path
 
+from specdec_lab.measurement.methods import with_method
 from specdec_ref.beyond.heads import load_head
-from specdec_ref.beyond.suffix import SuffixDrafter
 from specdec_ref.beyond.trees import SCHEMES, BestFirstDrafter, TreeDrafter
-from specdec_ref.drafting import Drafter, PromptLookupDrafter
+from specdec_ref.drafting import Drafter
 from specdec_ref.errors import SpecdecError
-from specdec_ref.loading import HEADS, PRETRAINED, Pair
+from specdec_ref.loading import Pair
 from specdec_ref.models import TransformersModel
 
 BRANCHING = 2, 2
@@ -17,7 +16,10 @@ BRANCHING = 2, 2
 TREES = {f"tree-{scheme.replace(' ', '-')}": scheme for scheme in SCHEMES}
 """The names of the trees with a fixed shape, and their schemes."""
 
-DRAFTERS = ("draft", *HEADS, "lookup", "suffix", *TREES, "tree-best-first")
+CHAINS = "draft", "head", "parallel-head", "lookup", "suffix"
+"""The methods without a tree, as `measurement.methods` makes them."""
+
+DRAFTERS = (*CHAINS, *TREES, "tree-best-first")
 """The names that `drafter_by_name` takes, apart from the folder of a head."""
 
 
@@ -31,20 +33,17 @@ def drafter_by_name(name: str, pair: Pair) -> Drafter | None:
     Raises:
         SpecdecError: an unknown name, a tree without a draft model, or a head that cannot be loaded.
     """
-    known: dict[str, Callable[[], Drafter | None]] = {
-        "draft": lambda: None,
-        "lookup": PromptLookupDrafter,
-        "suffix": SuffixDrafter,
-        "tree-best-first": lambda: BestFirstDrafter(draft_model(name, pair)),
-    }
-    if name in known:
-        return known[name]()
+    if name == "draft":
+        return None
+    if name in CHAINS:
+        return with_method(pair, name).drafter
     if name in TREES:
         return TreeDrafter(draft_model(name, pair), BRANCHING, TREES[name])
-    folder = PRETRAINED / HEADS[name] if name in HEADS else Path(name)
-    if name not in HEADS and not folder.is_dir():
+    if name == "tree-best-first":
+        return BestFirstDrafter(draft_model(name, pair))
+    if not Path(name).is_dir():
         raise SpecdecError(f"drafter={name!r:.80}: takes one of {', '.join(DRAFTERS)}, or the folder of a head")
-    return load_head(pair.target, folder)
+    return load_head(pair.target, name)
 
 
 def draft_model(name: str, pair: Pair) -> TransformersModel:
