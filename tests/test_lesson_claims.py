@@ -1,4 +1,4 @@
-"""Claims of lessons 01 to 03 that are too long to be asserted in a cell."""
+"""Claims of lessons 01 to 03 and 10 that are too long to be asserted in a cell."""
 
 import json
 from fractions import Fraction
@@ -103,3 +103,14 @@ def test_the_recorded_real_model_gains_from_packed_weights() -> None:
     assert packed[5] / packed[1] == pytest.approx(1, abs=0.05)
     assert plain[2] / plain[1] > 1.4
     assert all(0.028 < packed[n] < 0.037 for n in range(1, 7))
+
+
+def test_the_heads_cost_and_draft_as_lesson_10_says() -> None:
+    """By the model card, whose figures were measured in one run."""
+    card = json.loads((ROOT / "specdec_ref" / "pretrained" / "measurements.json").read_text(encoding="utf-8"))
+    draft, heads = card["drafts"]["draft-medium"], card["heads"]
+    feature, parallel = heads["head-feature"], heads["head-parallel"]
+    assert feature["c"] / draft["c"] == pytest.approx(2 / 3, abs=0.1)
+    assert feature["rounds"]["tokens_per_round"] > draft["rounds"]["tokens_per_round"]
+    one_pass = 4 * parallel["c"]  # of the four tokens that were timed together
+    assert one_pass < feature["c"]

@@ -6,7 +6,6 @@ Statistical tests have fixed seeds and state their false-alarm rate.
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
 import specdec_ref as sd
-from specdec_lab.cli.main import app, main
+from specdec_lab.cli.main import app
 from specdec_lab.measurement.benchmark import Result, Sample, formula, ours, race
 from specdec_lab.measurement.benchmark_suite import Settings, run_suite
 from specdec_lab.measurement.costs import Costs, measure_costs
@@ -114,10 +113,10 @@ def test_a_head_of_another_target_is_one_line(
         sd.load_pair(folders["target"], tmp_path, device="cpu")
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_the_heads_that_ship_draft_well_and_leave_the_output_exact(name: str) -> None:
+@pytest.mark.parametrize(("name", "fewest"), [("head", 1 / 2), ("parallel-head", 1 / 3)])
+def test_the_heads_that_ship_draft_well_and_leave_the_output_exact(name: str, fewest: float) -> None:
     """Greedy: the target's own tokens. Temperature 1: as many accepted as p and q allow, within 5 standard deviations
-    (a right rule fails once in 1.7 million times), and the first token of a draft in a third of the rounds at least."""
+    (a right rule fails once in 1.7 million times), and the first token of a draft in at least this share of rounds."""
     assert name in sd.shipped()
     pair = sd.load_pair(draft=name, device="cpu")
     prompts = [text for text in sd.held_out_prompts().values()][:3]
@@ -128,7 +127,7 @@ def test_the_heads_that_ship_draft_well_and_leave_the_output_exact(name: str) ->
     check = next(check for check in CHECKS if check.name == "acceptance")
     assert check.run(setup) == []
     rounds = [r for recorded in setup.recordings for r in recorded.generation.rounds if r.drafted]
-    assert sum(r.accepted > 0 for r in rounds) > len(rounds) / 3
+    assert sum(r.accepted > 0 for r in rounds) > fewest * len(rounds)
 
 
 def test_methods_are_checked_in_one_line(pair: Pair) -> None:
@@ -277,15 +276,9 @@ def test_bench_compares_every_k_of_a_method(chosen: str, folders: dict[str, str]
     ],
 )
 def test_wrong_methods_are_one_line_and_status_2(
-    arguments: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...], words: str, check_wrong_use: Callable[[tuple[str, ...], str], None]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["specdec", *arguments])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 2
-    said = capfd.readouterr().err
-    assert words in said
-    assert len(said.strip().splitlines()) == 1
+    check_wrong_use(arguments, words)
 
 
 # The doctor ----------------------------------------------------------------------------------------------------------

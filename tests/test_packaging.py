@@ -17,6 +17,8 @@ from packaging.version import Version
 from typer.main import get_command
 
 from specdec_lab.cli.main import app
+from specdec_lab.equivalence.mutants import MUTANTS
+from specdec_lab.teaching.exercises.catalogue import EXERCISES
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -209,6 +211,20 @@ def test_the_readmes_figures_are_those_on_record() -> None:
     assert f"reaches {greedy[chain]:.2f} times with the draft model and {greedy[best]:.2f} times with suffix" in words
 
 
+def shown_tokens(mode: dict[str, Any]) -> float:
+    """Tokens per round of the head with block verification at k = 8."""
+    return float(mode["contenders"]["ours, head, block, k = 8"]["tokens_per_round"])
+
+
+def test_the_readme_counts_what_there_is() -> None:
+    words = words_of("README.md")
+    museum = len(MUTANTS)
+    reasoned = sum(mutant.by_reasoning for mutant in MUTANTS)
+    assert f"{museum} wrong versions, {museum - reasoned} of them seen in public projects and {reasoned} by" in words
+    assert (len(list((ROOT / "exercises").glob("*.ipynb"))), len(EXERCISES)) == (15, 19)
+    assert "fifteen notebooks with nineteen graded functions" in words
+
+
 def test_the_figures_of_the_benchmarks_page_are_those_on_record() -> None:
     words = words_of("docs/benchmarks.md")
     for mode in ("temperature 1", "greedy"):
@@ -229,6 +245,12 @@ def test_the_figures_of_the_benchmarks_page_are_those_on_record() -> None:
     trees = record("trees")["results"]["greedy"]
     chain, tree = (trees[name]["tokens_per_round"] for name in ("chain, k = 4", "tree (3, 2, 1, 1), top-k"))
     assert f"emits {tree:.1f} tokens per round greedy, where a chain of four emits {chain:.1f}" in words
+    at_one = record("compare_peers")["modes"]["temperature 1"]
+    c, v, tokens = at_one["head costs"]["c"], at_one["head costs"]["v"]["9"], shown_tokens(at_one)
+    cost = 8 * c + v
+    assert f"costs 8 · {c:.3f} target steps for drafting and v(9) = {v:.2f} for scoring, {cost:.2f} together" in words
+    assert f"It emits {tokens:.2f} tokens, so the formula gives {tokens / cost:.2f}" in words
+    assert f"the same tokens would give {tokens / v:.2f}" in words
     steps = record("real_model")["v"]
     assert f"and {steps['plain']['5']:.1f} times as long with plain ones" in words
     assert round(steps["auto"]["5"], 1) == 1.0  # 'as long as a step of one'
