@@ -9,10 +9,14 @@ Two measurements, each with its contenders in turn, as medians:
   it is) and with the default (steps recorded, and products with packed weights on a CPU).
 - prompt lookup against autoregressive decoding, greedy, on a summary and on a letter copied with one change.
 
-It takes under 6 minutes on two idle cores. --quick makes fewer repeats.
+It also records the rounds of prompt lookup with k = 4 on each task, as text, for the lessons and the README's picture.
+
+It takes under 6 minutes on two idle cores. --quick makes fewer repeats. --svg FILE measures nothing: it draws the
+recorded rounds of the summary, as they look in a terminal.
 """
 
 import argparse
+import io
 import json
 import sys
 import time
@@ -26,7 +30,9 @@ from rich.console import Console
 from rich.table import Table
 
 import specdec_ref as sd
+from specdec_lab.cli.common import terminal_svg
 from specdec_lab.measurement.benchmark_workload import machine_facts, machine_line
+from specdec_lab.teaching.strip import legend_text, recorded_rounds, recorded_strip, strip_text
 from specdec_ref.fast.steps import choose_steps
 from specdec_ref.fast.trace import USES_BEFORE_RECORDING
 from specdec_ref.models import TransformersModel
@@ -103,10 +109,10 @@ def step_times(pair: sd.Pair, repeats: int) -> dict[str, dict[int, float]]:
     return {way: {n: median(times) for n, times in by_n.items()} for way, by_n in seconds.items()}
 
 
-def lookup_runs(pair: sd.Pair, task: str, repeats: int) -> tuple[dict[str, Run], str]:
-    """Prompt lookup with each k, and autoregressive decoding, in turn. Returns them by name, and the text.
+def lookup_runs(pair: sd.Pair, task: str, repeats: int) -> tuple[dict[str, Run], sd.Generation]:
+    """Prompt lookup with each k, and autoregressive decoding, in turn.
 
-    A speedup is the median over repeats of the ratio to the autoregressive run of the same repeat.
+    Returns the runs by name, and the last generation with k = 4. A speedup is the median over repeats of the ratio to the autoregressive run of the same repeat.
     """
     question, beginning = TASKS[task]
     messages = [{"role": "user", "content": question}]
@@ -131,7 +137,8 @@ def lookup_runs(pair: sd.Pair, task: str, repeats: int) -> tuple[dict[str, Run],
         )
         for k in rates
     }
-    return runs, last[0].text
+    assert last[4].tokens == last[0].tokens, "greedy decoding with lookup differs from autoregressive decoding"
+    return runs, last[4]
 
 
 def step_table(times: dict[str, dict[int, float]]) -> Table:
@@ -166,12 +173,33 @@ def run_table(task: str, runs: dict[str, Run]) -> Table:
     return table
 
 
+def write_picture(path: Path, task: str, record: dict[str, Any]) -> None:
+    """Draw the recorded rounds of a task as a terminal would show them. record: what this script wrote as JSON."""
+    runs = record["tasks"][task]["runs"]
+    fast, plain = runs["lookup, k = 4"], runs["autoregressive"]
+    console = Console(record=True, width=100, highlight=False, file=io.StringIO())
+    console.print(TASKS[task][0], style="dim")
+    console.print()
+    console.print(strip_text(recorded_strip(record["tasks"][task]["rounds"]).rounds))
+    console.print("", legend_text(), sep="\n")
+    console.print(
+        f"{fast['tokens_per_round']:.1f} tokens per step of the model instead of 1, {fast['speedup']:.1f} times as fast "
+        f"({plain['tokens_per_second']:.0f} → {fast['tokens_per_second']:.0f} tokens/s), the same text",
+        style="bold",
+    )
+    path.write_text(terminal_svg(console, "SmolLM2-135M-Instruct"), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=FOLDER, help="a model folder (what make test-real installs)")
     parser.add_argument("--quick", action="store_true", help="a third of the repeats, for a look")
     parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--svg", type=Path, help="draw the recorded rounds of the summary into this file, and stop")
     arguments = parser.parse_args()
+    if arguments.svg:
+        write_picture(arguments.svg, "summary", json.loads(arguments.json.read_text(encoding="utf-8")))
+        return
     if not arguments.model.is_dir():
         sys.exit(f"{arguments.model}: there is no such folder; `make test-real` installs the model")
     console = Console(highlight=False)
@@ -187,9 +215,13 @@ def main() -> None:
         "tasks": {},
     }
     for task in TASKS:
-        runs, text = lookup_runs(pair, task, repeats=2 if arguments.quick else 5)
+        runs, generation = lookup_runs(pair, task, repeats=2 if arguments.quick else 5)
         console.print("", run_table(task, runs), sep="\n")
-        report["tasks"][task] = {"text": text, "runs": {name: vars(run) for name, run in runs.items()}}
+        report["tasks"][task] = {
+            "text": generation.text,
+            "runs": {name: vars(run) for name, run in runs.items()},
+            "rounds": recorded_rounds(generation.rounds, pair.tokenizer),
+        }
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     console.print(f"\nwritten to {arguments.json}")

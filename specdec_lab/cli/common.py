@@ -3,6 +3,7 @@
 Heavy imports wait inside the functions, so that `--help` is instant.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -132,3 +133,12 @@ def progress_bar(console: Console, total: int) -> Iterator[Any]:
     with Progress(*columns, console=console, transient=True, disable=console.quiet) as bar:
         task = bar.add_task("", total=total)
         yield lambda what: bar.update(task, advance=1, description=what)
+
+
+def terminal_svg(console: Console, title: str) -> str:
+    """An SVG picture of all that `console` printed. It must have been made with record=True.
+
+    The reference to a web font is removed, so that a page with the picture loads nothing from elsewhere.
+    """
+    picture = console.export_svg(title=title)
+    return re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)

@@ -1,7 +1,6 @@
 """`specdec demo`: watch a completion being drafted and verified, then the speedup on this machine."""
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from specdec_lab import plotting
 from specdec_lab.cli.common import (
     DeviceOption,
     DrafterOption,
@@ -90,8 +88,7 @@ def demo(
         )
     console.print("next: make lab opens the course, specdec bench compares every k", style="bold")
     if svg is not None:
-        picture = console.export_svg(title="make demo")
-        svg.write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL), encoding="utf-8")  # no web fonts
+        svg.write_text(terminal_svg(console, "make demo"), encoding="utf-8")
 
 
 def _costs_line(mode: "Mode") -> str:
@@ -109,7 +106,7 @@ def _costs_line(mode: "Mode") -> str:
 
 def _stream(console: Console, way: "Way", prompt: str) -> None:
     """One completion as it is made: accepted, rejected and bonus tokens told apart by color and by mark."""
-    from specdec_lab.teaching.strip import round_text
+    from specdec_lab.teaching.strip import legend_text, round_text
     from specdec_ref.api import stream_speculative
 
     pair = way.pair
@@ -119,14 +116,7 @@ def _stream(console: Console, way: "Way", prompt: str) -> None:
     length = min(80, pair.context // 2)
     for chunk in stream_speculative(pair, ids, max_new_tokens=length, seed=7, verification=way.verification):
         console.print(round_text(chunk.round, pair.tokenizer), end="", soft_wrap=True)
-    legend = Text("\n\n")
-    legend.append("accepted", style=f"underline {plotting.ACCEPTED}").append("   ")
-    legend.append(f"{plotting.REJECTED_MARK}", style=plotting.REJECTED)
-    legend.append("rejected", style=f"strike {plotting.REJECTED}").append(" → the target's word instead   ")
-    legend.append(f"{plotting.BONUS_MARK}bonus", style=f"bold {plotting.BONUS}").append(
-        " (all accepted: one more, free)\n"
-    )
-    console.print(legend)
+    console.print("\n", legend_text(), "\n", sep="\n")
 
 
 def _demo_table(modes: "list[Mode]") -> Table:

@@ -70,10 +70,15 @@ def rejected_tokens(played: Round) -> list[int]:
 
 def round_text(played: Round, tokenizer: Any) -> "Text":
     """One round for the terminal: accepted tokens underlined, the rejected one struck out with ✗, the bonus with ★."""
+    return strip_text([tokens_of(played, tokenizer)])
+
+
+def strip_text(rounds: Sequence[Sequence[Token]]) -> "Text":
+    """Rounds for the terminal, marked as `round_text` marks them."""
     from rich.text import Text
 
     text = Text()
-    for token in tokens_of(played, tokenizer):
+    for token in (token for tokens in rounds for token in tokens):
         style = _TERMINAL_STYLES.get(token.kind, "")
         if token.kind == "rejected":
             text.append(plotting.REJECTED_MARK, style=plotting.REJECTED)
@@ -83,6 +88,20 @@ def round_text(played: Round, tokenizer: Any) -> "Text":
             text.append(blank)
             text.append(rest, style=style)
     return text
+
+
+def legend_text() -> "Text":
+    """What the marks of `round_text` mean, in one line."""
+    from rich.text import Text
+
+    legend = Text()
+    legend.append("accepted", style=_TERMINAL_STYLES["accepted"]).append("   ")
+    legend.append(plotting.REJECTED_MARK, style=plotting.REJECTED)
+    legend.append("rejected", style=_TERMINAL_STYLES["rejected"])
+    legend.append(" → the target's token instead   ")
+    legend.append(f"{plotting.BONUS_MARK}bonus", style=_TERMINAL_STYLES["bonus"])
+    legend.append(" (all accepted: one more token, free)")
+    return legend
 
 
 @dataclass(frozen=True)
@@ -129,6 +148,16 @@ def token_strip(rounds: Sequence[Round], tokenizer: Any, prompt: str = "") -> St
     if not all(isinstance(r, Round) for r in rounds):
         raise SpecdecError("rounds: takes the rounds of a generation, for instance generation.rounds")
     return Strip(tuple(tuple(tokens_of(r, tokenizer)) for r in rounds), prompt)
+
+
+def recorded_rounds(rounds: Sequence[Round], tokenizer: Any) -> list[list[tuple[str, str]]]:
+    """What a strip needs of these rounds, for a JSON file: the text and the kind of every token, by round."""
+    return [[(token.text, token.kind) for token in tokens_of(r, tokenizer)] for r in rounds]
+
+
+def recorded_strip(rounds: Sequence[Sequence[Sequence[str]]], prompt: str = "") -> Strip:
+    """The strip of rounds that `recorded_rounds` wrote. prompt: text shown before."""
+    return Strip(tuple(tuple(Token(text, kind) for text, kind in tokens) for tokens in rounds), prompt)
 
 
 def stream_strip(pair: Pair, prompt: str, *, prompt_lines: int = 4, **arguments: Any) -> Generation:
