@@ -86,7 +86,8 @@ def equivalence_figure(
 ) -> "Figure":
     """Observed / expected counts of outcomes, each [n], with the band that randomness allows, for `samples` of each.
 
-    Inside the band are 95 % of the outcomes of a right sampler; outside the dashed limit, once in 1,000 tests, any.
+    Inside the band are 95 % of the outcomes of a correct sampler. In one of 1,000 tests of a
+    correct sampler, an outcome lies outside the dashed limit.
     """
     import numpy as np
     from matplotlib import ticker
@@ -98,12 +99,12 @@ def equivalence_figure(
     figure, axes = new_figure(title, "expected count of an outcome", "observed / expected count")
     x = np.geomspace(expected.min() * 0.9, min(expected.max() * 1.1, samples.max() * 0.999), 200)
     width = np.sqrt((1 - x / samples.max()) / x)
-    band = f"95 % of a right sampler's; here {np.mean(off <= limits[0]):.1%}"
+    band = f"95 % of outcomes of a correct sampler; here {np.mean(off <= limits[0]):.1%}"
     axes.fill_between(
         x, 1 - limits[0] * width, 1 + limits[0] * width, color=FORMULA, alpha=0.25, linewidth=0, label=band
     )
     for sign in (-1, 1):
-        label = "all, in 999 of 1,000 tests" if sign > 0 else None
+        label = "all outcomes, in 999 of 1,000 correct samplers" if sign > 0 else None
         edge = np.maximum(0, 1 + sign * limits[1] * width)
         axes.plot(x, edge, color=FORMULA, linestyle="--", linewidth=1, label=label)
     inside = off <= limits[1]
@@ -111,7 +112,7 @@ def equivalence_figure(
     if not inside.all():
         outside = (observed / expected)[~inside]
         axes.plot(
-            expected[~inside], outside, "x", color=REJECTED, label=f"{REJECTED_MARK} beyond chance: {len(outside)}"
+            expected[~inside], outside, "x", color=REJECTED, label=f"{REJECTED_MARK} outside the limit: {len(outside)}"
         )
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))

@@ -60,7 +60,7 @@ def test_the_figure_shows_both_curves_and_the_shipped_draft() -> None:
     assert list(distilled.get_ydata()) == [0.5, 0.58]
     assert list(text.get_ydata()) == [0.5, 0.51]
     assert set(shipped.get_ydata()) == {0.61}
-    assert "0.58 by distillation" in figure.axes[0].get_title(loc="left")
+    assert "α from 0.50 to 0.58 by distillation" in figure.axes[0].get_title(loc="left")
     with pytest.raises(SpecdecError, match="takes the names"):
         distillation_figure({"a": {0: 0.5}}, 0.6)
 

@@ -33,7 +33,7 @@ def test_weights_shrink_with_every_gpu_and_caches_up_to_the_number_of_key_value_
     bars = {bar.get_label(): [patch.get_width() for patch in bar] for bar in axes.containers}  # type: ignore[attr-defined]
     assert bars["target's weights"] == [128, 64, 32, 16]
     assert bars["KV caches of both"] == [24, 12, 12, 12]  # replicated from four GPUs on
-    assert "4 GPUs hold it" in axes.get_title(loc="left")
+    assert "4 GPUs of 80 GiB hold both models" in axes.get_title(loc="left")
     assert "One node is too small" in fit_figure(PROFILE, 8 * GIB, 8, 64).axes[0].get_title(loc="left")
     alone = MemoryProfile(8, 4096, 4, "bfloat16", TARGET, None, TARGET, 5, 1)
     with pytest.raises(SpecdecError, match="profile"):

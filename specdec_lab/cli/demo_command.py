@@ -24,6 +24,7 @@ from specdec_lab.cli.common import (
     result_cells,
     result_facts,
     result_table,
+    terminal_svg,
 )
 from specdec_ref.errors import SpecdecError
 

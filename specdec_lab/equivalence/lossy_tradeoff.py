@@ -171,8 +171,9 @@ def tradeoff(rule: LossyRule, blocks: DraftedBlocks) -> Tradeoff:
     )
 
 
+STYLES = {"lenience": "--", "ensemble": "-", "typical acceptance": ":"}
 MARKERS = {"lenience": "s", "ensemble": "o", "typical acceptance": "D", "longest match": "X"}
-LABELS = {"lenience": (-5, 6, "right"), "ensemble": (3, -13, "left"), "typical acceptance": (7, -4, "left")}
+LABELS = {"lenience": (4, -13, "left"), "ensemble": (-4, 7, "right"), "typical acceptance": (7, -4, "left")}
 """Where a setting is written next to its marker: points to the right, points up, alignment."""
 
 
@@ -180,7 +181,7 @@ LABELS = {"lenience": (-5, 6, "right"), "ensemble": (3, -13, "left"), "typical a
 def tradeoff_figure(tradeoffs: Sequence[Tradeoff], k: int) -> "Figure":
     """Tokens per round against distance, a curve for each lossy rule; the exact rules lie on the left edge."""
     figure, axes = new_figure(
-        "More tokens per round than the exact rule gives\nare bought with another distribution",
+        "Every lossy rule changes the distribution;\nmost settings gain tokens per round",
         "total variation distance of the next token from the target's",
         f"tokens per round, k = {k}",
         height=4.2,
@@ -196,7 +197,8 @@ def tradeoff_figure(tradeoffs: Sequence[Tradeoff], k: int) -> "Figure":
             label = f"{ACCEPTED_MARK} {name}"
             axes.annotate(label, (0, y[0]), xytext=(9, -15), textcoords="offset points", color=ACCEPTED)
             continue
-        axes.plot(x, y, marker=MARKERS.get(name, "^"), color=REJECTED, label=name, linewidth=1)
+        mark, line = MARKERS.get(name, "^"), STYLES.get(name, "-")
+        axes.plot(x, y, line, marker=mark, color=REJECTED, label=name, linewidth=1)
         for point in points:
             if point.rule.setting:
                 right, up, aligned = LABELS.get(name, (7, -4, "left"))

@@ -44,8 +44,11 @@ def speedups(result: SuiteResult) -> "Figure":
         beside = [r for _, r in shown if r is not best and r.prompt_length == best.prompt_length]
         if near := [r.config_name for r in beside if reaches(r.decoding_speedup_interval, most)]:
             title += f"\nwithin noise: {first_names(near)}"
+    label = "speedup after the first round (times the baseline)"
+    if len(lengths) > 1:
+        label = label.replace(" (", "\n(")
     figure, axes = plotting.new_figure(
-        "", "speedup after the first round\n(times the baseline)", width=2.4 + 2.2 * len(lengths),
+        "", label, width=max(7.4, 2.4 + 2.2 * len(lengths)),
         height=1.5 + 0.24 * len(names), ncols=len(lengths), sharey=True, squeeze=False,
     )  # fmt: skip
     for one, length in zip(axes.flat, lengths, strict=True):

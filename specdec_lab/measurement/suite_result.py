@@ -90,7 +90,7 @@ class SuiteResult:
         same_length = [r for r in others if r is not best and r.prompt_length == best.prompt_length]
         near = [r.config_name for r in same_length if reaches(r.speedup_interval, best.speedup)]
         within_noise = f" Within noise: {first_names(near)}." if near else ""
-        below = sum(r.speedup < 1 for r in others)
+        below = sum((r.speedup_interval or (0, r.speedup))[1] < 1 for r in others)
         slower = f" {below} of {len(others)} were slower than the baseline." if below else ""
         return (
             f"Fastest: {best.config_name} on {best.prompt_length} prompts, {best.speedup:.2f} times the "

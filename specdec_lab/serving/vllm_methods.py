@@ -55,9 +55,9 @@ class AcceptanceRule:
 
 RULES = {
     "standard": AcceptanceRule("token by token, with min(1, p/q)", True, "everywhere"),
-    "block": AcceptanceRule("all k tokens together", True, "model runner V2 only"),
+    "block": AcceptanceRule("the longest prefix that passes, decided over the block", True, "model runner V2 only"),
     "synthetic": AcceptanceRule("at given rates, whatever the models say", False, "everywhere; for benchmarks"),
-    "fly": AcceptanceRule("also other tokens, where the target's entropy is high", False, "not on a CPU"),
+    "fly": AcceptanceRule("other tokens, too, where the target's entropy is high", False, "not on a CPU"),
 }
 
 

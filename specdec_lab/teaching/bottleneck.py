@@ -31,7 +31,7 @@ WORK = {
     "KV cache": ("index_copy", "index_put"),
 }
 """Kinds of work in a step, by how the names of their operators begin."""
-SMALL, BETWEEN = "small operations (norms, sums, …)", "between operations (Python, profiler)"
+SMALL, BETWEEN = "small operators (norms, sums, …)", "between operators (Python, profiler)"
 
 
 def profile_steps(step: Callable[[], object], times: int = 20) -> tuple[dict[str, float], float]:

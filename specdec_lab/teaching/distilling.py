@@ -57,10 +57,12 @@ def distillation_figure(curves: Mapping[str, Mapping[int, float]], shipped: floa
     """
     if set(curves) != set(STYLES):
         raise SpecdecError(f"curves={list(curves)!r:.80}: takes the names 'distilled' and 'text'")
+    before = next(iter(curves["distilled"].values()))
     last = {name: list(curve.values())[-1] for name, curve in curves.items()}
     steps = max(max(curve) for curve in curves.values())
     figure, axes = plotting.new_figure(
-        f"{steps} steps raise α to {last['distilled']:.2f} by distillation, and to {last['text']:.2f} on text",
+        f"{steps} steps change α from {before:.2f} to {last['distilled']:.2f} by distillation, "
+        f"and to {last['text']:.2f} on text",
         "training step",
         "acceptance rate α on held-out text",
     )

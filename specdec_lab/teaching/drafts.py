@@ -154,9 +154,7 @@ def temperature_figure(
         rates: name → α at each temperature.
         agreement: name → share of positions where draft and target have the same most likely token; shown at 0.
     """
-    figure, axes = plotting.new_figure(
-        "α depends on the temperature, so state it", "temperature", "acceptance rate α", height=4.0
-    )
+    figure, axes = plotting.new_figure("α depends on the temperature", "temperature", "acceptance rate α", height=4.0)
     for i, (name, alphas) in enumerate(rates.items()):
         kwargs: dict[str, Any] = {"marker": MARKS[i % 5], "color": plotting.DRAFT, "markeredgecolor": "black"}
         axes.plot(temperatures, alphas, linestyle=STYLES[i % 5], **kwargs)

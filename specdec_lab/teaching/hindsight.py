@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @plotting.styled
 def set_point_figure(low: float = 0.6, high: float = 0.8, ks: Sequence[int] = (1, 2, 4, 8)) -> "Figure":
-    """Accepted / proposed over α for each k: (α + … + αᵏ)/k. Between `low` and `high` the heuristic keeps k."""
+    """Accepted / drafted against α for each k: (α + … + αᵏ)/k. Between `low` and `high` the heuristic keeps k."""
     alphas = np.linspace(0.5, 0.99, 60)
     figure, axes = plotting.new_figure(
-        "One α, many 'acceptance rates': the ratio falls as k grows", "acceptance rate α", "accepted / proposed"
+        "One α, many 'acceptance rates': the ratio falls as k grows", "acceptance rate α", "accepted / drafted"
     )
     axes.axhspan(low, high, color=plotting.DRAFT, alpha=0.2, linewidth=0, label="the heuristic keeps k")
     for k, style in zip(ks, ("-", "--", "-.", ":"), strict=True):

@@ -87,7 +87,9 @@ def fit_figure(
     looks = ((plotting.TARGET, ""), (plotting.DRAFT, "//"), (plotting.ACCEPTED, ".."), (plotting.FORMULA, "xx"))
     totals = [bytes_per_gpu(profile.total, size, heads, profile.kv) / gib for size in sizes]
     fitting = next((size for size, total in zip(sizes, totals, strict=True) if total <= limit), None)
-    title = f"{fitting} GPUs hold it" if fitting and fitting > 1 else "One GPU holds it"
+    what = "hold both models and their caches" if fitting and fitting > 1 else "holds both models and their caches"
+    gpus = f"{fitting} GPUs" if fitting and fitting > 1 else "One GPU"
+    title = f"{gpus} of {gpu_memory / gib:.0f} GiB {what}"
     figure, axes = plotting.new_figure(
         title if fitting else "One node is too small: add nodes, or lower the batch",
         f"GiB on each GPU of {gpu_memory / gib:.0f} GiB",

@@ -82,8 +82,9 @@ def controllers_figure(before: float, after: float, c: float, slope: float = 0.1
     model = play_stream(CostModelSpeculation(MAX_K, c=c, v=v), alphas, c, v)
     best = [best_k(alpha, c, v, max_k=MAX_K) for alpha in alphas]
     figure, axes = plotting.new_figure(
-        f"Heuristic {heuristic.speedup:.2f}×, cost model {model.speedup:.2f}×", "round", "tokens drafted, k", width=8.0
-    )
+        f"After a change of α: heuristic {heuristic.speedup:.2f}×, cost model {model.speedup:.2f}×",
+        "round", "tokens drafted, k", width=8.0,
+    )  # fmt: skip
     x = range(1, rounds + 1)
     axes.step(x, best, "--", color=plotting.FORMULA, where="mid", label="best, if α were known")
     axes.step(x, heuristic.ks, "-", color=plotting.DRAFT, where="mid", linewidth=1.6, label="threshold heuristic")

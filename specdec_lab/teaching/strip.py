@@ -156,8 +156,14 @@ def recorded_rounds(rounds: Sequence[Round], tokenizer: Any) -> list[list[tuple[
 
 
 def recorded_strip(rounds: Sequence[Sequence[Sequence[str]]], prompt: str = "") -> Strip:
-    """The strip of rounds that `recorded_rounds` wrote. prompt: text shown before."""
-    return Strip(tuple(tuple(Token(text, kind) for text, kind in tokens) for tokens in rounds), prompt)
+    """The strip of rounds that `recorded_rounds` wrote, without control tokens such as <|im_end|>.
+
+    Args:
+        rounds: for each round, the text and the kind of each token.
+        prompt: text shown before.
+    """
+    shown = ([Token(text, kind) for text, kind in tokens if not text.startswith("<|")] for tokens in rounds)
+    return Strip(tuple(map(tuple, shown)), prompt)
 
 
 def stream_strip(pair: Pair, prompt: str, *, prompt_lines: int = 4, **arguments: Any) -> Generation:
