@@ -313,7 +313,7 @@ def test_the_accepted_count_has_the_frequencies_that_the_acceptance_rates_predic
         ((5, 3, 4), (1, 2, 4), (5, 2)),
     ],
 )
-def test_shapes_that_do_not_fit_are_told(p: tuple[int, ...], q: tuple[int, ...], drafted: tuple[int, ...]) -> None:
+def test_shapes_that_do_not_fit_raise(p: tuple[int, ...], q: tuple[int, ...], drafted: tuple[int, ...]) -> None:
     with pytest.raises(SpecdecError, match="do not fit together"):
         verify(torch.ones(p) / 4, torch.ones(q) / 4, torch.zeros(drafted, dtype=torch.int64), SeededRandomness(0))
 

@@ -457,7 +457,7 @@ def test_a_batch_that_is_no_number_of_rows_is_refused(pair: sd.Pair, small: Samp
         carry_out(small, right)
 
 
-def test_lists_and_functions_will_do_and_progress_is_told(pair: sd.Pair, small: SamplingPlan) -> None:
+def test_lists_and_functions_are_accepted_and_progress_is_reported(pair: sd.Pair, small: SamplingPlan) -> None:
     heard: list[tuple[int, int]] = []
     right = autoregressive(pair)
     result = carry_out(

@@ -583,7 +583,7 @@ def test_an_end_token_that_a_server_leaves_out_is_put_back(server: Server, pair:
     assert result.consistent, result.explain()
 
 
-def test_a_server_that_gives_no_token_ids_is_told_apart(server: Server) -> None:
+def test_a_server_that_gives_no_token_ids_is_recognized(server: Server) -> None:
     for ids in ("", "text"):
         server.ids = ids
         with pytest.raises(sd.SpecdecError, match="gives no token ids"):

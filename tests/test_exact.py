@@ -150,9 +150,9 @@ def test_every_controller_of_the_package_is_in_the_suite() -> None:
 def test_the_suite_reports_every_case_as_it_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
     few = [CASES["p = q"], CASES["greedy"]]
     monkeypatch.setattr("specdec_lab.equivalence.proof_suite.cases", lambda: few)
-    told: list[tuple[ProofCase, Proof]] = []
-    assert prove_all(lambda case, proof: told.append((case, proof))) == told
-    assert [case for case, _ in told] == few
+    reported: list[tuple[ProofCase, Proof]] = []
+    assert prove_all(lambda case, proof: reported.append((case, proof))) == reported
+    assert [case for case, _ in reported] == few
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -569,7 +569,7 @@ NAN = float("nan")
         (lambda: exact(P, None, [0], k=(one for one in ())), "k="),
     ],
 )
-def test_wrong_use_is_told_in_one_line(call: Callable[[], object], message: str) -> None:
+def test_wrong_use_raises_an_error_of_one_line(call: Callable[[], object], message: str) -> None:
     with pytest.raises(SpecdecError) as caught:
         call()
     assert message in str(caught.value)

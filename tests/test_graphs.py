@@ -191,12 +191,12 @@ def test_what_cannot_be_captured_says_so_once_and_runs_all_the_same(monkeypatch:
     for lm in (captured, plain):
         lm.start(1, 64)
         lm.prefill([[1, 2, 3]])
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for token in range(8):
             tokens = torch.tensor([[token]])
             assert torch.equal(captured.extend(tokens), plain.extend(tokens))
-    assert [str(w.message)[:45] for w in told] == ["steps of LlamaForCausalLM cannot be captured "]
+    assert [str(w.message)[:45] for w in caught] == ["steps of LlamaForCausalLM cannot be captured "]
 
 
 @pytest.mark.parametrize("steps", ["graphs", "recorded", "plain"])

@@ -443,7 +443,7 @@ def test_a_model_that_does_not_fit_on_the_device_is_one_line(
         load_pair(folder, device="cpu")
 
 
-def test_two_names_for_one_id_are_told(saved: Saved, tiny_model: Tiny) -> None:
+def test_two_names_for_one_id_raise(saved: Saved, tiny_model: Tiny) -> None:
     class Words:
         def __init__(self, vocabulary: dict[str, int]):
             self.get_vocab = lambda: vocabulary

@@ -301,7 +301,7 @@ def test_the_page_in_the_docs_is_what_the_command_writes(result: Matrix, museum_
 def test_the_picture_in_the_docs_has_every_wrong_version(small: Matrix, museum_page: Any) -> None:
     assert "(museum.svg)" in museum_page.page(small)
     picture = (ROOT / "docs" / "museum.svg").read_text(encoding="utf-8")
-    assert all(f"<!-- {m.name} -->" in picture for m in MUTANTS)  # text is drawn as paths, and told in comments
+    assert all(f"<!-- {m.name} -->" in picture for m in MUTANTS)  # text becomes paths; comments hold it as text
 
 
 RECORD = {

@@ -36,7 +36,7 @@ def test_a_stream_ends_as_the_strip_of_its_generation(pair: Any, capsys: Any) ->
     assert capsys.readouterr().out == f"{token_strip(whole.rounds, pair.tokenizer)}\n"
 
 
-def test_every_fate_is_told_by_a_mark_as_well_as_a_colour(pair: Any) -> None:
+def test_every_token_state_has_a_mark_as_well_as_a_color(pair: Any) -> None:
     rounds = sd.generate_speculative(pair, "the rest of it", k=2, max_new_tokens=60, seed=1).rounds
     strip = token_strip(rounds, pair.tokenizer, prompt="<b>")
     page = strip._repr_html_()

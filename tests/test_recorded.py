@@ -86,7 +86,7 @@ def test_live_has_the_same_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(Server.steps[4:]) == ["stop drafting", "stop plain"]
 
 
-def test_a_server_that_breaks_off_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_breaks_off_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     def breaking(url: str, prompts: Any, **settings: Any) -> ServerMeasurement:
         found = measurement(url, prompts, **settings)
         return ServerMeasurement(found.url, "m", 1, 1.0, found.requests, problem="answered 500")

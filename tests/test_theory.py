@@ -153,6 +153,6 @@ def test_a_wrong_argument_raises_one_line(wrong: Callable[[], object]) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_list_of_rates_is_told_to_be_none() -> None:
+def test_a_list_of_rates_raises() -> None:
     with pytest.raises(SpecdecError, match="takes a probability"):
         expected_tokens([0.5, 0.7], 3)  # type: ignore[type-var]
