@@ -110,7 +110,7 @@ def of_vllm(
     environment: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """The same of a server, its acceptance, and the verdict on its samples."""
-    found: dict[str, Any] = {"config": told(config), "speed": {}, "acceptance": {}, "latency": {}}
+    found: dict[str, Any] = {"config": portable(config), "speed": {}, "acceptance": {}, "latency": {}}
     began = time.perf_counter()
     with VLLMServer(TARGET, config, environment=environment) as server:
         found["start_seconds"] = time.perf_counter() - began
@@ -125,7 +125,7 @@ def of_vllm(
                     for _ in range(arguments.repeats + 1)
                 ][1:]  # the first is for warmth
                 if problem := next((run.problem for run in runs if run.problem is not None), None):
-                    raise sd.SpecdecError(f"{told(config)}: {problem}")
+                    raise sd.SpecdecError(f"{portable(config)}: {problem}")
                 found["speed"][mode][str(size)] = median(run.tokens_per_second for run in runs)
                 if size == 1:
                     found["latency"][mode] = {
@@ -147,8 +147,8 @@ def of_vllm(
     return found
 
 
-def told(config: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The configuration with the model's name for its folder, which is elsewhere on every machine."""
+def portable(config: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The configuration with the name of the model's folder in place of its path, which differs between machines."""
     return config and config | ({"model": Path(config["model"]).name} if "model" in config else {})
 
 

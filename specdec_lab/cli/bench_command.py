@@ -229,7 +229,7 @@ def _suite(
 
 
 def _policy(console: Console, models: ModelOptions, sampling: "Sampling", max_k: int, as_json: bool) -> None:
-    """The batch policy, and what vLLM would be told."""
+    """Measure and print the batch policy, and the vLLM setting for it."""
     from specdec_lab.measurement.policy import CONTEXTS, KS, measure_policy
 
     pair = load(*models)

@@ -105,7 +105,7 @@ def _costs_line(mode: "Mode") -> str:
 
 
 def _stream(console: Console, way: "Way", prompt: str) -> None:
-    """One completion as it is made: accepted, rejected and bonus tokens told apart by color and by mark."""
+    """Print one completion as it is generated. Accepted, rejected and bonus tokens differ in color and in mark."""
     from specdec_lab.teaching.strip import legend_text, round_text
     from specdec_ref.api import stream_speculative
 
