@@ -214,7 +214,7 @@ def test_a_draft_whose_last_token_is_never_fed_is_found(healthy: sd.Pair, monkey
 
     class Forgetful(sd.ModelDrafter):
         def _catch_up(self, sequences: list[list[int]]) -> Tensor:
-            if self._cached[0] == len(sequences[0]) - 2:  # all accepted: one drawn, one more emitted
+            if self._cached[0] == len(sequences[0]) - 2:  # all accepted: one sampled, one more emitted
                 self.model.rewind(self._cached)
                 return torch.tensor([sequences[0][-1:]])
             return super()._catch_up(sequences)
@@ -224,11 +224,11 @@ def test_a_draft_whose_last_token_is_never_fed_is_found(healthy: sd.Pair, monkey
 
 
 def test_a_wrong_greedy_loop_is_found(healthy: sd.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every draft is kept: at a wrong one the margin between the two tokens is far above rounding."""
+    """Every drafted token is accepted. At a wrong one, the margin between the two tokens is far above rounding."""
 
     def keep_all(p: Tensor, q: Tensor, drafted: Tensor, randomness: sd.Randomness) -> sd.Verdict:
-        kept = torch.full(drafted.shape[:-1], drafted.shape[-1])
-        return sd.Verdict(kept, randomness.draw(p[..., -1, :]))
+        all_accepted = torch.full(drafted.shape[:-1], drafted.shape[-1])
+        return sd.Verdict(all_accepted, randomness.draw(p[..., -1, :]))
 
     monkeypatch.setitem(VERIFICATIONS, "token", keep_all)
     found = diagnose(healthy, **QUICK)
@@ -500,7 +500,7 @@ def recorded_setup(healthy: sd.Pair, k: int, pace: float = 1.0) -> Setup:
     """Rounds of a text of 48 tokens with α = 3/4, as a loop with this k would have made them.
 
     The number of drafted tokens falls towards the end of the text; the target's steps stay as long. Of every four
-    judged tokens three are accepted.
+    examined tokens three are accepted.
     """
     setup = prepare_setup(Models.of(healthy), prompts=[PROMPTS[0]], max_new_tokens=48, k=k)
     rounds, scored, new = [], [], 0

@@ -1,7 +1,7 @@
 """The exact proof: it holds for the loop as it is, in every case of the suite; it refutes wrong loops by just as much
 as they are wrong; and what it enumerates is what a plain enumeration without any merging finds.
 
-No chance in here: tables and examples come from fixed seeds. About two minutes of CPU time.
+Nothing is random: tables and examples come from fixed seeds. About two minutes of CPU time.
 """
 
 import importlib
@@ -341,7 +341,7 @@ def test_weights_that_do_not_sum_to_one_are_drawn_from_as_production_does(monkey
 
 
 def test_a_loop_that_may_emit_nothing_is_followed_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A first token 0 is thrown away and drawn again, for ever: 0.4·(1 + 0.6 + 0.36 + …) = 1."""
+    """A first token 0 is discarded and sampled again, without end: 0.4·(1 + 0.6 + 0.36 + …) = 1."""
     right = decoding.Row.add
 
     def wrong(self: decoding.Row, tokens: list[int], eos: frozenset[int], limit: int) -> tuple[int, ...]:
@@ -362,7 +362,7 @@ def test_a_loop_that_hangs_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Question(Exception):
-    """What chance has to decide next: options with their probabilities."""
+    """The next random decision: options with their probabilities."""
 
     def __init__(self, options: list[tuple[int, float]]):
         self.options = options
@@ -381,12 +381,12 @@ class Answers:
         return answer
 
     def draw(self, probabilities: Tensor) -> Tensor:
-        drawn = [self.decide(list(enumerate(row))) for row in probabilities.flatten(0, -2).tolist()]
-        return torch.tensor(drawn).reshape(probabilities.shape[:-1])
+        sampled = [self.decide(list(enumerate(row))) for row in probabilities.flatten(0, -2).tolist()]
+        return torch.tensor(sampled).reshape(probabilities.shape[:-1])
 
     def accept(self, probability: Tensor) -> Tensor:
-        kept = [self.decide([(1, p), (0, 1 - p)]) for p in probability.flatten().tolist()]
-        return torch.tensor(kept, dtype=torch.bool).reshape(probability.shape)
+        decisions = [self.decide([(1, p), (0, 1 - p)]) for p in probability.flatten().tolist()]
+        return torch.tensor(decisions, dtype=torch.bool).reshape(probability.shape)
 
 
 def brute_force(

@@ -36,7 +36,7 @@ def residual_only_and_without_walls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def graded_with(folder: Path, out: Path) -> dict[str, Graded]:
-    """The class, in which b and nobody else hands in what is right."""
+    """A class in which only b hands in the right answer."""
     notebook(folder / "b", RIGHT)
     graded = {one.submission: one for one in grade_folder(folder, out, jobs=1)}
     assert graded["b"].score == 10

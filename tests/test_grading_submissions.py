@@ -1,4 +1,4 @@
-"""Class folders with more than honest work: no score changes, nobody is left out, and reports give the reasons."""
+"""Class folders with more than honest work: no score changes, no submission is lost, and reports give the reasons."""
 
 import csv
 import itertools

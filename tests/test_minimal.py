@@ -45,7 +45,7 @@ class EveryOutcome:
         options = {}
         for answers in itertools.product([True, False], repeat=len(probability)):
             chances = [p if answer else 1 - p for p, answer in zip(probability.tolist(), answers, strict=True)]
-            if all(chance > 0 for chance in chances):
+            if all(probability > 0 for probability in chances):
                 options[answers] = float(torch.tensor(chances, dtype=torch.float64).prod())
         return torch.tensor(self._decide(options))
 

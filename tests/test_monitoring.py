@@ -86,7 +86,7 @@ class Cycle:
 
 
 def test_a_small_history_counted_by_hand() -> None:
-    """Drafted 4, 4, 4, 0, 2; accepted 4, 0, 2, 0, 1: judged 4, 1, 3, 0, 2."""
+    """Drafted 4, 4, 4, 0, 2; accepted 4, 0, 2, 0, 1: examined 4, 1, 3, 0, 2."""
     found = monitor_of([(4, 4), (0, 4), (2, 4), (0, 0), (1, 2)]).get_statistics()
     assert (found.rounds, found.drafts, found.drafted, found.judged, found.accepted) == (5, 4, 14, 10, 7)
     assert found.emitted == 12
@@ -216,14 +216,14 @@ def test_a_pair_of_known_alpha_is_measured_right() -> None:
         next(loop)
     found = monitor.get_statistics()
     assert (found.rounds, found.drafts, found.drafted) == (1800, 1800, 5400)
-    # Rejecting is what ends a round, so that judged tokens are as many tries in a row, and the counts binomial.
+    # A rejection ends a round, so examined tokens are independent tries and the counts are binomial.
     assert stats.binomtest(found.accepted, found.judged, ALPHA).pvalue > 1e-6
     reached = 1800
     for i, rate in enumerate(found.conditional_rates):
-        kept = round(rate * reached)
-        assert stats.binomtest(kept, reached, ALPHA).pvalue > 1e-6, i
-        assert found.unconditional_rates[i] == kept / 1800
-        reached = kept
+        accepted_here = round(rate * reached)
+        assert stats.binomtest(accepted_here, reached, ALPHA).pvalue > 1e-6, i
+        assert found.unconditional_rates[i] == accepted_here / 1800
+        reached = accepted_here
     expected = 1800 * np.array([1 - ALPHA, (1 - ALPHA) * ALPHA, (1 - ALPHA) * ALPHA**2, ALPHA**3])
     assert stats.chisquare(found.accepted_histogram, expected).pvalue > 1e-6
     assert found.emitted == found.accepted + 1800
@@ -325,7 +325,7 @@ def test_the_three_times_add_up_to_the_rounds(pair: Pair) -> None:
 
 
 def test_only_what_entered_the_text_counts_as_emitted(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An end token may be accepted inside a round; what stood behind it is none of the text."""
+    """An end token may be accepted inside a round. The tokens after it are not part of the text."""
     monkeypatch.setattr(Pair, "eos", frozenset(pair.tokenizer("\n")["input_ids"]))
     monitor = SpeculativeDecodingMonitor()
     generations = generate_speculative(pair, BATCH, k=4, max_new_tokens=24, seed=1, monitor=monitor)
@@ -489,12 +489,12 @@ def as_vllm_counts(history: Sequence[tuple[int, int]], width: int) -> Any:
     name = "vllm:spec_decode_num_accepted_tokens_per_pos"
     positions = Counter(name, "positions", [*labels, "position"], registry=registry)
     places = [positions.labels("m", "0", str(i)) for i in range(width)]
-    for kept, proposed in history:
+    for accepted_here, proposed in history:
         if proposed:
             drafts.inc()
             drafted.inc(proposed)
-            accepted.inc(kept)
-            for place in places[:kept]:
+            accepted.inc(accepted_here)
+            for place in places[:accepted_here]:
                 place.inc()
     return registry
 
@@ -609,7 +609,7 @@ def test_the_figure_says_its_message_and_names_its_axes(tmp_path: Path) -> None:
     figure = monitor.plot_acceptance_over_time(tmp_path / "acceptance.png")
     assert (tmp_path / "acceptance.png").read_bytes().startswith(b"\x89PNG")
     (axes,) = figure.axes
-    assert axes.get_title(loc="left") == "α is 75 % over all rounds, 0 % over the last 25"  # 120 of 160 judged
+    assert axes.get_title(loc="left") == "α is 75 % over all rounds, 0 % over the last 25"  # 120 of 160 examined
     assert axes.get_xlabel() == "round"
     assert "(%)" in axes.get_ylabel()
     lines = {str(line.get_label()): line for line in axes.lines}

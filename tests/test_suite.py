@@ -67,10 +67,10 @@ def test_intervals_are_scipys(quantile: float, n: int, level: float) -> None:
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     """2,000 sets of 30 exponential samples, median ln 2: at least 95 % cover it. Fixed seed; a right interval, whose
     coverage is 95 % or more, would fail this for one seed in 30,000 (4 standard errors)."""
-    chance = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     covered = 0
     for _ in range(2000):
-        interval = quantile_interval(list(chance.exponential(size=30)), 0.5)
+        interval = quantile_interval(list(rng.exponential(size=30)), 0.5)
         assert interval is not None
         covered += interval[0] <= math.log(2) <= interval[1]
     assert covered / 2000 >= 0.95 - 4 * math.sqrt(0.95 * 0.05 / 2000)

@@ -25,14 +25,14 @@ def v(n: int) -> float:
 
 def simulated_speedup(alpha: float, k: int, c: float, overhead: float, tokens: int = 60_000) -> float:
     """Rounds played on a clock until so many tokens are there, against one step for each."""
-    chance = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     clock, emitted = 0.0, 0
     while emitted < tokens:
-        kept = 0
-        while kept < k and chance.random() < alpha:
-            kept += 1
+        accepted = 0
+        while accepted < k and rng.random() < alpha:
+            accepted += 1
         clock += k * c + v(k + 1) + overhead
-        emitted += kept + 1
+        emitted += accepted + 1
     return emitted / clock
 
 
