@@ -86,19 +86,19 @@ def synthetic_pair(
         if not is_whole(value) or value < 2:
             raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ 2")
     _check_fits(large, small)
-    chance = torch.Generator(device).manual_seed(seed)
-    models = [_random(shape, vocab_size, context, device, dtype, chance) for shape in (large, small)]
+    generator = torch.Generator(device).manual_seed(seed)
+    models = [_random(shape, vocab_size, context, device, dtype, generator) for shape in (large, small)]
     pair = Pair(models[0], models[1], _numbers(vocab_size))
     _host(models[0], models[1], small)
     return dial(Synthetic(pair, 1.0, 1.0), acceptance, seed=seed)
 
 
 def dial(synthetic: Synthetic, acceptance: float, *, seed: int = 0) -> Synthetic:
-    """The same models, whose further layers are scaled anew, in place, so that the acceptance rate is this one."""
+    """Set the acceptance rate, by rescaling the target's layers beyond the draft's. Changes the models in place."""
     pair = synthetic.pair
     assert pair.draft is not None
-    chance = torch.Generator(pair.device).manual_seed(seed)
-    text = torch.randint(pair.target.config.vocab_size, (4, 96), generator=chance, device=pair.device)
+    generator = torch.Generator(pair.device).manual_seed(seed)
+    text = torch.randint(pair.target.config.vocab_size, (4, 96), generator=generator, device=pair.device)
     scale = synthetic.scale
     q = _probabilities(pair.draft, text)
 
@@ -111,13 +111,13 @@ def dial(synthetic: Synthetic, acceptance: float, *, seed: int = 0) -> Synthetic
     low, high = 1e-4, 100.0
     for _ in range(SEARCHES + 4):
         middle = sqrt(low * high)
-        found = at(middle)
-        if abs(found - acceptance) < 0.002:
+        reached = at(middle)
+        if abs(reached - acceptance) < 0.002:
             break
-        low, high = (middle, high) if found > acceptance else (low, middle)
-    if abs(found - acceptance) > 0.02:
-        raise SpecdecError(f"acceptance={acceptance}: cannot be had with these shapes; the nearest is {found:.3f}")
-    return replace(synthetic, acceptance=found, scale=scale)
+        low, high = (middle, high) if reached > acceptance else (low, middle)
+    if abs(reached - acceptance) > 0.02:
+        raise SpecdecError(f"acceptance={acceptance}: cannot be had with these shapes; the nearest is {reached:.3f}")
+    return replace(synthetic, acceptance=reached, scale=scale)
 
 
 def _shape(name: str, shape: Shape | str) -> Shape:
@@ -151,9 +151,9 @@ def _check_fits(large: Shape, small: Shape) -> None:
 
 
 def _random(
-    shape: Shape, vocab: int, context: int, device: torch.device | str, dtype: torch.dtype, chance: torch.Generator
+    shape: Shape, vocab: int, context: int, device: torch.device | str, dtype: torch.dtype, generator: torch.Generator
 ) -> Any:
-    """A Llama whose every sum has a spread of about one, and whose logits have one of `SPREAD`."""
+    """A random Llama: its hidden states have a standard deviation of about 1, its logits of about `SPREAD`."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
@@ -176,12 +176,12 @@ def _random(
         if weight.ndim == 1:
             weight.fill_(1.0)
         elif "embed_tokens" in name:
-            weight.normal_(0, 1, generator=chance)
+            weight.normal_(0, 1, generator=generator)
         elif "lm_head" in name:
-            weight.normal_(0, SPREAD / sqrt(shape.width), generator=chance)
+            weight.normal_(0, SPREAD / sqrt(shape.width), generator=generator)
         else:
             deep = sqrt(2 * shape.layers) if ("o_proj" in name or "down_proj" in name) else 1.0
-            weight.normal_(0, 1 / (deep * sqrt(weight.shape[1])), generator=chance)
+            weight.normal_(0, 1 / (deep * sqrt(weight.shape[1])), generator=generator)
     return model
 
 
@@ -222,5 +222,5 @@ def _rescale(pair: Pair, factor: float) -> None:
 @torch.inference_mode()
 def _probabilities(model: Any, text: Tensor) -> Tensor:
     """[B, n, V] in float32."""
-    found: Tensor = model(text, use_cache=False).logits.float().softmax(-1)
-    return found
+    probabilities: Tensor = model(text, use_cache=False).logits.float().softmax(-1)
+    return probabilities
