@@ -187,7 +187,9 @@ def steps(console: Console, what: str) -> Iterator[OnStep]:
     columns = (TextColumn("{task.description:36}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=None)
-        yield lambda step, done, total: bar.update(task, description=f"{what}: {step}", completed=done, total=total)
+        yield lambda step, completed, total: bar.update(
+            task, description=f"{what}: {step}", completed=completed, total=total
+        )
 
 
 if __name__ == "__main__":

@@ -210,7 +210,7 @@ def main() -> int:
                 Path(folder) / "out",
                 hidden=[ROOT / "solutions"],
                 jobs=arguments.jobs,
-                on_graded=lambda done, of: bar.update(task, completed=done),
+                on_graded=lambda completed, _: bar.update(task, completed=completed),
             )
         facts = report(handed_in, graded, time.perf_counter() - began, arguments.jobs)
     arguments.out.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -56,7 +56,7 @@ def new_figure(
     """An empty figure in the course's style and its axes: one, or an array with `nrows=…` or `ncols=…`.
 
     title: the one message, in words. x, y: what the axes show, with units. width, height: inches. The figure belongs
-    to nobody but the caller (it is not pyplot's), so a notebook shows it where it is a cell's last value.
+    to the caller alone (pyplot does not hold it), so a notebook shows it if it is the last value of a cell.
     """
     import sys
 
@@ -72,11 +72,11 @@ def new_figure(
         first = axes if not hasattr(axes, "flat") else axes.flat[0]
         if title:
             first.set_title(title)
-        for one in [axes] if first is axes else axes.flat:
-            one.set_xlabel(x)
-            one.set_ylabel(y)
+        for panel in [axes] if first is axes else axes.flat:
+            panel.set_xlabel(x)
+            panel.set_ylabel(y)
             for name in ("legend", "set_title", "text", "annotate"):  # what a lesson adds later looks alike
-                setattr(one, name, styled(getattr(one, name)))
+                setattr(panel, name, styled(getattr(panel, name)))
     return figure, axes
 
 

@@ -35,8 +35,8 @@ def answered(asked: urllib.request.Request, timeout: float) -> Iterator[http.cli
             yield answer
     except urllib.error.HTTPError as error:
         with error:
-            said = " ".join(error.read(300).decode(errors="replace").split())
-        raise SpecdecError(f"{where}: answered {error.code} {error.reason}: {said}") from error
+            explanation = " ".join(error.read(300).decode(errors="replace").split())
+        raise SpecdecError(f"{where}: answered {error.code} {error.reason}: {explanation}") from error
     except TimeoutError as error:
         raise SpecdecError(f"{where}: no answer within {timeout:g} s") from error
     except (OSError, http.client.HTTPException) as error:

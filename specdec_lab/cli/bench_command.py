@@ -144,7 +144,7 @@ def _every_k(console: Console, models: ModelOptions, max_k: int, work: Workload,
         raise SpecdecError(f"--max-k {max_k}: the models hold {pair.context} tokens")
     texts = list(held_out_prompts().values())[: work.prompts]
     ids = [pair.tokenizer(text)["input_ids"][-longest:] for text in texts]
-    most = most_scored(pair, max_k)
+    largest_draft = most_scored(pair, max_k)
     contenders = {
         (f"k = {k}" if k else PLAIN): ours(pair, k, work.sampling, work.tokens, work.verification)
         for k in range(max_k + 1)
@@ -153,10 +153,14 @@ def _every_k(console: Console, models: ModelOptions, max_k: int, work: Workload,
     with progress_bar(_stderr(console), runs + WARM_UP + 15) as step:
         costs = measure_costs(
             pair,
-            max_k=most,
+            max_k=largest_draft,
             sampling=work.sampling,
-            context=min(200, pair.context - most - 1),
-            scored={*range(1, min(most, MOST_TIMED) + 2), *range(MOST_TIMED + 1, most, 8), most + 1},
+            context=min(200, pair.context - largest_draft - 1),
+            scored={
+                *range(1, min(largest_draft, MOST_TIMED) + 2),
+                *range(MOST_TIMED + 1, largest_draft, 8),
+                largest_draft + 1,
+            },
             drafted=min(max_k, MOST_TIMED),
             on_step=lambda: step("step times"),
         )
@@ -257,40 +261,42 @@ def _server(console: Console, url: str, model: str | None, concurrency: int, wor
 
     texts = list(held_out_prompts().values())[: work.prompts] * work.repeats
     with _steps(console) as on_step:
-        found = measure_server(
+        measured = measure_server(
             url,
             texts,
             concurrency=concurrency,
             max_new_tokens=work.tokens,
             sampling=work.sampling,
             model=model,
-            on_done=lambda done, total: on_step("requests", done, total),
+            on_done=lambda completed, total: on_step("requests", completed, total),
         )
     if as_json:
-        print(json.dumps(found.to_json(), indent=1, allow_nan=False))
+        print(json.dumps(measured.to_json(), indent=1, allow_nan=False))
     else:
-        _print_served(console, found)
-    if found.problem:
-        raise SpecdecError(f"ended early, the above is what was measured: {found.problem}")
+        _print_served(console, measured)
+    if measured.problem:
+        raise SpecdecError(f"ended early, the above is what was measured: {measured.problem}")
 
 
-def _print_served(console: Console, found: "ServerMeasurement") -> None:
+def _print_served(console: Console, measured: "ServerMeasurement") -> None:
     """A few lines for people."""
 
     def milliseconds(what: str) -> str:
-        return ", ".join("–" if isnan(t) else f"{1000 * t:.1f}" for t in found.percentiles(what))
+        return ", ".join("–" if isnan(t) else f"{1000 * t:.1f}" for t in measured.percentiles(what))
 
-    console.print(f"{found.model} at {found.url}: {len(found.requests)} requests, {found.concurrency} at a time")
+    console.print(
+        f"{measured.model} at {measured.url}: {len(measured.requests)} requests, {measured.concurrency} at a time"
+    )
     for name, value in (
-        ("tokens per second", f"{found.tokens_per_second:.1f}"),
+        ("tokens per second", f"{measured.tokens_per_second:.1f}"),
         ("ms to the first token, p50 and p99", milliseconds("first_seconds")),
         ("ms per token after it, p50 and p99", milliseconds("seconds_per_token")),
     ):
         console.print(f"{name:38}{value}")
-    if found.counters is None:
-        console.print(f"speculation: unknown ({found.no_counters})")
-    elif found.counters.drafts:
-        console.print("the server's counters meanwhile:", found.counters.statistics())
+    if measured.counters is None:
+        console.print(f"speculation: unknown ({measured.no_counters})")
+    elif measured.counters.drafts:
+        console.print("the server's counters meanwhile:", measured.counters.statistics())
     else:
         console.print("speculation: the server drafted nothing meanwhile")
 
@@ -305,4 +311,4 @@ def _steps(console: Console) -> Iterator[OnStep]:
     console = _stderr(console)
     with Progress(*columns, console=console, transient=True, disable=console.quiet) as bar:
         task = bar.add_task("loading", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+        yield lambda what, completed, total: bar.update(task, description=what, completed=completed, total=total)

@@ -115,12 +115,12 @@ def result_facts(result: Any) -> dict[str, Any]:
 
 def result_cells(facts: dict[str, Any]) -> tuple[str, str, str, str]:
     """The same as cells of `result_table`."""
-    one = facts["acceptance"] is None
+    is_baseline = facts["acceptance"] is None
     return (
         f"{facts['tokens_per_second']:.0f}",
         f"{facts['speedup']:.2f}",
-        "" if one else f"{facts['acceptance']:.0%}",
-        "" if one else f"{facts['tokens_per_round']:.1f}",
+        "" if is_baseline else f"{facts['acceptance']:.0%}",
+        "" if is_baseline else f"{facts['tokens_per_round']:.1f}",
     )
 
 

@@ -96,9 +96,9 @@ def _costs_line(mode: "Mode") -> str:
     from specdec_lab.measurement.methods import drafts_one_at_a_time
 
     parts = {}
-    for one in mode.ways:
-        if drafts_one_at_a_time(one.way.pair):
-            parts[one.way.name] = f"{one.way.name}: c = {one.costs.c:.3f} (draft step / target step)"
+    for timed in mode.ways:
+        if drafts_one_at_a_time(timed.way.pair):
+            parts[timed.way.name] = f"{timed.way.name}: c = {timed.costs.c:.3f} (draft step / target step)"
     first = mode.ways[0]
     n = first.k + 1
     return " · ".join([*parts.values(), f"v({n}) = {first.costs.v(n):.2f} (scoring {n} tokens / one)"])
@@ -124,10 +124,10 @@ def _demo_table(modes: "list[Mode]") -> Table:
     for mode in modes:
         plain = result_facts(mode.baseline)
         table.add_row(mode.name, "no drafts", "", *result_cells(plain), "", f"{plain['repeated_share']:.0%}")
-        for one in mode.ways:
-            facts = result_facts(one.result)
-            cells = [*result_cells(facts), f"{one.predicted:.2f}", f"{facts['repeated_share']:.0%}"]
-            table.add_row("", one.way.label, f"k = {one.k}", *cells)
+        for timed in mode.ways:
+            facts = result_facts(timed.result)
+            cells = [*result_cells(facts), f"{timed.predicted:.2f}", f"{facts['repeated_share']:.0%}"]
+            table.add_row("", timed.way.label, f"k = {timed.k}", *cells)
     return table
 
 
@@ -140,14 +140,14 @@ def _demo_facts(pair: "Pair", modes: "list[Mode]") -> dict[str, Any]:
                 "baseline": result_facts(mode.baseline),
                 "ways": [
                     {
-                        "name": one.way.label,
-                        "k": one.k,
-                        **result_facts(one.result),
-                        "formula": one.predicted,
-                        "c": one.costs.c,
-                        "v": one.costs.v(one.k + 1),
+                        "name": timed.way.label,
+                        "k": timed.k,
+                        **result_facts(timed.result),
+                        "formula": timed.predicted,
+                        "c": timed.costs.c,
+                        "v": timed.costs.v(timed.k + 1),
                     }
-                    for one in mode.ways
+                    for timed in mode.ways
                 ],
                 "fastest": mode.fastest.way.label,
                 "identical_texts": mode.identical[0] if mode.sampling.greedy else None,

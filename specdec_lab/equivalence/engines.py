@@ -82,8 +82,8 @@ class SharedWork(TransformersModel):
             at = torch.tensor(self.lengths(), device=self.device)[:, None]
             tokens = tokens.masked_fill(at + torch.arange(tokens.shape[1], device=self.device) >= self.end, 0)
         step = super().extend
-        found = [step(self._separate(piece))[self._cache_row] for piece in self._pieces(tokens)]
-        return found[0] if len(found) == 1 else torch.cat(found, 1)
+        logits = [step(self._separate(piece))[self._cache_row] for piece in self._pieces(tokens)]
+        return logits[0] if len(logits) == 1 else torch.cat(logits, 1)
 
     @torch.inference_mode()
     def extend_tree(self, tokens: Tensor, parents: Tensor) -> Tensor:
@@ -225,18 +225,18 @@ def _refined(alike: Tensor, doing: Tensor) -> Tensor:
 
 def adjacent_rows(needed: list[int]) -> list[tuple[slice, int]]:
     """Adjacent rows that are scored in one pass, and how many tokens of each: the most that any of them needs."""
-    found: list[tuple[slice, int]] = []
+    groups: list[tuple[slice, int]] = []
     first = 0
-    for most, rows in groupby(needed):
-        here, m = slice(first, first := first + len(list(rows))), most
-        if found:
-            before, m = found[-1]
-            wasted = abs(most - m) * (before.stop - before.start if most > m else here.stop - here.start)
+    for largest, rows in groupby(needed):
+        here, m = slice(first, first := first + len(list(rows))), largest
+        if groups:
+            before, m = groups[-1]
+            wasted = abs(largest - m) * (before.stop - before.start if largest > m else here.stop - here.start)
             if wasted < A_PASS:
-                found[-1] = slice(before.start, here.stop), max(most, m)
+                groups[-1] = slice(before.start, here.stop), max(largest, m)
                 continue
-        found.append((here, most))
-    return found
+        groups.append((here, largest))
+    return groups
 
 
 def shared_models(pair: Pair, drafter: Drafter | None, max_k: int) -> tuple[SharedWork, Drafter | None]:

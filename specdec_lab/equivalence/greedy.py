@@ -97,7 +97,7 @@ def greedy_agreement(
     sampler: Sampler | Callable[..., Any] | None = None,
     *,
     k: int = 4,
-    on_progress: Progress = lambda done, of: None,
+    on_progress: Progress = lambda completed, total: None,
 ) -> GreedyAgreement:
     """Check that a sampler's greedy decoding is the target's own after every prompt.
 

@@ -41,7 +41,7 @@ def typical_acceptance(
 
 
 def longest_match(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) -> Verdict:
-    """Accept a drafted token where it is the target's most likely one, although the temperature is above 0. Lossy.
+    """Accept a drafted token if it is the target's most likely token, although the temperature is above 0. Lossy.
 
     The rule of greedy decoding, applied to sampling: the argmax comes out too often. A rejected token is replaced by a
     sample from p. At temperature 0 the rule is exact.

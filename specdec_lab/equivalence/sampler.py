@@ -91,12 +91,12 @@ def checked(rows: object, number: int, length: int, vocab_size: int, end: Sequen
         raise SpecdecError(f"sampler: gave {rows!r:.80}; takes rows of token ids, [{number}, {length}] int64")
     if len(rows) > number:
         raise SpecdecError(f"sampler: gave {len(rows)} rows where {number} were asked for")
-    found = np.full((len(rows), length), -1, dtype=np.int64)
+    tokens_or_end = np.full((len(rows), length), -1, dtype=np.int64)
     for i, row in enumerate(rows):
         tokens = _until_the_end(i, row, length, end)
         _check_tokens(i, tokens, vocab_size)
-        found[i, : len(tokens)] = tokens
-    return found
+        tokens_or_end[i, : len(tokens)] = tokens
+    return tokens_or_end
 
 
 def _until_the_end(i: int, row: Any, length: int, end: Sequence[int]) -> Sequence[Any]:

@@ -23,7 +23,7 @@ class Sample:
     Attributes:
         tokens: the new ids.
         seconds: wall clock.
-        accepted, judged, rounds: counts, 0 where they are unknown.
+        accepted, judged, rounds: counts of accepted tokens, examined tokens and rounds; 0 where unknown.
         draft_seconds: spent in drafting.
         shapes: of each round, the levels and the tokens drafted; they differ where the draft is a tree.
         accepts: of each round, the tokens accepted.
@@ -103,12 +103,12 @@ def race(
     pace = {name: [len(s.tokens) / s.seconds for s in ran] for name, ran in samples.items()}
     results = {}
     for name, ran in samples.items():
-        judged, rounds = sum(s.judged for s in ran), sum(s.rounds for s in ran)
+        examined, rounds = sum(s.judged for s in ran), sum(s.rounds for s in ran)
         results[name] = Result(
             name,
             median(pace[name]),
             median(mine / theirs for mine, theirs in zip(pace[name], pace[baseline], strict=True)),
-            sum(s.accepted for s in ran) / judged if judged else None,
+            sum(s.accepted for s in ran) / examined if examined else None,
             sum(len(s.tokens) for s in ran) / rounds if rounds else None,
             sum(repeated_share(s.tokens) for s in ran) / len(ran),
             tuple(ran),

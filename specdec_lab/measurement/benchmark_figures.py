@@ -39,31 +39,31 @@ def speedups(result: SuiteResult) -> "Figure":
     shown = [(r.decoding_speedup, r) for r in result.results if r.config_name != "baseline" and r.decoding_speedup]
     title = ""
     if shown:
-        most, best = max(shown, key=lambda pair: pair[0])
-        title = f"Fastest: {best.config_name}, {most:.2f} times the baseline on {best.prompt_length} prompts"
-        beside = [r for _, r in shown if r is not best and r.prompt_length == best.prompt_length]
-        if near := [r.config_name for r in beside if reaches(r.decoding_speedup_interval, most)]:
+        fastest, best = max(shown, key=lambda pair: pair[0])
+        title = f"Fastest: {best.config_name}, {fastest:.2f} times the baseline on {best.prompt_length} prompts"
+        same_length = [r for _, r in shown if r is not best and r.prompt_length == best.prompt_length]
+        if near := [r.config_name for r in same_length if reaches(r.decoding_speedup_interval, fastest)]:
             title += f"\nwithin noise: {first_names(near)}"
     figure, axes = plotting.new_figure(
         "", "speedup after the first round\n(times the baseline)", width=2.4 + 2.2 * len(lengths),
         height=1.5 + 0.24 * len(names), ncols=len(lengths), sharey=True, squeeze=False,
     )  # fmt: skip
-    for one, length in zip(axes.flat, lengths, strict=True):
-        one.axvline(1, color=plotting.FORMULA, linewidth=1)
-        found = {r.config_name: r for r in result.results if r.prompt_length == length}
+    for panel, length in zip(axes.flat, lengths, strict=True):
+        panel.axvline(1, color=plotting.FORMULA, linewidth=1)
+        by_name = {r.config_name: r for r in result.results if r.prompt_length == length}
         for y, name in enumerate(names):
-            r = found.get(name)
+            r = by_name.get(name)
             if r is None or r.decoding_speedup is None:
                 continue
             if r.decoding_speedup_interval:
-                one.plot(r.decoding_speedup_interval, (y, y), color=plotting.TARGET, linewidth=2.5, alpha=0.5)
-            one.plot(r.decoding_speedup, y, "o", color=plotting.TARGET, label="measured, 95 % interval")
+                panel.plot(r.decoding_speedup_interval, (y, y), color=plotting.TARGET, linewidth=2.5, alpha=0.5)
+            panel.plot(r.decoding_speedup, y, "o", color=plotting.TARGET, label="measured, 95 % interval")
             if r.predicted_speedup is not None:
-                one.plot(r.predicted_speedup, y, "|", color=plotting.FORMULA, markersize=12, markeredgewidth=2,
+                panel.plot(r.predicted_speedup, y, "|", color=plotting.FORMULA, markersize=12, markeredgewidth=2,
                          label="formula")  # fmt: skip
         tokens = next(r.prompt_tokens for r in result.results if r.prompt_length == length)
-        one.set_title(f"{length}: {tokens} tokens", loc="left", fontsize=10)
-        one.set_xlim(left=0)
+        panel.set_title(f"{length}: {tokens} tokens", loc="left", fontsize=10)
+        panel.set_xlim(left=0)
     axes.flat[0].set_yticks(range(len(names)), names)
     axes.flat[0].set_ylim(len(names) - 0.5, -0.5)
     _finish(figure, title, axes.flat[0])

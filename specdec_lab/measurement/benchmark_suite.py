@@ -125,8 +125,8 @@ def load_drafts(
         if name in HEADS:
             pairs[name] = with_method(first, name)
         elif name not in ("target", DEFAULT_DRAFT):
-            other = load_pair(draft=name, device=device, dtype=dtype)
-            pairs[name] = replace(first, draft=other.draft)
+            shipped_pair = load_pair(draft=name, device=device, dtype=dtype)
+            pairs[name] = replace(first, draft=shipped_pair.draft)
     trees = ("tree", "head-tree") if "head" in pairs else ("tree",)
     return pairs | {name: with_method(first, name) for name in (*trees, "suffix")}
 
@@ -151,7 +151,7 @@ def run_suite(
     *,
     folder: Path | None = None,
     texts: Sequence[str] | None = None,
-    on_step: Callable[[str, int, int], None] = lambda what, done, total: None,
+    on_step: Callable[[str, int, int], None] = lambda what, completed, total: None,
 ) -> SuiteResult:
     """Measure what is missing, then compute the results of all samples.
 
@@ -192,8 +192,8 @@ def run_suite(
         tasks = list(_missing(recording.records, pairs, ways, settings))
         warmed_up: set[tuple[str, str]] = set()
         controllers = {way.name: way.controller() for way in ways}
-        for done, task in enumerate(tasks):
-            on_step(task.name, done, len(tasks))
+        for num_done, task in enumerate(tasks):
+            on_step(task.name, num_done, len(tasks))
             if task.way is None:
                 recording.append(_costs(task.name, task.length, pairs[task.name], settings))
                 continue
@@ -254,9 +254,9 @@ def _missing(
 
 def _costs(name: str, length: str, pair: Pair, settings: Settings) -> Record:
     """Step costs of one draft at one prompt length, in the middle of the text to be generated."""
-    most = max(settings.ks)
-    context = max(1, min(settings.lengths[length] + settings.max_new_tokens // 2, pair.context - most - 1))
-    costs = measure_costs(pair, max_k=most, context=context, sampling=settings.sampling)
+    max_k = max(settings.ks)
+    context = max(1, min(settings.lengths[length] + settings.max_new_tokens // 2, pair.context - max_k - 1))
+    costs = measure_costs(pair, max_k=max_k, context=context, sampling=settings.sampling)
     return {"kind": "costs", "draft": name, "length": length, **asdict(costs)}
 
 

@@ -42,7 +42,7 @@ def prompts_of_length(
 
 
 def machine_facts(pair: Pair) -> dict[str, Any]:
-    """What the figures depend on beside the models: processor, threads, number type, versions."""
+    """The conditions of a measurement besides the models: processor, threads, number type, versions."""
     import transformers
 
     from specdec_ref import __version__

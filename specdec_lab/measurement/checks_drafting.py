@@ -13,11 +13,11 @@ from specdec_ref.drafting import ModelDrafter, PromptLookupDrafter
 from specdec_ref.sampling import GREEDY, SeededRandomness
 
 LOOKUP_AS_GOOD = 0.9
-"""Share of the draft's α from which on a look-up does as well or better: it saves the draft's steps, which cost more
-than this difference in tokens. No clock is asked."""
+"""The share of the draft's α at which a look-up is as good as the draft. It saves draft steps, which cost more than
+this difference in tokens. Times are not measured."""
 
 LOOKUP_WORTH = 0.3
-"""And for a tenth of its tokens nobody changes the drafter: at α = 0.3 a round emits 1.4."""
+"""The smallest α of a look-up that is reported. At α = 0.3 a round emits only 1.4 tokens."""
 
 LOOKUP_USELESS = 0.05
 """Share of positions below which a look-up costs more for scoring than it gains."""
@@ -41,12 +41,12 @@ class Overlap:
 def lookup_overlap(tokens: Sequence[int], start: int = 1, drafter: PromptLookupDrafter | None = None) -> Overlap:
     """At every position from `start` on: would a prompt look-up have proposed the token that stands there?"""
     drafter = drafter or PromptLookupDrafter()
-    tokens, nobody = list(tokens), SeededRandomness(0)
+    tokens, unused = list(tokens), SeededRandomness(0)
     proposed = right = 0
     for at in range(max(1, start), len(tokens)):
-        found = drafter.propose([tokens[:at]], 1, GREEDY, nobody).tokens[0].tolist()
-        proposed += bool(found)
-        right += found == [tokens[at]]
+        proposal = drafter.propose([tokens[:at]], 1, GREEDY, unused).tokens[0].tolist()
+        proposed += bool(proposal)
+        right += proposal == [tokens[at]]
     return Overlap(len(tokens) - max(1, start), proposed, right)
 
 

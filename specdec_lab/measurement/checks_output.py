@@ -44,8 +44,11 @@ def check_caches(setup: Setup) -> list[Finding]:
     """Do the models continue the text after some rounds as they do after a fresh reading of it?"""
     prompts = setup.prompts[:CACHE_PROMPTS]
     measured = setup.as_many_as_fit("prompts", prompts, lambda prompt: _after_rounds(setup, prompt))
-    distances = {role: [d for one in measured for d in one[role].distances] for role in ("target", "draft")}
-    noise = {role: max(one[role].noise for one in measured) for role in distances}
+    distances = {
+        role: [d for distances_by_role in measured for d in distances_by_role[role].distances]
+        for role in ("target", "draft")
+    }
+    noise = {role: max(distances_by_role[role].noise for distances_by_role in measured) for role in distances}
     compared = sum(map(len, distances.values()))
     furthest = max((max(values) for values in distances.values() if values), default=0.0)
     setup.measurements["caches"] = Measurement(
@@ -97,7 +100,7 @@ def _after_rounds(setup: Setup, prompt: tuple[int, ...]) -> dict[str, _CacheDist
     space = pair.context - len(prompt)
     row = Row(prompt, min(space, (CACHE_ROUNDS + 1) * (k + 2)))  # never full: the rounds below are fewer
     rounds = speculate(target, drafter, [row], FixedK(k), setup.sampling, randomness, pair.eos, pair.context)
-    found = {"target": _CacheDistances(), "draft": _CacheDistances()}
+    by_role = {"target": _CacheDistances(), "draft": _CacheDistances()}
     for n, _ in enumerate(islice(rounds, CACHE_ROUNDS)):
         if n and not setup.budget.left:
             setup.left_out.append(f"{CACHE_ROUNDS - n} of {CACHE_ROUNDS} rounds")
@@ -107,16 +110,16 @@ def _after_rounds(setup: Setup, prompt: tuple[int, ...]) -> dict[str, _CacheDist
             break
         target.rewind([len(text) - 1])
         mine = target.extend(torch.tensor([text[-1:]], device=target.device))[0, -1]
-        found["target"].distances.append(_distance(mine, plain_logits(pair.target, text)[-1]))
+        by_role["target"].distances.append(_distance(mine, plain_logits(pair.target, text)[-1]))
         if draft_model is not None and isinstance(drafter, ModelDrafter):
             q = drafter.propose([text], 1, everything, randomness).probabilities
             plain = plain_logits(draft_model, text)[-1, : drafter.model.vocab_size]
             assert q is not None  # a model always returns what it sampled from
-            found["draft"].distances.append(_distance(q[0, 0].log(), plain))
+            by_role["draft"].distances.append(_distance(q[0, 0].log(), plain))
     for role, model in (("target", pair.target), ("draft", draft_model)):
-        if model is not None and max(found[role].distances, default=0.0) > LEAST_DISTANCE:
-            found[role].noise = _rounding(model, row.sequence, k)
-    return found
+        if model is not None and max(by_role[role].distances, default=0.0) > LEAST_DISTANCE:
+            by_role[role].noise = _rounding(model, row.sequence, k)
+    return by_role
 
 
 def _distance(ours: Tensor, plain: Tensor) -> float:
@@ -228,17 +231,19 @@ def _first_difference_in_double(setup: Setup, prompt: Sequence[int]) -> int | No
     target = copy.deepcopy(setup.pair.target).double()
     draft = copy.deepcopy(setup.pair.draft).double() if setup.pair.draft is not None else None
     pair = Pair(target, draft, setup.pair.tokenizer)
-    other = setup.drafter is not None or setup.pair.drafter is not None or draft is None
-    drafter = setup.new_drafter() if other else None
+    has_own_drafter = setup.drafter is not None or setup.pair.drafter is not None or draft is None
+    drafter = setup.new_drafter() if has_own_drafter else None
     plain = setup.generate(prompt, k=0, sampling=GREEDY, pair=pair)
     drafted = setup.generate(prompt, k=setup.max_k, sampling=GREEDY, pair=pair, drafter=drafter)
     both = plain.generation.tokens, drafted.generation.tokens
     return None if both[0] == both[1] else _first_difference(*both)
 
 
-def _first_difference(one: Sequence[int], other: Sequence[int]) -> int:
+def _first_difference(first: Sequence[int], second: Sequence[int]) -> int:
     """Where two sequences part; the shorter one's length where it begins the longer."""
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return next(
+        (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
 
 
 def _show(setup: Setup, token: int) -> str:

@@ -30,7 +30,7 @@ WORTH = 1.25
 """A better k must promise so much more before it is tried: costs are measured to some 10 %."""
 
 HOPELESS = 0.9
-"""Predicted from the most that α can be, after what was accepted: less leaves no doubt that drafts do not pay."""
+"""A speedup predicted with the largest α that fits the accepted tokens. Below it, drafting certainly does not pay."""
 
 GOOD_ALPHA, GOOD_C, GOOD_V, GOOD_O = 0.8, 0.1, 1.1, 0.0
 """What a good set-up reaches: a draft of the same family at a tenth of the target's time, on hardware that waits for
@@ -47,27 +47,31 @@ class Blame:
     k: int
 
 
-def blame(alpha: float, k: int, c: float, v: Cost, overhead: float, most: int = MOST_K) -> Blame:
+def blame(alpha: float, k: int, c: float, v: Cost, overhead: float, max_k: int = MOST_K) -> Blame:
     """Which term of S = E[tokens]/(k·c + v(k + 1) + o) to improve first.
 
-    It is k where another one would do, else the term whose good value lifts the best S most. v: a number, or a function
-    for up to `most` + 1 tokens.
+    It is k if another k is clearly faster, else the term for which a good value raises the best S most.
+
+    Args:
+        alpha, k, c, overhead: as for `predicted_speedup`.
+        v: a number, or a function for up to `max_k` + 1 tokens.
+        max_k: the largest k to consider.
     """
     of = v if callable(v) else (lambda n: v)
-    other = best_k(alpha, c, of, overhead, most)
-    if other != k and other > 0 and (improved := predicted_speedup(alpha, other, c, of, overhead)) >= 1.05:
-        return Blame("k", improved, other)
+    better_k = best_k(alpha, c, of, overhead, max_k)
+    if better_k != k and better_k > 0 and (improved := predicted_speedup(alpha, better_k, c, of, overhead)) >= 1.05:
+        return Blame("k", improved, better_k)
     improvements: dict[str, tuple[float, float, Callable[[int], float], float]] = {
         "acceptance": (max(alpha, GOOD_ALPHA), c, of, overhead),
         "draft": (alpha, min(c, GOOD_C), of, overhead),
         "scoring": (alpha, c, lambda n: min(of(n), GOOD_V), overhead),
         "overhead": (alpha, c, of, min(overhead, GOOD_O)),
     }
-    found = []
+    candidates = []
     for term, (a, cost, score, o) in improvements.items():
-        n = best_k(a, cost, score, o, most) or 1
-        found.append(Blame(term, predicted_speedup(a, n, cost, score, o), n))
-    return max(found, key=lambda b: b.speedup)
+        n = best_k(a, cost, score, o, max_k) or 1
+        candidates.append(Blame(term, predicted_speedup(a, n, cost, score, o), n))
+    return max(candidates, key=lambda b: b.speedup)
 
 
 CULPRITS = {
@@ -97,7 +101,7 @@ class Terms:
     c: float
     v: Callable[[int], float]
     o: float
-    most: int
+    max_k: int
 
     def predict(self, rounds: Sequence[tuple[int, int]], alpha: float | None = None) -> float:
         """Speedup of rounds that drafted and scored (n, m) tokens: Σ E[tokens] / Σ (n·c + v(m) + o).
@@ -109,8 +113,8 @@ class Terms:
         return tokens / sum(n * self.c + self.v(m) + self.o for n, m in rounds)
 
     def best(self) -> tuple[int, float]:
-        """The best k and its predicted speedup. No k above `most` is recommended."""
-        k = best_k(self.alpha, self.c, self.v, self.o, self.most)
+        """The best k and its predicted speedup. No k above `max_k` is recommended."""
+        k = best_k(self.alpha, self.c, self.v, self.o, self.max_k)
         return k, predicted_speedup(self.alpha, k, self.c, self.v, self.o)
 
 
@@ -163,11 +167,11 @@ def judge_speed(setup: Setup, terms: Terms, ratios: Sequence[float]) -> list[Fin
     alpha, c, v, o = terms.alpha, terms.c, terms.v, terms.o
     predicted = terms.predict(rounds)
     hoped = terms.predict(rounds, share_interval(*setup.accepted, LEVEL)[1])
-    best, most = terms.best()
+    best, best_speedup = terms.best()
     needed = break_even_alpha(k, c, v, o)
     shown = f"99 %: {interval[0]:.2f} to {interval[1]:.2f}" if interval else f"{len(ratios)} runs, too few to be sure"
     pays = "at no α" if needed > 1 else f"from α = {needed:.2f}"
-    advice = f"best k = {best}, predicted {most:.2f}×" if best else "no k is predicted to pay"
+    advice = f"best k = {best}, predicted {best_speedup:.2f}×" if best else "no k is predicted to pay"
     evidence = (
         f"measured {actual:.2f}× ({shown}) at k = {k}, predicted {predicted:.2f}× from α = {alpha:.2f}, c = {c:.2f}, "
         f"v({k + 1}) = {v(k + 1):.2f}, o = {o:.2f}; this k pays {pays}; {advice}"
@@ -177,13 +181,13 @@ def judge_speed(setup: Setup, terms: Terms, ratios: Sequence[float]) -> list[Fin
         "predicted": predicted,
         "hoped": hoped,
         "best_k": best,
-        "best_speedup": most,
+        "best_speedup": best_speedup,
         "break_even_alpha": needed,
     }
     words = f"{actual:.2f}× ({shown}), predicted {predicted:.2f}×; {advice}; α = {alpha:.2f}, pays {pays}"
     setup.measurements["speed"] = Measurement(words, numbers)
     if interval and (interval[1] < 1 or (actual < 1 and hoped < HOPELESS)):
-        guilty = blame(alpha, k, c, v, o, terms.most)
+        guilty = blame(alpha, k, c, v, o, terms.max_k)
         title = f"Slower than without drafts: {CULPRITS.get(guilty.term, '')}"
         if guilty.term == "k":
             title = wrong_k(k, guilty.k, guilty.speedup)
@@ -199,7 +203,7 @@ def judge_speed(setup: Setup, terms: Terms, ratios: Sequence[float]) -> list[Fin
                 numbers | {"blame": guilty.term, "fixed_speedup": guilty.speedup},
             )
         ]
-    if not best or setup.controller is not None or most < WORTH * predicted:
+    if not best or setup.controller is not None or best_speedup < WORTH * predicted:
         return []
     better = _gain(setup, best)
     if better is None or better[0] <= 1:  # predicted, but not confirmed
@@ -208,7 +212,7 @@ def judge_speed(setup: Setup, terms: Terms, ratios: Sequence[float]) -> list[Fin
         Finding(
             "k-not-best",
             "note",
-            wrong_k(k, best, most),
+            wrong_k(k, best, best_speedup),
             f"k = {best} is {better[0]:.2f} to {better[1]:.2f} times as fast as k = {k}; {evidence}",
             "The last of many drafted tokens are rarely reached, and each costs a draft step and a place in the "
             "scoring."
@@ -314,7 +318,7 @@ def check_load(setup: Setup) -> list[Finding] | None:
 
 def _smaller(setup: Setup, sizes: Sequence[int]) -> list[Load]:
     """The same at smaller batch sizes, as far as there is time."""
-    return setup.as_many_as_fit("smaller batch sizes", sizes, lambda size: measure_load(setup, size), least=0)
+    return setup.as_many_as_fit("smaller batch sizes", sizes, lambda size: measure_load(setup, size), minimum=0)
 
 
 def _load_length(setup: Setup) -> int:
@@ -324,8 +328,8 @@ def _load_length(setup: Setup) -> int:
 
 def _reading_seconds(setup: Setup, tokens: int) -> float:
     """About how long the target takes to read so many tokens of prompts."""
-    most = max(setup.costs.scoring)
-    return tokens * setup.costs.scoring[most] / most
+    longest = max(setup.costs.scoring)
+    return tokens * setup.costs.scoring[longest] / longest
 
 
 def measure_load(setup: Setup, batch: int) -> Load:

@@ -31,7 +31,7 @@ class Costs:
     """Medians, in seconds, of one sequence at `context` tokens.
 
     target_step: one autoregressive step. draft_step: one drafted token. scoring[n]: one step of the target over n
-    tokens, with the verdict on n − 1 of them.
+    tokens, including the accept/reject decisions on n − 1 of them.
     """
 
     target_step: float

@@ -77,13 +77,13 @@ class Mode:
     @property
     def identical(self) -> tuple[int, int]:
         """Texts with the same tokens as the baseline's, of how many. A promise for greedy decoding only."""
-        pairs = [p for one in self.ways for p in zip(self.baseline.samples, one.result.samples, strict=True)]
+        pairs = [p for way in self.ways for p in zip(self.baseline.samples, way.result.samples, strict=True)]
         return sum(a.tokens == b.tokens for a, b in pairs), len(pairs)
 
     @property
     def fastest(self) -> MeasuredWay:
         """The way with the largest speedup."""
-        return max(self.ways, key=lambda one: one.result.speedup)
+        return max(self.ways, key=lambda way: way.result.speedup)
 
 
 def usual_ways(pair: Pair, with_head: bool) -> list[Way]:
@@ -172,13 +172,13 @@ def _plan(
 ) -> tuple[int, Costs]:
     """The k for a pair in one mode, and the costs of its steps. again: the steps were made before."""
     usual = usual_k(pair, MAX_K)
-    most = max(MAX_K, most_scored(pair, usual))
+    largest_draft = max(MAX_K, most_scored(pair, usual))
     costs = measure_costs(
         pair,
-        max_k=most,
-        scored={*SCORED, most + 1},
+        max_k=largest_draft,
+        scored={*SCORED, largest_draft + 1},
         drafted=usual,
-        context=min(200, pair.context - most - 1),
+        context=min(200, pair.context - largest_draft - 1),
         sampling=sampling,
         repeats=COST_REPEATS,
         warm_up=WARM_AGAIN if again else WARM_UP,

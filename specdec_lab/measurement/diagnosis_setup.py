@@ -162,39 +162,39 @@ class Setup:
             return self.models.load()
 
     def as_many_as_fit(
-        self, what: str, items: Sequence[Item], work: Callable[[Item], Value], least: int = 1
+        self, what: str, items: Sequence[Item], work: Callable[[Item], Value], minimum: int = 1
     ) -> list[Value]:
-        """Do the work for all items, or for the first ones when time runs out.
+        """Do the work for all items, or for the first items if the time runs out.
+
+        An item is not begun if the previous item took longer than the time that is left.
 
         Args:
-            what: name of the items, in the plural, for the report of what was left out.
-            items: what to work on, in this order.
-            work: the work on one of them. It may raise OutOfTime; then its item counts as left out.
-            least: with fewer results than this, nothing can be said.
-
-        An item is not begun where the one before took longer than what is left.
+            what: name of the items, in the plural, for the report of omissions.
+            items: the items, in this order.
+            work: the work on one item. If it raises OutOfTime, the item counts as left out.
+            minimum: the smallest number of results that is of use.
 
         Returns:
             The results, in the order of the items.
 
         Raises:
-            OutOfTime: there are fewer results than `least`.
+            OutOfTime: there are fewer results than `minimum`.
         """
         results: list[Value] = []
-        took = 0.0
+        item_seconds = 0.0
         for item in items:
             began = self.budget.now
             try:
                 self.budget.check()
-                if len(results) >= least and self.budget.left < took:
+                if len(results) >= minimum and self.budget.left < item_seconds:
                     raise OutOfTime
                 results.append(work(item))
             except OutOfTime:
-                if len(results) < least:
+                if len(results) < minimum:
                     raise
                 self.left_out.append(f"{len(items) - len(results)} of {len(items)} {what}")
                 break
-            took = self.budget.now - began
+            item_seconds = self.budget.now - began
         return results
 
     @property
@@ -271,15 +271,15 @@ class Setup:
         """
         pair = Pair(self.pair.target, self.draft_model or self.pair.target, self.pair.tokenizer)
         longest = most_scored(replace(self.pair, drafter=self.drafter or self.pair.drafter), self.max_k)
-        most = max(longest, min(MOST_K, pair.context - LEAST_TOKENS - 1))
-        short = min(MOST_K, most)
+        largest_k = max(longest, min(MOST_K, pair.context - LEAST_TOKENS - 1))
+        short = min(MOST_K, largest_k)
         generation = self.recordings[0].generation
-        text = [*generation.prompt_tokens, *generation.tokens][: pair.context - most - 1]
-        bench = Bench(pair, [text], rounds=0, max_k=most, sampling=self.sampling, budget=self.budget)
+        text = [*generation.prompt_tokens, *generation.tokens][: pair.context - largest_k - 1]
+        bench = Bench(pair, [text], rounds=0, max_k=largest_k, sampling=self.sampling, budget=self.budget)
         alone = self.without_drafts.round_seconds
         slow = bool(alone) and median(alone) > SLOW_STEP
         warm_up = WARM_UP_SLOW if slow else WARM_UP
-        ks = sorted({1, short // 2, short, self.max_k, most})
+        ks = sorted({1, short // 2, short, self.max_k, largest_k})
         return bench.costs(ks, COST_REPEATS, drafted=short, warm_up=warm_up)
 
     @property
@@ -289,14 +289,14 @@ class Setup:
 
     @property
     def accepted(self) -> tuple[int, int]:
-        """(accepted, judged) tokens over all generations."""
+        """(accepted, examined) tokens over all generations."""
         return sum(p.accepted for p in self.recordings), sum(p.judged for p in self.recordings)
 
     @property
     def alpha(self) -> float:
-        """Accepted / judged; 0 where nothing was drafted."""
-        accepted, judged = self.accepted
-        return accepted / judged if judged else 0.0
+        """Accepted / examined; 0 where nothing was drafted."""
+        accepted, examined = self.accepted
+        return accepted / examined if examined else 0.0
 
 
 def prepare_setup(
@@ -320,12 +320,12 @@ def prepare_setup(
     _check_numbers(models, k, max_new_tokens, batch, available, context, seconds)
     if sampling is not None and not isinstance(sampling, Sampling):
         raise SpecdecError(f"sampling={sampling!r:.80}: takes a Sampling(temperature=…, top_k=…, top_p=…)")
-    most = max(k, controller.max_k if controller is not None else 0)
-    longest = models.context - max_new_tokens - most
+    largest_k = max(k, controller.max_k if controller is not None else 0)
+    longest = models.context - max_new_tokens - largest_k
     if longest < 2:
         raise SpecdecError(
-            f"k={most}, max_new_tokens={max_new_tokens}: leave no room for a prompt; the models hold {models.context} "
-            "tokens"
+            f"k={largest_k}, max_new_tokens={max_new_tokens}: leave no room for a prompt; the models hold "
+            f"{models.context} tokens"
         )
     return Setup(
         models,
@@ -355,9 +355,9 @@ def _check_numbers(
 ) -> None:
     if seconds is not None and (not is_number(seconds) or not seconds >= 0):
         raise SpecdecError(f"seconds={seconds!r:.80}: takes a number of seconds ≥ 0, or None for no limit")
-    for name, value, least in (("k", k, 1), ("max_new_tokens", max_new_tokens, MIN_TOKENS), ("batch", batch, 1)):
-        if not is_whole(value) or value < least:
-            raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ {least}")
+    for name, value, smallest in (("k", k, 1), ("max_new_tokens", max_new_tokens, MIN_TOKENS), ("batch", batch, 1)):
+        if not is_whole(value) or value < smallest:
+            raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ {smallest}")
     if available is not None and (not is_whole(available) or available < 0):
         raise SpecdecError(f"available={available!r:.80}: takes a number of bytes, or None to ask the device")
     if context is not None and (not is_whole(context) or not 1 <= context <= models.context):

@@ -48,7 +48,7 @@ def recording(drafter: Drafter, rule: Verify, block: bool) -> tuple[Any, list[Re
             draft: Draft = super().propose(*arguments)
 
             def decide(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) -> Verdict:
-                verdict = (draft.verify or rule)(p, q, drafted, randomness)
+                decision = (draft.verify or rule)(p, q, drafted, randomness)
                 for row in range(len(drafted)):
                     n = int((q[row].sum(-1) > 0).sum())  # after the drafted tokens q is zero
                     tokens = drafted[row, :n].tolist()
@@ -58,15 +58,15 @@ def recording(drafter: Drafter, rule: Verify, block: bool) -> tuple[Any, list[Re
                         moments = block_moments(p_row, q_row, tokens)
                     else:
                         moments = path_moments(p_row, q_row, tokens, parents)
-                    decisions.append(RecordedDecision(int(verdict.accepted[row]), *moments))
-                return verdict
+                    decisions.append(RecordedDecision(int(decision.accepted[row]), *moments))
+                return decision
 
             return replace(draft, verify=decide)
 
         def with_model(self, *arguments: Any) -> Any:
-            other = super().with_model(*arguments)
-            other.__class__ = Recorded
-            return other
+            drafter = super().with_model(*arguments)
+            drafter.__class__ = Recorded
+            return drafter
 
     recorded = copy.copy(drafter)
     recorded.__class__ = Recorded

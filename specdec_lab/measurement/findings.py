@@ -133,13 +133,13 @@ class Examination:
     @property
     def left_out(self) -> list[str]:
         """What there was no time for: names of checks, and of parts of checks."""
-        found = []
+        names = []
         for outcome in self.outcomes:
             if outcome.why == LEFT_OUT:
-                found.append(outcome.check)
+                names.append(outcome.check)
             elif outcome.left_out:
-                found.append(f"{outcome.check} ({', '.join(outcome.left_out)})")
-        return found
+                names.append(f"{outcome.check} ({', '.join(outcome.left_out)})")
+        return names
 
     @property
     def omissions(self) -> str:
@@ -188,14 +188,14 @@ class Examination:
 
 
 def _edge(state: str) -> str:
-    """Style of a cell: the color stands beside the words, which stay as readable as the page's theme makes them."""
+    """Style of a cell: a colored border next to the text, which keeps the colors of the page's theme."""
     return f"border-left:0.4em solid {COLORS.get(state, 'transparent')}"
 
 
 def _finite(value: Any) -> Any:
     """The same with None for floats that JSON does not have."""
     if isinstance(value, Mapping):
-        return {name: _finite(one) for name, one in value.items()}
+        return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not isfinite(value) else value

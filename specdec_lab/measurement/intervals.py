@@ -32,7 +32,7 @@ def quantile_interval(values: Sequence[float], quantile: float, level: float = 0
 def samples_needed(quantile: float, level: float = 0.95) -> int:
     """The fewest samples that `quantile_interval` needs: 6 for a median, 368 for a 99th percentile, at 95 %.
 
-    The largest of n samples is below the quantile with a chance of quantileⁿ, which must be at most (1 − level)/2; and
+    The largest of n samples is below the quantile with probability quantileⁿ, which must be at most (1 − level)/2; and
     likewise the smallest is above it.
     """
     _check(quantile, level)

@@ -134,10 +134,10 @@ def _peak_on_cuda(pair: Pair, batch: int, context: int, k: int) -> int:
     """Beyond what is there that is not the pair's; without drafts also beyond the draft's weights."""
     needed = [m for m in (pair.target, pair.draft if k else None) if m is not None]
     torch.cuda.synchronize(pair.device)
-    others = torch.cuda.memory_allocated(pair.device) - sum(t.nbytes for m in needed for t in tensors_of(m))
+    allocated_before = torch.cuda.memory_allocated(pair.device) - sum(t.nbytes for m in needed for t in tensors_of(m))
     torch.cuda.reset_peak_memory_stats(pair.device)
     decode_to_the_end(pair, batch, context, k)
-    return int(torch.cuda.max_memory_allocated(pair.device)) - others
+    return int(torch.cuda.max_memory_allocated(pair.device)) - allocated_before
 
 
 def decode_to_the_end(pair: Pair, batch: int, context: int, k: int) -> int:
@@ -165,11 +165,11 @@ def _peaks_of_a_process(pair: Pair, work: list[tuple[int, int, int]]) -> list[in
             "work": work,
         }
         command = [sys.executable, "-m", __name__, json.dumps(task)]
-        done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        last = (process.stderr.strip().splitlines() or ["it ended without a word"])[-1]
         raise SpecdecError(f"pair: its memory cannot be measured in a process of its own: {last}")
-    peaks: list[int] = json.loads(done.stdout.splitlines()[-1])
+    peaks: list[int] = json.loads(process.stdout.splitlines()[-1])
     return peaks
 
 
@@ -195,7 +195,7 @@ def _work(task: dict[str, Any]) -> list[int]:
         pair = load_pair(names[0], names[1] if k else None, device="cpu", dtype=dtype)
         for model in (pair.target, pair.draft):
             for weight in tensors_of(model) if model is not None else ():
-                weight.data = weight.data.clone()  # else the whole file stays mapped, beside the weights
+                weight.data = weight.data.clone()  # else the whole file stays mapped, in addition to the weights
         peak = _Peak(process)
         with peak.watching():
             decode_to_the_end(pair, batch, context, k)

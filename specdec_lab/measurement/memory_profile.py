@@ -151,9 +151,9 @@ def memory_profile(
         SpecdecError: for arguments that it cannot use.
     """
     wanted = DEFAULT_CONTEXT if context is None else context
-    for name, value, least in (("batch", batch, 1), ("context", wanted, 1), ("k", k, 0)):
-        if not is_whole(value) or value < least:
-            raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ {least}")
+    for name, value, smallest in (("batch", batch, 1), ("context", wanted, 1), ("k", k, 0)):
+        if not is_whole(value) or value < smallest:
+            raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ {smallest}")
     steps = None
     if isinstance(models, Pair):
         dtype, device, steps = dtype or models.target.dtype, device or models.device, steps_of(models.target)
@@ -206,12 +206,12 @@ def configuration(source: Any, role: str = "model") -> "PretrainedConfig":
         return source
     name = usable_source(role, source)
     try:
-        found: PretrainedConfig = AutoConfig.from_pretrained(
+        config: PretrainedConfig = AutoConfig.from_pretrained(
             name, trust_remote_code=False, local_files_only=Path(name).is_dir()
         )
     except Exception as error:
         raise SpecdecError(f"{role}={str(source)!r}: its configuration cannot be read: {one_line(error)}") from error
-    return found
+    return config
 
 
 def available_memory(device: str | torch.device | None = None) -> int:
@@ -221,12 +221,12 @@ def available_memory(device: str | torch.device | None = None) -> int:
     """
     where = usable_device(device)
     if where.type == "cuda":
-        kept = torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
-        return int(torch.cuda.mem_get_info(where)[0] + kept)
+        cached = torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
+        return int(torch.cuda.mem_get_info(where)[0] + cached)
     free = psutil.virtual_memory().available
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdigit():
-        free = min(free, max(0, int(most) - int(used.read_text())))
+    if limit.is_file() and used.is_file() and (limit_bytes := limit.read_text().strip()).isdigit():
+        free = min(free, max(0, int(limit_bytes) - int(used.read_text())))
     return int(free)
 
 

@@ -81,7 +81,7 @@ def drafts_one_at_a_time(pair: Pair) -> bool:
     return pair.drafter is None or isinstance(pair.drafter, (ModelDrafter, HeadDrafter))
 
 
-def usual_k(pair: Pair, most: int) -> int:
+def usual_k(pair: Pair, max_k: int) -> int:
     """A k for a method whose best one the formula cannot name: all levels of a tree, all tokens of a parallel head."""
     drafter = pair.drafter
     if isinstance(drafter, BestFirstDrafter):
@@ -89,8 +89,8 @@ def usual_k(pair: Pair, most: int) -> int:
     if isinstance(drafter, TreeDrafter):
         return len(drafter.branching)
     if isinstance(drafter, ParallelHeadDrafter):
-        return min(most, drafter.head.config.num_tokens)
-    return most
+        return min(max_k, drafter.head.config.num_tokens)
+    return max_k
 
 
 def most_scored(pair: Pair, k: int) -> int:

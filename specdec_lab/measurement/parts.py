@@ -21,7 +21,7 @@ class Models:
 
     Attributes:
         target, draft: configurations; None without a draft model.
-        target_tokenizer, draft_tokenizer: None where nobody knows the draft's; then vocabularies are not compared.
+        target_tokenizer, draft_tokenizer: None if the draft's is unknown; then vocabularies are not compared.
         device, dtype: of the models.
         load: gives the pair with its weights.
         loaded: whether they are in memory already.
@@ -63,9 +63,9 @@ def _tokenizer_of(model: "PreTrainedModel") -> "PreTrainedTokenizerBase | None":
     if not model.name_or_path:
         return None
     try:
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             model.name_or_path, trust_remote_code=False, local_files_only=True
         )
     except (OSError, ValueError):
         return None
-    return found
+    return tokenizer

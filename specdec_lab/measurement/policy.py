@@ -125,8 +125,8 @@ class SpeculationPolicy:
                 schedule[-1][1] = batch
             else:
                 schedule.append([batch, batch, k])
-        most = max(1, *(k for _, _, k in schedule))  # vLLM takes no 0 here, only in the schedule
-        return {"num_speculative_tokens": most, "num_speculative_tokens_per_batch_size": schedule}
+        largest_k = max(1, *(k for _, _, k in schedule))  # vLLM takes no 0 here, only in the schedule
+        return {"num_speculative_tokens": largest_k, "num_speculative_tokens_per_batch_size": schedule}
 
     def _safest(self, batch: int) -> int:
         if batch > self.batches[-1]:
@@ -198,7 +198,7 @@ def measure_policy(
     turns: int = 7,
     rounds: int = 4,
     texts: Sequence[str] | None = None,
-    on_step: Callable[[str, int, int], None] = lambda what, done, total: None,
+    on_step: Callable[[str, int, int], None] = lambda what, completed, total: None,
 ) -> SpeculationPolicy:
     """Measure every batch size at every context: step costs, and rounds of every k in turn with k = 0.
 
@@ -262,12 +262,12 @@ Turn = dict[int, TimedRounds]
 
 
 def _check_sizes(batches: Sequence[int], contexts: Sequence[int], ks: Sequence[int], turns: int, rounds: int) -> None:
-    for name, values, least in (("batches", batches, 1), ("contexts", contexts, 3), ("ks", ks, 0)):
-        if not values or not all(is_whole(value) and value >= least for value in values):
-            raise SpecdecError(f"{name}={values!r:.80}: takes whole numbers ≥ {least}, at least one")
-    for name, value, least in (("turns", turns, samples_needed(0.5, LEVEL)), ("rounds", rounds, 1)):
-        if not is_whole(value) or value < least:
-            raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ {least}")
+    for name, values, smallest in (("batches", batches, 1), ("contexts", contexts, 3), ("ks", ks, 0)):
+        if not values or not all(is_whole(value) and value >= smallest for value in values):
+            raise SpecdecError(f"{name}={values!r:.80}: takes whole numbers ≥ {smallest}, at least one")
+    for name, value, smallest in (("turns", turns, samples_needed(0.5, LEVEL)), ("rounds", rounds, 1)):
+        if not is_whole(value) or value < smallest:
+            raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ {smallest}")
 
 
 def _benches(
@@ -306,10 +306,10 @@ def _take_turns(benches: Sequence[Bench], ks: Sequence[int], turns: int, rounds:
 
 
 def _measured_alpha(timed: Mapping[tuple[int, int], list[Turn]]) -> float:
-    """Accepted / judged over all rounds; 0 where nothing was drafted."""
+    """Accepted / examined over all rounds; 0 where nothing was drafted."""
     everything = [rounds for all_turns in timed.values() for turn in all_turns for rounds in turn.values()]
-    judged = sum(rounds.judged for rounds in everything)
-    return sum(rounds.accepted for rounds in everything) / judged if judged else 0.0
+    examined = sum(rounds.judged for rounds in everything)
+    return sum(rounds.accepted for rounds in everything) / examined if examined else 0.0
 
 
 def _tokens_per_round(timed: Mapping[tuple[int, int], list[Turn]], context: int, k: int) -> float:

@@ -69,10 +69,10 @@ def judge(
         ratios: by k ≥ 1, speedups of single turns over k = 0, at least 5 of each.
         predicted: as in `Cell`; None takes the formula's.
     """
-    least = samples_needed(0.5, LEVEL)
+    num_needed = samples_needed(0.5, LEVEL)
     for k, values in ratios.items():
-        if len(values) < least:
-            raise SpecdecError(f"ratios: {len(values)} for k = {k}; takes at least {least}, for an interval")
+        if len(values) < num_needed:
+            raise SpecdecError(f"ratios: {len(values)} for k = {k}; takes at least {num_needed}, for an interval")
     low = {0: 1.0} | {k: (quantile_interval(v, 0.5, LEVEL) or (0.0,))[0] for k, v in ratios.items()}
     measured = {0: 1.0} | {k: median(v) for k, v in ratios.items()}
     if predicted is None:

@@ -29,7 +29,7 @@ class BenchmarkResult:
         latency_p99_interval: 95 %; None with fewer samples than `latency_p99_needs`.
         time_to_first_token: median; prefill and the first round.
         throughput: all tokens / all seconds.
-        acceptance_rate: accepted / judged over all samples; None where nothing was drafted.
+        acceptance_rate: accepted / examined over all samples; None where nothing was drafted.
         speedup: median ratio of tokens per second to the baseline's on the same prompt and repeat, with its 95 %
             interval (None with fewer than 6 ratios).
         decoding_speedup: the same after the first round, which is what `predicted_speedup` predicts; None where no
@@ -144,8 +144,8 @@ def _result(
     facts: Record, way: Record, length: str, ran: list[Record], both: list[tuple[Record, Record]], costs: Costs | None
 ) -> BenchmarkResult:
     seconds = [r["seconds"] for r in ran]
-    tokens, judged = sum(r["tokens"] for r in ran), sum(r["judged"] for r in ran)
-    alpha = sum(r["accepted"] for r in ran) / judged if judged else None
+    tokens, examined = sum(r["tokens"] for r in ran), sum(r["judged"] for r in ran)
+    alpha = sum(r["accepted"] for r in ran) / examined if examined else None
     drafted = _drafted(ran)
     rounds = sum(count for _, count in drafted)
     ratios = [_pace(mine) / _pace(theirs) for mine, theirs in both]
@@ -204,7 +204,7 @@ def draft_results(facts: Record, results: list[BenchmarkResult], records: Iterab
 def _draft_result(
     facts: Record, kind: str, draft: str, k: int, best: BenchmarkResult, costs: Costs | None, ran: list[Record]
 ) -> DraftResult:
-    """One draft, from its best result and the samples behind it. draft: '' where only the text is needed."""
+    """One draft, from its best result and that result's samples. draft: '' for a draft that only needs the text."""
     ratio = predicted_k = None
     if costs is not None and kind not in AT_ONCE:
         ratio = 1 / costs.c

@@ -30,7 +30,7 @@ LEAST_REPEATS = 3
 
 @dataclass(frozen=True)
 class TimedRounds:
-    """Some rounds of a batch: tokens emitted by all rows, seconds, drafted tokens judged and accepted."""
+    """Some rounds of a batch: tokens emitted by all rows, seconds, and drafted tokens examined and accepted."""
 
     tokens: int
     seconds: float
@@ -93,8 +93,8 @@ class Bench:
     def time_rounds(self, k: int | Controller, seed: int) -> TimedRounds:
         """The decoding loop itself, one round untimed, then `rounds` of them timed."""
         controller = as_controller(k)
-        most = (self.rounds + 1) * (self.max_k + 1) + 1  # so that no row finishes
-        rows = [Row(tuple(prompt), most) for prompt in self.prompts]
+        max_new_tokens = (self.rounds + 1) * (self.max_k + 1) + 1  # so that no row finishes
+        rows = [Row(tuple(prompt), max_new_tokens) for prompt in self.prompts]
         drafter = forgetful(self._drafter) if controller.max_k else None
         randomness = SeededRandomness(seed, self.target.device)
         loop = speculate(self.target, drafter, rows, controller, self.sampling, randomness)
@@ -159,7 +159,7 @@ def tokens_needed(rounds: int, max_k: int) -> int:
 
 
 class _PrefilledModel:
-    """A `LanguageModel` that has read its prompts already: beginning anew takes it back behind them.
+    """A `LanguageModel` that has read its prompts already. `start` rewinds it to the end of the prompts.
 
     The loop and the drafter begin as always, with `start`, and `prefill` with what they want to be read; that it begins
     with the same prompts is checked.

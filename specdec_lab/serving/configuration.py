@@ -128,7 +128,7 @@ def _parallel(method: str) -> dict[str, bool]:
     """The key that switches parallel drafting on; none where the method always drafts so."""
     kind = METHODS[method].parallel
     if kind == "no":
-        able = ", ".join(name for name, one in METHODS.items() if one.parallel != "no")
+        able = ", ".join(name for name, drafting_method in METHODS.items() if drafting_method.parallel != "no")
         raise SpecdecError(f"parallel_drafting: takes method {able}, not {method!r}")
     return {"parallel_drafting": True} if kind == "optional" else {}
 

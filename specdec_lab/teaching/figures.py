@@ -67,7 +67,7 @@ def acceptance_figure(p: Sequence[float], q: Sequence[float], names: Sequence[st
 
 
 @plotting.styled
-def round_figure(played: "PlayedRound", decode: Any, most: int = 5) -> "Figure":
+def round_figure(played: "PlayedRound", decode: Any, num_shown: int = 5) -> "Figure":
     """Left: u against min(1, p/q) for each drafted token. Right: the distribution of the round's last token.
 
     Args:
@@ -101,7 +101,7 @@ def round_figure(played: "PlayedRound", decode: Any, most: int = 5) -> "Figure":
     left.grid(axis="x", visible=False)
     left.legend(loc="upper left", bbox_to_anchor=(-0.02, 1.03), handlelength=1.2)
 
-    shown = played.next_from.argsort(descending=True)[:most].tolist()
+    shown = played.next_from.argsort(descending=True)[:num_shown].tolist()
     if played.next_token not in shown:
         shown[-1] = played.next_token
     color = plotting.BONUS if full else plotting.REJECTED

@@ -37,7 +37,7 @@ def source_hash(notebook: Any) -> str:
 
 
 def caption(notebook: Any, i: int) -> str:
-    """What the text behind cell i says in italics, at its beginning: the description of the cell's picture, or ''."""
+    """The description of the picture of cell i: the italic text at the beginning of the next cell, or ''."""
     following = notebook.cells[i + 1] if i + 1 < len(notebook.cells) else None
     if following is None or following.cell_type != "markdown" or not following.source.startswith("*"):
         return ""
@@ -84,7 +84,7 @@ def _tidy(notebook: Any, seconds: float) -> None:
         cell.metadata.pop("execution", None)
         if cell.cell_type != "code":
             continue
-        kept = []
+        outputs = []
         for output in cell.outputs:
             if output.output_type == "stream" and output.name == "stderr":
                 continue  # progress bars
@@ -96,8 +96,8 @@ def _tidy(notebook: Any, seconds: float) -> None:
             if "image/png" in output.get("data", {}) and (words := caption(notebook, i)):
                 output.metadata.setdefault("image/png", {})["alt"] = words
             if output.get("data") != {}:
-                kept.append(output)
-        cell.outputs = kept
+                outputs.append(output)
+        cell.outputs = outputs
 
 
 def too_slow(seconds: Mapping[str, float]) -> list[str]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Agreement:
-    """A draft beside its target, over all scored tokens, at temperature 1.
+    """A draft compared with its target, over all scored tokens, at temperature 1.
 
     acceptance: mean Σ min(p, q). agreement: share of tokens where both find the same token most likely.
     nats_per_character: the draft's own loss.

@@ -41,11 +41,11 @@ class TrainingPlan:
     def context_at(self, step: int) -> int:
         """Window length in tokens at `step`."""
         begin, end = self._cycle(step)
-        done = (step - begin) / (end - begin)
+        rest = (step - begin) / (end - begin)
         for share, context in self.contexts:
-            if done < share:
+            if rest < share:
                 return context
-            done -= share
+            rest -= share
         return self.contexts[-1][1]
 
     def learning_rate_at(self, step: int) -> float:
@@ -69,11 +69,11 @@ class Windows:
 
     def batch(self, step: int, rows: int, context: int) -> Tensor:
         """`rows` windows of `context` + 1 token ids, [rows, context + 1]; the same for the same (seed, step)."""
-        chance = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
         windows = []
-        for which in torch.multinomial(self._shares, rows, replacement=True, generator=chance).tolist():
+        for which in torch.multinomial(self._shares, rows, replacement=True, generator=generator).tolist():
             stream = self._streams[which]
-            start = int(torch.randint(0, max(1, len(stream) - context), (), generator=chance))
+            start = int(torch.randint(0, max(1, len(stream) - context), (), generator=generator))
             windows.append(stream[start : start + context + 1])
         return torch.stack(windows).long()
 
@@ -107,39 +107,39 @@ def fit(
     save_every: float = 120.0,
     compiled: bool = False,
 ) -> None:
-    """Train `models` in place for `plan.steps` steps; resume from `checkpoint` where it exists.
+    """Train `models` in place for `plan.steps` steps, and resume from `checkpoint` if it exists.
 
-    The state is saved every `save_every` seconds and when interrupted (Ctrl-C), atomically; nothing but the step under
-    way is lost. `evaluate(step)` is called every `evaluate_every` steps and after the last.
+    The state is saved every `save_every` seconds and at an interrupt (Ctrl-C). Saving is atomic, and only the current
+    step is lost. `evaluate(step)` is called every `evaluate_every` steps and after the last step.
     """
     device = next(next(iter(models.values())).parameters()).device
     optimizers = [o for model in models.values() for o in _optimizers(model, plan)]
-    done = _load(checkpoint, models, optimizers)
-    if done >= plan.steps:
+    num_done = _load(checkpoint, models, optimizers)
+    if num_done >= plan.steps:
         return
     if compiled:
         losses = torch.compile(losses, dynamic=False)
     for model in models.values():
         model.train()
     saved_at = time.monotonic()
-    pace = _Pace(plan, done)
+    pace = _Pace(plan, num_done)
     with _Interrupt() as interrupt:
-        for step in range(done, plan.steps):
+        for step in range(num_done, plan.steps):
             pace.begin(step)
             context = plan.context_at(step)
             batch = windows.batch(step, plan.tokens_per_step // context, context).to(device, non_blocking=True)
             now = losses(batch, torch.tensor(step / plan.steps, device=device))
             torch.stack(list(now.values())).sum().backward()
             _update(models, optimizers, plan.learning_rate_at(step))
-            done = step + 1
-            last = done == plan.steps
+            num_done = step + 1
+            last = num_done == plan.steps
             pace.add(now)
-            if done % 10 == 0 or last:
-                on_tick(pace.tick(done))
-            if done % evaluate_every == 0 or last:
-                evaluate(done)
+            if num_done % 10 == 0 or last:
+                on_tick(pace.tick(num_done))
+            if num_done % evaluate_every == 0 or last:
+                evaluate(num_done)
             if time.monotonic() - saved_at > save_every or last or interrupt.came:
-                _save(checkpoint, models, optimizers, done)
+                _save(checkpoint, models, optimizers, num_done)
                 saved_at = time.monotonic()
             if interrupt.came:
                 raise KeyboardInterrupt
@@ -171,14 +171,14 @@ class _Pace:
     def add(self, losses: Mapping[str, Tensor]) -> None:
         self.recent.append({name: loss.detach() for name, loss in losses.items()})
 
-    def tick(self, done: int) -> Tick:
+    def tick(self, step: int) -> Tick:
         """How far the training is. Raises FloatingPointError where a loss is no longer a number."""
-        seconds = (time.monotonic() - self.began) / max(1, done - self.first - 3)
-        mean = {name: float(torch.stack([one[name] for one in self.recent]).mean()) for name in self.recent[0]}
+        seconds = (time.monotonic() - self.began) / max(1, step - self.first - 3)
+        mean = {name: float(torch.stack([losses[name] for losses in self.recent]).mean()) for name in self.recent[0]}
         if not all(map(math.isfinite, mean.values())):
-            raise FloatingPointError(f"the loss is no longer a number at step {done - 1}: {mean}")
+            raise FloatingPointError(f"the loss is no longer a number at step {step - 1}: {mean}")
         plan = self.plan
-        return Tick(done, plan.steps, mean, seconds * (plan.steps - done), plan.tokens_per_step / seconds)
+        return Tick(step, plan.steps, mean, seconds * (plan.steps - step), plan.tokens_per_step / seconds)
 
 
 class _Interrupt:

@@ -169,7 +169,7 @@ def head_losses(target: "PreTrainedModel", head: Head, steps: int, half: bool) -
     """
     weights = [LATER_STEP**step for step in range(steps)]
 
-    def losses(tokens: Tensor, done: Tensor) -> dict[str, Tensor]:
+    def losses(tokens: Tensor, progress: Tensor) -> dict[str, Tensor]:
         text = tokens[:, :-1]
         features, log_p = target_pass(target, text, head.config.feature_layers, half)
         total = torch.zeros((), device=text.device)
@@ -177,7 +177,7 @@ def head_losses(target: "PreTrainedModel", head: Head, steps: int, half: bool) -
             all_logits = list(draft_logits(head, features, text, steps))
         for step, logits in enumerate(all_logits):
             log_q = logits.float().log_softmax(-1)
-            total = total + weights[step] * distillation_loss(log_p[:, step:], log_q, done)
+            total = total + weights[step] * distillation_loss(log_p[:, step:], log_q, progress)
         return {"head": total / sum(weights)}
 
     return losses

@@ -194,8 +194,8 @@ def write_prompts(corpus: Corpus, tokenizer: Tokenizer, path: Path, tokens: int 
     """One prompt from each held-out file that has a function to complete: about `tokens` of text up to its body."""
     prompts = {}
     for document in corpus.held_out:
-        if found := _prompt(document, tokenizer, tokens):
-            name, text = found
+        if named_prompt := _prompt(document, tokenizer, tokens):
+            name, text = named_prompt
             prompts[f"{document.module}.{name}"] = text
     path.write_text(json.dumps(prompts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
