@@ -1,4 +1,4 @@
-"""`specdec demo`: watch a completion being drafted and verified, then the speedup on this machine."""
+"""`specdec demo`: show how a completion is drafted and verified, then measure the speedup on this machine."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def demo(
 ) -> None:
     """Watch one completion being drafted and verified, then measure the speedup on this machine. About a minute.
 
-    Without options it compares what ships, and names what is fastest at temperature 1.
+    Without options it compares all shipped drafts and heads, and names the fastest at temperature 1.
     """
     if svg is not None and not svg.resolve().parent.is_dir():
         raise SpecdecError(f"--svg {svg}: there is no folder {svg.parent}")
@@ -92,7 +92,7 @@ def demo(
 
 
 def _costs_line(mode: "Mode") -> str:
-    """The costs of each drafter, once, in target steps."""
+    """A line with the cost of each drafter in target steps, and v."""
     from specdec_lab.measurement.methods import drafts_one_at_a_time
 
     parts = {}

@@ -33,7 +33,7 @@ def grade(
         int | None, typer.Option(min=1, help="Submissions to grade in parallel (default: one per core).")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=1, help="Seed of the hidden cases. With a seed of your own, nobody knows them.")
+        int | None, typer.Option(min=1, help="Seed of the hidden cases. Your own seed keeps them secret.")
     ] = None,
     trusted: Annotated[
         bool, typer.Option("--trusted", help="Grade your own work in this process, without a sandbox, on any system.")

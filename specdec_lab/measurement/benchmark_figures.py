@@ -1,4 +1,4 @@
-"""The figures of the benchmark suite in the course's one style. matplotlib is imported when one is drawn."""
+"""The figures of the benchmark suite, in the style of the course. matplotlib is imported when a figure is drawn."""
 
 import base64
 import html
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def embedded(figure: "Figure", alt: str) -> str:
-    """The figure as an `img` element that holds its own SVG, on white also where the page is dark."""
+    """The figure as an `img` element with an inline SVG, on white even if the page is dark."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     data = base64.b64encode(file.getvalue()).decode()
@@ -25,7 +25,7 @@ def embedded(figure: "Figure", alt: str) -> str:
 
 
 def alt_text(figure: "Figure") -> str:
-    """What the figure says: its titles and what its axes show."""
+    """A text alternative for the figure: its titles and the labels of its axes."""
     parts = [figure.get_suptitle()]
     for axes in figure.axes:
         parts += [axes.get_title(loc="left"), axes.get_xlabel(), axes.get_ylabel()]
@@ -33,7 +33,7 @@ def alt_text(figure: "Figure") -> str:
 
 
 def speedups(result: SuiteResult) -> "Figure":
-    """Speedup of decoding for every way and prompt length, with its interval, and what the formula says."""
+    """The decoding speedup of every way and prompt length, with its interval and the formula's prediction."""
     lengths = result.lengths
     names = [name for name in dict.fromkeys(r.config_name for r in result.results) if name != "baseline"]
     shown = [(r.decoding_speedup, r) for r in result.results if r.config_name != "baseline" and r.decoding_speedup]

@@ -1,4 +1,4 @@
-"""Checks of acceptance: is it what both models' distributions allow, and is it stuck at 0 or 100 %?
+"""Checks of acceptance: does it match both models' distributions, and is it stuck at 0 or 100 %?
 
 Acceptance can be computed: at every examined position, a drafted token is accepted with probability Σ min(p, q),
 whatever came before. So the number of accepted tokens must be the sum of these probabilities, up to random variation.
@@ -25,33 +25,33 @@ SIGMAS = 5
 """Standard deviations from the computed acceptance that random variation does not explain."""
 
 FALSE_ALARM = 2 * float(norm.sf(SIGMAS))
-"""Probability that a right rule leaves that range on either side, by the normal approximation: one in 1.7 million."""
+"""Probability that a right rule is outside this range, by the normal approximation: one in 1.7 million."""
 
 CONTROL_LEAST = {4: 0.97, 2: 0.85}
-"""Share of the target's own drafts that it must accept, by bytes of the number type: rounding makes p and q differ by
-about 1e-6 in float32 and 1 % in bfloat16, and at temperature 0 a tie turns one token round."""
+"""Share of its own drafts that the target must accept, by bytes of the number type. Rounding makes p and q differ by
+about 1e-6 in float32 and 1 % in bfloat16, and at temperature 0 a tie can change a token."""
 
 NEAR_ZERO = 0.1
 """An α for which no k pays: S > 1 would need c + v(2) below 1.1 with one drafted token, and less with more."""
 
 SAME = 0.995
-"""Average Σ min(p, q) at temperature 1 from which on draft and target are the same distribution, but for rounding."""
+"""Average Σ min(p, q) at temperature 1 above which draft and target have the same distribution, up to rounding."""
 
 CHEAP = 0.5
-"""Share of the target's parameters up to which a draft can be called smaller."""
+"""A draft with at most this share of the target's parameters counts as smaller."""
 
 GENERATION_PART = 0.6
-"""Of the time for the check of acceptance, what generating may take. The checks after it use the same generations."""
+"""The share of the acceptance check's time for generating. Later checks use the same generations."""
 
 FEW_JUDGED = 30
 """With fewer examined tokens nothing is said about α."""
 
 
 def check_acceptance(setup: Setup) -> list[Finding] | None:
-    """Is as much accepted as the distributions allow?
+    """Are as many tokens accepted as the distributions allow?
 
-    Where a draft model is verified token by token, its q and the target's p are computed again with transformers'
-    forward pass. Any other drafter and rule is compared with the p and q that the rule got.
+    For a draft model with token verification, q and p are computed again with transformers' forward pass. For any other
+    drafter or rule, the p and q that the rule received are used.
     """
     with setup.budget.part(GENERATION_PART):
         recordings = setup.recordings
@@ -126,7 +126,7 @@ def _own_draft(setup: Setup) -> dict[str, int]:
 
 
 def _decisions(setup: Setup) -> list[RecordedDecision]:
-    """The decisions of the setup's rule in generations of their own."""
+    """The decisions of the setup's rule in new generations."""
     drafter, decisions = recording(
         setup.new_drafter(), verification_rule(setup.verification), setup.verification == "block"
     )
@@ -199,7 +199,7 @@ def check_stuck(setup: Setup) -> list[Finding]:
 
 
 def _agreement(setup: Setup, draft: "torch.nn.Module") -> float:
-    """Average Σ min(p, q) at temperature 1 over the texts that were recorded."""
+    """Average Σ min(p, q) at temperature 1 over the recorded texts."""
     rates = []
     for recorded in setup.recordings:
         text = [*recorded.generation.prompt_tokens, *recorded.generation.tokens]

@@ -1,4 +1,4 @@
-"""Checks of the output: do the caches hold the right text after a rejection, and is greedy decoding the same?
+"""Checks of the output: are the caches right after a rejection, and does greedy decoding give the same tokens?
 
 Both compare with transformers' own forward pass over the whole text, which does not use our caches and masks.
 """
@@ -23,25 +23,25 @@ from specdec_ref.models import TransformersModel
 from specdec_ref.sampling import GREEDY, Sampling, SeededRandomness
 
 CACHE_ROUNDS = 6
-"""A wrong rewind shows after the first rejection, a token missing after a full acceptance: a few rounds have both."""
+"""A wrong rewind shows after the first rejection, and a missing token after a full acceptance. Six rounds have both."""
 
 CACHE_PROMPTS = 2
 NOISE_FACTOR = 10
-"""A stale cache is another context, not another rounding: it must differ by so many times what rounding alone does."""
+"""A stale cache must differ by this many times the distance that rounding explains, since it is another context."""
 
 LEAST_DISTANCE, MOST_DISTANCE = 1e-3, 0.2
-"""Total variation that is no fault whatever the rounding, and that is one whatever the rounding."""
+"""Total variation up to the first number is never an error, and above the second always, regardless of rounding."""
 
 TIE_FACTOR = 8
-"""A margin below so many times the largest rounding error of the logits can be turned round by summing in another
-order: two logits, two ways to compute them, and the error was seen at one place only."""
+"""A margin below this many times the largest rounding error of the logits counts as a tie, since sums in another order
+can reverse it. Two logits are computed in two ways, and the error was measured at one position only."""
 
 DOUBLE_EXACT = 1e-9
-"""Logits that differ by less are a tie in float64 as well."""
+"""Logits with a smaller difference are a tie even in float64."""
 
 
 def check_caches(setup: Setup) -> list[Finding]:
-    """Do the models continue the text after some rounds as they do after a fresh reading of it?"""
+    """Do the models predict the same after some rounds as after a new forward pass over the text?"""
     prompts = setup.prompts[:CACHE_PROMPTS]
     measured = setup.as_many_as_fit("prompts", prompts, lambda prompt: _after_rounds(setup, prompt))
     distances = {
@@ -84,15 +84,19 @@ def check_caches(setup: Setup) -> list[Finding]:
 
 @dataclass
 class _CacheDistances:
-    """One model after some rounds. distances: from a fresh reading, by round; noise: what rounding explains, computed
-    only where a distance needs to be explained."""
+    """The cache errors of one model.
+
+    Attributes:
+        distances: after each round, the distance from a new forward pass over the text.
+        noise: the distance that rounding explains, computed only if a distance needs an explanation.
+    """
 
     distances: list[float] = field(default_factory=list)
     noise: float = 0.0
 
 
 def _after_rounds(setup: Setup, prompt: tuple[int, ...]) -> dict[str, _CacheDistances]:
-    """Both models after each of some rounds; after fewer rounds, but at least one, where time runs out."""
+    """The cache errors of both models after each of some rounds. If time runs out, fewer rounds, but at least one."""
     pair, k, everything = setup.pair, setup.max_k, Sampling()
     target, drafter = setup.decoder()
     draft_model = setup.draft_model
@@ -123,13 +127,13 @@ def _after_rounds(setup: Setup, prompt: tuple[int, ...]) -> dict[str, _CacheDist
 
 
 def _distance(ours: Tensor, plain: Tensor) -> float:
-    """Total variation between the two next-token distributions at temperature 1. [V] each."""
+    """Total variation between two next-token distributions at temperature 1, given as logits [V]."""
     p, q = (logits.double().softmax(-1) for logits in (ours, plain[: ours.shape[-1]]))
     return float((p - q).abs().sum() / 2)
 
 
 def _rounding(model: "torch.nn.Module", text: Sequence[int], k: int) -> float:
-    """How far a fresh cache, read in one piece and then in steps, is from the plain forward pass."""
+    """The distance between a new cache, filled in one pass and then in steps, and the plain forward pass."""
     fresh = TransformersModel(model)  # type: ignore[arg-type]
     n = min(k + 1, len(text) - 1)
     known = [min(token, fresh.vocab_size - 1) for token in text]
@@ -208,8 +212,11 @@ def _greedy_bug(evidence: str, numbers: dict[str, object]) -> Finding:
 
 
 def _margin(setup: Setup, text: list[int], a: int, b: int) -> tuple[float, float]:
-    """|logit a − logit b| after `text`, and how far rounding moves any logit there: as seen against float64, or where
-    that does not fit into memory as the number type lets expect."""
+    """|logit a − logit b| after `text`, and the largest rounding error of the logits there.
+
+    The rounding error is measured against float64. If that does not fit into memory, it is estimated from the number
+    type.
+    """
     model = setup.pair.target
     usual = plain_logits(model, text)[-1].double()
     if not _double_fits(setup):
@@ -227,7 +234,7 @@ def _double_fits(setup: Setup) -> bool:
 
 
 def _first_difference_in_double(setup: Setup, prompt: Sequence[int]) -> int | None:
-    """Both ways of decoding again in float64: where they first differ, None where they agree."""
+    """Decode both ways again in float64. Returns the position of the first difference, or None."""
     target = copy.deepcopy(setup.pair.target).double()
     draft = copy.deepcopy(setup.pair.draft).double() if setup.pair.draft is not None else None
     pair = Pair(target, draft, setup.pair.tokenizer)
@@ -240,7 +247,7 @@ def _first_difference_in_double(setup: Setup, prompt: Sequence[int]) -> int | No
 
 
 def _first_difference(first: Sequence[int], second: Sequence[int]) -> int:
-    """Where two sequences part; the shorter one's length where it begins the longer."""
+    """The position of the first difference. If one sequence begins with the other, the length of the shorter."""
     return next(
         (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
     )

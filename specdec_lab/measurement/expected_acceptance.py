@@ -1,8 +1,8 @@
-"""How many drafted tokens a right accept/reject rule accepts on average, given what was drafted: for any drafter.
+"""The number of drafted tokens that a right rule accepts on average, given the drafted tokens, for any drafter.
 
-The rule of a round is recorded with its p, q and decision. From p and q alone follow the mean and the variance of the
-number of accepted tokens: for chains and trees by the rule of their paper, for blocks by the proven optimum. So what
-was accepted can be compared with what may be accepted, also where no draft model can be asked again.
+For each round, p, q and the decision of the rule are recorded. The mean and the variance of the number of accepted
+tokens follow from p and q: for chains and trees from the rule of their paper, for blocks from the proven optimum. So
+the actual number can be compared with the expected one, even if the drafter has no model that could be run again.
 """
 
 import copy
@@ -20,11 +20,11 @@ from specdec_ref.sampling import Randomness
 
 @dataclass(frozen=True)
 class RecordedDecision:
-    """What a rule decided about one row's drafted tokens, and what it could.
+    """The decision of a rule about one row's drafted tokens, and its expectation.
 
     Attributes:
-        accepted: tokens that were accepted.
-        mean, variance: of the number that a right rule accepts, given these tokens.
+        accepted: the number of accepted tokens.
+        mean, variance: mean and variance of the number that a right rule accepts, given these tokens.
     """
 
     accepted: int
@@ -33,17 +33,20 @@ class RecordedDecision:
 
 
 def recording(drafter: Drafter, rule: Verify, block: bool) -> tuple[Any, list[RecordedDecision]]:
-    """A drafter that proposes the same, and a list that fills with the decisions about its drafts.
+    """Wrap a drafter so that the decisions about its drafts are recorded.
 
     Args:
-        drafter: any.
-        rule: what decides about its chains; trees bring their own rule.
-        block: whether that rule is one for blocks.
+        drafter: any drafter.
+        rule: the verification rule for its chains; trees have their own rule.
+        block: whether this rule verifies blocks.
+
+    Returns:
+        A drafter with the same proposals, and a list that fills with the decisions.
     """
     decisions: list[RecordedDecision] = []
     kind: Any = type(drafter)
 
-    class Recorded(kind):  # type: ignore[misc]  # a head is asked for its kind, so this one has to be of the same
+    class Recorded(kind):  # type: ignore[misc]  # a subclass, since callers test the class of a head
         def propose(self, *arguments: Any) -> Draft:
             draft: Draft = super().propose(*arguments)
 

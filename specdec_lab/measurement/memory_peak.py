@@ -34,12 +34,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LOOK_EVERY = 0.002
-"""Seconds between two looks at a process: shorter than a step."""
+"""Seconds between two readings of a process's memory: shorter than a step."""
 
 
 @dataclass(frozen=True)
 class MeasuredMemory:
-    """Bytes. weights, kv: all tensors of target and draft. peak: the largest total at any time."""
+    """Measured bytes.
+
+    Attributes:
+        weights, kv: all tensors of target and draft.
+        peak: the largest total at any time.
+    """
 
     weights: int
     kv: int
@@ -48,7 +53,7 @@ class MeasuredMemory:
 
 @dataclass(frozen=True)
 class MemoryComparison:
-    """Predicted against measured, with and without speculation."""
+    """Predicted and measured memory, with and without speculation."""
 
     predicted: MemoryProfile
     measured: MeasuredMemory
@@ -92,9 +97,9 @@ class MemoryComparison:
 
 
 def measure_memory(pair: Pair, *, batch: int = 1, context: int = 256, k: int = 4) -> MemoryComparison:
-    """Decode `batch` sequences up to `context` tokens without and with k drafted tokens; count, and compare.
+    """Measure the memory for decoding `batch` sequences up to `context` tokens, without and with k drafted tokens.
 
-    On a CPU this starts a process that loads the pair again, a few seconds. Raises SpecdecError.
+    On a CPU this starts a process that loads the pair again, which takes a few seconds. Raises SpecdecError.
     """
     predicted = memory_profile(pair, batch=batch, context=context, k=k)
     if pair.device.type not in ("cpu", "cuda"):
@@ -114,8 +119,8 @@ class AddedMemory:
     """What a drafting method needs in addition to the target alone, in bytes.
 
     Attributes:
-        weights: of the draft model or the head; 0 where only the text is needed.
-        cache: slots of its cache, of the target's additional tokens, and features that the target keeps for a head.
+        weights: the draft model or the head; 0 for drafters that only need the text.
+        cache: slots of the draft's cache and of the target's additional tokens, and features that the target stores.
     """
 
     weights: int
@@ -131,7 +136,7 @@ def added_memory(pair: Pair, *, batch: int = 1, context: int = 256, k: int = 4) 
 
 
 def _peak_on_cuda(pair: Pair, batch: int, context: int, k: int) -> int:
-    """Beyond what is there that is not the pair's; without drafts also beyond the draft's weights."""
+    """The peak on CUDA, without memory of other objects. For decoding without drafts, also without the draft."""
     needed = [m for m in (pair.target, pair.draft if k else None) if m is not None]
     torch.cuda.synchronize(pair.device)
     allocated_before = torch.cuda.memory_allocated(pair.device) - sum(t.nbytes for m in needed for t in tensors_of(m))
@@ -174,7 +179,7 @@ def _peaks_of_a_process(pair: Pair, work: list[tuple[int, int, int]]) -> list[in
 
 
 def _folder_of(model: "PreTrainedModel", pair: Pair, spare: Path) -> str:
-    """Where another process finds this model: where it came from, else a copy in `spare`."""
+    """A folder from which another process can load this model: its own folder, else a copy in `spare`."""
     if model.name_or_path and Path(model.name_or_path, "config.json").is_file():
         return str(Path(model.name_or_path).resolve())
     model.save_pretrained(spare)
@@ -183,7 +188,7 @@ def _folder_of(model: "PreTrainedModel", pair: Pair, spare: Path) -> str:
 
 
 def _work(task: dict[str, Any]) -> list[int]:
-    """In the process of its own: bytes at the peak of each work, beyond what was there before anything was loaded."""
+    """Runs in the separate process. Prints the peak of each work in bytes, minus the memory before loading."""
     torch.set_num_threads(task["threads"])
     names, dtype = [task["target"], task["draft"]], task["dtype"]
     for name in filter(None, names):
@@ -205,7 +210,7 @@ def _work(task: dict[str, Any]) -> list[int]:
 
 
 class _Peak:
-    """The largest resident memory of a process, in bytes, as long as `watching` is open."""
+    """The largest resident memory of a process while `watching` is open, in bytes."""
 
     def __init__(self, process: psutil.Process):
         self.bytes = 0

@@ -83,7 +83,7 @@ def peer_cases(path: Path) -> list[MeasuredCase]:
 def held_out(cases: Sequence[MeasuredCase]) -> list[MeasuredCase]:
     """The same cases, each with costs from the other cases of its batch size, so that no case predicts itself.
 
-    c and v become the medians over the other cases of that batch size. Raises SpecdecError where there is no other.
+    c and v become the medians over the other cases of the same batch size. Raises SpecdecError if there are none.
     """
     return [replace(case, situation=_from_others(case, cases)) for case in cases]
 

@@ -35,7 +35,7 @@ METHODS = {
     "dflash": Method("a draft model that predicts all k tokens in one pass", True, True, "always"),
 }
 REMOVED_METHODS = ("medusa", "mlp_speculator")
-"""They left vLLM in 0.33."""
+"""Methods that vLLM 0.33 removed."""
 
 
 @dataclass(frozen=True)

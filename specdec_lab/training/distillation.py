@@ -1,8 +1,8 @@
-"""What a draft learns from: the target's whole distribution at every position, not only the token that came next.
+"""Losses for training drafts: on the target's whole distribution at every position, not only on the next token.
 
-A draft is worth what the target accepts of it: Σ min(p, q) = 1 − TV(p, q). That is differentiable, but says little
-while q is far from p, so learning starts with KL(p‖q) and moves over to the total variation half-way (Zhou et al.
-2023, 'DistillSpec', arXiv 2310.08461, compare such divergences).
+The acceptance rate is Σ min(p, q) = 1 − TV(p, q). It is differentiable, but its gradient is of little use while q is
+far from p. So training starts with KL(p‖q), and changes to the total variation after half of the steps. Zhou et al. 2023
+('DistillSpec', arXiv 2310.08461) compare such divergences.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ Losses = Callable[[Tensor, Tensor], dict[str, Tensor]]
 """(tokens [B, T + 1], share of the training done, 0-d) → one scalar loss per model, by name."""
 
 KEPT_KL = 0.1
-"""Weight that KL(p‖q) keeps to the end: the total variation alone says nothing about rare tokens."""
+"""The final weight of KL(p‖q). The total variation alone hardly depends on rare tokens."""
 
 
 def text_loss(logits: Tensor, labels: Tensor) -> Tensor:

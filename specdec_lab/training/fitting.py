@@ -1,7 +1,7 @@
 """The training loop: the same for the target, a plain draft and distilled drafts, on CPU and on CUDA.
 
-Several models may learn from one batch at once: distillation pays for the target's forward pass only once for all
-drafts. Every batch is a function of (seed, step), so an interrupted run that resumes goes through the same batches.
+Several models may be trained on one batch, so distillation needs the target's forward pass only once for all drafts.
+Every batch is a function of (seed, step), so a resumed run uses the same batches.
 """
 
 import itertools
@@ -24,10 +24,17 @@ from specdec_ref.errors import SpecdecError
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How long and how fast to learn.
+    """The schedule of a training.
 
-    contexts: (share of the steps, window length in tokens), in order. restarts: steps at which the whole schedule,
-    contexts and learning rate, begins anew (Loshchilov and Hutter 2016, 'warm restarts').
+    Attributes:
+        steps: number of steps.
+        tokens_per_step: tokens in a batch.
+        learning_rate: the largest learning rate.
+        contexts: (share of the steps, window length in tokens), in order.
+        warmup: steps of linear warm-up.
+        weight_decay: weight decay.
+        restarts: steps at which the schedule of contexts and learning rate starts again (Loshchilov and Hutter 2016,
+            'warm restarts').
     """
 
     steps: int
@@ -60,7 +67,7 @@ class TrainingPlan:
 
 
 class Windows:
-    """Random windows of token streams; stream i is drawn from with probability `shares[i]`."""
+    """Random windows of token streams. Stream i is chosen with probability `shares[i]`."""
 
     def __init__(self, streams: Sequence[Tensor], shares: Sequence[float], seed: int):
         self._streams = streams
@@ -80,7 +87,7 @@ class Windows:
 
 @dataclass
 class Tick:
-    """What the loop reports as it goes."""
+    """The progress that the training loop reports."""
 
     step: int
     steps: int
@@ -157,7 +164,7 @@ def _update(models: Mapping[str, nn.Module], optimizers: list[torch.optim.Optimi
 
 
 class _Pace:
-    """Seconds a step, without compilation and warm-up, and the mean losses of the last 50 steps."""
+    """Seconds per step, without compilation and warm-up, and the mean losses of the last 50 steps."""
 
     def __init__(self, plan: TrainingPlan, first: int):
         self.plan, self.first = plan, first
@@ -172,7 +179,7 @@ class _Pace:
         self.recent.append({name: loss.detach() for name, loss in losses.items()})
 
     def tick(self, step: int) -> Tick:
-        """How far the training is. Raises FloatingPointError where a loss is no longer a number."""
+        """The progress of the training. Raises FloatingPointError if a loss is NaN."""
         seconds = (time.monotonic() - self.began) / max(1, step - self.first - 3)
         mean = {name: float(torch.stack([losses[name] for losses in self.recent]).mean()) for name in self.recent[0]}
         if not all(map(math.isfinite, mean.values())):
@@ -182,7 +189,7 @@ class _Pace:
 
 
 class _Interrupt:
-    """Holds Ctrl-C back until the step is done, so that the saved weights are whole. A second one acts at once."""
+    """Delays Ctrl-C until the step is done, so that the saved weights are complete. A second Ctrl-C acts at once."""
 
     came = False
 
@@ -238,7 +245,7 @@ def _load(path: Path, models: Mapping[str, nn.Module], optimizers: list[torch.op
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         return int(state["step"])
-    except Exception as error:  # a broken file and one of other shapes fail in many ways
+    except Exception as error:  # broken files and other shapes raise many kinds of exception
         raise SpecdecError(
             f"{path}: is no checkpoint of this training; delete {path.parent.name} or choose another output"
         ) from error
