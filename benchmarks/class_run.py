@@ -184,7 +184,7 @@ def report(handed_in: dict[str, Submission], graded: list[Graded], seconds: floa
         "exercises": len(EXERCISES),
         "points": MOST,
         "seconds": round(seconds, 1),
-        "isolation": dict(Counter(result.isolation or "ended before it was told" for result in graded)),
+        "isolation": dict(Counter(result.isolation or "unknown, ended too early" for result in graded)),
         "kinds": kinds,
         "not what they deserve": unjust,
         "named otherwise than they should be": unnamed,

@@ -45,7 +45,7 @@ def html_report(result: SuiteResult) -> str:
 <h2>In numbers</h2>{"".join(tables)}
 <p class="note">{html.escape(NOTES)}</p>
 <p class="note">{html.escape(DRAFT_NOTES)}</p>
-<footer>Computed from samples.jsonl beside this file, which has a line for each timed request.</footer>
+<footer>Computed from samples.jsonl next to this file, which has one line per timed request.</footer>
 </body></html>
 """
 

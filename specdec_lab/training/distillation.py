@@ -1,8 +1,8 @@
 """Losses for training drafts: on the target's whole distribution at every position, not only on the next token.
 
 The acceptance rate is Σ min(p, q) = 1 − TV(p, q). It is differentiable, but its gradient is of little use while q is
-far from p. So training starts with KL(p‖q), and changes to the total variation after half of the steps. Zhou et al. 2023
-('DistillSpec', arXiv 2310.08461) compare such divergences.
+far from p. So training starts with KL(p‖q), and changes to the total variation after half of the steps. Zhou et al.
+2023 ('DistillSpec', arXiv 2310.08461) compare such divergences.
 """
 
 from collections.abc import Callable, Mapping
