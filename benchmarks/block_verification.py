@@ -35,7 +35,7 @@ Numbers = NDArray[np.float64]
 
 
 class Probabilities:
-    """A `Randomness` that keeps the probabilities of the decisions that a rule asks for, and decides nothing itself."""
+    """A `Randomness` that records the acceptance probabilities of a rule, and makes no decision itself."""
 
     def __init__(self) -> None:
         self.of_decisions = torch.empty(0)

@@ -78,7 +78,7 @@ def of_tests(name: str) -> Any:
 
 
 def wrong_answers() -> Iterator[Submission]:
-    """Those of tests/wrong.py, each with what it needs of that file and under the name that is graded."""
+    """The wrong answers of tests/wrong.py, each with the code that it needs, under the name that is graded."""
     text = (TESTS / "wrong.py").read_text(encoding="utf-8")
     parts: dict[str, ast.stmt] = {}
     rows: list[ast.expr] = []

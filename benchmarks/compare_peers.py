@@ -309,7 +309,7 @@ def table(mode: str, results: dict[str, Result], memory: dict[str, AddedMemory])
 
 
 def machine(pair: sd.Pair) -> dict[str, object]:
-    """What the figures were measured on."""
+    """The machine and the versions of the measurement."""
     return {
         "device": torch.cuda.get_device_name()
         if pair.device.type == "cuda"

@@ -2,7 +2,7 @@
 
     python benchmarks/equivalence_calibration.py [--simulations 100000] [--samples 100000] [--json FILE]
 
-Samples are drawn from the outcomes' probabilities themselves, so that nothing but the statistics is on trial: how often
+Counts are sampled directly from the outcomes' probabilities, so only the statistics are tested: how often
 a right sampler is refuted, whether its p-values are uniform, how often a sampler of the detectable total variation is
 found in the worst direction and in others, and how often the interval holds the true total variation. About four
 minutes.

@@ -70,11 +70,11 @@ class Sizes:
         self.largest = trials(pair, samples=largest, false_alarm=FALSE_ALARM)
 
     def of(self, samples: int) -> tuple[Trial, ...]:
-        """Both trials with so many samples each."""
+        """Both trials with this number of samples each."""
         return tuple(replace(trial, plan=with_fewer(trial.plan, samples)) for trial in self.largest)
 
     def finding(self, tv: float, name: str) -> tuple[int, float]:
-        """The first of `LADDER` with which that trial detects 0.8 of this total variation, and what it detects."""
+        """The smallest number of samples in `LADDER` that detects 0.8 of this TV, and the detectable TV."""
         for samples in LADDER:
             (plan,) = (trial.plan for trial in self.of(samples) if trial.name == name)
             if plan.is_informative and plan.detectable <= 0.8 * tv:

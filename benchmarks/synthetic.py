@@ -28,7 +28,7 @@ SEARCHES = 10
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama's shape. width: of the residual stream; neurons: of the feed-forward layer. heads · head is the width."""
+    """The shape of a Llama. width: of the residual stream. neurons: of the feed-forward layer. heads · head = width."""
 
     width: int
     layers: int
@@ -50,13 +50,19 @@ SHAPES = {
     "7B": Shape(4096, 32, 32, 8, 14336),
     "13B": Shape(5120, 40, 40, 10, 13824),
 }
-"""Of well-known sizes; heads of 128 and four query heads to a key head throughout, so that one fits into another."""
+"""Shapes of well-known sizes. All have heads of 128 and four query heads per key head, so a small one fits into a large
+one."""
 
 
 @dataclass(frozen=True)
 class Synthetic:
-    """pair: its tokenizer knows numbers, '17 4 9' is three tokens. acceptance: mean Σ min(p, q) at temperature 1,
-    measured on random text. scale: of what the further layers add."""
+    """A synthetic pair.
+
+    Attributes:
+        pair: the models, with a tokenizer of numbers: '17 4 9' is three tokens.
+        acceptance: mean Σ min(p, q) at temperature 1, measured on random text.
+        scale: factor of the output of the target's further layers.
+    """
 
     pair: Pair
     acceptance: float
@@ -74,10 +80,17 @@ def synthetic_pair(
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
 ) -> Synthetic:
-    """Build both models on the device, and turn the dial. Raises SpecdecError where the draft does not fit in it.
+    """Build both models on the device, and set the acceptance rate.
 
-    target, draft: shapes, or names in `SHAPES`. acceptance: wanted rate, above 0 and below 1; it is met within 0.02,
-    else an error says what can be had.
+    Args:
+        target, draft: shapes, or names in `SHAPES`.
+        acceptance: the acceptance rate, above 0 and below 1. It is reached within 0.02.
+        vocab_size, context: of both models.
+        device, dtype: of both models.
+        seed: seed of the weights.
+
+    Raises:
+        SpecdecError: the draft does not fit into the target, or the acceptance rate cannot be reached.
     """
     large, small = (_shape(name, shape) for name, shape in (("target", target), ("draft", draft)))
     if not is_number(acceptance) or not 0 < acceptance < 1:

@@ -221,7 +221,7 @@ def main() -> None:
     if arguments.verdicts:
         add_verdicts(pair, arguments.json, arguments.samples or 4_000, arguments.only, console)
         return
-    pair.target.generation_config.eos_token_id = None  # every contender writes as many tokens as it is asked for
+    pair.target.generation_config.eos_token_id = None  # all contenders generate the same number of tokens
     prompts = prompts_of_length(pair.tokenizer, 128, 8)
     report: dict[str, Any] = {
         "machine": machine_facts(pair) | {"date": time.strftime("%Y-%m-%d"), "system": platform.system()},

@@ -416,7 +416,7 @@ class Call:
             except (
                 TypeError,
                 UnicodeError,
-            ) as error:  # half a surrogate pair is a str that is no text
+            ) as error:  # half a surrogate pair is a str, but not text
                 raise SpecdecError(
                     f"prompt={prompt!r:.80}: cannot be turned into tokens, is it text?"
                 ) from error

@@ -92,7 +92,7 @@ class RewindableCache:
 
         Returns:
             Which slots each of them may see, [B, 1, n, W] bool: the row before the tree, its
-            ancestors and itself; and the position of what each slot holds, [B, 1, 1, W].
+            ancestors and itself; and the position of the token in each slot, [B, 1, 1, W].
         """
         size = parents.shape[1]
         starts = torch.tensor(self.lengths)[:, None] - (size - n)

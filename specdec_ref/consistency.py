@@ -139,7 +139,7 @@ def _in_steps(model: "PreTrainedModel", texts: list[Tensor], wrong: Tensor) -> T
 
 
 def length_thresholds(config: "PretrainedConfig") -> list[int]:
-    """Lengths in tokens at which a model of this configuration changes what it computes, shortest
+    """Lengths in tokens at which a model of this configuration changes its computation, shortest
     first.
 
     Sliding windows, attention chunks, and the length that its rotary scaling was made for.

@@ -104,8 +104,8 @@ class TransformersModel:
 
     Args:
         model: the causal LM.
-        vocab_size: score only the first so many ids; a draft may have more padding rows than its
-            target.
+        vocab_size: score only this many ids, the first ones; a draft may have more padding rows
+            than its target.
         feature_layers: layers whose hidden states `features` keeps, for a head that drafts from
             them; counted as transformers' `hidden_states` are: 0 is the embeddings, the last one
             includes the final norm. () keeps none.
@@ -355,7 +355,7 @@ def check_rewindable(model: "PreTrainedModel", role: str = "model") -> None:
         )
     if getattr(
         config, "alibi", False
-    ):  # Falcon counts distances in a 2-D mask, which knows no rows of other lengths
+    ):  # Falcon counts distances in a 2-D mask, which assumes rows of equal length
         raise SpecdecError(
             f"{role}: {kind} with alibi makes its own positions: takes a model with rotary"
         )

@@ -287,7 +287,7 @@ def test_a_draft_that_is_drawn_at_another_temperature_is_found(healthy: sd.Pair)
 
 
 def test_a_self_draft_that_is_rejected_is_found(healthy: sd.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """q of a ModelDrafter is not what it drew from but a sharper distribution: what it drew is refused, or kept too
+    """q of a ModelDrafter is sharper than the distribution that it sampled from: tokens are rejected, or accepted too
     often."""
     propose = sd.ModelDrafter.propose
 

@@ -59,7 +59,7 @@ class SamplingPlan:
         trees: the outcomes of each prompt.
         samples: of each prompt.
         length: tokens of a sample.
-        sampling: what the sampler claims to follow.
+        sampling: the sampling that the sampler is tested for.
         false_alarm: how often a correct sampler may be refuted.
         detectable: the total variation that is detected with probability `POWER`.
         uncounted: the share of samples that are only counted as 'some other first token'.
@@ -130,7 +130,7 @@ def empirical(
         prompts: texts or lists of token ids.
         length: tokens of a sample.
         samples: over all prompts together.
-        sampling: what the sampler claims to follow; default temperature 1.
+        sampling: the sampling that the sampler is tested for; default temperature 1.
         false_alarm: how often a correct sampler may be refuted.
         seed: equal seeds give equal samples.
         on_plan: receives what the test can show before it begins.
@@ -222,7 +222,7 @@ def _plan(
     vocab_size: int,
     end: tuple[int, ...],
 ) -> SamplingPlan:
-    """What so many samples can count separately, and what that can show."""
+    """The outcomes that this number of samples can count separately, and the detectable total variation."""
     each = _shares(total, len(trees))
     bins = [pool(tree, n) for tree, n in zip(trees, each, strict=True)]
     outcomes = sum(len(b.names) for b in bins)

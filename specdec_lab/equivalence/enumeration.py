@@ -103,7 +103,7 @@ class Script:
 
 @dataclass(frozen=True)
 class LoopState:
-    """The objects that keep state between rounds. They are copied together, so that what they share stays shared."""
+    """The objects with state between rounds. They are copied together, so that shared objects stay shared."""
 
     target: LanguageModel
     drafter: Drafter | None
@@ -217,7 +217,7 @@ class Enumeration:
         return states
 
     def _replay(self, script: Script, rounds: int) -> tuple[Hashable, list[decoding.Row], bool]:
-        """Replay so many rounds from the start. Returns what the loop remembers, its rows, and whether it ended."""
+        """Replay this number of rounds from the start. Returns the loop's state, its rows, and whether it ended."""
         self.paths += 1
         if self.paths > self.limit:
             smaller = "make k, max_new_tokens, the vocabulary or the batch smaller"
@@ -279,7 +279,7 @@ def _contents(thing: Any) -> tuple[Hashable, list[Any]]:
         return (type(thing),), [*vars(thing), *vars(thing).values(), *slots]
     try:
         return (type(thing), pickle.dumps(thing)), []
-    except Exception:  # it cannot be compared, so it is equal to nothing, and nothing is merged
+    except Exception:  # objects that cannot be compared are never equal, so nothing is merged
         return object(), []
 
 
@@ -292,7 +292,7 @@ def _(table: TableModel) -> tuple[Hashable, list[Any]]:
 @_contents.register(nn.Module)
 @_contents.register(TransformersModel)
 def _(real: Any) -> tuple[Hashable, list[Any]]:
-    return object(), []  # what a real model holds is not compared, so it is equal to nothing, and nothing is merged
+    return object(), []  # real models are not compared, so their states are never equal and never merged
 
 
 @_contents.register

@@ -128,7 +128,11 @@ def exact(
     prompts = [_ids(ids, target.vocab_size, context) for ids in (prompt if many else [prompt])]
     lengths = _lengths(max_new_tokens, len(prompts))
     state = LoopState(target, drafter, as_controller(k))
-    for spare in (0, 1, None):  # a wrong loop may read what it should have forgotten: then more counts as remembered
+    for spare in (
+        0,
+        1,
+        None,
+    ):  # a wrong loop may read tokens that it should have forgotten; then more tokens count as remembered
         played = Enumeration(state, prompts, lengths, sampling, eos, context, limit, spare, verify)
         with suppress(StaleRead):
             emitted = played.solve()

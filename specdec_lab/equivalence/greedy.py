@@ -52,7 +52,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class GreedyAgreement:
-    """The result: the number of tokens compared, over so many prompts, and the differences in order."""
+    """The result: the number of compared tokens, the number of prompts, and the differences in order."""
 
     sampler: str
     prompts: int

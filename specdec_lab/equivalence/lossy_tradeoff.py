@@ -1,7 +1,7 @@
-"""What lossy rules buy and what they cost, on a pair of models: tokens per round against distance from the target.
+"""The gain and the cost of lossy rules on a pair of models: tokens per round against distance from the target.
 
-Both are exact given the drafts: the same drafted blocks are verified by every rule, and its decisions are summed over
-instead of sampled.
+Both are exact given the drafts. All rules verify the same drafted blocks, and all decisions are enumerated instead of
+sampled.
 """
 
 from collections.abc import Iterable, Sequence
@@ -73,7 +73,7 @@ class DraftedBlocks:
 
     Attributes:
         p: the target's distributions, [N, k + 1, V].
-        q: what each token was sampled from, [N, k, V].
+        q: the distribution that each token was sampled from, [N, k, V].
         drafted: [N, k] int64.
     """
 
@@ -141,7 +141,7 @@ def _contexts(pair: Pair, positions: int, k: int, texts: Iterable[str] | None) -
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """What one rule buys and costs, means over the positions.
+    """The gain and the cost of one rule, as means over the positions.
 
     Attributes:
         rule: the rule.

@@ -249,7 +249,7 @@ def _seed_of_a_zero(many: int) -> int:
 
 
 def k_takes_effect() -> Observation:
-    """Every round drafts as many tokens as the controller asks for."""
+    """Every round drafts the number of tokens that the controller chooses."""
     asked = [4, 1, 3, 0, 2, 5]
     table = random_table(4, 3)
     (row,) = _run(table, ModelDrafter(random_table(4, 3)), [[0]], _Plan(asked), 60)
@@ -258,7 +258,7 @@ def k_takes_effect() -> Observation:
 
 
 class _Plan:
-    """A controller that asks for these numbers, then for 1."""
+    """A controller that chooses these k in turn, then 1."""
 
     def __init__(self, asked: list[int]):
         self.max_k = max(asked)

@@ -1,7 +1,7 @@
-"""What the proof is made over: every kind of distribution, sampling, drafter, controller, ending and batch.
+"""The cases of the proof: every kind of distribution, sampling, drafter, controller, ending and batch.
 
-Small enough to be played to the end, large enough that several rounds, every number of accepted tokens and both kinds
-of ending occur. Each case is an independent claim; together they take under two minutes.
+The cases are small enough to enumerate. They are large enough for several rounds, every number of accepted tokens and
+both kinds of ending. Each case is an independent claim. Together they take under two minutes.
 """
 
 import itertools
@@ -62,7 +62,7 @@ class ProofCase:
 
 
 class UpAndDown:
-    """Drafts one token more after a round that accepted all, one fewer after one that did not: k with a memory."""
+    """A controller with a memory: k grows by one after a round that accepted all tokens, else falls by one."""
 
     def __init__(self, max_k: int):
         self.max_k = max_k
@@ -77,7 +77,7 @@ class UpAndDown:
 
 
 def _warmed_up() -> AdaptiveSpeculation:
-    """It moves from the tenth round on: here that is the first, and one accepted draft is enough to go up."""
+    """The heuristic changes k from the tenth round on. Here that is the first, and one accepted draft raises k."""
     controller = AdaptiveSpeculation(min_k=1, max_k=3, target_acceptance=0.5)
     for _ in range(9):
         controller.update(num_accepted=3, num_proposed=5)
@@ -96,7 +96,7 @@ class SteadyClock:
 
 
 def _timed() -> CostModelSpeculation:
-    """It measures costs, by a clock that reads the same in every replay."""
+    """The cost model with measured costs, by a clock that is the same in every replay."""
     controller = CostModelSpeculation(max_k=2)
     controller.clock = SteadyClock()
     return controller
@@ -117,7 +117,7 @@ SMALL_SIZES = "V=2 k=1", "V=2 k=2", "V=2 k=3", "V=2 k=4", "V=3 k=2", "V=3 k=3", 
 
 
 def cases() -> list[ProofCase]:
-    """The whole suite, by the name of what it covers: token verification, block verification, trees."""
+    """All cases: token verification, block verification, trees."""
     kinds = [
         *_distributions(),
         *_samplings(),
@@ -168,7 +168,7 @@ def _with_blocks(case: ProofCase) -> ProofCase:
 
 
 def _distributions() -> list[ProofCase]:
-    """How p and q can lie to each other. Constant, so that every round shows the same."""
+    """Kinds of relation between p and q. The tables are constant, so all rounds are alike."""
     peaked, flat = [0.98, 0.01, 0.01], [1 / 3, 1 / 3, 1 / 3]
     pairs: dict[str, tuple[str, list[float], list[float]]] = {
         "p = q": ("nothing is ever rejected, no residual is left", [0.5, 0.3, 0.2], [0.5, 0.3, 0.2]),

@@ -1,4 +1,4 @@
-"""What a sampler is: its arguments, the samples that it may return, and the errors for anything else."""
+"""The interface of samplers: arguments, valid samples, and errors for invalid ones."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -36,7 +36,7 @@ class Sampler(Protocol):
 
 
 class SamplerError(SpecdecError):
-    """The sampler failed, or what it returned is no sample. partial: the result so far, None if there is none."""
+    """The sampler failed, or its result is not valid. partial: the test's result so far; None without samples."""
 
     def __init__(self, message: str, partial: "Equivalence | None" = None):
         super().__init__(message)
@@ -70,7 +70,7 @@ def batch_of(sampler: Any, default: int) -> int:
 
 
 def function_of(sampler: Any) -> Callable[..., Any]:
-    """The function that samples. Raises SpecdecError where there is none."""
+    """The sampler's function. Raises SpecdecError for an object that cannot sample."""
     sample = getattr(sampler, "sample", sampler)
     if isinstance(sampler, type) or not callable(sample):
         takes = "takes an object with sample(prompt, number, length, seed), or such a function"
@@ -79,10 +79,10 @@ def function_of(sampler: Any) -> Callable[..., Any]:
 
 
 def checked(rows: object, number: int, length: int, vocab_size: int, end: Sequence[int] = ()) -> NDArray[np.int64]:
-    """What a sampler returned, as [at most `number`, `length`] int64.
+    """The samples that a sampler returned, as [at most `number`, `length`] int64.
 
-    End tokens become the first one in `end`, and what follows them −1. The caller decides about missing rows. Raises
-    SpecdecError for anything else that is no sample.
+    End tokens become the first one in `end`, and all tokens after them −1. The caller handles missing rows. Raises
+    SpecdecError for invalid samples.
     """
     if isinstance(rows, Tensor):
         rows = rows.detach().cpu()

@@ -134,7 +134,7 @@ class Setup:
         context: tokens of each sequence in production; None for the length of the generations here.
         measurements: by check, filled in by those that measure.
         budget: the time for measuring.
-        left_out: what the present check had no time for.
+        left_out: the parts of the present check that were left out for lack of time.
     """
 
     models: Models

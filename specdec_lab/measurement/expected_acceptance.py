@@ -81,7 +81,7 @@ def path_moments(p: Tensor, q: Tensor, tokens: Sequence[int], parents: Sequence[
 
     Args:
         p: [n + 1, V], the target's distribution after the text and after each node.
-        q: [n, V], what each token was sampled from, given the siblings before it.
+        q: [n, V], the distribution that each token was sampled from, given the siblings before it.
         tokens: n ids.
         parents: of each node the one that it follows, −1 for the text.
     """

@@ -192,7 +192,7 @@ def _work(task: dict[str, Any]) -> list[int]:
     torch.set_num_threads(task["threads"])
     names, dtype = [task["target"], task["draft"]], task["dtype"]
     for name in filter(None, names):
-        skeleton(name, getattr(torch, dtype))  # imports what the models need
+        skeleton(name, getattr(torch, dtype))  # imports the modules that the models need
     process = psutil.Process()
     before = process.memory_info().rss
     peaks = []

@@ -89,7 +89,7 @@ def read(file: Path) -> tuple[Record, list[Record]]:
 def _whole_lines(file: Path, content: bytes) -> tuple[list[Record], int]:
     """The records of the complete lines, and their size in bytes. Only the last line may be incomplete."""
     lines, length = [], 0
-    pieces = content.split(b"\n")  # the last piece is what follows the last line end: nothing, or a torn line
+    pieces = content.split(b"\n")  # the last piece is the text after the last line end: empty, or an incomplete line
     for number, piece in enumerate(pieces[:-1], 1):
         try:
             record = json.loads(piece)

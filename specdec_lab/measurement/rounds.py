@@ -199,7 +199,7 @@ class _PrefilledModel:
         self.model.keep_path(paths)
 
     def rewind(self, lengths: list[int]) -> None:
-        if not self._begins:  # else it is to forget what it has not been given yet
+        if not self._begins:  # before `prefill`, the loop's rewind would remove the prompts
             self.model.rewind(lengths)
 
     def keep(self, rows: list[int]) -> None:

@@ -171,7 +171,7 @@ class SpeculativeDecodingMonitor:
             model_name: the label `model_name`.
 
         Raises:
-            SpecdecError: the registry has counters of these names already, or is no registry.
+            SpecdecError: the registry has counters of these names already, or is not a registry.
         """
         from prometheus_client import CollectorRegistry, Metric
         from prometheus_client.registry import Collector

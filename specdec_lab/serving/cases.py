@@ -20,7 +20,7 @@ class MeasuredCase:
 
     Attributes:
         name: in words.
-        situation: what the decision may use.
+        situation: the inputs of the decision.
         speedups: k → tokens per second relative to k = 0, which has 1.0.
     """
 

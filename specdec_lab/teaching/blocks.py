@@ -1,4 +1,4 @@
-"""Token and block verification of the same drafts, enumerated: what each rule can do in a round, and how likely it is.
+"""Token and block verification of the same drafts, enumerated: outcomes of a round and their probabilities.
 
 Token verification (lesson 02) decides each drafted token by itself. Block verification decides them together
 (`specdec_ref/beyond/block.py`; Sun et al., 2024, arXiv 2403.10444, algorithm 2). Both functions here call the

@@ -130,7 +130,7 @@ def _losses(batches: Sequence[int], curves: Mapping[int, Sequence[float]]) -> st
 
 @plotting.styled
 def judged_figure(rows: Sequence[tuple[str, float, float, float]], title: str) -> "Figure":
-    """Row by row, the measured speedup of what was decided.
+    """The measured speedup of each decision, row by row.
 
     Args:
         rows: (case, tree, rule of thumb, best in hindsight).

@@ -67,7 +67,7 @@ def layer_by_layer(
         model: a causal LM of one of `PLAIN_FAMILIES`.
         tokens, positions: [B, n].
         mask: additive, [B or 1, 1, n, W], or one for each kind of layer.
-        cache: what the layers write to; None for none.
+        cache: the cache that the layers write to; None for no cache.
         keep_logits: the number of last tokens to score; 0 scores all.
         feature_layers: layers whose hidden states the cache keeps as well (see `store_features`).
 
