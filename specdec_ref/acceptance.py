@@ -140,8 +140,8 @@ def verify(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) -> Ver
     check_verify_arguments(p, q, drafted)
     p = p.to(torch.promote_types(p.dtype, torch.float32))  # 16 bits are too coarse to decide with
     q = q.to(torch.promote_types(q.dtype, torch.float32))
-    # Pad q with a row of zeros, as if a token after the last had not been drafted. It is never
-    # accepted, and its residual is p itself. So the bonus token needs no special case.
+    # Append a row of zeros to q, for the position after the last drafted token. Nothing is accepted
+    # there, and the residual is p itself. So the bonus token needs no special case.
     q = F.pad(q, (0, 0, 0, 1))
     drafted = F.pad(drafted, (0, 1))
 

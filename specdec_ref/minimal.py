@@ -55,7 +55,7 @@ def generate(
         p = target([*tokens, *drafted])[len(tokens) - 1 :]
 
         # 3. Each drafted token is accepted with probability min(1, p/q), up to the first rejection.
-        #    The 0 after the last ratio rejects for certain, so n counts at most all drafted tokens.
+        #    The last 0 is for the position after them, where there is no drafted token to accept.
         ratios = [float(p[i, token] / q[i][token]) for i, token in enumerate(drafted)]
         accepted = randomness.accept(torch.tensor([*ratios, 0.0], dtype=p.dtype).clamp(max=1))
         n = int(accepted.long().cumprod(0).sum())
