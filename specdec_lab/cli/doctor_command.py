@@ -116,7 +116,7 @@ def parts(
     on_load: Callable[[], None],
     drafter: str | None = None,
 ) -> "Models":
-    """The configurations and tokenizers of a target and a draft, which may not fit together.
+    """The configurations and tokenizers of a target and a draft. The two need not fit together.
 
     on_load: called before the weights are loaded. drafter: one of `METHODS`.
     """

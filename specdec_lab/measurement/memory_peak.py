@@ -188,7 +188,7 @@ def _folder_of(model: "PreTrainedModel", pair: Pair, spare: Path) -> str:
 
 
 def _work(task: dict[str, Any]) -> list[int]:
-    """Runs in the separate process. Prints the peak of each work in bytes, minus the memory before loading."""
+    """Run in the separate process. Returns the peak of each work in bytes, minus the memory before loading."""
     torch.set_num_threads(task["threads"])
     names, dtype = [task["target"], task["draft"]], task["dtype"]
     for name in filter(None, names):
