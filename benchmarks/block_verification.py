@@ -35,7 +35,7 @@ Numbers = NDArray[np.float64]
 
 
 class Probabilities:
-    """A `Randomness` that keeps the probabilities of the decisions that a rule asks for, and decides nothing itself."""
+    """A `Randomness` that records the acceptance probabilities of a rule, and makes no decision itself."""
 
     def __init__(self) -> None:
         self.of_decisions = torch.empty(0)
@@ -121,9 +121,9 @@ def generate(
 def gain(token: Numbers, token_rounds: Numbers, block: Numbers, block_rounds: Numbers) -> dict[str, float]:
     """Tokens per round of both rules and the relative gain, with its 95 % interval. The arguments are by prompt."""
     n = len(token)
-    drawn = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
-    by_token = token[drawn].sum(1) / token_rounds[drawn].sum(1)
-    by_block = block[drawn].sum(1) / block_rounds[drawn].sum(1)
+    resampled = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+    by_token = token[resampled].sum(1) / token_rounds[resampled].sum(1)
+    by_block = block[resampled].sum(1) / block_rounds[resampled].sum(1)
     low, high = np.quantile(by_block / by_token - 1, [0.025, 0.975])
     means = token.sum() / token_rounds.sum(), block.sum() / block_rounds.sum()
     figures = {"token": means[0], "block": means[1], "gain": means[1] / means[0] - 1, "low": low, "high": high}
@@ -135,8 +135,8 @@ def summary(texts: dict[str, dict[str, Numbers]]) -> dict[str, Any]:
     token, block = texts["token"], texts["block"]
     rounds = token["rounds"] + block["rounds"]
     return {
-        "rounds": {name: int(one["rounds"].sum()) for name, one in texts.items()},
-        "emitted": {name: float(one["emitted"].sum() / one["rounds"].sum()) for name, one in texts.items()},
+        "rounds": {name: int(numbers["rounds"].sum()) for name, numbers in texts.items()},
+        "emitted": {name: float(numbers["emitted"].sum() / numbers["rounds"].sum()) for name, numbers in texts.items()},
         "own texts": gain(token["token"], token["rounds"], block["block"], block["rounds"]),
         "same rounds": gain(token["token"] + block["token"], rounds, token["block"] + block["block"], rounds),
     }
@@ -165,11 +165,11 @@ def main() -> None:
             result = summary({name: generate(pair, prompts, k, arguments, name) for name in RULES})
         report["results"][str(k)] = result
         for estimate in ("own texts", "same rounds"):
-            found = result[estimate]
+            figures = result[estimate]
             console.print(
-                f"k = {k}, {estimate}: {found['token']:.3f} tokens per round with token verification, "
-                f"{found['block']:.3f} with block verification, {found['gain']:+.1%} "
-                f"(95 % {found['low']:+.1%} to {found['high']:+.1%})",
+                f"k = {k}, {estimate}: {figures['token']:.3f} tokens per round with token verification, "
+                f"{figures['block']:.3f} with block verification, {figures['gain']:+.1%} "
+                f"(95 % {figures['low']:+.1%} to {figures['high']:+.1%})",
                 soft_wrap=True,
             )
         rounds, emitted = result["rounds"], result["emitted"]

@@ -1,12 +1,17 @@
-"""A class of 200 or more, graded from outside: solutions, stubs, wrong answers of every kind, hostile submissions.
+"""Grade a class of 200 or more with isolation: solutions, stubs, wrong answers of every kind, hostile submissions.
 
     python benchmarks/class_run.py                      # the whole class; writes benchmarks/results/class_run.json
-    python benchmarks/class_run.py --students 12 --out /tmp/class.json     # a small class, to see that it works
+    python benchmarks/class_run.py --students 12 --out /tmp/class.json     # a small class, to check that it works
 
-Needs Linux, and the tests beside it: each of their hostile submissions is handed in once, and each of their wrong
-answers, put behind a solution that is otherwise right. A tenth of the class hands in what it was given; the rest, as
-many or more, solved it all. A class too small for all of them takes some of each kind. Prints the time, and whether
-every submission got what it deserves: the exit status is 1 where one did not.
+Needs Linux and the folder tests/. The class has
+
+- each hostile submission of the tests, once;
+- each wrong answer of the tests, appended to an otherwise right solution;
+- a tenth of the class with unchanged exercises;
+- a tenth or more with right solutions.
+
+A class too small for all of them takes some of each kind. Prints the time and the submissions with a wrong score. The
+exit status is 1 if there are any.
 """
 
 import argparse
@@ -39,12 +44,20 @@ ROOT = Path(__file__).parents[1]
 TESTS, RESULTS = ROOT / "tests", ROOT / "benchmarks" / "results" / "class_run.json"
 MOST = POINTS * len(EXERCISES)
 FEWEST = 200
-"""Students of a whole class, in any order."""
+"""The smallest number of students of a whole class."""
 
 
 class Submission(NamedTuple):
-    """kind and name: of whom. due: its score. source: a cell of its own; a solution stands before it in `exercise`'s
-    notebook. diagnosis: that it has to end in."""
+    """A submission with its expected result.
+
+    Attributes:
+        kind: 'solution', 'stub', 'wrong' or 'hostile'.
+        name: which of its kind.
+        due: the expected score.
+        source: an additional cell, after the solution of `exercise`; '' for none.
+        exercise: the exercise that the cell answers.
+        diagnosis: the expected diagnosis.
+    """
 
     kind: str
     name: str
@@ -55,7 +68,7 @@ class Submission(NamedTuple):
 
 
 def of_tests(name: str) -> Any:
-    """A module of the tests, which are no package."""
+    """A module of the tests, which are not a package."""
     spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -65,7 +78,7 @@ def of_tests(name: str) -> Any:
 
 
 def wrong_answers() -> Iterator[Submission]:
-    """Those of tests/wrong.py, each with what it needs of that file and under the name that is graded."""
+    """The wrong answers of tests/wrong.py, each with the code that it needs, under the name that is graded."""
     text = (TESTS / "wrong.py").read_text(encoding="utf-8")
     parts: dict[str, ast.stmt] = {}
     rows: list[ast.expr] = []
@@ -91,19 +104,19 @@ def wrong_answers() -> Iterator[Submission]:
 
 
 def needed(what: ast.AST, parts: dict[str, ast.stmt]) -> list[ast.stmt]:
-    """What this uses, and what that uses, in the file's order."""
-    found: set[str] = set()
+    """The statements that define what `what` uses, directly or indirectly, in the order of the file."""
+    used: set[str] = set()
     todo = [what]
     while todo:
-        names = {node.id for node in ast.walk(todo.pop()) if isinstance(node, ast.Name)} & parts.keys() - found
-        found |= names
+        names = {node.id for node in ast.walk(todo.pop()) if isinstance(node, ast.Name)} & parts.keys() - used
+        used |= names
         todo += [parts[name] for name in names]
-    nodes = {id(parts[name]): parts[name] for name in found}
+    nodes = {id(parts[name]): parts[name] for name in used}
     return sorted(nodes.values(), key=lambda node: node.lineno)
 
 
 def to_be_refused() -> list[Submission]:
-    """All that are known to be hostile or wrong."""
+    """All hostile and wrong submissions."""
     known = [Submission("hostile", name, 0, source) for name, source in of_tests("hostile").HOSTILE.items()]
     known += wrong_answers()
     return known + [
@@ -113,8 +126,10 @@ def to_be_refused() -> list[Submission]:
 
 
 def everybody(students: int | None = None) -> list[Submission]:
-    """The class: all that are to be refused, stubs, and solutions for the rest; so many students, by default as many
-    as it takes for a tenth of stubs and a tenth of solutions."""
+    """The class: all hostile and wrong submissions, stubs, and solutions for the rest.
+
+    students: size of the class; default as many as needed for a tenth of stubs and a tenth of solutions.
+    """
     known, stub, solution = to_be_refused(), Submission("stub", "", 0), Submission("solution", "", MOST)
     students = max(FEWEST, len(known) * 10 // 8 + 1) if students is None else students
     stubs = max(1, students // 10)
@@ -124,38 +139,42 @@ def everybody(students: int | None = None) -> list[Submission]:
     return [*known, *[stub] * stubs, *[solution] * (students - stubs - len(known))]
 
 
-def hand_in(one: Submission, place: Path) -> None:
+def hand_in(submission: Submission, place: Path) -> None:
     """Write a submission's notebooks."""
-    if one.kind == "hostile":
+    if submission.kind == "hostile":
         place.mkdir(parents=True)
-        cell = nbformat.v4.new_code_cell(textwrap.dedent(one.source))
+        cell = nbformat.v4.new_code_cell(textwrap.dedent(submission.source))
         nbformat.write(nbformat.v4.new_notebook(cells=[cell]), place / "answer.ipynb")
         return
-    shutil.copytree(ROOT / ("exercises" if one.kind == "stub" else "solutions"), place)
-    if one.source:
-        name = EXERCISES[one.exercise].function
+    shutil.copytree(ROOT / ("exercises" if submission.kind == "stub" else "solutions"), place)
+    if submission.source:
+        name = EXERCISES[submission.exercise].function
         path = next(p for p in sorted(place.glob("*.ipynb")) if f"def {name}(" in p.read_text(encoding="utf-8"))
         notebook = nbformat.read(path, as_version=4)
-        notebook.cells.append(nbformat.v4.new_code_cell(one.source))
+        notebook.cells.append(nbformat.v4.new_code_cell(submission.source))
         nbformat.write(notebook, path)
 
 
 def report(handed_in: dict[str, Submission], graded: list[Graded], seconds: float, jobs: int) -> dict[str, Any]:
-    """What is written down."""
+    """The results for the JSON file."""
     kinds: dict[str, dict[str, Any]] = {}
     for kind in ("solution", "stub", "wrong", "hostile"):
-        ones = [one for one in graded if handed_in[one.submission].kind == kind]
-        scores = Counter(str(one.score) for one in ones)
-        kinds[kind] = {"submissions": len(ones), "scores": dict(sorted(scores.items()))}
+        of_kind = [result for result in graded if handed_in[result.submission].kind == kind]
+        scores = Counter(str(result.score) for result in of_kind)
+        kinds[kind] = {"submissions": len(of_kind), "scores": dict(sorted(scores.items()))}
     unjust, unnamed = [], []
-    for one in graded:
-        was = handed_in[one.submission]
-        who = {"kind": was.kind, "name": was.name}
-        if one.score != was.due:
-            unjust.append(who | {"score": one.score, "due": was.due})
-        if was.diagnosis:
-            said = next(v.diagnosis for v in one.verdicts if v.exercise == was.exercise)
-            unnamed += [who | {"diagnosis": said, "due": was.diagnosis}] if said != was.diagnosis else []
+    for result in graded:
+        submission = handed_in[result.submission]
+        who = {"kind": submission.kind, "name": submission.name}
+        if result.score != submission.due:
+            unjust.append(who | {"score": result.score, "due": submission.due})
+        if submission.diagnosis:
+            diagnosis = next(v.diagnosis for v in result.verdicts if v.exercise == submission.exercise)
+            unnamed += (
+                [who | {"diagnosis": diagnosis, "due": submission.diagnosis}]
+                if diagnosis != submission.diagnosis
+                else []
+            )
     kinds["wrong"]["named as they should be"] = kinds["wrong"]["submissions"] - len(unnamed)
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -165,7 +184,7 @@ def report(handed_in: dict[str, Submission], graded: list[Graded], seconds: floa
         "exercises": len(EXERCISES),
         "points": MOST,
         "seconds": round(seconds, 1),
-        "isolation": dict(Counter(one.isolation or "ended before it was told" for one in graded)),
+        "isolation": dict(Counter(result.isolation or "unknown, ended too early" for result in graded)),
         "kinds": kinds,
         "not what they deserve": unjust,
         "named otherwise than they should be": unnamed,
@@ -180,9 +199,9 @@ def main() -> int:
     arguments = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
-        handed_in = {f"student{i:03}": one for i, one in enumerate(everybody(arguments.students))}
-        for student, one in handed_in.items():
-            hand_in(one, Path(folder) / "class" / student)
+        handed_in = {f"student{i:03}": submission for i, submission in enumerate(everybody(arguments.students))}
+        for student, submission in handed_in.items():
+            hand_in(submission, Path(folder) / "class" / student)
         began = time.perf_counter()
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("grading", total=len(handed_in))
@@ -191,17 +210,17 @@ def main() -> int:
                 Path(folder) / "out",
                 hidden=[ROOT / "solutions"],
                 jobs=arguments.jobs,
-                on_graded=lambda done, of: bar.update(task, completed=done),
+                on_graded=lambda completed, _: bar.update(task, completed=completed),
             )
-        found = report(handed_in, graded, time.perf_counter() - began, arguments.jobs)
-    arguments.out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    console.print(f"{found['submissions']} submissions in {found['seconds']:.0f} s")
-    for kind, what in found["kinds"].items():
+        facts = report(handed_in, graded, time.perf_counter() - began, arguments.jobs)
+    arguments.out.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    console.print(f"{facts['submissions']} submissions in {facts['seconds']:.0f} s")
+    for kind, what in facts["kinds"].items():
         console.print(f"  {kind}: {what}")
     for problem in ("not what they deserve", "named otherwise than they should be"):
-        console.print(f"{problem}: {found[problem] or 'none'}")
+        console.print(f"{problem}: {facts[problem] or 'none'}")
     console.print(f"written to {arguments.out}")
-    return 1 if found["not what they deserve"] else 0
+    return 1 if facts["not what they deserve"] else 0
 
 
 if __name__ == "__main__":

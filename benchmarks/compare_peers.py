@@ -105,24 +105,24 @@ def our_ways(greedy: bool, parallel: int) -> list[Way]:
 
 
 def contenders(pairs: dict[str, sd.Pair], ways: list[Way], sampling: sd.Sampling, tokens: int) -> dict[str, Contender]:
-    """Everyone who runs, by name. pairs: by method."""
-    everyone = {way.name: ours(pairs[way.method], way.k, sampling, tokens, way.verification) for way in ways}
-    everyone["transformers generate"] = transformers_generate(pairs["draft"], sampling, tokens, None)
+    """All contenders by name. pairs: by method."""
+    by_name = {way.name: ours(pairs[way.method], way.k, sampling, tokens, way.verification) for way in ways}
+    by_name["transformers generate"] = transformers_generate(pairs["draft"], sampling, tokens, None)
     for k in ("default", 4, 5):
         name = f"transformers assisted, {k if k == 'default' else f'k = {k}'}"
-        everyone[name] = transformers_generate(pairs["draft"], sampling, tokens, k)
-    return everyone
+        by_name[name] = transformers_generate(pairs["draft"], sampling, tokens, k)
+    return by_name
 
 
-def ratio(results: dict[str, Result], name: str, other: str) -> float:
-    """Median over prompts and repeats of name's pace / other's pace, each pair on the same prompt and repeat."""
-    return median_ratio(results, name, other, lambda sample: len(sample.tokens) / sample.seconds)
+def ratio(results: dict[str, Result], name: str, reference: str) -> float:
+    """Median over prompts and repeats of the contender's pace / the reference's pace on the same prompt and repeat."""
+    return median_ratio(results, name, reference, lambda sample: len(sample.tokens) / sample.seconds)
 
 
-def median_ratio(results: dict[str, Result], name: str, other: str, of: Callable[[Sample], float]) -> float:
-    """Median over prompts and repeats of a figure of one contender over that of another."""
-    pairs = zip(results[name].samples, results[other].samples, strict=True)
-    return median(of(one) / of(another) for one, another in pairs)
+def median_ratio(results: dict[str, Result], name: str, reference: str, of: Callable[[Sample], float]) -> float:
+    """Median over prompts and repeats of a figure of a contender / the same figure of a reference contender."""
+    pairs = zip(results[name].samples, results[reference].samples, strict=True)
+    return median(of(sample) / of(reference_sample) for sample, reference_sample in pairs)
 
 
 def first_position(result: Result) -> float:
@@ -225,9 +225,9 @@ def main() -> None:
                 sign, goal = GOALS[mode][name]
                 shown += f"   goal {sign} {goal}: {'met' if met[name] else 'MISSED'}"
             console.print(f"  {name:52}{shown}", soft_wrap=True)
-        for name, one in costs.items():
-            v = ", ".join(f"{one.v(n):.2f}" for n in range(2, 10))
-            console.print(f"  {name}: c = {one.c:.4f}, v(2…9) = {v}")
+        for name, cost in costs.items():
+            v = ", ".join(f"{cost.v(n):.2f}" for n in range(2, 10))
+            console.print(f"  {name}: c = {cost.c:.4f}, v(2…9) = {v}")
         console.print()
         report["modes"][mode] = {
             "ratios": ratios,
@@ -309,7 +309,7 @@ def table(mode: str, results: dict[str, Result], memory: dict[str, AddedMemory])
 
 
 def machine(pair: sd.Pair) -> dict[str, object]:
-    """What the figures were measured on."""
+    """The machine and the versions of the measurement."""
     return {
         "device": torch.cuda.get_device_name()
         if pair.device.type == "cuda"

@@ -1,4 +1,4 @@
-"""The streams of benchmarks/controllers.py: what is generated, one text after another, and with which draft."""
+"""The streams of texts that benchmarks/controllers.py generates, and the draft of each."""
 
 import ast
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ USELESS = "useless draft"
 
 @dataclass(frozen=True)
 class Text:
-    """One generation of a stream. garbled: with a draft that proposes nonsense, and says with which probabilities."""
+    """One generation of a stream. garbled: whether the draft proposes nonsense, with the right q for it."""
 
     prompt: tuple[int, ...]
     sampling: sd.Sampling
@@ -25,7 +25,7 @@ class Text:
 
 
 class MayGarble:
-    """A language model that can be made useless: its logits are then those of other tokens. It costs what it cost."""
+    """A language model that can be made useless at the same cost: its logits are then those of other tokens."""
 
     def __init__(self, model: sd.LanguageModel):
         self.model = model
@@ -39,7 +39,7 @@ class MayGarble:
 
 
 def workloads(pair: sd.Pair, n: int) -> dict[str, list[Text]]:
-    """Streams of n texts, by name. Nothing of their prompts was trained on."""
+    """Streams of n texts, by name. Their prompts are held out of training."""
     held_out = collect().held_out
     prompts = [pair.tokenizer(text)["input_ids"] for text in sd.held_out_prompts().values()]
     code, prose = repetitive_code(pair, held_out), docstrings(pair, held_out)
@@ -64,7 +64,7 @@ def workloads(pair: sd.Pair, n: int) -> dict[str, list[Text]]:
 
 
 def repetitive_code(pair: sd.Pair, held_out: tuple[Document, ...]) -> list[list[int]]:
-    """Of each held-out file the piece that repeats itself most, the most repetitive first."""
+    """The most repetitive piece of each held-out file, the most repetitive first."""
     pieces = []
     for document in held_out:
         ids = pair.tokenizer(document.text, verbose=False)["input_ids"]
@@ -76,11 +76,11 @@ def repetitive_code(pair: sd.Pair, held_out: tuple[Document, ...]) -> list[list[
 
 def docstrings(pair: sd.Pair, held_out: tuple[Document, ...]) -> list[list[int]]:
     """Beginnings of long English docstrings of held-out files, those with the largest share of letters first."""
-    found = []
+    pieces = []
     for document in held_out:
         for node in ast.walk(ast.parse(document.text)):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (text := ast.get_docstring(node)):
                 ids = pair.tokenizer(f'"""{text}', verbose=False)["input_ids"][: PROMPT // 2]
                 if len(ids) == PROMPT // 2 and ">>>" not in pair.tokenizer.decode(ids):
-                    found.append((sum(c.isalpha() or c == " " for c in text) / len(text), ids))
-    return [ids for _, ids in sorted(found, key=lambda pair: -pair[0])][:16]
+                    pieces.append((sum(c.isalpha() or c == " " for c in text) / len(text), ids))
+    return [ids for _, ids in sorted(pieces, key=lambda pair: -pair[0])][:16]

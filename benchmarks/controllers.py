@@ -1,24 +1,27 @@
-"""Who chooses k best: the source text's heuristic, the cost model and the confidence stop against every fixed k.
+"""Compare ways to choose k: a heuristic, the cost model and the confidence stop with every fixed k.
 
     python benchmarks/controllers.py [--quick] [--cpu-clock] [--tokens 128] [--texts 10] [--repeats 2] [--only NAME …]
 
-Eight workloads, each a stream of generations. Everyone generates the same texts with the same seeds, in turn, round by
-round, so that all see the same machine, whose speed other programs change by a third for seconds at a time; a
-controller lives through its stream. 'Best k' is the fixed k that turns out fastest afterwards, which nobody knows
-before.
+There are eight workloads, each a stream of generations. Other programs change the speed of a machine by a third for
+seconds at a time. All methods therefore generate the same texts with the same seeds, and take turns round by round. A
+controller keeps its state for the whole stream. 'Best k' is the fixed k that was fastest in hindsight.
 
-Two kinds of chance are taken out, as 1,000 tokens hold too much of both to tell 3 %. Disturbance: of rounds played in
-one turn all were as much slower than usual as the median of them, and are taken as that much faster; then a round's
-time is the median of rounds like it (same stream, repeat and chooser, as many tokens drafted, draft in step or
-behind). Luck: on a sampled text the tokens of a round that drafts n are what such rounds emit on this text on
-average, by how often fixed k had each position accepted there; greedy texts have no luck, there tokens are counted.
-That a chooser drafts more in the easier parts of one text is not credited to it then. The figures as they ran stand
-beside, and the 95 % interval comes from drawing the texts again (bootstrap, the best k chosen anew each time).
+In 1,000 tokens two kinds of noise are too large to resolve 3 %, so they are removed:
 
-On a machine that is not quiet, --cpu-clock: one thread, and every clock, the controllers' too, tells the CPU time of
-that thread, so that what other programs take does not count.
+- Disturbance by other programs. The times of all rounds of a turn are divided by the median slowdown of that turn. Each
+  round then gets the median time of its class: same stream, repeat and method, same number of drafted tokens, and the
+  draft's cache complete or not.
+- Luck in sampling. A round that drafts n tokens of a sampled text counts the tokens that such rounds emit on average
+  on this text, computed from how often the fixed k had each position accepted. Greedy texts have no luck, so their
+  tokens are counted. A method gets no credit for drafting more in the easier parts of a sampled text.
 
-Every finished stream is on the disk (runs/): the same command goes on where it was stopped.
+The raw figures are reported as well. The 95 % intervals are a bootstrap over texts, which chooses the best k anew in
+each resample.
+
+On a busy machine use --cpu-clock. It runs one thread, and all clocks, including those of the controllers, read the CPU
+time of that thread. Time that other programs take then does not count.
+
+Every finished stream is stored in runs/, so the same command continues an interrupted run.
 """
 
 import argparse
@@ -64,16 +67,20 @@ Ran = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="2 texts of 32 tokens, once: to see that it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="2 texts of 32 tokens, one repeat; only checks that it runs"
+    )
     parser.add_argument("--tokens", type=int, default=128, help="new tokens of each text (128)")
     parser.add_argument("--texts", type=int, default=10, help="texts of a stream (10)")
-    parser.add_argument("--repeats", type=int, default=2, help="times that every stream is run (2); more go on")
+    parser.add_argument("--repeats", type=int, default=2, help="runs of every stream (2); a larger number continues")
     parser.add_argument("--only", nargs="+", default=None, metavar="NAME", help="workloads to run; default all")
-    parser.add_argument("--cpu-clock", action="store_true", help="one thread, and its CPU time; for a busy machine")
+    parser.add_argument("--cpu-clock", action="store_true", help="one thread, timed in CPU time; for a busy machine")
     parser.add_argument("--draft", default=None, help="another draft: a shipped name or a folder")
     parser.add_argument("--device", default=None)
-    parser.add_argument("--json", type=Path, default=None, help="default: the recorded one; --quick: beside the runs")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "controllers.jsonl", help="what is done so far")
+    parser.add_argument(
+        "--json", type=Path, default=None, help="default: the recorded result; --quick: next to the runs"
+    )
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "controllers.jsonl", help="the finished streams")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.tokens, arguments.texts, arguments.repeats = 32, 2, 1
@@ -98,22 +105,22 @@ def main() -> None:
     }
     bench = Bench(pair, arguments.tokens)
     columns = TextColumn("{task.description:32}"), BarColumn(), TimeRemainingColumn()
-    with Recording(arguments.runs, facts) as done, Progress(*columns, console=console) as bar:
+    with Recording(arguments.runs, facts) as recording, Progress(*columns, console=console) as bar:
         task = bar.add_task("warm-up", total=len(names) * arguments.repeats)
-        there = {(run["workload"], run["repeat"]) for run in done.records}
-        missing = [(r, n) for r in range(arguments.repeats) for n in names if (n, r) not in there]
+        finished = {(run["workload"], run["repeat"]) for run in recording.records}
+        missing = [(r, n) for r in range(arguments.repeats) for n in names if (n, r) not in finished]
         bar.advance(task, len(names) * arguments.repeats - len(missing))
         if missing:
             bench.record_steps(streams[names[0]][0], rounds=1 if arguments.quick else USES_BEFORE_RECORDING + 2)
         for repeat, name in missing:
             bar.update(task, description=f"{name}, {repeat + 1} of {arguments.repeats}")
-            done.append({"workload": name, "repeat": repeat, "runs": bench.stream(streams[name], repeat)})
+            recording.append({"workload": name, "repeat": repeat, "runs": bench.stream(streams[name], repeat)})
             bar.advance(task)
-        runs = {name: [one["runs"] for one in done.records if one["workload"] == name] for name in streams}
-    found = {name: summary(every, streams[name]) for name, every in runs.items() if every}
-    report = {"date": time.strftime("%Y-%m-%d"), **facts, "goals": goals(found), "workloads": found}
+        runs = {name: [r["runs"] for r in recording.records if r["workload"] == name] for name in streams}
+    summaries = {name: summary(repeats, streams[name]) for name, repeats in runs.items() if repeats}
+    report = {"date": time.strftime("%Y-%m-%d"), **facts, "goals": goals(summaries), "workloads": summaries}
     write(arguments.json, report)
-    console.print(machine_line(facts["machine"]), table(found), "")
+    console.print(machine_line(facts["machine"]), table(summaries), "")
     for name, goal in report["goals"].items():
         low, high = goal["interval"]
         mark = "✓" if goal["kept"] else "✗"
@@ -122,7 +129,7 @@ def main() -> None:
 
 
 class Bench:
-    """Runs streams with everyone in turn."""
+    """Runs streams with all contenders in turn."""
 
     def __init__(self, pair: sd.Pair, tokens: int):
         assert pair.draft is not None
@@ -131,30 +138,34 @@ class Bench:
         self.models = {name: MayGarble(sd.TransformersModel(pair.draft, vocabulary)) for name in CONTENDERS}
 
     def record_steps(self, text: Text, rounds: int) -> None:
-        """Let every shape of step occur so often that it is recorded, so that nobody pays for it on the clock."""
+        """Run every shape of step until it is recorded, so that no timed round includes a recording."""
         for k in range(MAX_K + 1):
             self.side_by_side(text, {FIXED[k]: k}, seed=0, tokens=rounds * (k + 1))
 
     def stream(self, texts: list[Text], repeat: int) -> dict[str, list[Ran]]:
-        """Every text by every contender, in an order that moves on from text to text. By contender, text by text."""
+        """Generate every text with every contender. The order of contenders rotates from text to text.
+
+        Returns:
+            By contender, one generation per text.
+        """
         controllers = {name: controller(name) for name in CONTENDERS}
-        for i, text in enumerate(texts[:2]):  # unclocked: controllers learn the costs of this machine
+        for i, text in enumerate(texts[:2]):  # not timed: controllers measure the costs of this machine
             self.side_by_side(text, {name: controllers[name] for name in (HEURISTIC, COST_MODEL)}, seed=10_000 + i)
-        found: dict[str, list[Ran]] = {name: [] for name in CONTENDERS}
+        by_contender: dict[str, list[Ran]] = {name: [] for name in CONTENDERS}
         for i, text in enumerate(texts):
             first = (i + repeat) % len(CONTENDERS)
             order = [*CONTENDERS[first:], *CONTENDERS[:first]]
             ran = self.side_by_side(text, {name: controllers[name] for name in order}, seed=1000 * repeat + i)
             for name in CONTENDERS:
-                found[name].append(ran[name])
-        return found
+                by_contender[name].append(ran[name])
+        return by_contender
 
     def side_by_side(
         self, text: Text, controllers: dict[str, int | Controller], seed: int, tokens: int | None = None
     ) -> dict[str, Ran]:
-        """One text by each of them, who play a round in turn until all are through."""
-        done: dict[str, sd.Generation] = {}
-        clocks = {name: _RoundClock(as_controller(one)) for name, one in controllers.items()}
+        """Generate one text with each controller. They take turns round by round until all have finished."""
+        generations: dict[str, sd.Generation] = {}
+        clocks = {name: _RoundClock(as_controller(k)) for name, k in controllers.items()}
         streams = {}
         for name, clock in clocks.items():
             self.models[name].garbled = text.garbled
@@ -166,23 +177,24 @@ class Bench:
                 max_new_tokens=tokens or self.tokens,
                 sampling=text.sampling,
                 seed=seed,
-                on_end=partial(done.__setitem__, name),
+                on_end=partial(generations.__setitem__, name),
             )
         while streams:
             for name in list(streams):
                 clocks[name].start()
                 if next(streams[name], None) is None:
                     del streams[name]
-        found = {}
-        for name, one in done.items():
-            times = zip(one.rounds, clocks[name].seconds, strict=True)
+        ran = {}
+        for name, generation in generations.items():
+            times = zip(generation.rounds, clocks[name].seconds, strict=True)
             rounds = [[len(r.drafted), r.accepted, round(1e6 * s)] for r, s in times]
-            found[name] = {"tokens": len(one.tokens), "seconds": sum(clocks[name].seconds), "rounds": rounds}
-        return found
+            seconds = sum(clocks[name].seconds)
+            ran[name] = {"tokens": len(generation.tokens), "seconds": seconds, "rounds": rounds}
+        return ran
 
 
 class _RoundClock:
-    """Stands before a controller and times the rounds, the controller's own work included."""
+    """A controller that times each round, including the work of the controller it delegates to."""
 
     def __init__(self, controller: Controller):
         self.controller, self.max_k, self.next_k = controller, controller.max_k, controller.next_k
@@ -197,7 +209,7 @@ class _RoundClock:
 
 
 def controller(name: str) -> int | Controller:
-    """A new one of that name."""
+    """A new controller, or the fixed k, of that name."""
     if name == HEURISTIC:
         return AdaptiveSpeculation(max_k=MAX_K)
     if name == COST_MODEL:
@@ -206,37 +218,45 @@ def controller(name: str) -> int | Controller:
 
 
 def summary(runs: list[dict[str, list[Ran]]], texts: list[Text]) -> dict[str, Any]:
-    """What a stream took everyone. runs: one for each repeat."""
-    lucky = [text.sampling.temperature > 0 for text in texts]
+    """Speed, acceptance and tokens per round of all contenders over one stream.
+
+    Args:
+        runs: one per repeat; by contender, one generation per text.
+        texts: the texts of the stream.
+    """
+    sampled = [text.sampling.temperature > 0 for text in texts]
     emitted = [mean_tokens([run[name][i] for run in runs for name in FIXED[1:]]) for i in range(len(texts))]
     paced = [at_one_pace(at_one_pace(run, run), run) for run in runs]
     seconds, worth, everyone = {}, {}, {}
     for name in CONTENDERS:
         ran = [run[name] for run in runs]
-        every = [text for one in ran for text in one]
-        usual = [typical_times(one[name]) for one in paced]  # for each repeat: half an hour later the pace is another
-        spent = [[sum(times[c] for c in classes(t)) for t in one] for times, one in zip(usual, ran, strict=True)]
+        texts_ran = [text for repeat in ran for text in repeat]
+        usual = [typical_times(repeat[name]) for repeat in paced]  # per repeat, since the machine's pace changes
+        spent = [
+            [sum(times[c] for c in classes(text)) for text in repeat] for times, repeat in zip(usual, ran, strict=True)
+        ]
         seconds[name] = np.array(spent).sum(0)
-        counted = np.array([[t["tokens"] for t in one] for one in ran]).sum(0)
+        counted = np.array([[text["tokens"] for text in repeat] for repeat in ran]).sum(0)
         expected = np.array(
-            [[sum(emitted[i][d] for d, _, _ in t["rounds"]) for i, t in enumerate(one)] for one in ran]
+            [[sum(emitted[i][d] for d, _, _ in text["rounds"]) for i, text in enumerate(repeat)] for repeat in ran]
         ).sum(0)
-        worth[name] = np.where(lucky, expected, counted) if name != STOP else counted  # it stops where luck runs out
-        rounds = [r for t in every for r in t["rounds"]]
-        judged = sum(min(a + 1, d) for d, a, _ in rounds)
+        # The confidence stop chooses k by the sampled tokens, so averages over rounds of one k do not apply to it.
+        worth[name] = counted if name == STOP else np.where(sampled, expected, counted)
+        rounds = [r for text in texts_ran for r in text["rounds"]]
+        examined = sum(min(a + 1, d) for d, a, _ in rounds)
         everyone[name] = {
             "tokens_per_second": float(worth[name].sum() / seconds[name].sum()),
-            "tokens_per_second_as_it_ran": float(counted.sum() / sum(t["seconds"] for t in every)),
-            "acceptance": sum(a for _, a, _ in rounds) / judged if judged else None,
+            "tokens_per_second_as_it_ran": float(counted.sum() / sum(text["seconds"] for text in texts_ran)),
+            "acceptance": sum(a for _, a, _ in rounds) / examined if examined else None,
             "tokens_per_round": float(counted.sum() / len(rounds)),
             "drafted_per_round": sum(d for d, _, _ in rounds) / len(rounds),
             "rounds": len(rounds),
         }
-    pace = {name: one["tokens_per_second"] for name, one in everyone.items()}
+    pace = {name: figures["tokens_per_second"] for name, figures in everyone.items()}
     best = max(FIXED, key=lambda name: pace[name])
     shares = {name: {"of_best_k": pace[name] / pace[best], "speedup": pace[name] / pace[FIXED[0]]} for name in pace}
     intervals = bootstrap(seconds, worth)
-    as_ran = {name: one["tokens_per_second_as_it_ran"] for name, one in everyone.items()}
+    as_ran = {name: figures["tokens_per_second_as_it_ran"] for name, figures in everyone.items()}
     return {
         "repeats": len(runs),
         "best_k": FIXED.index(best),
@@ -246,36 +266,41 @@ def summary(runs: list[dict[str, list[Ran]]], texts: list[Text]) -> dict[str, An
 
 
 def mean_tokens(fixed: list[Ran]) -> list[float]:
-    """What a round emits on average that drafts 0 … MAX_K tokens: 1 + Σ of the chances to have so many accepted."""
+    """Average tokens of a round that drafts 0 … MAX_K tokens: 1 + Σ of the probabilities to accept at least i."""
     rounds = np.array([(d, a) for t in fixed for d, a, _ in t["rounds"]])
-    chances = []
+    accepted_shares = []
     for i in range(MAX_K):
         reached = (rounds[:, 1] >= i) & (rounds[:, 0] > i)
         accepted = (rounds[:, 1] > i) & reached
-        chances.append(float(accepted.sum() / reached.sum()) if reached.any() else 0.0)
-    return list(accumulate(accumulate(chances, mul), initial=1.0))
+        accepted_shares.append(float(accepted.sum() / reached.sum()) if reached.any() else 0.0)
+    return list(accumulate(accumulate(accepted_shares, mul), initial=1.0))
 
 
 def classes(ran: Ran) -> list[tuple[int, bool, bool]]:
-    """Of every round: tokens drafted, whether the draft had to read what it missed, whether it was a text's first."""
+    """The class of each round: drafted tokens, whether the draft had to catch up, whether it was the first."""
     drafted = [d for d, _, _ in ran["rounds"]]
     before = [0, *drafted[:-1]]
     return [(d, d > 0 and b == 0, i == 0) for i, (d, b) in enumerate(zip(drafted, before, strict=True))]
 
 
-def typical_times(every: list[Ran]) -> dict[tuple[int, bool, bool], float]:
+def typical_times(runs: list[Ran]) -> dict[tuple[int, bool, bool], float]:
     """Median seconds of rounds of one class."""
-    found = defaultdict(list)
-    for ran in every:
+    seconds_by_class = defaultdict(list)
+    for ran in runs:
         for kind, (_, _, microseconds) in zip(classes(ran), ran["rounds"], strict=True):
-            found[kind].append(microseconds / 1e6)
-    return {kind: median(times) for kind, times in found.items()}
+            seconds_by_class[kind].append(microseconds / 1e6)
+    return {kind: median(times) for kind, times in seconds_by_class.items()}
 
 
 def at_one_pace(usual: dict[str, list[Ran]], run: dict[str, list[Ran]]) -> dict[str, list[Ran]]:
-    """A run as if the machine had always been as fast as it usually was, by what `usual` says of classes of rounds."""
+    """Rescale the times of a run to a machine of constant speed.
+
+    Args:
+        usual: the run that gives the typical time of each class of rounds.
+        run: the run to rescale.
+    """
     typical = {name: typical_times(texts) for name, texts in usual.items()}
-    found: dict[str, list[Ran]] = {name: [] for name in run}
+    rescaled: dict[str, list[Ran]] = {name: [] for name in run}
     for i in range(len(run[FIXED[0]])):
         slower = defaultdict(list)  # by turn
         for name, texts in run.items():
@@ -284,35 +309,35 @@ def at_one_pace(usual: dict[str, list[Ran]], run: dict[str, list[Ran]]) -> dict[
         pace = {turn: median(ratios) / 1e6 for turn, ratios in slower.items()}  # ratios of microseconds to seconds
         for name, texts in run.items():
             rounds = [[d, a, took / pace[turn]] for turn, (d, a, took) in enumerate(texts[i]["rounds"])]
-            found[name].append(texts[i] | {"rounds": rounds})
-    return found
+            rescaled[name].append(texts[i] | {"rounds": rounds})
+    return rescaled
 
 
 def bootstrap(seconds: dict[str, Any], worth: dict[str, Any]) -> dict[str, dict[str, tuple[float, float]]]:
-    """95 % intervals of the share of the best k, and of the speedup, when other texts of the kind are drawn."""
+    """95 % bootstrap intervals over texts, for the share of the best k and for the speedup."""
     n = len(seconds[COST_MODEL])
-    drawn = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
-    pace = {name: worth[name][drawn].sum(1) / seconds[name][drawn].sum(1) for name in CONTENDERS}
+    resampled = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+    pace = {name: worth[name][resampled].sum(1) / seconds[name][resampled].sum(1) for name in CONTENDERS}
     best = np.max([pace[k] for k in FIXED], axis=0)
-    found = {}
+    intervals = {}
     for name in (HEURISTIC, COST_MODEL, STOP):
         shares = {"of_best_k_interval": pace[name] / best, "speedup_interval": pace[name] / pace[FIXED[0]]}
-        found[name] = {key: tuple(map(float, np.quantile(share, (0.025, 0.975)))) for key, share in shares.items()}
-    return found
+        intervals[name] = {key: tuple(map(float, np.quantile(share, (0.025, 0.975)))) for key, share in shares.items()}
+    return intervals
 
 
-def goals(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What the cost model has to reach, and what it reached. A mixed stream has to be faster than with any fixed k."""
+def goals(summaries: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The goals of the cost model, and its results. On a mixed stream it has to be faster than every fixed k."""
     lines = {}
-    for name, one in found.items():
-        ours = one["contenders"][COST_MODEL]
+    for name, summary_of_stream in summaries.items():
+        ours = summary_of_stream["contenders"][COST_MODEL]
         goal, reached = GOAL_MIXED if name == MIXED else GOAL, ours["of_best_k"]
-        kept = reached > goal if name == MIXED else reached >= goal
+        is_reached = reached > goal if name == MIXED else reached >= goal
         reach = {"reached": reached, "interval": ours["of_best_k_interval"]}
-        lines[f"{name}: cost model / best k"] = {"goal": goal, **reach, "kept": kept}
+        lines[f"{name}: cost model / best k"] = {"goal": goal, **reach, "kept": is_reached}
         if name == USELESS:
             reach = {"reached": ours["speedup"], "interval": ours["speedup_interval"]}
-            lines[f"{name}: cost model / one by one"] = {
+            lines[f"{name}: cost model / autoregressive"] = {
                 "goal": GOAL_USELESS,
                 **reach,
                 "kept": ours["speedup"] >= GOAL_USELESS,
@@ -320,24 +345,24 @@ def goals(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return lines
 
 
-def table(found: dict[str, dict[str, Any]]) -> Table:
-    """Speedup over one by one of everyone, a line for each workload."""
+def table(summaries: dict[str, dict[str, Any]]) -> Table:
+    """Speedup of all contenders over autoregressive decoding, one line per workload."""
     lines = Table(title="tokens per second, times those of k = 0", title_justify="left", box=None, padding=(0, 1, 0, 0))
     names = ["", "best k", *(str(k) for k in range(1, MAX_K + 1)), "heuristic", "cost m.", "stop"]
     for column in names:
         lines.add_column(column, justify="right" if column else "left", no_wrap=not column)
-    for name, one in found.items():
-        everyone = [f"{one['contenders'][contender]['speedup']:.2f}" for contender in CONTENDERS[1:]]
-        lines.add_row(name, str(one["best_k"]), *everyone)
+    for name, summary_of_stream in summaries.items():
+        speedups = [f"{summary_of_stream['contenders'][contender]['speedup']:.2f}" for contender in CONTENDERS[1:]]
+        lines.add_row(name, str(summary_of_stream["best_k"]), *speedups)
     return lines
 
 
 def write(path: Path, report: dict[str, Any]) -> None:
-    """All at once, so that a stop in the middle leaves the last one."""
+    """Write the report. An interruption leaves the previous file complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    partial_file = path.with_suffix(".part")
+    partial_file.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial_file, path)
 
 
 if __name__ == "__main__":

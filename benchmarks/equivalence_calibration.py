@@ -2,7 +2,7 @@
 
     python benchmarks/equivalence_calibration.py [--simulations 100000] [--samples 100000] [--json FILE]
 
-Samples are drawn from the outcomes' probabilities themselves, so that nothing but the statistics is on trial: how often
+Counts are sampled directly from the outcomes' probabilities, so only the statistics are tested: how often
 a right sampler is refuted, whether its p-values are uniform, how often a sampler of the detectable total variation is
 found in the worst direction and in others, and how often the interval holds the true total variation. About four
 minutes.
@@ -39,7 +39,7 @@ def shifted(p: Numbers, tv: float, direction: Direction, rng: np.random.Generato
     else:
         up = np.zeros(len(p), dtype=bool)
         up[order[: max(1, np.searchsorted(np.cumsum(p[order]), 0.5))]] = True
-    if p[~up].sum() <= tv:  # nobody can give more than they have
+    if p[~up].sum() <= tv:  # an outcome cannot lose more probability than it has
         up = ~up
     return np.where(up, p * (1 + tv / p[up].sum()), p * (1 - tv / p[~up].sum()))
 
@@ -95,7 +95,7 @@ def simulate(console: Console, plan: SamplingPlan, simulations: int) -> dict[str
         for i in range(simulations):
             p_values[i] = fit(draw(p), p).p_value
             bar.advance(task)
-        found: dict[str, object] = {}
+        detected: dict[str, object] = {}
         for name, factor, direction in (
             ("detectable TV, worst direction", 1.0, "worst"),
             ("detectable TV, one outcome", 1.0, "one"),
@@ -108,7 +108,7 @@ def simulate(console: Console, plan: SamplingPlan, simulations: int) -> dict[str
                 wrong = [shifted(each, factor * plan.detectable, direction, rng) for each in p]
                 count += fit(draw(wrong), p).p_value < plan.false_alarm
                 bar.advance(task)
-            found[name] = rate(count, some)
+            detected[name] = rate(count, some)
         held: dict[str, object] = {}
         for factor, direction in ((0.0, "worst"), (1.0, "worst"), (1.0, "one"), (4.0, "worst"), (4.0, "one")):
             name = f"TV {factor * plan.detectable:.4f}, {direction if factor else 'right sampler'}"
@@ -129,7 +129,7 @@ def simulate(console: Console, plan: SamplingPlan, simulations: int) -> dict[str
         "p-values uniform (Kolmogorov-Smirnov p)": float(stats.kstest(p_values, "uniform").pvalue),
         "detectable_tv": detectable_tv(sum(plan.samples), freedom, plan.false_alarm, POWER),
         "stated_power": POWER,
-        "found": found,
+        "found": detected,
         "stated_coverage": CONFIDENCE,
         "interval holds the true TV": held,
     }

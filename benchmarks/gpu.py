@@ -1,13 +1,19 @@
-"""How near the reference comes to what a GPU can do: one command, one table, one JSON file.
+"""Compare the reference with the limits of a GPU. Writes one table and one JSON file.
 
     python benchmarks/gpu.py [--target 7B] [--draft 0.5B] [--json FILE]
     python benchmarks/gpu.py --small --device cpu          # the same code at small shapes; its figures mean nothing
 
-On a synthetic pair (real shapes, costs and acceptance, text without sense; see synthetic.py):
-memory bandwidth measured; the autoregressive step against the least time that reading the weights can take, with steps
-run plainly, captured as CUDA graphs, and compiled; c; v(n) for every n = 1 … 17 and batches of 1, 2, 4, … 64; speedup
-over k and acceptance against the formula; transformers' generate and assisted generation on the same models. On the
-pair that ships: the empirical equivalence test in float32 and in bfloat16. The file is written after every part.
+On a synthetic pair (real shapes, costs and acceptance, but meaningless text; see synthetic.py) it measures
+
+- memory bandwidth,
+- the autoregressive step, run plainly, captured as CUDA graphs, and compiled; and the shortest time in which the
+  weights can be read,
+- c, and v(n) for n = 1 … 17 and batches of 1, 2, 4, … 64,
+- the speedup over k and acceptance, next to the formula's,
+- transformers' generate and assisted generation on the same models.
+
+On the shipped pair it runs the empirical equivalence test in float32 and in bfloat16. The file is written after every
+part.
 """
 
 import argparse
@@ -47,7 +53,7 @@ GOALS = {
 
 
 def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Median, after a warm-up that outlasts recording or capturing the step."""
+    """Median time, after a warm-up that is long enough for the step to be recorded or captured."""
     times = []
     for _ in range(WARM_UP + repeats):
         synchronize(device)
@@ -64,7 +70,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def bandwidth(device: torch.device, mebibytes: int) -> dict[str, float]:
-    """bytes/s, read and written by a copy, and read alone; the larger is the limit that steps are held to."""
+    """Bandwidth in bytes/s of a copy (read and write) and of reading alone. The larger is the limit for steps."""
     limits = measure_limits(device, torch.bfloat16, mebibytes=mebibytes)
     source = torch.ones(mebibytes * 2**19, dtype=torch.bfloat16, device=device)
     target = torch.empty_like(source)
@@ -73,16 +79,16 @@ def bandwidth(device: torch.device, mebibytes: int) -> dict[str, float]:
 
 
 def ways(synthetic: Synthetic, limit: float, context: int, repeats: int) -> dict[str, Any]:
-    """A step of one token, run in each way, against bytes / bandwidth."""
+    """The time of a step of one token, run in each way, and its floor: the model's bytes / bandwidth."""
     pair = synthetic.pair
     floor = step_of(pair.target, 1).bytes / limit
-    found: dict[str, Any] = {"floor": floor}
+    by_way: dict[str, Any] = {"floor": floor}
     kinds = ("plain", "graphs", "compiled") if pair.device.type == "cuda" else ("plain", "graphs")
     for way in kinds:
         for model in (pair.target, pair.draft):
             choose_steps(model, way)
         costs = measure_costs(pair, max_k=1, context=context, repeats=repeats)
-        found[way] = {
+        by_way[way] = {
             "target_step": costs.target_step,
             "draft_step": costs.draft_step,
             "c": costs.c,
@@ -90,21 +96,21 @@ def ways(synthetic: Synthetic, limit: float, context: int, repeats: int) -> dict
         }
     for model in (pair.target, pair.draft):
         choose_steps(model, "auto")
-    return found
+    return by_way
 
 
 def scoring(
     pair: sd.Pair, batches: list[int], ns: list[int], context: int, repeats: int
 ) -> dict[str, dict[str, float]]:
-    """Seconds of the target's step over n tokens of each of so many rows: batch → n → seconds."""
+    """Time of a step of the target over n tokens per row: batch → n → seconds."""
     model = TransformersModel(pair.target)
-    chance = torch.Generator().manual_seed(0)
-    found: dict[str, dict[str, float]] = {}
+    generator = torch.Generator().manual_seed(0)
+    by_batch: dict[str, dict[str, float]] = {}
     for batch in batches:
         model.start(batch, context + max(ns))
-        rows = torch.randint(model.vocab_size, (batch, context), generator=chance)
+        rows = torch.randint(model.vocab_size, (batch, context), generator=generator)
         model.prefill(rows.tolist())
-        found[str(batch)] = {}
+        by_batch[str(batch)] = {}
         for n in ns:
             tokens = rows[:, :n].to(model.device)
 
@@ -112,14 +118,14 @@ def scoring(
                 model.extend(tokens)
                 model.rewind([context] * batch)
 
-            found[str(batch)][str(n)] = seconds(step, model.device, repeats)
-    return found
+            by_batch[str(batch)][str(n)] = seconds(step, model.device, repeats)
+    return by_batch
 
 
 def speedups(
     synthetic: Synthetic, rates: list[float], ks: list[int], tokens: int, repeats: int, context: int
 ) -> list[dict[str, float]]:
-    """Measured over what the formula says, for each acceptance rate and k; temperature 1."""
+    """Measured and predicted speedup for each acceptance rate and k, at temperature 1."""
     sampling = sd.Sampling()
     rows = []
     for rate in rates:
@@ -149,35 +155,35 @@ def speedups(
 
 
 def peers(synthetic: Synthetic, tokens: int, repeats: int, context: int, k: int) -> dict[str, Any]:
-    """Ours beside transformers on the same models, in turn."""
+    """Our loop and transformers on the same models, in turn."""
     pair, sampling = synthetic.pair, sd.Sampling()
-    everyone = {
-        "ours, one by one": ours(pair, 0, sampling, tokens),
+    contenders = {
+        "ours, autoregressive": ours(pair, 0, sampling, tokens),
         f"ours, k = {k}": ours(pair, k, sampling, tokens),
         "transformers generate": transformers_generate(pair, sampling, tokens, None),
         f"transformers assisted, k = {k}": transformers_generate(pair, sampling, tokens, k),
         "transformers assisted, default": transformers_generate(pair, sampling, tokens, "default"),
     }
-    results = race(everyone, prompts_for(pair, 2, context), baseline="ours, one by one", repeats=repeats)
+    results = race(contenders, prompts_for(pair, 2, context), baseline="ours, autoregressive", repeats=repeats)
     pace = {name: result.tokens_per_second for name, result in results.items()}
     best = max(pace[name] for name in pace if "assisted" in name)
     return {"tokens_per_second": pace, "ours / transformers assisted": pace[f"ours, k = {k}"] / best}
 
 
 def equivalence(device: torch.device, samples: int, prompts: int) -> dict[str, Any]:
-    """The shipped pair: does what is drawn here follow the target, in either number type?"""
-    found = {}
+    """Test for both number types whether the shipped pair's samples follow the target."""
+    by_dtype = {}
     texts = list(sd.held_out_prompts().values())[:prompts]
     for dtype in ("float32", "bfloat16"):
         pair = sd.load_pair(device=str(device), dtype=dtype)
         result = empirical(pair, OurLoop(pair, 4), texts, length=3, samples=samples)
-        found[dtype] = {"consistent": result.consistent, "p": result.p_value, "samples": samples}
-    return found
+        by_dtype[dtype] = {"consistent": result.consistent, "p": result.p_value, "samples": samples}
+    return by_dtype
 
 
 def prompts_for(pair: sd.Pair, count: int, length: int) -> list[list[int]]:
-    chance = torch.Generator().manual_seed(7)
-    return torch.randint(pair.target.config.vocab_size, (count, length), generator=chance).tolist()
+    generator = torch.Generator().manual_seed(7)
+    return torch.randint(pair.target.config.vocab_size, (count, length), generator=generator).tolist()
 
 
 def machine(device: torch.device, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -196,7 +202,7 @@ def main() -> None:
     parser.add_argument("--target", default="7B", choices=SHAPES, help="a named shape (7B)")
     parser.add_argument("--draft", default="0.5B", choices=SHAPES, help="a named shape (0.5B)")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--small", action="store_true", help="small shapes, to see that it runs")
+    parser.add_argument("--small", action="store_true", help="small shapes; only checks that it runs")
     parser.add_argument(
         "--json", type=Path, default=None, help="default benchmarks/results/gpu.json; none with --small"
     )
@@ -213,14 +219,14 @@ def main() -> None:
     report: dict[str, Any] = {"machine": machine(device, arguments)}
     began = time.perf_counter()
 
-    def part(name: str, found: Any) -> Any:
-        report[name] = found
+    def part(name: str, result: Any) -> Any:
+        report[name] = result
         report["seconds"] = time.perf_counter() - began
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         console.print(f"{report['seconds']:6.0f} s  {name}", highlight=False)
-        return found
+        return result
 
     limits = part("bandwidth", bandwidth(device, 16 if small else 4096))
     limit = max(limits["copy"], limits["read"])
@@ -251,7 +257,7 @@ def main() -> None:
         equivalence(device, *((1_000, 1) if small else (20_000, 4))),
     )
     reached = {
-        "autoregressive / bandwidth floor": max(one["of the floor"] for one in steps.values() if isinstance(one, dict)),
+        "autoregressive / bandwidth floor": max(way["of the floor"] for way in steps.values() if isinstance(way, dict)),
         "speedup / formula": median(row["of formula"] for row in rows),
         "ours / transformers assisted": compared["ours / transformers assisted"],
     }
@@ -262,7 +268,7 @@ def main() -> None:
 
 
 def step_table(steps: dict[str, Any]) -> Table:
-    """A step of one token, run in each way, against the floor."""
+    """The time of a step of one token, run in each way, and its ratio to the floor."""
     table = Table(title="a step of one token", title_justify="left", box=None, padding=(0, 3, 0, 0))
     for column in ("steps", "target, ms", "times the floor", "draft, ms", "c"):
         table.add_column(column, justify="left" if column == "steps" else "right")
@@ -286,7 +292,7 @@ def speedup_table(report: dict[str, Any]) -> Table:
 
 
 def show(console: Console, report: dict[str, Any], reached: dict[str, float], same: dict[str, Any]) -> None:
-    """The tables."""
+    """Print the results."""
     limits, steps = report["bandwidth"], report["steps"]
     for name, limit, unit in (
         ("memory bandwidth, copied", limits["copy"] / 1e9, "GB/s"),
@@ -305,9 +311,9 @@ def show(console: Console, report: dict[str, Any], reached: dict[str, float], sa
         console.print(f"  {name:52}{pace:8.1f} tokens/s", highlight=False)
     for name, value in reached.items():
         console.print(f"  {name:52}{value:8.2f}   goal {GOALS[name]}", highlight=False)
-    for dtype, found in same.items():
-        verdict = "consistent" if found["consistent"] else "NOT consistent"
-        console.print(f"  equivalence in {dtype:38}{verdict}, p = {found['p']:.2g}", highlight=False)
+    for dtype, tested in same.items():
+        outcome = "consistent" if tested["consistent"] else "NOT consistent"
+        console.print(f"  equivalence in {dtype:38}{outcome}, p = {tested['p']:.2g}", highlight=False)
 
 
 if __name__ == "__main__":

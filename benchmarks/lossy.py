@@ -1,9 +1,9 @@
-"""What lossy rules buy and cost on the pair that ships: tokens per round against distance from the target.
+"""Measure what lossy rules gain and cost on the shipped pair: tokens per round against distance from the target.
 
     python benchmarks/lossy.py [--positions 200] [--k 4] [--temperature 1] [--json FILE] [--figure FILE]
 
-At each position of held-out text the draft samples k tokens, once, from a fixed seed. Every rule judges the same
-blocks, and its decisions are summed over instead of sampled. So the distance of the first emitted token and the
+At each position of held-out text the draft samples k tokens, once, from a fixed seed. Every rule decides the same
+blocks, and all its decisions are enumerated instead of sampled. So the distance of the first emitted token and the
 acceptance are exact, and the tokens per round are exact given the drafted tokens. Nothing is timed.
 """
 
@@ -30,28 +30,28 @@ def table(tradeoffs: list[Tradeoff]) -> Table:
     lines.add_column("", no_wrap=True)
     for column in ("accepted", "tokens\nper round", "TV, mean", "TV,\nlargest"):
         lines.add_column(column, justify="right")
-    for one in tradeoffs:
+    for point in tradeoffs:
         lines.add_row(
-            one.rule.family,
-            one.rule.setting,
-            f"{one.acceptance:.1%}",
-            f"{one.tokens_per_round:.2f}",
-            f"{one.tv:.3f}",
-            f"{one.largest_tv:.3f}",
+            point.rule.family,
+            point.rule.setting,
+            f"{point.acceptance:.1%}",
+            f"{point.tokens_per_round:.2f}",
+            f"{point.tv:.3f}",
+            f"{point.largest_tv:.3f}",
         )
     return lines
 
 
-def facts(one: Tradeoff) -> dict[str, Any]:
-    """For the file."""
+def facts(point: Tradeoff) -> dict[str, Any]:
+    """One entry of the JSON file."""
     return {
-        "rule": one.rule.family,
-        "setting": one.rule.setting,
-        "exact": one.rule.exact,
-        "acceptance": one.acceptance,
-        "tokens_per_round": one.tokens_per_round,
-        "tv": one.tv,
-        "largest_tv": one.largest_tv,
+        "rule": point.rule.family,
+        "setting": point.rule.setting,
+        "exact": point.rule.exact,
+        "acceptance": point.acceptance,
+        "tokens_per_round": point.tokens_per_round,
+        "tv": point.tv,
+        "largest_tv": point.largest_tv,
     }
 
 
@@ -81,7 +81,7 @@ def main() -> None:
         "positions": arguments.positions,
         "k": arguments.k,
         "temperature": arguments.temperature,
-        "rules": [facts(one) for one in tradeoffs],
+        "rules": [facts(point) for point in tradeoffs],
     }
     arguments.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     tradeoff_figure(tradeoffs, arguments.k).savefig(arguments.figure, metadata={"Date": None})

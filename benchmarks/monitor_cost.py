@@ -1,9 +1,9 @@
-"""What watching costs: the same generations with and without a monitor, in turn, and what one note of a round takes.
+"""Measure the cost of a monitor: the same generations with and without one, in turn, and the time to record a round.
 
     python benchmarks/monitor_cost.py [--repeats 40] [--json FILE]
 
-The share of a round is stated twice: from the two kinds of generations, whose difference drowns in their spread, and
-from the time of the monitor's own code for one round, measured alone, over the time of a round.
+The cost as a share of a round is stated twice: as the difference between the generations, which is smaller than their
+spread, and as the time of the monitor's own code for one round, measured alone, over the time of a round.
 """
 
 import argparse
@@ -33,10 +33,10 @@ def main() -> None:
     monitor = lab.SpeculativeDecodingMonitor()
 
     def round_seconds(prompt: list[int], seed: int, watched: bool) -> float:
-        done = sd.generate_speculative(
+        generation = sd.generate_speculative(
             pair, prompt, k=4, max_new_tokens=arguments.tokens, seed=seed, monitor=monitor if watched else None
         )
-        return done.seconds / len(done.rounds)
+        return generation.seconds / len(generation.rounds)
 
     for prompt in prompts:
         round_seconds(prompt, 0, True)
@@ -44,17 +44,17 @@ def main() -> None:
     pairs = []
     for i in range(arguments.repeats):
         prompt, order = prompts[i % len(prompts)], (True, False) if i % 2 else (False, True)
-        found = {watched: round_seconds(prompt, i, watched) for watched in order}
-        pairs.append((found[True], found[False]))
+        seconds = {watched: round_seconds(prompt, i, watched) for watched in order}
+        pairs.append((seconds[True], seconds[False]))
 
     notes = 20_000
     alone = lab.SpeculativeDecodingMonitor()
     controller = alone.watch(sd.FixedK(4))
-    done = sd.generate_speculative(pair, prompts[0], k=4, max_new_tokens=32, seed=1)
+    generation = sd.generate_speculative(pair, prompts[0], k=4, max_new_tokens=32, seed=1)
     began = time.perf_counter()
     for i in range(notes):
         controller.next_k()
-        controller.observe([done.rounds[i % len(done.rounds)]])
+        controller.observe([generation.rounds[i % len(generation.rounds)]])
     note = (time.perf_counter() - began) / notes
     plain = median(without for _, without in pairs)
     report: dict[str, Any] = {

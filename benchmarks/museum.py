@@ -53,13 +53,13 @@ def total_variation(result: Equivalence) -> float:
     One half of the samples chooses the outcomes that are too frequent, the other half measures by how much. Then the
     halves swap.
     """
-    excess = drawn = 0.0
+    excess = mass = 0.0
     for prompt in result.prompts:
         for first, second in (prompt.halves, prompt.halves[::-1]):
             often = first > first.sum() * prompt.probabilities
             excess += second[often].sum() - second.sum() * prompt.probabilities[often].sum()
-            drawn += second.sum()
-    return float(excess / drawn)
+            mass += second.sum()
+    return float(excess / mass)
 
 
 class Sizes:
@@ -70,11 +70,11 @@ class Sizes:
         self.largest = trials(pair, samples=largest, false_alarm=FALSE_ALARM)
 
     def of(self, samples: int) -> tuple[Trial, ...]:
-        """Both trials with so many samples each."""
+        """Both trials with this number of samples each."""
         return tuple(replace(trial, plan=with_fewer(trial.plan, samples)) for trial in self.largest)
 
     def finding(self, tv: float, name: str) -> tuple[int, float]:
-        """The first of `LADDER` with which that trial detects 0.8 of this total variation, and what it detects."""
+        """The smallest number of samples in `LADDER` that detects 0.8 of this TV, and the detectable TV."""
         for samples in LADDER:
             (plan,) = (trial.plan for trial in self.of(samples) if trial.name == name)
             if plan.is_informative and plan.detectable <= 0.8 * tv:
@@ -103,12 +103,12 @@ def begin(device: str | None, largest: int, threads: int) -> None:
 def measured(name: str, samples: int) -> dict[str, Any]:
     """One run of each trial under a wrong version, and greedy decoding; tv is the larger of the two trials."""
     (sizes,), wrong = SIZES, mutant(name)
-    found: dict[str, Any] = {}
+    trials: dict[str, Any] = {}
     with wrong.installed():
         both = sizes.of(samples)
         for trial in both:
             result = trial.run()
-            found[trial.name] = {
+            trials[trial.name] = {
                 "tv": total_variation(result),
                 "tv_interval": list(result.tv_interval),
                 "tv_measured": result.tv,
@@ -117,10 +117,15 @@ def measured(name: str, samples: int) -> dict[str, Any]:
                 "refuted": not result.consistent,
             }
         greedy = greedy_agreement(sizes.pair, [tree.prompt for tree in both[0].plan.trees], 32)
-    most = max(found, key=lambda trial: found[trial]["tv"])
-    enough = dict(zip(("samples", "detectable_tv"), sizes.finding(found[most]["tv"], most), strict=True))
-    due = enough if found[most]["tv"] >= LARGE else {}
-    return {"tv": found[most]["tv"], "trial": most, "trials": found, "greedy_consistent": greedy.consistent} | due
+    largest = max(trials, key=lambda trial: trials[trial]["tv"])
+    enough = dict(zip(("samples", "detectable_tv"), sizes.finding(trials[largest]["tv"], largest), strict=True))
+    due = enough if trials[largest]["tv"] >= LARGE else {}
+    return {
+        "tv": trials[largest]["tv"],
+        "trial": largest,
+        "trials": trials,
+        "greedy_consistent": greedy.consistent,
+    } | due
 
 
 def p_value(name: str, trial: str, samples: int, seed: int) -> float:
@@ -150,20 +155,20 @@ class Pace:
     """A progress bar over all samples, with an estimate of the remaining time."""
 
     def __init__(self, console: Console, progress: Progress | None = None):
-        self.console, self.progress, self.began, self.done = console, progress, time.perf_counter(), 0
+        self.console, self.progress, self.began, self.num_sampled = console, progress, time.perf_counter(), 0
         self.task = progress.add_task("", total=None) if progress else None
 
     def plan(self, what: str, samples: int) -> None:
         """Print the next step, its number of samples, and how long it takes at the pace so far."""
-        pace = self.done / (time.perf_counter() - self.began)
-        minutes = f", about {samples / pace / 60:.0f} minutes at {pace:,.0f} a second" if self.done else ""
+        pace = self.num_sampled / (time.perf_counter() - self.began)
+        minutes = f", about {samples / pace / 60:.0f} minutes at {pace:,.0f} a second" if self.num_sampled else ""
         self.console.print(f"{what}: {samples:,} samples{minutes}")
         if self.progress and self.task is not None:
             self.progress.reset(self.task, description=what, total=samples)
 
-    def drawn(self, samples: int, what: str = "") -> None:
-        """Count so many more samples as done."""
-        self.done += samples
+    def advance(self, samples: int, what: str = "") -> None:
+        """Add to the number of samples."""
+        self.num_sampled += samples
         if self.progress and self.task is not None:
             self.progress.update(self.task, advance=samples, **({"description": what} if what else {}))
 
@@ -188,7 +193,7 @@ def recorded(
     for name, entry in zip(fresh, workers.map(measured, fresh, [samples] * len(fresh)), strict=True):
         record["mutants"][name] = entry
         save(record)
-        pace.drawn(2 * samples)
+        pace.advance(2 * samples)
 
     large = [m.name for m in mutants if record["mutants"][m.name]["tv"] >= LARGE]
     ways = list(record["mutants"][mutants[0].name]["trials"])
@@ -205,13 +210,13 @@ def recorded(
         tasks += [("", way, right_samples, 10_000 + seed) for seed in range(len(lists["", way]), right_runs)]
     pace.plan("runs with wrong versions, then with the correct code", sum(task[2] for task in tasks))
 
-    for (name, way, drawn, _), p in zip(tasks, workers.map(p_value, *zip(*tasks, strict=True)), strict=True):
+    for (name, way, number, _), p in zip(tasks, workers.map(p_value, *zip(*tasks, strict=True)), strict=True):
         lists[name, way].append(p)
         if name:
             record["mutants"][name]["refuted"] = sum(p < FALSE_ALARM for p in lists[name, way])
         else:
             record["right_code"][way] = uniformity(lists[name, way], FALSE_ALARM)
-        pace.drawn(drawn, f"{name or 'correct code'}, {drawn:,} samples")
+        pace.advance(number, f"{name or 'correct code'}, {number:,} samples")
         save(record)
     record["verdict"] = verdict(record, runs)
     save(record)
@@ -219,7 +224,7 @@ def recorded(
 
 
 def verdict(record: dict[str, Any], runs: int) -> dict[str, Any]:
-    """The promises, and whether they were kept."""
+    """The promises of the tests, and whether the record keeps them."""
     large = {name: entry for name, entry in record["mutants"].items() if entry["tv"] >= LARGE}
     missed = [name for name, entry in large.items() if entry["refuted"] < runs]
     right = record["right_code"].values()
@@ -227,8 +232,8 @@ def verdict(record: dict[str, Any], runs: int) -> dict[str, Any]:
         "large": len(large),
         "large_refuted_every_time": len(large) - len(missed),
         "missed": missed,
-        "p_values_uniform": all(one["kolmogorov_smirnov"]["p_value"] >= 0.001 for one in right),
-        "false_alarms_as_stated": all(one["chance_of_so_many"] >= 0.001 for one in right),
+        "p_values_uniform": all(uniform["kolmogorov_smirnov"]["p_value"] >= 0.001 for uniform in right),
+        "false_alarms_as_stated": all(uniform["chance_of_so_many"] >= 0.001 for uniform in right),
     }
 
 
@@ -308,15 +313,15 @@ def main() -> None:
             workers.shutdown(wait=False, cancel_futures=True)
             raise
     for name, entry in record["mutants"].items():
-        found = (
+        refuted = (
             f"refuted in {entry['refuted']} of {len(entry['p_values'])} runs of {entry['samples']:,} samples"
             if "refuted" in entry
             else "too small to promise anything"
         )
-        print(f"{name:24} TV {entry['tv']:.3f} ({entry['trial'].partition(',')[0]}): {found}")
-    for name, one in record["right_code"].items():
-        ks, alarms = one["kolmogorov_smirnov"]["p_value"], one["false_alarms"]
-        print(f"correct code, {name}: {len(one['p_values'])} runs, uniform with p = {ks:.2g}, {alarms} false alarms")
+        print(f"{name:24} TV {entry['tv']:.3f} ({entry['trial'].partition(',')[0]}): {refuted}")
+    for name, right in record["right_code"].items():
+        ks, alarms = right["kolmogorov_smirnov"]["p_value"], right["false_alarms"]
+        print(f"correct code, {name}: {len(right['p_values'])} runs, uniform with p = {ks:.2g}, {alarms} false alarms")
     print(json.dumps(record["verdict"], indent=1))
 
 

@@ -134,14 +134,14 @@ def _on_the_pair(record: dict[str, Any]) -> list[str]:
         low, high = entry["trials"][entry["trial"]]["tv_interval"]
         tv = f"{max(0, entry['tv']):.3f} | {low:.3f} to {high:.3f}"
         rows.append(f"| [{name}](#{name}) | {tv} | {where} | {' | '.join(tried)} |")
-    said = []
+    lines = []
     for name, facts in record["right_code"].items():
         runs, each = len(facts["p_values"]), record["settings"]["right_samples"]
         alarms = f"{facts['false_alarms']} refuted, at a stated rate of {facts['false_alarm_stated']:g}"
         p = facts["kolmogorov_smirnov"]["p_value"]
         ks = f"A Kolmogorov-Smirnov test of uniform p-values gives p = {p:.2g}"
-        said.append(f"- The correct code, {name}: {runs} runs of {each:,} samples, {alarms}. {ks}.")
-    return [ON_THE_PAIR, "\n".join(rows), "\n".join(said)]
+        lines.append(f"- The correct code, {name}: {runs} runs of {each:,} samples, {alarms}. {ks}.")
+    return [ON_THE_PAIR, "\n".join(rows), "\n".join(lines)]
 
 
 def _calibrated(facts: dict[str, Any]) -> str:
@@ -170,12 +170,12 @@ def _calibrated(facts: dict[str, Any]) -> str:
 
 def _of_engine(facts: dict[str, Any]) -> str:
     """One line: the result and what it rests on."""
-    found = "consistent with the target" if facts["consistent"] else "**not the target**"
+    result = "consistent with the target" if facts["consistent"] else "**not the target**"
     low, high = facts["tv_interval"]
     given = {name.replace("_", "-"): value for name, value in facts["sampling"].items() if value is not None}
     how = ", ".join(f"{name} {value:g}" for name, value in given.items())
     return (
-        f"- {facts['sampler']}, {how}: {found}, p = {facts['p_value']:.2g} over {facts['samples']:,} samples of "
+        f"- {facts['sampler']}, {how}: {result}, p = {facts['p_value']:.2g} over {facts['samples']:,} samples of "
         f"{facts['length']} tokens. TV within {low:.3f} and {high:.3f}; {facts['detectable_tv']:.3f} or more is "
         "detected 99 times in 100."
     )

@@ -71,7 +71,7 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Run:
-    """How fast one contender was on a task, and what its rounds did."""
+    """The speed and the rounds of one contender on a task."""
 
     tokens_per_second: float
     speedup: float

@@ -108,11 +108,11 @@ def edits() -> list[tuple[str, str]]:
         (GET_WIDTH, edited(GET_WIDTH, ("width", "height"), ("value < 0", "value <= 0"))),
         (REQUEST_ERROR, edited(REQUEST_ERROR, ("Request", "Response"), ("request", "response"))),
     ]
-    found = []
+    prompts_and_answers = []
     for first, second in pairs:
         head, newline, rest = second.partition("\n")
-        found.append((f"{first}\n\n\n{head}", newline + rest))
-    return found
+        prompts_and_answers.append((f"{first}\n\n\n{head}", newline + rest))
+    return prompts_and_answers
 
 
 def records() -> list[tuple[str, str]]:
@@ -148,7 +148,7 @@ class Task:
         name: for tables.
         texts: prompts and answers; without an answer the target writes its own.
         sampling: how the target samples.
-        keeps_memory: whether one drafter serves all texts of a repeat, or each a new one.
+        keeps_memory: whether one drafter serves all texts of a repeat; otherwise each text gets a new drafter.
     """
 
     name: str
@@ -227,18 +227,18 @@ def rounds_of(pair: sd.Pair, task: Task, number: int, k: int, drafter: sd.Drafte
 
 
 def play(pair: sd.Pair, task: Task, repeats: range, on_run: Callable[[str], None]) -> dict[str, list[Rounds]]:
-    """The rounds of each contestant's answers, in turn: every text in each repeat. Repeat 0 is not counted."""
-    found: dict[str, list[Rounds]] = {name: [] for name in CONTESTANTS}
+    """Decode all texts with all contestants, in turn. Returns the rounds by contestant, without repeat 0."""
+    rounds_by_name: dict[str, list[Rounds]] = {name: [] for name in CONTESTANTS}
     for repeat in repeats:
-        drafters = {name: one.new_drafter(pair) for name, one in CONTESTANTS.items()}
+        drafters = {name: contestant.new_drafter(pair) for name, contestant in CONTESTANTS.items()}
         for number in range(len(task.texts)):
-            for name, one in CONTESTANTS.items():
+            for name, contestant in CONTESTANTS.items():
                 on_run(f"{task.name}: {name}")
-                drafter = drafters[name] if task.keeps_memory else one.new_drafter(pair)
-                rounds = rounds_of(pair, task, number, one.k, drafter, seed=100 * repeat + number)
+                drafter = drafters[name] if task.keeps_memory else contestant.new_drafter(pair)
+                rounds = rounds_of(pair, task, number, contestant.k, drafter, seed=100 * repeat + number)
                 if repeat > 0:
-                    found[name].append(rounds)
-    return found
+                    rounds_by_name[name].append(rounds)
+    return rounds_by_name
 
 
 def pace(rounds: Rounds) -> float:
@@ -319,9 +319,9 @@ def main() -> None:
         progress = bar.add_task("", total=runs)
         for task in work:
             answers = play(pair, task, repeats, lambda what: bar.update(progress, advance=1, description=what))
-            found = {name: summary(own, answers[PLAIN], not arguments.no_times) for name, own in answers.items()}
-            console.print("", table(task.name, found), sep="\n")
-            report["tasks"][task.name] = {name: asdict(run) for name, run in found.items()}
+            runs_by_name = {name: summary(own, answers[PLAIN], not arguments.no_times) for name, own in answers.items()}
+            console.print("", table(task.name, runs_by_name), sep="\n")
+            report["tasks"][task.name] = {name: asdict(run) for name, run in runs_by_name.items()}
     report["load_after"] = psutil.getloadavg()[0]
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

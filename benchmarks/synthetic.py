@@ -28,7 +28,7 @@ SEARCHES = 10
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama's shape. width: of the residual stream; neurons: of the feed-forward layer. heads · head is the width."""
+    """The shape of a Llama. width: of the residual stream. neurons: of the feed-forward layer. heads · head = width."""
 
     width: int
     layers: int
@@ -50,13 +50,19 @@ SHAPES = {
     "7B": Shape(4096, 32, 32, 8, 14336),
     "13B": Shape(5120, 40, 40, 10, 13824),
 }
-"""Of well-known sizes; heads of 128 and four query heads to a key head throughout, so that one fits into another."""
+"""Shapes of well-known sizes. All have heads of 128 and four query heads per key head, so a small one fits into a large
+one."""
 
 
 @dataclass(frozen=True)
 class Synthetic:
-    """pair: its tokenizer knows numbers, '17 4 9' is three tokens. acceptance: mean Σ min(p, q) at temperature 1,
-    measured on random text. scale: of what the further layers add."""
+    """A synthetic pair.
+
+    Attributes:
+        pair: the models, with a tokenizer of numbers: '17 4 9' is three tokens.
+        acceptance: mean Σ min(p, q) at temperature 1, measured on random text.
+        scale: factor of the output of the target's further layers.
+    """
 
     pair: Pair
     acceptance: float
@@ -74,10 +80,17 @@ def synthetic_pair(
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
 ) -> Synthetic:
-    """Build both models on the device, and turn the dial. Raises SpecdecError where the draft does not fit in it.
+    """Build both models on the device, and set the acceptance rate.
 
-    target, draft: shapes, or names in `SHAPES`. acceptance: wanted rate, above 0 and below 1; it is met within 0.02,
-    else an error says what can be had.
+    Args:
+        target, draft: shapes, or names in `SHAPES`.
+        acceptance: the acceptance rate, above 0 and below 1. It is reached within 0.02.
+        vocab_size, context: of both models.
+        device, dtype: of both models.
+        seed: seed of the weights.
+
+    Raises:
+        SpecdecError: the draft does not fit into the target, or the acceptance rate cannot be reached.
     """
     large, small = (_shape(name, shape) for name, shape in (("target", target), ("draft", draft)))
     if not is_number(acceptance) or not 0 < acceptance < 1:
@@ -86,19 +99,19 @@ def synthetic_pair(
         if not is_whole(value) or value < 2:
             raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ 2")
     _check_fits(large, small)
-    chance = torch.Generator(device).manual_seed(seed)
-    models = [_random(shape, vocab_size, context, device, dtype, chance) for shape in (large, small)]
+    generator = torch.Generator(device).manual_seed(seed)
+    models = [_random(shape, vocab_size, context, device, dtype, generator) for shape in (large, small)]
     pair = Pair(models[0], models[1], _numbers(vocab_size))
     _host(models[0], models[1], small)
     return dial(Synthetic(pair, 1.0, 1.0), acceptance, seed=seed)
 
 
 def dial(synthetic: Synthetic, acceptance: float, *, seed: int = 0) -> Synthetic:
-    """The same models, whose further layers are scaled anew, in place, so that the acceptance rate is this one."""
+    """Set the acceptance rate, by rescaling the target's layers beyond the draft's. Changes the models in place."""
     pair = synthetic.pair
     assert pair.draft is not None
-    chance = torch.Generator(pair.device).manual_seed(seed)
-    text = torch.randint(pair.target.config.vocab_size, (4, 96), generator=chance, device=pair.device)
+    generator = torch.Generator(pair.device).manual_seed(seed)
+    text = torch.randint(pair.target.config.vocab_size, (4, 96), generator=generator, device=pair.device)
     scale = synthetic.scale
     q = _probabilities(pair.draft, text)
 
@@ -111,13 +124,13 @@ def dial(synthetic: Synthetic, acceptance: float, *, seed: int = 0) -> Synthetic
     low, high = 1e-4, 100.0
     for _ in range(SEARCHES + 4):
         middle = sqrt(low * high)
-        found = at(middle)
-        if abs(found - acceptance) < 0.002:
+        reached = at(middle)
+        if abs(reached - acceptance) < 0.002:
             break
-        low, high = (middle, high) if found > acceptance else (low, middle)
-    if abs(found - acceptance) > 0.02:
-        raise SpecdecError(f"acceptance={acceptance}: cannot be had with these shapes; the nearest is {found:.3f}")
-    return replace(synthetic, acceptance=found, scale=scale)
+        low, high = (middle, high) if reached > acceptance else (low, middle)
+    if abs(reached - acceptance) > 0.02:
+        raise SpecdecError(f"acceptance={acceptance}: cannot be had with these shapes; the nearest is {reached:.3f}")
+    return replace(synthetic, acceptance=reached, scale=scale)
 
 
 def _shape(name: str, shape: Shape | str) -> Shape:
@@ -151,9 +164,9 @@ def _check_fits(large: Shape, small: Shape) -> None:
 
 
 def _random(
-    shape: Shape, vocab: int, context: int, device: torch.device | str, dtype: torch.dtype, chance: torch.Generator
+    shape: Shape, vocab: int, context: int, device: torch.device | str, dtype: torch.dtype, generator: torch.Generator
 ) -> Any:
-    """A Llama whose every sum has a spread of about one, and whose logits have one of `SPREAD`."""
+    """A random Llama: its hidden states have a standard deviation of about 1, its logits of about `SPREAD`."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
@@ -176,12 +189,12 @@ def _random(
         if weight.ndim == 1:
             weight.fill_(1.0)
         elif "embed_tokens" in name:
-            weight.normal_(0, 1, generator=chance)
+            weight.normal_(0, 1, generator=generator)
         elif "lm_head" in name:
-            weight.normal_(0, SPREAD / sqrt(shape.width), generator=chance)
+            weight.normal_(0, SPREAD / sqrt(shape.width), generator=generator)
         else:
             deep = sqrt(2 * shape.layers) if ("o_proj" in name or "down_proj" in name) else 1.0
-            weight.normal_(0, 1 / (deep * sqrt(weight.shape[1])), generator=chance)
+            weight.normal_(0, 1 / (deep * sqrt(weight.shape[1])), generator=generator)
     return model
 
 
@@ -222,5 +235,5 @@ def _rescale(pair: Pair, factor: float) -> None:
 @torch.inference_mode()
 def _probabilities(model: Any, text: Tensor) -> Tensor:
     """[B, n, V] in float32."""
-    found: Tensor = model(text, use_cache=False).logits.float().softmax(-1)
-    return found
+    probabilities: Tensor = model(text, use_cache=False).logits.float().softmax(-1)
+    return probabilities

@@ -1,9 +1,9 @@
-"""How many tokens a round yields with a tree and with a chain, on the pair that ships.
+"""Count the tokens per round with a tree and with a chain, on the shipped pair.
 
     python benchmarks/trees.py [--tokens 64] [--seeds 2] [--json FILE]
 
-Counts only, so it may share the machine: tokens per round and its standard error over texts, the nodes that the target
-scores per round, and how many of its steps are saved. Rounds that the end of a text cuts short do not count.
+It reports tokens per round with their standard error over texts, and the nodes that the target scores per round. Rounds
+that the end of a text cuts short do not count. Nothing is timed, so other programs may run.
 """
 
 import argparse
@@ -28,33 +28,33 @@ SAMPLINGS = {"greedy": sd.GREEDY, "temperature 1": sd.Sampling()}
 
 
 def contenders(pair: sd.Pair) -> dict[str, tuple[int, Callable[[], Drafter]]]:
-    """By name: the k of a round, and what makes the drafter."""
+    """By name: the k of a round, and a function that makes the drafter."""
     model = sd.TransformersModel(pair.draft)  # type: ignore[arg-type]
-    found: dict[str, tuple[int, Callable[[], Drafter]]] = {
+    by_name: dict[str, tuple[int, Callable[[], Drafter]]] = {
         f"chain, k = {k}": (k, lambda: sd.ModelDrafter(model)) for k in (3, 4)
     }
     for scheme in ("top-k", "without replacement", "iid"):
         for branching in TREES:
             name = f"tree {branching}, {scheme}"
-            found[name] = len(branching), lambda b=branching, s=scheme: sd.TreeDrafter(model, b, s)
+            by_name[name] = len(branching), lambda b=branching, s=scheme: sd.TreeDrafter(model, b, s)
     for nodes in (10, 21):
         name = f"best first, {nodes} nodes"
-        found[name] = 4, lambda n=nodes: sd.BestFirstDrafter(model, n)
-    return found
+        by_name[name] = 4, lambda n=nodes: sd.BestFirstDrafter(model, n)
+    return by_name
 
 
 def with_room_for(k: int, rounds: Sequence[sd.Round], tokens: int) -> list[sd.Round]:
-    """The rounds that began with more than k of a text's tokens to go."""
-    found, left = [], tokens
-    for one in rounds:
+    """The rounds that began when more than k tokens of the text were left."""
+    with_room, left = [], tokens
+    for row_round in rounds:
         if left > k:
-            found.append(one)
-        left -= len(one.emitted)
-    return found
+            with_room.append(row_round)
+        left -= len(row_round.emitted)
+    return with_room
 
 
 def measured(pair: sd.Pair, k: int, drafter: Drafter, sampling: sd.Sampling, options: Any) -> dict[str, float]:
-    """Tokens per round over all prompts and seeds. The standard error takes texts as independent, not rounds."""
+    """Tokens per round over all prompts and seeds. The standard error treats texts as independent, but not rounds."""
     prompts = list(sd.held_out_prompts().values())
     seeds = range(1 if sampling.greedy else options.seeds)
     tokens, rounds, nodes = [], [], 0
@@ -87,21 +87,21 @@ def main() -> None:
     torch.set_num_threads(1)
     pair = sd.load_pair(device="cpu")
     jobs = [(way, name, *rest) for way in SAMPLINGS for name, rest in contenders(pair).items()]
-    found: dict[str, dict[str, dict[str, float]]] = {way: {} for way in SAMPLINGS}
+    results: dict[str, dict[str, dict[str, float]]] = {way: {} for way in SAMPLINGS}
     for way, name, k, make in track(jobs, console=Console(stderr=True), transient=True):
         if way == "greedy" and ("iid" in name or "without" in name):
             continue  # samples are all alike at temperature 0
-        found[way][name] = measured(pair, k, make(), SAMPLINGS[way], options)
+        results[way][name] = measured(pair, k, make(), SAMPLINGS[way], options)
 
     table = Table(title="Tokens per round")
     for heading in ("sampling", "draft", "nodes", "tokens per round", "standard error"):
         table.add_column(heading, no_wrap=True)
-    for way, rows in found.items():
+    for way, rows in results.items():
         for name, row in rows.items():
             shown = f"{row['nodes']:.0f}", f"{row['tokens_per_round']:.2f}", f"{row['standard_error']:.2f}"
             table.add_row(way, name, *shown)
     Console().print(table)
-    facts = {"machine": machine_facts(pair), "tokens": options.tokens, "seeds": options.seeds, "results": found}
+    facts = {"machine": machine_facts(pair), "tokens": options.tokens, "seeds": options.seeds, "results": results}
     options.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 

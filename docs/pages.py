@@ -73,30 +73,30 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead the links of a page to pages of the site, or to copies of files of the repository."""
+    """Rewrite the links of a page: to pages of the site, or to copies of files of the repository."""
     here = page.file.src_uri
     source = SOURCES.get(here, f"docs/{here}")
     folder = posixpath.dirname(here)
 
-    def lead(found: re.Match[str]) -> str:
-        if files.get_file_from_path(posixpath.normpath(posixpath.join(folder, found["path"]))):
-            return found[0]
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), found["path"]))
+    def lead(link: re.Match[str]) -> str:
+        if files.get_file_from_path(posixpath.normpath(posixpath.join(folder, link["path"]))):
+            return link[0]
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(source), link["path"]))
         target = PAGES.get(path, path.removeprefix("docs/"))
         if path not in PAGES and (ROOT / path).is_dir():
-            return found["text"]
+            return link["text"]
         if path not in PAGES and (ROOT / path).is_file() and not files.get_file_from_path(target):
             files.append(File.generated(config, target, abs_src_path=str(ROOT / path)))
         if not files.get_file_from_path(target):
-            return found[0]
-        return f"[{found['text']}]({posixpath.relpath(target, folder or '.')}{found['anchor'] or ''})"
+            return link[0]
+        return f"[{link['text']}]({posixpath.relpath(target, folder or '.')}{link['anchor'] or ''})"
 
     return LINK.sub(lead, markdown)
 
 
 def on_page_content(content: str, **_: Any) -> str:
     """Turn the formulas into MathML."""
-    return FORMULA.sub(lambda found: mathml(html.unescape(found["tex"]), block=found["tag"] == "div"), content)
+    return FORMULA.sub(lambda match: mathml(html.unescape(match["tex"]), block=match["tag"] == "div"), content)
 
 
 def mathml(tex: str, *, block: bool) -> str:

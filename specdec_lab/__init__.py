@@ -1,7 +1,7 @@
 """specdec_lab: the laboratory. It measures the reference, proves it, teaches with it and grades exercises.
 
-It imports `specdec_ref`, which never imports it. The public names are listed in `__init__.pyi`; each module is imported
-when a name of it is first used.
+It imports `specdec_ref`, which never imports it. `__init__.pyi` lists the public names. A module is imported when one
+of its names is first used.
 """
 
 from importlib import import_module

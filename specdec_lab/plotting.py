@@ -1,7 +1,7 @@
-"""The visual style of the course: one color and one mark for each kind of thing, and no information by color alone.
+"""The visual style of the course: each kind of data has one color and one mark, so nothing is shown by color alone.
 
-The palette is Okabe and Ito's, which colour-blind readers can tell apart. matplotlib is imported when something is
-drawn.
+The palette is Okabe and Ito's, whose colors color-blind readers can distinguish. matplotlib is imported when a figure
+is drawn.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ R = TypeVar("R")
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """For functions that draw: titles, labels and legends in the course's style, whatever the caller has set."""
+    """Decorate a function that draws, so that titles, labels and legends have the course's style."""
 
     @wraps(draw)
     def drawing(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -44,7 +44,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 @cache
 def _teach_the_notebook() -> None:
-    """To show a Figure that is not pyplot's."""
+    """Make the notebook show figures that pyplot does not hold."""
     from matplotlib_inline.backend_inline import set_matplotlib_formats
 
     set_matplotlib_formats("png")
@@ -55,8 +55,13 @@ def new_figure(
 ) -> "tuple[Figure, Any]":
     """An empty figure in the course's style and its axes: one, or an array with `nrows=…` or `ncols=…`.
 
-    title: the one message, in words. x, y: what the axes show, with units. width, height: inches. The figure belongs
-    to nobody but the caller (it is not pyplot's), so a notebook shows it where it is a cell's last value.
+    The figure belongs to the caller alone (pyplot does not hold it), so a notebook shows it if it is the last value of
+    a cell.
+
+    Args:
+        title: the message of the figure.
+        x, y: labels of the axes, with units.
+        width, height: inches.
     """
     import sys
 
@@ -72,11 +77,11 @@ def new_figure(
         first = axes if not hasattr(axes, "flat") else axes.flat[0]
         if title:
             first.set_title(title)
-        for one in [axes] if first is axes else axes.flat:
-            one.set_xlabel(x)
-            one.set_ylabel(y)
-            for name in ("legend", "set_title", "text", "annotate"):  # what a lesson adds later looks alike
-                setattr(one, name, styled(getattr(one, name)))
+        for panel in [axes] if first is axes else axes.flat:
+            panel.set_xlabel(x)
+            panel.set_ylabel(y)
+            for name in ("legend", "set_title", "text", "annotate"):  # later additions of a lesson get the same style
+                setattr(panel, name, styled(getattr(panel, name)))
     return figure, axes
 
 
@@ -84,7 +89,7 @@ def new_figure(
 def equivalence_figure(
     expected: "NDArray[np.float64]", observed: "NDArray[np.int64]", samples: "NDArray[np.int64]", title: str
 ) -> "Figure":
-    """Observed / expected counts of outcomes, each [n], with the band that randomness allows, for `samples` of each.
+    """Observed / expected counts of outcomes, each [n], with the range of random variation, for `samples` of each.
 
     Inside the band are 95 % of the outcomes of a correct sampler. In one of 1,000 tests of a
     correct sampler, an outcome lies outside the dashed limit.

@@ -1,4 +1,4 @@
-"""Asking a server over HTTP: whatever goes wrong is a SpecdecError of one line."""
+"""HTTP requests to a server. Every failure raises a SpecdecError of one line."""
 
 import http.client
 import json
@@ -12,7 +12,7 @@ from specdec_ref.errors import SpecdecError
 
 
 def request(url: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None) -> Any:
-    """A request to be opened: GET, or POST of `body` as JSON. Raises SpecdecError for what is no http(s) address."""
+    """A request to open: GET, or POST of `body` as JSON. Raises SpecdecError for an invalid http(s) address."""
     if not isinstance(url, str) or not url.startswith(("http://", "https://")):
         raise SpecdecError(f"url={url!r:.80}: takes the address of a server, http://…")
     data = None if body is None else json.dumps(body).encode()
@@ -24,19 +24,19 @@ def request(url: str, body: Mapping[str, Any] | None = None, headers: Mapping[st
 
 @contextmanager
 def answered(asked: urllib.request.Request, timeout: float) -> Iterator[http.client.HTTPResponse]:
-    """The answer, open to be read. timeout: seconds without a byte. Raises SpecdecError, also while it is read."""
+    """The open answer. timeout: seconds without a byte. Raises SpecdecError, also during reading."""
     where = asked.full_url
     try:
         try:
             opened = urllib.request.urlopen(asked, timeout=timeout)
-        except ValueError as error:  # a header with a line end, a name that no host can have
+        except ValueError as error:  # a header with a line end, an impossible host name
             raise SpecdecError(f"{where}: cannot be asked: {error}") from error
         with opened as answer:
             yield answer
     except urllib.error.HTTPError as error:
         with error:
-            said = " ".join(error.read(300).decode(errors="replace").split())
-        raise SpecdecError(f"{where}: answered {error.code} {error.reason}: {said}") from error
+            explanation = " ".join(error.read(300).decode(errors="replace").split())
+        raise SpecdecError(f"{where}: answered {error.code} {error.reason}: {explanation}") from error
     except TimeoutError as error:
         raise SpecdecError(f"{where}: no answer within {timeout:g} s") from error
     except (OSError, http.client.HTTPException) as error:

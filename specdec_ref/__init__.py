@@ -1,8 +1,8 @@
-"""specdec_ref: a reference implementation of speculative decoding that a course is built on.
+"""specdec_ref: the reference implementation of speculative decoding for the course.
 
-Begin with `minimal.py`, then `acceptance.py`, then `decoding.py`. The public names are listed in
-`__init__.pyi`; each module is imported when a name of it is first used, so `import specdec_ref as
-sd` itself is light.
+Begin with `minimal.py`, then `acceptance.py`, then `decoding.py`. `__init__.pyi` lists the public
+names. A module is imported when one of its names is first used, so `import specdec_ref as sd` is
+fast.
 """
 
 import ast

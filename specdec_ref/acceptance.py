@@ -1,13 +1,13 @@
 """The rule that makes speculative decoding exact.
 
-A drafted token is accepted with probability min(1, p/q). A rejected token is replaced by one that
-is sampled from the residual. p is the target's distribution and q the draft's, over the same
-vocabulary, after the same `Sampling`; the drafted token must have been sampled from exactly this q.
-Then the emitted token has distribution p, whatever q is:
+A drafted token is accepted with probability min(1, p/q). A rejected token is replaced by a sample
+from the residual. Here p is the target's distribution and q is the draft's, over the same
+vocabulary and after the same `Sampling`. The drafted token must have been sampled from exactly this
+q. Then the emitted token has distribution p, for any q:
 
     q(x)·min(1, p(x)/q(x)) + P(reject)·residual(x) = min(p(x), q(x)) + max(0, p(x) − q(x)) = p(x)
 
-because P(reject) = 1 − Σ min(p, q) = Σ max(0, p − q), which is what the residual is divided by.
+because P(reject) = 1 − Σ min(p, q) = Σ max(0, p − q). The residual is normalized by the same sum.
 
 Leviathan, Kalman, Matias 2022 (arXiv 2211.17192), algorithm 1; Chen et al. 2023 (arXiv 2302.01318),
 theorem 1.
@@ -28,10 +28,10 @@ def acceptance_probability(p: Tensor, q: Tensor) -> Tensor:
     """Probability that a drafted token is accepted: min(1, p/q), and 0 where q is 0.
 
     Args:
-        p, q: the two probabilities of each drafted token, any one shape.
+        p, q: the target's and the draft's probability of each drafted token; both of one shape.
 
     Returns:
-        A tensor of that shape.
+        A tensor of the same shape.
 
     Raises:
         SpecdecError: the shapes do not fit.
@@ -43,9 +43,8 @@ def acceptance_probability(p: Tensor, q: Tensor) -> Tensor:
 def residual(p: Tensor, q: Tensor) -> Tensor:
     """The distribution that replaces a rejected token: max(0, p − q), normalized.
 
-    Where p = q nothing can be rejected, save by rounding; there the residual is p itself. A row of
-    q that is all zero means that nothing was drafted; its residual is p, which gives the bonus
-    token.
+    Where p = q no token is rejected, except by rounding. The residual is then p itself. A row of
+    zeros in q means that no token was drafted. Its residual is p, which gives the bonus token.
 
     Args:
         p, q: [..., V].
@@ -81,7 +80,7 @@ def acceptance_rate(p: Tensor, q: Tensor) -> Tensor:
 
 
 def _check_shapes(p: Tensor, q: Tensor) -> None:
-    """Leading dimensions may be broadcast, a vocabulary may not."""
+    """Raise SpecdecError unless both have one vocabulary and leading dimensions that broadcast."""
     fits = p.shape[-1:] == q.shape[-1:]
     try:
         torch.broadcast_shapes(p.shape, q.shape)
@@ -93,13 +92,13 @@ def _check_shapes(p: Tensor, q: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `verify` decided.
+    """The decision of a verification rule.
 
     Attributes:
-        accepted: [...] int64, how many drafted tokens are accepted, 0…k.
-        next_token: [...] int64, the token that is sampled after them.
+        accepted: [...] int64, the number of accepted tokens, 0…k.
+        next_token: [...] int64, the token that is sampled after the accepted ones.
         path: [..., n] bool, which nodes of a tree are accepted; None for a chain, where the first
-            ones are.
+            `accepted` tokens are.
     """
 
     accepted: Tensor
@@ -108,7 +107,7 @@ class Verdict:
 
 
 class Verify(Protocol):
-    """A verification rule: `verify`, or another function of the same arguments, such as
+    """A verification rule: `verify`, or another function with the same arguments, such as
     `beyond.block.verify_block`."""
 
     def __call__(self, p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) -> Verdict:
@@ -117,7 +116,7 @@ class Verify(Protocol):
 
 
 def check_verify_arguments(p: Tensor, q: Tensor, drafted: Tensor) -> None:
-    """Raise SpecdecError unless the shapes are those that `verify` takes."""
+    """Raise SpecdecError unless the shapes fit `verify`."""
     if p.shape != (*q.shape[:-2], q.shape[-2] + 1, q.shape[-1]) or drafted.shape != q.shape[:-1]:
         shapes = f"p {[*p.shape]}, q {[*q.shape]}, drafted {[*drafted.shape]}"
         raise SpecdecError(f"{shapes}: do not fit together")
@@ -126,12 +125,12 @@ def check_verify_arguments(p: Tensor, q: Tensor, drafted: Tensor) -> None:
 def verify(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) -> Verdict:
     """Accept drafted tokens up to the first rejection, then sample one more token.
 
-    Leading dimensions are sequences, each decided on its own.
+    Leading dimensions are sequences. Each sequence is decided on its own.
 
     Args:
         p: [..., k + 1, V], the target's distribution at each drafted position and after the last.
-        q: [..., k, V], what each token was sampled from: one-hot for a deterministic draft, zero
-            for 'not drafted'.
+        q: [..., k, V], the distribution that each token was sampled from: one-hot for a
+            deterministic draft, zeros where no token was drafted.
         drafted: [..., k] int64. k may be 0.
         randomness: decides and samples.
 
@@ -141,8 +140,8 @@ def verify(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) -> Ver
     check_verify_arguments(p, q, drafted)
     p = p.to(torch.promote_types(p.dtype, torch.float32))  # 16 bits are too coarse to decide with
     q = q.to(torch.promote_types(q.dtype, torch.float32))
-    # After the last drafted token nothing was drafted (q = 0), so nothing is accepted there, and
-    # the residual is p itself. The bonus token is no special case.
+    # Append a row of zeros to q, for the position after the last drafted token. Nothing is accepted
+    # there, and the residual is p itself. So the bonus token needs no special case.
     q = F.pad(q, (0, 0, 0, 1))
     drafted = F.pad(drafted, (0, 1))
 

@@ -1,8 +1,7 @@
-"""Trees of tokens: which token follows which.
+"""Trees of tokens: parents, levels and ancestors of their nodes.
 
-A tree is given by its `parents`, [B, n]: for each node the index of the node that it follows, or −1
-where it follows the text itself. Nodes are listed level by level, so parents come before their
-children.
+A tree is given by its `parents`, [B, n]: for each node the index of its parent, or −1 if the node
+follows the text itself. Nodes are listed level by level, so parents come before their children.
 """
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 
 def node_paths(parents: Tensor) -> list[list[list[int]]]:
-    """The nodes that lead to each node of each row, from the first level down to the node itself.
+    """The path to each node of each row: its ancestors from the first level down, then itself.
 
     parents: [B, n] int64, on the host.
     """
@@ -18,11 +17,11 @@ def node_paths(parents: Tensor) -> list[list[list[int]]]:
 
 
 def _paths_of_row(parents: list[int]) -> list[list[int]]:
-    found: list[list[int]] = []
+    paths: list[list[int]] = []
     for node, parent in enumerate(parents):
-        before = found[parent] if parent >= 0 else []
-        found.append([*before, node])
-    return found
+        before = paths[parent] if parent >= 0 else []
+        paths.append([*before, node])
+    return paths
 
 
 def depths(parents: Tensor) -> Tensor:
@@ -32,7 +31,7 @@ def depths(parents: Tensor) -> Tensor:
 
 
 def ancestor_mask(parents: Tensor) -> Tensor:
-    """Whether node j is node i or leads to it, [B, n] → [B, n (i), n (j)] bool."""
+    """Whether node j is node i or one of its ancestors, [B, n] → [B, n (i), n (j)] bool."""
     batch, n = parents.shape
     masks = []
     for row in parents.tolist():

@@ -1,5 +1,5 @@
-"""What a user calls: text in, text out. Arguments are checked here, once; `decoding.speculate` does
-the work."""
+"""The functions for users: text in, text out. They check the arguments, and `decoding.speculate`
+decodes."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +23,10 @@ from specdec_ref.sampling import Sampling, SeededRandomness
 TREE_DRAFTERS = TreeDrafter, BestFirstDrafter
 MODEL_DRAFTERS = ModelDrafter, *TREE_DRAFTERS
 HEAD_DRAFTERS = HeadDrafter, ParallelHeadDrafter
-"""Those with a draft model, whose device, vocabulary and context are checked."""
+"""Drafters with a draft model or a head, for which device, vocabulary and context are checked."""
 
 Prompt = str | Sequence[int]
-"""Text, or token ids; a 1-D tensor of ids will do."""
+"""Text or token ids. A 1-D tensor of ids works too."""
 
 VERIFICATIONS: dict[str, Verify] = {"token": verify, "block": verify_block}
 """The verification rules by name."""
@@ -40,20 +40,20 @@ def verification_rule(verification: str) -> Verify:
 
 
 class Watcher(Protocol):
-    """Receives every round, by standing between the loop and its controller."""
+    """Receives every round, by wrapping the controller of the loop."""
 
     def watch(self, controller: Controller) -> Controller:
-        """A controller that chooses as this one does, and reports the rounds that it observes."""
+        """A controller that makes the same choices, and reports the rounds that it observes."""
         ...
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What was generated after one prompt.
+    """The generation for one prompt.
 
     Attributes:
         prompt_tokens: ids of the prompt.
-        tokens: the new ids, with the end token where there was one.
+        tokens: the new ids, including the end token if there was one.
         text: the new text, without the end token and without a stop string.
         rounds: one `Round` for each step of the target.
         seconds: wall clock of the whole call, prefill included, shared by all rows of a batch.
@@ -74,12 +74,11 @@ class Generation:
 
     @property
     def acceptance_rate(self) -> float:
-        """Accepted / examined tokens over all rounds; a round examines up to its first rejection.
-        NaN where none was.
+        """Accepted / examined tokens over all rounds; NaN without examined tokens.
 
-        With token verification this estimates α = Σ min(p, q). Accepted / drafted does not: it
-        falls as k grows. In a tree the siblings for one position count as one token, accepted where
-        one of them was.
+        A round examines its tokens up to the first rejection. With token verification this rate
+        estimates α = Σ min(p, q). Accepted / drafted does not, since it falls as k grows. In a tree
+        the siblings at one position count as one token, which is accepted if one of them was.
         """
         accepted = sum(r.accepted for r in self.rounds)
         examined = sum(r.examined for r in self.rounds)
@@ -87,8 +86,7 @@ class Generation:
 
     @property
     def tokens_per_round(self) -> float:
-        """Emitted tokens / rounds: what one step of the target bought. NaN where there was no
-        round."""
+        """Emitted tokens / rounds, that is, tokens per step of the target. NaN without rounds."""
         return (
             sum(len(r.emitted) for r in self.rounds) / len(self.rounds)
             if self.rounds
@@ -98,8 +96,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one round added to a stream: the text that is now certain (it may be empty), and the
-    round itself."""
+    """The text that one round added to a stream (it may be empty), and the round itself."""
 
     text: str
     round: Round
@@ -137,18 +134,18 @@ def generate_autoregressive(
     stop: str | Sequence[str] = (),
     monitor: Watcher | None = None,
 ) -> Generation | list[Generation]:
-    """Decode one token per step of the target: the baseline. The same as `generate_speculative`
-    with k = 0.
+    """Decode one token per step of the target. This is the baseline: `generate_speculative` with
+    k = 0.
 
     Args:
-        pair: target and tokenizer; its draft is not used.
+        pair: target and tokenizer; the draft is not used.
         prompt, max_new_tokens, sampling, seed, stop, monitor: as for `generate_speculative`.
 
     Returns:
         One generation, or a list of them for a list of prompts.
 
     Raises:
-        SpecdecError: arguments that it cannot use.
+        SpecdecError: an argument is out of range or of the wrong type.
     """
     generations: Generation | list[Generation] = generate_speculative(
         pair,
@@ -204,8 +201,8 @@ def generate_speculative(
     monitor: Watcher | None = None,
     verification: str = "token",
 ) -> Generation | list[Generation]:
-    """Generate with draft and verify; the tokens have exactly the target's distribution, whatever
-    the draft.
+    """Generate with draft and verify. The tokens have exactly the target's distribution, for any
+    draft.
 
     Leviathan et al. 2022, algorithm 1.
 
@@ -213,21 +210,21 @@ def generate_speculative(
         pair: the models; `load_pair()` returns one.
         prompt: text, token ids, or a list of either, which is decoded as one batch.
         k: tokens drafted per round (0: none), or a controller.
-        max_new_tokens: for each row, ≥ 0. The models' context bounds a row too (finish 'context'),
-            and memory is taken as rows grow.
+        max_new_tokens: for each row, ≥ 0. A row also ends at the models' context (finish
+            'context'). Memory is allocated as rows grow.
         sampling: temperature, top-k, top-p; default temperature 1.
-        seed: the same seed on the same device gives the same tokens; None: a new one each time.
-        stop: strings that end a generation.
-        drafter: default the pair's own, else its draft model.
+        seed: the same seed on the same device gives the same tokens; None: a new seed each time.
+        stop: a string or strings that end a generation.
+        drafter: default the pair's own drafter, else its draft model.
         monitor: receives every round.
-        verification: 'token' decides each drafted token by itself, up to the first rejection;
-            'block' decides them together and accepts more on average, see `beyond.block`.
+        verification: 'token' decides each drafted token by itself, up to the first rejection.
+            'block' decides all of them together and accepts more on average, see `beyond.block`.
 
     Returns:
         A `Generation`; for a list of prompts, a list of them, and [] for an empty list.
 
     Raises:
-        SpecdecError: arguments that it cannot use.
+        SpecdecError: an argument is out of range or of the wrong type.
     """
     many = not isinstance(prompt, str) and not _is_ids(prompt)
     listed = isinstance(prompt, Sequence) or (isinstance(prompt, torch.Tensor) and prompt.ndim > 0)
@@ -255,19 +252,21 @@ def stream_speculative(
     verification: str = "token",
     on_end: Callable[[Generation], None] = lambda generation: None,
 ) -> Iterator[Chunk]:
-    """The same, as it happens: a `Chunk` per round, whose texts add up to the text.
+    """Generate as `generate_speculative` does, and yield a `Chunk` after each round.
 
-    What may become a stop string, or is half a character, is held back until it is certain.
+    The texts of all chunks add up to the text of the generation. Text that may become a stop string
+    is held back until it is certain, and so is half a character.
 
     Args:
         pair, k, max_new_tokens, sampling, seed, stop, drafter, monitor, verification: as in
             `generate_speculative`.
         prompt: one prompt, text or token ids.
-        on_end: receives the whole `Generation`, with finish 'interrupted' where the stream was
-            closed early.
+        on_end: receives the whole `Generation`, with finish 'interrupted' if the stream was closed
+            early.
 
     Raises:
-        SpecdecError: at the call, for arguments that it cannot use.
+        SpecdecError: an argument is out of range or of the wrong type. Raised by the call itself,
+            before the first chunk.
     """
     if not isinstance(prompt, str) and not _is_ids(prompt):
         raise SpecdecError(
@@ -293,7 +292,7 @@ def _stream(call: "Call", on_end: Callable[[Generation], None]) -> Iterator[Chun
 
 @dataclass(frozen=True)
 class Options:
-    """How to decode, as in `generate_speculative`. Checks what can be checked without a model."""
+    """How to decode, as in `generate_speculative`. Checks everything that needs no model."""
 
     k: int | Controller
     max_new_tokens: int
@@ -344,13 +343,13 @@ class Options:
         return tuple(self.stop) if listed else (cast(str, self.stop),)
 
     def controller(self) -> Controller:
-        """Chooses k, and reports to the monitor where there is one."""
+        """The controller that chooses k. It reports to the monitor if there is one."""
         controller = as_controller(self.k)
         return controller if self.monitor is None else self.monitor.watch(controller)
 
 
 class Call:
-    """One call: models, rows and randomness for `speculate`, and the text of what came out."""
+    """One call: models, rows and randomness for `speculate`, and the generated text."""
 
     def __init__(self, pair: Pair, prompts: Sequence[Prompt], options: Options):
         if not isinstance(pair, Pair):
@@ -388,8 +387,8 @@ class Call:
         self.seconds = 0.0
 
     def _usable_drafter(self, pair: Pair, drafter: Drafter | None) -> Drafter | None:
-        """The drafter that was asked for, else the pair's draft model; on the target's device and
-        vocabulary."""
+        """The requested drafter, else one with the pair's draft model. Its device is checked, and
+        its vocabulary limited to the target's."""
         if drafter is None and self.controller.max_k > 0:
             if pair.draft is None:
                 raise SpecdecError(
@@ -405,7 +404,7 @@ class Call:
                 f"draft: is on {model.device}, the target on {self.target.device}; takes one device"
             )
         if model.vocab_size > self.target.vocab_size and isinstance(model, TransformersModel):
-            # It must not propose its own padding.
+            # The draft must not propose ids of its own padding rows.
             return drafter.with_model(TransformersModel(model.model, self.target.vocab_size))
         return drafter
 
@@ -417,7 +416,7 @@ class Call:
             except (
                 TypeError,
                 UnicodeError,
-            ) as error:  # half a surrogate pair is a str that is no text
+            ) as error:  # half a surrogate pair is a str, but not text
                 raise SpecdecError(
                     f"prompt={prompt!r:.80}: cannot be turned into tokens, is it text?"
                 ) from error
@@ -471,7 +470,7 @@ class Call:
         )
 
     def generations(self) -> list[Generation]:
-        """What came out, one for each prompt."""
+        """One generation per prompt."""
         return [
             Generation(
                 row.prompt,
@@ -486,9 +485,9 @@ class Call:
 
 
 def _own_target(pair: Pair, drafter: Drafter | None) -> tuple[TransformersModel, Drafter | None]:
-    """The model that verifies, and the drafter; a head is made to read that model's features.
+    """The target and the drafter of one call. A head gets a copy that reads this target's features.
 
-    Both belong to one call, since others may decode with the same head at the same time.
+    Both belong to one call, since other calls may decode with the same head at the same time.
     """
     head = drafter.model if isinstance(drafter, TREE_DRAFTERS) else drafter
     if not isinstance(head, HEAD_DRAFTERS):
@@ -519,7 +518,7 @@ class RowText:
         )
 
     def cut_at_stop(self, row: Row) -> None:
-        """End a row at the first token that completes a stop string, also inside a round."""
+        """End a row at the first token that completes a stop string, even inside a round."""
         if not self._has_stop(row.new):
             return
         last = row.rounds[-1]

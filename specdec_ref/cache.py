@@ -1,11 +1,11 @@
-"""A KV cache that can be rewound: preallocated, every row of the batch with its own length.
+"""A KV cache that can be rewound: preallocated, and with a length of its own for every row.
 
-A step writes its keys and values at (row, position); whatever stands behind a row's length is
-hidden by the mask and overwritten later. So taking back rejected tokens is an assignment of
-lengths, with nothing copied, cropped or zeroed (a zeroed key is not a masked key: it still gets
-weight e⁰). No shape depends on how many tokens were accepted, so that a step can be recorded once
-and replayed. Unmodified transformers models only ever call `update`: they need explicit
-`position_ids` and a 4-D mask beside it.
+A step writes its keys and values at (row, position). Entries after the length of a row are masked,
+and overwritten later. So rejected tokens are removed by an assignment of lengths. Nothing is
+copied, cropped or zeroed. (Zeroing would not mask a key: it would still get weight e⁰.) No shape
+depends on how many tokens were accepted, so a step can be recorded once and replayed. Unmodified
+transformers models only call `update`. In addition they need explicit `position_ids` and a 4-D
+mask.
 """
 
 import inspect
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from specdec_ref.ancestry import ancestor_mask, depths
 
 WINDOW = 128
-"""Attention looks at this many slots, or a multiple: as many as the longest row needs."""
+"""Attention reads a multiple of this many slots, the smallest that holds the longest row."""
 
 
 FIRST_SLOTS = 1024
-"""Slots that a row begins with, where its capacity is larger. They double whenever they are full.
+"""Slots per row at the start, if the capacity is larger. The slots double whenever they are full.
 """
 
 
@@ -29,9 +29,9 @@ class RewindableCache:
     """Keys and values of `batch` sequences of up to `capacity` tokens, in slots allocated when a
     layer first writes.
 
-    `allocated` slots per row exist at first, and more are added as rows grow, so a capacity that no
-    text reaches costs no memory. `lengths` says how many tokens of each row are valid: a list on
-    the host, so reading it costs nothing.
+    At first `allocated` slots per row exist, and more are added as rows grow. So a capacity that no
+    text reaches costs no memory. `lengths` is the number of valid tokens of each row. It is a list
+    on the host, so no device has to be waited for.
 
     Attributes of the tokens of the last `advance`, each [B, n], or [1, n] where all rows are alike:
         positions: their positions in the text.
@@ -52,7 +52,7 @@ class RewindableCache:
         self.positions = self.slot_mapping = torch.empty(1, 0, dtype=torch.int64)
 
     def rewind(self, lengths: list[int]) -> None:
-        """Forget what lies behind `lengths` (one per row, in tokens, at most the present ones)."""
+        """Forget all but the first `lengths[row]` tokens of each row. Rows cannot become longer."""
         if any(new > old for new, old in zip(lengths, self.lengths, strict=True)):
             raise AssertionError(f"cannot rewind forward: {self.lengths} to {lengths}")
         self.lengths = list(lengths)
@@ -92,7 +92,7 @@ class RewindableCache:
 
         Returns:
             Which slots each of them may see, [B, 1, n, W] bool: the row before the tree, its
-            ancestors and itself; and the position of what each slot holds, [B, 1, 1, W].
+            ancestors and itself; and the position of the token in each slot, [B, 1, 1, W].
         """
         size = parents.shape[1]
         starts = torch.tensor(self.lengths)[:, None] - (size - n)
@@ -113,15 +113,15 @@ class RewindableCache:
         return visible, of_slots[:, None, None]
 
     def keep_path(self, paths: list[list[int]]) -> None:
-        """Keep only these nodes of the tree that each row ends with, and move them together.
+        """Of the tree at the end of each row, keep only a path, and move it into adjacent slots.
 
         Args:
-            paths: for each row, indices of those nodes, rising.
+            paths: for each row, the indices of the path's nodes, in rising order.
         """
         starts = [length - self._tree_size for length in self.lengths]
         self.lengths = [start + len(path) for start, path in zip(starts, paths, strict=True)]
         longest = max(map(len, paths))
-        # After the end of a shorter path nothing moves.
+        # A shorter path is extended by nodes that stay in place.
         moves = [[*path, *range(len(path), longest)] for path in paths]
         to = torch.tensor(starts)[:, None] + torch.arange(longest)
         source = torch.tensor(starts)[:, None] + torch.tensor(moves)
@@ -135,8 +135,8 @@ class RewindableCache:
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write one layer's new keys and values, [B, H, n, D]; return all that the mask is about,
-        [B, H, W, D]."""
+        """Write one layer's new keys and values, [B, H, n, D]. Returns all slots that the mask
+        covers, [B, H, W, D]."""
         if layer_idx not in self.slots:
             self.slots[layer_idx] = self._room(keys), self._room(values)
         seen = self.window(layer_idx)
@@ -145,8 +145,8 @@ class RewindableCache:
         return seen
 
     def window(self, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """The slots of a layer that the last `advance` made its mask for: keys and values, [B, H,
-        W, D]."""
+        """The slots of a layer that the mask of the last `advance` covers: keys and values,
+        [B, H, W, D]."""
         keys, values = self.slots[layer_idx]
         return keys[:, :, : self._window], values[:, :, : self._window]
 
@@ -155,7 +155,7 @@ class RewindableCache:
         return max(self.lengths)
 
     def keep(self, rows: list[int]) -> None:
-        """Go on with these rows only, in this order; a row that is named twice becomes two."""
+        """Continue with these rows only, in this order. A row that is listed twice becomes two."""
         index = torch.tensor(rows, device=self.device)
         self.lengths = [self.lengths[row] for row in rows]
         self.batch = len(rows)
@@ -166,8 +166,7 @@ class RewindableCache:
         }
 
     def row(self, row: int) -> dict[int, tuple[Tensor, Tensor]]:
-        """What is valid of one row, by layer: keys and values [H, length, D]. For looking and for
-        tests."""
+        """The valid keys and values of a row, [H, length, D], by layer. For inspection only."""
         n = self.lengths[row]
         return {
             i: (keys[row, :, :n], values[row, :, :n]) for i, (keys, values) in self.slots.items()
@@ -183,8 +182,8 @@ class RewindableCache:
         return states.new_zeros(batch, heads, self.allocated, width)
 
     def _grow(self, tokens: int) -> None:
-        """Double the slots, or more where `tokens` ask for it: layer by layer, so that no more than
-        one layer exists twice at a time."""
+        """Double the slots, or add more if `tokens` need it. This is done layer by layer, so only
+        one layer at a time exists twice."""
         before, self.allocated = self.allocated, min(self.capacity, max(tokens, 2 * self.allocated))
         for layer in self.slots:
             old_keys, old_values = self.slots[layer]
@@ -195,11 +194,12 @@ class RewindableCache:
 
 
 class FixedSlots:
-    """Slots at addresses that do not change, for a step that is recorded and replayed: no lengths,
-    no windows.
+    """Slots at fixed addresses, for a step that is recorded and replayed. No lengths, no windows.
 
-    slots: keys and values of each layer, [B, H, W, D]. slot_mapping: where a step writes, [B or 1,
-    n]. rows: [B, 1].
+    Args:
+        slots: keys and values of each layer, [B, H, W, D].
+        slot_mapping: where a step writes, [B or 1, n].
+        rows: the indices of the rows, [B, 1].
     """
 
     def __init__(self, slots: dict[int, tuple[Tensor, Tensor]], slot_mapping: Tensor, rows: Tensor):
@@ -208,15 +208,15 @@ class FixedSlots:
     def update(
         self, keys: Tensor, values: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write one layer's new keys and values, [B, H, n, D]; return all that the mask is about,
-        [B, H, W, D]."""
+        """Write one layer's new keys and values, [B, H, n, D]. Returns all slots that the mask
+        covers, [B, H, W, D]."""
         seen = self._slots[layer_idx]
         for slots, new in zip(seen, (keys, values), strict=True):
             write(slots, new, self._slot_mapping, self._rows)
         return seen
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """0: transformers asks a cache for it, but positions and mask are given here."""
+        """0: transformers calls this, but positions and mask do not depend on it here."""
         return 0
 
 
@@ -225,11 +225,11 @@ def store_features(
 ) -> None:
     """Keep hidden states of some layers next to the keys and values of the same tokens.
 
-    A rewind then forgets both together. They take the slots after those of the last layer, as keys
-    of a single head; the values there have width 0.
+    A rewind then forgets both together. Hidden states are stored as one more layer, after the last:
+    as keys of a single head, with values of width 0.
 
     Args:
-        cache: has made room for the tokens.
+        cache: the cache, after `advance` for these tokens.
         hidden_states: one [B, n, d] for each layer, the embeddings first, as in transformers.
         layers: which of them to keep.
     """
@@ -238,8 +238,14 @@ def store_features(
 
 
 def write(slots: Tensor, new: Tensor, slot_mapping: Tensor, rows: Tensor) -> None:
-    """slots[row, :, slot_mapping[row]] = new[row], in place. slots: [B, H, W, D], new: [B, H, n,
-    D], rows: [B, 1]."""
+    """slots[row, :, slot_mapping[row]] = new[row], in place.
+
+    Args:
+        slots: [B, H, W, D].
+        new: [B, H, n, D].
+        slot_mapping: [B or 1, n].
+        rows: [B, 1].
+    """
     if slot_mapping.shape[0] == 1:
         slots.index_copy_(2, slot_mapping[0], new)
     else:
@@ -250,7 +256,7 @@ _argument_names: dict[type[nn.Module], str] = {}
 
 
 def cache_argument(model: nn.Module) -> str:
-    """What the `forward` of a transformers model calls its cache: `cache` from 5.24 on,
+    """The name of the cache argument in a transformers model's `forward`: `cache` from 5.24 on,
     `past_key_values` before."""
     kind = type(model)
     if kind not in _argument_names:

@@ -1,7 +1,7 @@
-"""Does a model agree with itself? A short text scored in one pass, in steps, and after a rewind.
+"""Check that a model scores a short text alike in one pass, in cached steps, and after a rewind.
 
 Decoding relies on explicit positions, a 4-D mask and a cache that can be rewound. Some
-architectures ignore one of them without an error, and then every token after it comes from another
+architectures ignore one of these without an error. Later tokens are then sampled from a wrong
 distribution. A list of such architectures is never complete, so `load_pair` compares each model
 with its own uncached forward pass.
 """
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 SHORT = 24
-"""Tokens of the longest text that is compared, where no threshold asks for more."""
+"""Tokens of the longer text, unless a threshold of the model requires more."""
 
 TAIL = 12
-"""Positions that are compared, the last ones of each text."""
+"""The number of positions that are compared, at the end of each text."""
 
 REJECTED = 4
 """Tokens that are scored and then taken back."""
@@ -32,12 +32,12 @@ STRIDE = 7919
 """
 
 LARGEST_DIFFERENCE = {torch.float64: 0.01, torch.float32: 0.01}
-"""Relative difference of logits that rounding explains: below 1e-5 in float32, where wrong models
-have 0.2 and more."""
+"""Largest relative difference of logits that counts as rounding. In float32 rounding gives less
+than 1e-5, and wrong models give 0.2 or more."""
 
 LARGEST_DIFFERENCE_16_BITS = 0.15
-"""The same for bfloat16 and float16, for the median over positions: experts may be chosen
-differently at a few."""
+"""The same for bfloat16 and float16. There the median over positions is compared, since at a few
+positions rounding may change the choice of experts."""
 
 
 def check_consistent(model: "PreTrainedModel", role: str = "model", length: int = SHORT) -> None:
@@ -45,14 +45,14 @@ def check_consistent(model: "PreTrainedModel", role: str = "model", length: int 
 
     Args:
         model: a causal LM of transformers.
-        role: what the error calls it, 'target' or 'draft'.
-        length: tokens of the longer text. Choose it beyond a threshold of the model (see
-            `length_thresholds`) to compare on both sides of that threshold: the shorter text has
-            `TAIL` + 1 tokens.
+        role: the model's name in errors, 'target' or 'draft'.
+        length: tokens of the longer text; the shorter text has `TAIL` + 1. With a length beyond a
+            threshold of the model (see `length_thresholds`) both sides of that threshold are
+            compared.
 
     Raises:
-        SpecdecError: the model cannot be rewound, takes no positions, mask or cache, or its scores
-            differ.
+        SpecdecError: the model cannot be rewound, or takes no positions, mask or cache, or its
+            scores differ.
     """
     check_rewindable(model, role)
     difference = largest_difference(model, role, length)
@@ -85,7 +85,7 @@ def largest_difference(model: "PreTrainedModel", role: str = "model", length: in
     wrong = torch.stack([_mixed_tokens(model, REJECTED, start) for start in (3, 4)])
     try:
         expected = torch.stack([_in_one_pass(model, text)[-TAIL:] for text in texts])
-        found = _in_steps(model, texts, wrong)
+        actual = _in_steps(model, texts, wrong)
     except SpecdecError:
         raise
     except (
@@ -95,9 +95,9 @@ def largest_difference(model: "PreTrainedModel", role: str = "model", length: in
             f"{model.config.model_type} cannot score tokens with explicit positions, mask and cache"
         )
         raise SpecdecError(f"{role}: {what}: {one_line(error)}") from error
-    expected, found = expected.double(), found.double()
+    expected, actual = expected.double(), actual.double()
     spread = expected - expected.mean(-1, keepdim=True)
-    relative = (found - expected).square().mean(-1).sqrt() / (
+    relative = (actual - expected).square().mean(-1).sqrt() / (
         spread.square().mean(-1).sqrt() + 1e-12
     )
     exact = model.dtype in LARGEST_DIFFERENCE
@@ -105,25 +105,27 @@ def largest_difference(model: "PreTrainedModel", role: str = "model", length: in
 
 
 def _mixed_tokens(model: Any, n: int, start: int) -> Tensor:
-    """Token ids [n] from all over the vocabulary, the same every time."""
+    """Token ids [n] spread over the vocabulary, the same in every call."""
     size: int = model.get_input_embeddings().weight.shape[0]
     return torch.arange(start, start + n) * STRIDE % size
 
 
 def _in_one_pass(model: Any, text: Tensor) -> Tensor:
-    """Logits [n, V] of an uncached forward pass as transformers makes it: positions and mask are
-    the model's own."""
+    """Logits [n, V] of an uncached forward pass, with the positions and mask that transformers
+    computes."""
     if length_dependent_rotary(model):
         model(
             input_ids=text[:1][None].to(model.device), use_cache=False
-        )  # forgets the length of earlier passes
+        )  # resets the length of earlier passes
     logits: Tensor = model(input_ids=text[None].to(model.device), use_cache=False).logits[0]
     return logits
 
 
 def _in_steps(model: "PreTrainedModel", texts: list[Tensor], wrong: Tensor) -> Tensor:
-    """Logits [B, TAIL, V] of the last positions: prefill, one token, some that are taken back, the
-    rest at once."""
+    """Logits [B, TAIL, V] of the last positions, in cached steps.
+
+    The steps are: prefill, one token, some wrong tokens that are then removed, and all the rest.
+    """
     ours = TransformersModel(model)
     lengths = [len(text) for text in texts]
     ours.final_lengths = lengths
@@ -137,7 +139,7 @@ def _in_steps(model: "PreTrainedModel", texts: list[Tensor], wrong: Tensor) -> T
 
 
 def length_thresholds(config: "PretrainedConfig") -> list[int]:
-    """Lengths in tokens at which a model of this configuration changes what it computes, shortest
+    """Lengths in tokens at which a model of this configuration changes its computation, shortest
     first.
 
     Sliding windows, attention chunks, and the length that its rotary scaling was made for.
@@ -145,9 +147,9 @@ def length_thresholds(config: "PretrainedConfig") -> list[int]:
     text = config.get_text_config(decoder=True)
     rotary = getattr(text, "rope_parameters", None) or {}
     places = [rotary, *(part for part in rotary.values() if isinstance(part, dict))]
-    found = [
+    values = [
         getattr(text, name, None)
         for name in ("sliding_window", "attention_chunk_size", "window_size")
     ]
-    found += [place.get("original_max_position_embeddings") for place in places]
-    return sorted({value for value in found if isinstance(value, int) and value > 0})
+    values += [place.get("original_max_position_embeddings") for place in places]
+    return sorted({value for value in values if isinstance(value, int) and value > 0})

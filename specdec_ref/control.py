@@ -23,7 +23,7 @@ class FixedK:
         return self.max_k
 
     def observe(self, rounds: "list[Round]") -> None:
-        """Nothing to learn."""
+        """Do nothing: k is fixed."""
 
 
 ALPHAS = np.linspace(0.01, 0.99, 25)
@@ -33,20 +33,22 @@ CHANGE = 0.005
 """Probability that α becomes any other value from one round to the next."""
 
 EVIDENCE = 0.5
-"""How much one token counts: neighboring tokens are alike, so two tell little more than one."""
+"""Weight of one token as evidence. Neighboring tokens are alike, so they count less than
+independent ones."""
 
 REST = 24
-"""While drafting does not pay, every so many rounds draft one token, to notice when α rises."""
+"""While drafting does not pay, one token is drafted once in this many rounds, to notice when α
+rises."""
 
 SWEEPS = 5
-"""How often each k of a sweep is timed."""
+"""Sweeps that time the costs of a batch size."""
 
 SWEEP_AGAIN = 1000
 """Rounds after which a batch size is timed again."""
 
 
 class CostModelSpeculation:
-    """Drafts the k in 0 … max_k that promises the most tokens per second.
+    """Chooses the k in 0 … max_k with the most expected tokens per second.
 
     It estimates two things while it decodes. The acceptance rate α has a posterior over `ALPHAS`:
     each accepted or rejected token updates it by Bayes' rule, and each round moves it a little
@@ -54,9 +56,9 @@ class CostModelSpeculation:
     `RoundCosts`), or given. One controller can serve many generations, one after the other. The
     rows of a batch are pooled.
 
-    Block verification decides no token by itself. α is then the one rate that best explains how
-    many tokens the rounds accepted. It grows a little with k, so another k yields slightly more or
-    fewer tokens than α predicts. In a tree, α is the rate at which a level has an accepted node.
+    Block verification does not decide each token by itself. Then α is the rate that best explains
+    how many tokens the rounds accepted. It grows slightly with k, so another k yields slightly more
+    or fewer tokens than α predicts. In a tree, α is the rate at which a level has an accepted node.
 
     Args:
         max_k: the largest k to choose.
@@ -129,7 +131,7 @@ class CostModelSpeculation:
         self.posterior = weights / weights.sum()
 
     def _round_costs(self) -> "RoundCosts":
-        """Those of this batch size; sizes between two powers of two share theirs."""
+        """The costs at this batch size. Sizes between two powers of two share them."""
         size = self._batch.bit_length()
         if size not in self._timed:
             self._timed[size] = RoundCosts(self.max_k)
@@ -137,12 +139,12 @@ class CostModelSpeculation:
 
 
 class RoundCosts:
-    """What a round with k = 0 … max_k costs at one batch size, in rounds with k = 0.
+    """The cost of a round with k = 0 … max_k at one batch size, in rounds with k = 0.
 
-    A sweep times one round of each k in 0, 1, 2, 4, 8 …, in turn, so that all of them meet the
-    machine at the same pace. The medians of `SWEEPS` sweeps give the cost at k = 0, and a straight
-    line through the others: a draft step costs the same each time, and so does one more token to
-    score.
+    A sweep times one round of each k in 0, 1, 2, 4, 8 …, in turn, so that a change in the machine's
+    speed affects all of them alike. The medians of `SWEEPS` sweeps give the cost at k = 0, and a
+    straight line through the costs at the other k, since each further draft step costs the same and
+    so does each further token to score.
     """
 
     def __init__(self, max_k: int):
@@ -153,9 +155,9 @@ class RoundCosts:
         self._rounds = 0
 
     def next_to_time(self, resting: bool) -> int | None:
-        """The k of the next round of a sweep, or None where none is due.
+        """The k of the next round of a sweep, or None outside a sweep.
 
-        resting: drafting does not pay at present, so that old costs are good enough.
+        resting: drafting does not pay at present, so old costs are good enough.
         """
         if self._rounds >= SWEEP_AGAIN and not resting:
             self._seconds = {k: [] for k in self.swept}
@@ -164,7 +166,7 @@ class RoundCosts:
         return k if len(self._seconds[k]) < SWEEPS else None
 
     def add(self, k: int, seconds: float) -> None:
-        """A round with k drafted tokens took so many seconds."""
+        """Record the time of a round with k drafted tokens."""
         self._rounds += 1
         if k != self.next_to_time(resting=True):
             return
@@ -173,7 +175,7 @@ class RoundCosts:
             self._fit()
 
     def _fit(self) -> None:
-        """The costs by what was timed so far."""
+        """Fit the costs to the times so far."""
         medians = [median(self._seconds[k]) for k in self.swept]
         drafting, seconds = np.array(self.swept[1:]), np.array(medians[1:])
         degree = min(1, len(drafting) - 1)
@@ -189,8 +191,7 @@ def _costs_of_theory(max_k: int, c: float, v: Cost, overhead: float) -> np.ndarr
 
 
 def as_controller(k: "int | Controller") -> "Controller":
-    """A whole number means always that many. Raises SpecdecError for anything else that is no
-    controller."""
+    """The controller, or `FixedK` for a whole number. Raises SpecdecError for anything else."""
     if is_whole(k) and k >= 0:
         return FixedK(int(k))
     if (

@@ -1,12 +1,12 @@
-"""The loop: draft k tokens, score them in one step of the target, accept or reject them, sample one
-more.
+"""The loop: draft k tokens, score them in one step of the target, accept or reject them, and sample
+one more token.
 
-`speculate` is the whole method. It serves every case: autoregressive decoding is k = 0, greedy
-decoding is temperature 0, one prompt is a batch of one. At the start of a round each model's cache
-holds all tokens of a row but the last one or two, and the round feeds those first. Rejected tokens
-leave by rewinding, so nothing ever sees them again.
+`speculate` is the whole method. It needs no special cases: autoregressive decoding is k = 0, greedy
+decoding is temperature 0, and one prompt is a batch of one. At the start of a round each model's
+cache holds all tokens of a row except the last one or two, and the round feeds those first. After a
+rejection the caches are rewound, so later steps never attend to rejected tokens.
 
-A draft may be a tree of tokens, which brings its own accept/reject decision (`beyond.trees`). Then
+A draft may also be a tree of tokens with its own verification rule (`beyond.trees`). Then
 p[:, i + 1] is the distribution after node i, and the cache keeps the accepted path.
 """
 
@@ -32,14 +32,14 @@ PROBABILITY_TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Round:
-    """One draft and verify, as one row saw it.
+    """One round of draft and verify, for one row.
 
     Attributes:
         drafted: the proposed token ids; of a tree, all of its nodes.
-        accepted: how many of them were accepted; of a tree, the length of the accepted path.
-        emitted: the ids that entered the text: the accepted ones and one more, or fewer where the
+        accepted: the number of accepted tokens; of a tree, the length of the accepted path.
+        emitted: the ids added to the text: the accepted tokens and one more, or fewer where the
             text ended.
-        draft_seconds, verify_seconds: of the whole batch.
+        draft_seconds, verify_seconds: times of the whole batch.
         parents: of a tree, the node that each drafted token follows (see `ancestry`); None for a
             chain.
     """
@@ -60,7 +60,7 @@ class Round:
 
     @property
     def examined(self) -> int:
-        """The positions at which a drafted token was examined, up to the first rejection."""
+        """The number of positions with an examined token: up to the first rejection."""
         return min(self.accepted + 1, self.depth)
 
 
@@ -84,11 +84,11 @@ class Controller(Protocol):
 
 @dataclass
 class Row:
-    """A sequence that grows.
+    """A sequence that is being decoded.
 
     Attributes:
         prompt: token ids.
-        max_new_tokens: where it ends at the latest.
+        max_new_tokens: the largest number of new tokens.
         new: the tokens emitted so far.
         rounds: the rounds so far.
         finish: '' while it grows, then 'eos', 'stop', 'length', 'context' or 'interrupted'.
@@ -107,11 +107,11 @@ class Row:
 
     @property
     def num_draftable(self) -> int:
-        """Drafted tokens that the row has room for; the round's last token is not drafted."""
+        """Drafted tokens that the row has room for. The last token of a round is not drafted."""
         return self.max_new_tokens - len(self.new) - 1
 
     def add(self, tokens: list[int], eos: frozenset[int], limit: int) -> tuple[int, ...]:
-        """Append tokens up to an end token, which is kept, or up to the row's length.
+        """Append tokens up to and including an end token, or up to the limits of the row.
 
         Args:
             tokens: what a round emits.
@@ -147,19 +147,22 @@ def speculate(
     context: int | None = None,
     verify: Verify = verify,
 ) -> Iterator[list[Row]]:
-    """Decode `rows` in place, as one batch, until each has a `finish`. Yields after every round the
-    rows it extended.
+    """Decode `rows` in place, as one batch, until each row has a `finish`.
 
     Args:
-        target, drafter: who scores, and who proposes (None: nobody).
+        target: scores the tokens.
+        drafter: proposes tokens; None decodes autoregressively.
         rows: the sequences.
         controller: chooses k for each round.
-        sampling: applied to the target's scores, and handed to the drafter.
-        randomness: the only source of chance.
+        sampling: applied to the target's logits, and passed to the drafter.
+        randomness: the only source of randomness.
         eos: end tokens.
-        context: tokens that the models can hold; default the target's. The last emitted token need
-            not be held.
+        context: tokens that the models can hold; default the target's context. A row may have one
+            token more, since its last token is never fed to the models.
         verify: the verification rule.
+
+    Yields:
+        After every round, the rows that it extended.
 
     Raises:
         SpecdecError: the controller, the drafter or a model returned something that cannot be used.
@@ -206,7 +209,7 @@ def speculate(
 def begin(
     target: LanguageModel, drafter: Drafter, rows: list[Row], max_k: int, context: int
 ) -> None:
-    """Start both models with the prompts; the target reads all but the last token of each."""
+    """Start both models. The target reads all but the last token of each prompt."""
     longest = max(len(row.prompt) + row.max_new_tokens for row in rows)
     capacity = min(context, longest + max_k)
     target.start(len(rows), capacity)
@@ -215,7 +218,7 @@ def begin(
 
 
 def draft_length(controller: Controller, room: int) -> int:
-    """The k that the controller asks for, at most `room`. Raises SpecdecError where it is no k."""
+    """The k that the controller chooses, at most `room`. Raises SpecdecError for an invalid k."""
     k, largest = controller.next_k(), controller.max_k
     if not is_whole(k) or not 0 <= k <= largest:
         raise SpecdecError(
@@ -225,18 +228,18 @@ def draft_length(controller: Controller, room: int) -> int:
 
 
 def prepare(proposed: Draft, k: int, limits: list[int], target: LanguageModel) -> Draft:
-    """The draft as the target can score it: on its device, ids inside the vocabulary, no row beyond
-    its limit.
+    """Check a draft and make it scorable: on the target's device, with ids inside the vocabulary,
+    and no row beyond its limit.
 
     Args:
-        proposed: what the drafter returned. Ids outside of the vocabulary are reported by `fetch`,
-            when the host reads the tokens anyway.
-        k: the number of tokens that was asked for.
-        limits: the most drafted tokens that each row has room for.
-        target: the model that scores them.
+        proposed: what the drafter returned. `fetch` reports ids outside the vocabulary later, since
+            it reads the tokens on the host anyway.
+        k: the requested number of tokens.
+        limits: for each row, the largest number of drafted tokens that it has room for.
+        target: the model that scores the draft.
 
     Raises:
-        SpecdecError: it is no draft, or its shapes do not fit.
+        SpecdecError: `proposed` is not a `Draft`, or its shapes do not fit.
     """
     if not isinstance(proposed, Draft):
         raise SpecdecError(f"drafter: its propose gave {proposed!r:.80}; takes a Draft")
@@ -249,18 +252,25 @@ def prepare(proposed: Draft, k: int, limits: list[int], target: LanguageModel) -
 
 
 def score(target: LanguageModel, sequences: list[list[int]], draft: Draft, padding: int) -> Tensor:
-    """Logits [B, k + 1, V] of the target after each row's last token and after each of its drafted
-    tokens [B, k]. In a tree, a token is scored after its own path.
+    """Score the last token and the drafted tokens of each row in one step of the target.
 
-    padding: tokens that the last rounds of a text draft fewer than those before. A single row is
-    padded by as many, since a step of a new shape is slow (see `fast`).
+    Args:
+        target: the model that scores.
+        sequences: the text of each row.
+        draft: the drafted tokens, [B, k]. In a tree, each token is scored after its own path.
+        padding: how many tokens fewer than usual the draft has, as in the last rounds of a text. A
+            single row is padded to the usual shape, since a step of a new shape is slow (see
+            `fast`).
+
+    Returns:
+        Logits [B, k + 1, V], after the last token of each row and after each drafted token.
     """
     target.rewind([len(sequence) - 1 for sequence in sequences])
     last = torch.tensor([sequence[-1:] for sequence in sequences]).to(
         target.device, non_blocking=True
     )
     tokens = torch.cat([last, draft.tokens], 1)
-    if draft.parents is not None:  # the last token is scored with them, and is the first level
+    if draft.parents is not None:  # the last token of the text becomes the root of the tree
         parents = F.pad(draft.parents + 1, (1, 0), value=-1)
         return tree_model(target, "target").extend_tree(tokens, parents)
     num_scored = tokens.shape[1]
@@ -271,13 +281,13 @@ def score(target: LanguageModel, sequences: list[list[int]], draft: Draft, paddi
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a round decided for one row.
+    """The outcome of a round for one row.
 
     Attributes:
         drafted: the drafted ids.
-        accepted: those that were accepted.
-        next_token: the one sampled after them.
-        path: the indices in `drafted` of those accepted.
+        accepted: the accepted ids.
+        next_token: the id that was sampled after the accepted ones.
+        path: the indices of the accepted tokens in `drafted`.
         parents: of a tree, the node that each drafted token follows.
     """
 
@@ -289,11 +299,13 @@ class Outcome:
 
 
 def fetch(proposed: Draft, draft: Draft, p: Tensor, q: Tensor, verdict: Verdict) -> list[Outcome]:
-    """Bring a round's outcome to the host, the only time in a round that it waits for the device.
+    """Copy the outcome of a round to the host. In a round this is the only wait for the device.
 
     Args:
-        proposed, draft: what the drafter returned, and what was scored.
-        p: [B, k + 1, V]. q: [B, k, V].
+        proposed: what the drafter returned.
+        draft: what was scored.
+        p: [B, k + 1, V], the target's distributions.
+        q: [B, k, V], the draft's distributions.
         verdict: accepted and next tokens, [B].
 
     Raises:
@@ -321,8 +333,8 @@ def fetch(proposed: Draft, draft: Draft, p: Tensor, q: Tensor, verdict: Verdict)
 
     outcomes = []
     for row, values in enumerate(table.tolist()):
-        accepted, next_token, n, p_is_nan, q_is_nan, q_is_off, *others = values
-        tokens, is_accepted = others[:num_tokens], others[num_tokens:]
+        accepted, next_token, n, p_is_nan, q_is_nan, q_is_off, *rest = values
+        tokens, is_accepted = rest[:num_tokens], rest[num_tokens:]
         if not 0 <= n <= num_tokens:
             raise SpecdecError(
                 f"drafter: its lengths hold {n}; takes 0 … {num_tokens}, the tokens of a row"
@@ -352,15 +364,15 @@ def fetch(proposed: Draft, draft: Draft, p: Tensor, q: Tensor, verdict: Verdict)
 
 
 def keep_accepted(target: LanguageModel, draft: Draft, outcomes: list[Outcome]) -> None:
-    """Of a tree the target keeps the accepted path, after the row's last token. After a chain there
-    is nothing to do: the next round rewinds."""
+    """Keep only the accepted path of a tree in the target's cache. A chain needs no action, since
+    the next round rewinds."""
     if draft.parents is not None:
         paths = [[0, *(node + 1 for node in outcome.path)] for outcome in outcomes]
         tree_model(target, "target").keep_path(paths)
 
 
 def drop_finished(rows: list[Row], target: LanguageModel, drafter: Drafter) -> list[Row]:
-    """The rows that are not finished; both models continue with these only."""
+    """Return the unfinished rows, and drop the others from both models."""
     active = [i for i, row in enumerate(rows) if not row.finish]
     if active and len(active) < len(rows):
         target.keep(active)
@@ -369,13 +381,13 @@ def drop_finished(rows: list[Row], target: LanguageModel, drafter: Drafter) -> l
 
 
 class Clock:
-    """Time marks that the host does not wait for: device events on CUDA, else its own clock."""
+    """Takes times without a wait for the device: events on CUDA, else the host's clock."""
 
     def __init__(self, device: torch.device):
         self._device = device if device.type == "cuda" else None
 
     def now(self) -> Any:
-        """A mark."""
+        """A mark of the present time."""
         if self._device is None:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -383,5 +395,5 @@ class Clock:
         return event
 
     def between(self, start: Any, end: Any) -> float:
-        """Seconds; on CUDA only after the host has waited for `end`."""
+        """Seconds between two marks. On CUDA, call it only after the host has waited for `end`."""
         return float(start.elapsed_time(end)) / 1e3 if self._device else float(end - start)

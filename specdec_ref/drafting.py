@@ -1,8 +1,8 @@
-"""Who proposes tokens: a smaller model, a look-up in the text so far, or nobody.
+"""Drafters propose tokens: with a smaller model, by a look-up in the text so far, or not at all.
 
-One rule prevents most bugs of the wild: a `Draft` carries its tokens together with the exact
-distribution that each was sampled from, or says that it was certain (a point mass). Nothing
-downstream ever recomputes q.
+One rule prevents most real-world bugs: a `Draft` holds its tokens together with the exact
+distribution that each token was sampled from, or marks them as certain (point masses). q is never
+recomputed later.
 """
 
 from dataclasses import dataclass, replace
@@ -23,18 +23,18 @@ from specdec_ref.sampling import Randomness, Sampling
 class Draft:
     """k proposed tokens for each of B sequences.
 
-    The loop raises SpecdecError for a draft that does not fit, or whose probabilities do not sum to
-    one.
+    The loop raises SpecdecError for a draft of wrong shapes, or with probabilities that do not sum
+    to one.
 
     Attributes:
         tokens: [B, k] int64.
-        probabilities: [B, k, V], row i is what token i was sampled from; None for point masses.
-        lengths: [B] int64, how many of a row's tokens are drafted, the rest being padding; None for
-            all k.
-        parents: [B, n] int64 on the host, where the tokens form a tree (see `ancestry`); None for a
-            chain. A tree has more tokens than the k levels that were asked for.
-        verify: the accept/reject decision that suits the draft; None: that of the loop. A tree
-            needs one.
+        probabilities: [B, k, V], row i is the distribution that token i was sampled from; None for
+            point masses.
+        lengths: [B] int64, how many tokens of a row are drafted; the rest is padding. None: all k.
+        parents: [B, n] int64 on the host, if the tokens form a tree (see `ancestry`); None for a
+            chain. A tree has more tokens than the k requested levels.
+        verify: the verification rule for this draft; None uses the rule of the loop. A tree needs
+            its own rule.
     """
 
     tokens: Tensor
@@ -44,8 +44,8 @@ class Draft:
     verify: Verify | None = None
 
     def check(self, rows: int, k: int, vocab_size: int) -> None:
-        """Raise SpecdecError unless the shapes fit what was asked for. Reads no value, so the host
-        need not wait."""
+        """Raise SpecdecError unless the shapes fit the request. No values are read, so the host
+        does not wait."""
         tokens, q, lengths = self.tokens, self.probabilities, self.lengths
         for name, value in (("tokens", tokens), ("probabilities", q), ("lengths", lengths)):
             if not isinstance(value, Tensor) and (name == "tokens" or value is not None):
@@ -98,8 +98,8 @@ class Draft:
         return torch.full((batch,), k, device=self.tokens.device)
 
     def truncate(self, limits: Tensor) -> "Draft":
-        """At most `limits` [B] tokens of each row, or levels of a tree; those after them are
-        padding, and read 0."""
+        """Keep at most `limits` [B] tokens of each row, or levels of a tree. The tokens after them
+        become padding, 0."""
         if self.parents is not None:
             limits = (depths(self.parents).to(limits.device) <= limits[:, None]).sum(1)
         lengths = torch.minimum(self.num_drafted.to(limits.device), limits)
@@ -111,7 +111,7 @@ class Draft:
 
         Args:
             vocab_size: V.
-            like: gives number type and device.
+            like: a tensor with the number type and device of the result.
         """
         q = self.probabilities
         if q is None:
@@ -133,8 +133,8 @@ def _kind(tensor: Tensor) -> str:
 
 
 class Drafter(Protocol):
-    """Proposes the next tokens of sequences. It learns the outcome of a round from the sequences of
-    the next one."""
+    """Proposes the next tokens of sequences. The sequences of the next round show a drafter which
+    tokens were accepted."""
 
     def start(self, batch: int, capacity: int) -> None:
         """Begin `batch` new sequences of at most `capacity` tokens."""
@@ -143,8 +143,15 @@ class Drafter(Protocol):
     def propose(
         self, sequences: list[list[int]], k: int, sampling: Sampling, randomness: Randomness
     ) -> Draft:
-        """At most `k` tokens, maybe 0, or a tree of at most `k` levels, after each of `sequences`
-        (prompt and all emitted tokens), every round."""
+        """Propose at most `k` tokens, possibly none, or a tree of at most `k` levels, after each of
+        `sequences`. Called once per round.
+
+        Args:
+            sequences: for each row, the prompt and all emitted tokens.
+            k: the requested number of tokens or levels.
+            sampling: the distribution to sample from.
+            randomness: the source of randomness.
+        """
         ...
 
     def keep(self, rows: list[int]) -> None:
@@ -171,7 +178,7 @@ class NoDrafter:
 
 
 def point_masses(proposed: list[list[int]]) -> Draft:
-    """The draft of a drafter that is certain: each row's proposed tokens, maybe none."""
+    """A draft of point masses, from the proposed tokens of each row (possibly none)."""
     longest = max(map(len, proposed))
     padded = [tokens + [0] * (longest - len(tokens)) for tokens in proposed]
     lengths = [len(tokens) for tokens in proposed]
@@ -193,7 +200,7 @@ class ModelDrafter:
             stops.
 
     Raises:
-        SpecdecError: arguments that it cannot use.
+        SpecdecError: an argument is out of range or of the wrong type.
     """
 
     def __init__(self, model: LanguageModel, min_confidence: float = 0.0):
@@ -224,7 +231,7 @@ class ModelDrafter:
     def propose(
         self, sequences: list[list[int]], k: int, sampling: Sampling, randomness: Randomness
     ) -> Draft:
-        if k == 0:  # nothing to sample, but rejected tokens must leave the cache's account
+        if k == 0:  # nothing to sample, but rejected tokens must no longer count as cached
             self._cached = [
                 min(cached, len(s) - 1) for cached, s in zip(self._cached, sequences, strict=True)
             ]
@@ -251,11 +258,11 @@ class ModelDrafter:
         return Draft(torch.stack(drafted, 1), torch.stack(distributions, 1), lengths)
 
     def _catch_up(self, sequences: list[list[int]]) -> Tensor:
-        """Rewind to the accepted tokens and return those to feed next, [B, n].
+        """Rewind to the accepted tokens, and return the tokens to feed next, [B, n].
 
-        n is 1, or 2 when all tokens of some row were accepted: the last of them was sampled but
-        never fed, and is fed with the token after it, in one step. Rows that need only one feed
-        their last cached token again.
+        n is 1, or 2 if all drafted tokens of some row were accepted. The last of these tokens was
+        sampled but never fed, so it is fed together with the token after it. Rows that need a
+        single token feed their last cached token again.
         """
         valid = [min(cached, len(s) - 1) for cached, s in zip(self._cached, sequences, strict=True)]
         n = max(len(s) - n_valid for s, n_valid in zip(sequences, valid, strict=True))
@@ -270,18 +277,17 @@ class ModelDrafter:
         return tokens.to(self.model.device, non_blocking=True)
 
     def _known(self, tokens: list[int]) -> list[int]:
-        """A target with more padding rows may emit ids that the draft has no row for: it reads its
-        last one instead."""
+        """Replace ids that the draft has no row for by its last id. A target with more padding rows
+        may emit such ids."""
         return [min(token, self.model.vocab_size - 1) for token in tokens]
 
 
 class PromptLookupDrafter:
-    """Proposes what followed the last time that the text ended like this. Needs no model; a point
-    mass.
+    """Proposes the tokens that followed the latest earlier occurrence of the text's last tokens.
 
-    Looks for the last `max_ngram` tokens earlier in the sequence, then for fewer, down to
-    `min_ngram`; the latest occurrence counts. Proposes nothing where there is none. Saxena 2023
-    (prompt-lookup-decoding); 'ngram' in vLLM.
+    It looks for the last `max_ngram` tokens earlier in the sequence, then for fewer, down to
+    `min_ngram`. Without an occurrence it proposes nothing. It needs no model, and its proposals are
+    point masses. Saxena 2023 (prompt-lookup-decoding); 'ngram' in vLLM.
 
     Args:
         max_ngram, min_ngram: numbers of tokens.

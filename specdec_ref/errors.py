@@ -1,4 +1,4 @@
-"""The one exception that a wrong use raises, and the two questions that are asked at every door."""
+"""The exception for wrong use, and the two type checks that most functions need."""
 
 import math
 from numbers import Integral, Real
@@ -6,8 +6,7 @@ from typing import TypeGuard
 
 
 class SpecdecError(ValueError):
-    """A wrong use: the message is one line that names the argument, the value it got and what it
-    takes."""
+    """Wrong use. The message is one line with the argument, its value and the values it takes."""
 
     def __init__(self, message: str):
         super().__init__(
@@ -26,5 +25,5 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def one_line(error: Exception) -> str:
-    """The message of another library's exception, as part of a line."""
+    """The message of another library's exception, shortened to be part of a line."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Loading models and checking that they can work together: `load_pair`, and the pair that ships."""
+"""Load models and check that they fit together: `load_pair`, and the pair that ships."""
 
 import json
 import os
@@ -31,12 +31,12 @@ HEADS = {"head": "head-feature", "parallel-head": "head-parallel"}
 
 @dataclass(frozen=True)
 class Pair:
-    """A target, what drafts for it, and the tokenizer.
+    """A target, its draft and the tokenizer.
 
     Attributes:
         target: a plain transformers model.
-        draft: another one, with the same tokenizer; None where the pair has no draft model.
-        tokenizer: of the target and the draft.
+        draft: a smaller model with the same tokenizer; None if the pair has no draft model.
+        tokenizer: the tokenizer of the target and the draft.
         drafter: proposes tokens in place of the draft model: the head that
             `load_pair(draft="head")` loads, or any other `Drafter`.
     """
@@ -66,15 +66,15 @@ class Pair:
 
 
 def shipped() -> tuple[str, ...]:
-    """Names of what ships, as `load_pair` takes them: 'target', the draft models and the heads."""
+    """Names of the shipped models, as `load_pair` takes them: 'target', drafts and heads."""
     names = {folder: name for name, folder in HEADS.items()}
     folders = [file.parent.name for file in PRETRAINED.glob("*/model.safetensors")]
     return tuple(sorted(names.get(folder, folder) for folder in folders))
 
 
 def held_out_prompts() -> dict[str, str]:
-    """Beginnings of functions that no shipped model was trained on, by name. Raises SpecdecError
-    where missing."""
+    """Beginnings of functions that no shipped model was trained on, by name. Raises SpecdecError if
+    their file is missing."""
     if not (PRETRAINED / "prompts.json").is_file():
         raise SpecdecError(
             "held-out prompts: prompts.json is missing here; make it with `specdec train`"
@@ -92,21 +92,21 @@ def load_pair(
 ) -> Pair:
     """Load a target and its draft, ready to decode with.
 
-    Only safetensors are read, and no code of the model's own is run.
+    Only safetensors are read, and code in a model's folder is never run.
 
     Args:
-        target, draft: a folder, a hub name, or one of `shipped()`. Without either: the pair that
-            ships here, with no network. A target of your own without a draft gives a pair for
+        target, draft: a folder, a hub name, or one of `shipped()`. Without both, the shipped pair
+            is loaded, which needs no network. A target of your own without a draft gives a pair for
             prompt lookup. The draft may be a head: 'head' and 'parallel-head' ship, and
-            `specdec train --head` writes a folder of one. It becomes the pair's `drafter`.
+            `specdec train --head` writes the folder of a head. A head becomes the pair's `drafter`.
         device: 'cpu', 'cuda', …; default the GPU where there is one.
         dtype: default float32 on a CPU, bfloat16 elsewhere.
         steps: 'auto' is 'recorded' on a CPU and 'graphs' on CUDA, where the model allows it.
             Others: 'plain', 'graphs' (CUDA graphs) and 'compiled' (torch.compile, then graphs).
 
     Raises:
-        SpecdecError: a model cannot be loaded, its steps do not score as its own forward pass (see
-            `consistency`), or the two models do not fit together.
+        SpecdecError: a model cannot be loaded, its cached steps score differently from its own
+            forward pass (see `consistency`), or the two models do not fit together.
     """
     where = usable_device(device)
     kind = usable_dtype(dtype, where)
@@ -135,9 +135,9 @@ def load_pair(
 
 
 def is_head(name: str | os.PathLike[str]) -> bool:
-    """Whether a draft of that name is a head, as `save_head` writes it, and no model.
+    """Whether a draft of that name is a head, as `save_head` writes it, and not a model.
 
-    Raises SpecdecError where there cannot be any draft of that name.
+    Raises SpecdecError if no draft can have that name.
     """
     file = Path(usable_source("draft", name)) / "config.json"
     try:
@@ -153,8 +153,7 @@ def check_compatible(
     draft: "PreTrainedModel",
     draft_tokenizer: "PreTrainedTokenizerBase",
 ) -> None:
-    """Check that a draft can propose to a target: same ids for the same strings, both can be
-    rewound.
+    """Check that a draft fits a target: both have the same id for each string, and can be rewound.
 
     Equal sizes of the vocabularies are not enough, so the maps from string to id are compared.
     Embedding rows beyond the vocabulary (padding) may differ in number.
@@ -164,7 +163,7 @@ def check_compatible(
         target_tokenizer, draft_tokenizer: their tokenizers.
 
     Raises:
-        SpecdecError: names the first difference.
+        SpecdecError: they differ; the message has the first difference.
     """
     _check_vocabulary("draft", draft, draft_tokenizer)
     ours, theirs = target_tokenizer.get_vocab(), draft_tokenizer.get_vocab()
@@ -191,8 +190,8 @@ def _check_vocabulary(
 
 
 def usable_device(device: str | torch.device | None) -> torch.device:
-    """The device of that name, tried out; None: the GPU where there is one, else the CPU. Raises
-    SpecdecError."""
+    """The device of that name, after a trial. None: the GPU if there is one, else the CPU. Raises
+    SpecdecError for a device that does not work."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -209,8 +208,8 @@ def usable_device(device: str | torch.device | None) -> torch.device:
 
 
 def usable_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The number type of that name; None: float32 on a CPU, bfloat16 elsewhere. Raises
-    SpecdecError."""
+    """The number type of that name. None: float32 on a CPU, bfloat16 elsewhere. Raises SpecdecError
+    for another type."""
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype

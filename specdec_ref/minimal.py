@@ -25,8 +25,8 @@ def generate(
     max_new_tokens: int,
     randomness: Randomness,
 ) -> list[int]:
-    """Decode with draft and verify: the new tokens have exactly the target's distribution, whatever
-    the draft.
+    """Decode with draft and verify. The new tokens have exactly the target's distribution, for any
+    draft.
 
     Leviathan et al. 2022, algorithm 1.
 
@@ -35,7 +35,7 @@ def generate(
         prompt: token ids, at least one.
         k: tokens drafted per round; 0 is autoregressive decoding.
         max_new_tokens: the number of tokens to return.
-        randomness: samples tokens and decides with a given probability, see `sampling`.
+        randomness: samples tokens and makes accept/reject decisions, see `sampling`.
 
     Returns:
         The new token ids.
@@ -43,24 +43,24 @@ def generate(
     tokens = list(prompt)
     end = len(prompt) + max_new_tokens
     while len(tokens) < end:
-        # 1. The draft samples up to k tokens, one after the other. q is what each was sampled from.
+        # 1. The draft samples up to k tokens, one at a time. q holds the distribution of each.
         drafted: list[int] = []
         q: list[Tensor] = []
         for _ in range(min(k, end - len(tokens) - 1)):  # the round's last token is not drafted
             q.append(draft([*tokens, *drafted])[-1])
             drafted.append(int(randomness.draw(q[-1])))
 
-        # 2. The target scores all of them in one forward pass.
-        #    p[i] is its distribution after i drafted tokens.
+        # 2. The target scores all drafted tokens in one forward pass.
+        #    p[i] is its distribution after i of them.
         p = target([*tokens, *drafted])[len(tokens) - 1 :]
 
-        # 3. Each is accepted with probability min(1, p/q), up to the first rejection. After the
-        #    last one nothing is drafted, so nothing is accepted there.
+        # 3. Each drafted token is accepted with probability min(1, p/q), up to the first rejection.
+        #    The last 0 is for the position after them, where there is no drafted token to accept.
         ratios = [float(p[i, token] / q[i][token]) for i, token in enumerate(drafted)]
         accepted = randomness.accept(torch.tensor([*ratios, 0.0], dtype=p.dtype).clamp(max=1))
         n = int(accepted.long().cumprod(0).sum())
 
-        # 4. A rejected token is replaced by one from the residual max(0, p − q). If all were
+        # 4. A rejected token is replaced by a sample from the residual max(0, p − q). If all were
         #    accepted, the target's next distribution gives a bonus token.
         rejected = n < len(drafted)
         next_token = randomness.draw(residual(p[n], q[n]) if rejected else p[n])

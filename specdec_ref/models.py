@@ -1,7 +1,7 @@
-"""Language models behind one small protocol: score more tokens, and forget the last ones.
+"""A small protocol for language models: score more tokens, and forget the last ones.
 
-`TransformersModel` does both for any causal LM of transformers whose attention can be rewound. A
-table of conditional probabilities is another `LanguageModel`; the exact proof uses it.
+`TransformersModel` implements it for any causal LM of transformers whose attention can be rewound.
+The exact proof uses another implementation, a table of conditional probabilities.
 """
 
 import inspect
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 PREFILL_CHUNK = 512
-"""Tokens of a prompt scored in one forward pass: bounds the memory of a long prompt."""
+"""Largest number of prompt tokens in one forward pass. It bounds the memory for a long prompt."""
 
 
 class LanguageModel(Protocol):
-    """What the decoding loop needs of a model: rows of tokens that grow by `extend` and shrink by
+    """The model interface of the decoding loop: rows of tokens that grow by `extend` and shrink by
     `rewind`.
 
     Attributes:
@@ -63,10 +63,10 @@ class TreeModel(LanguageModel, Protocol):
     """A `LanguageModel` that can also score a tree of tokens in one step."""
 
     def extend_tree(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        """Append a tree, or more nodes of one, and score each after its own path alone.
+        """Append a tree, or more nodes of a tree, and score each node after its own path alone.
 
-        A tree comes in one call, or in several: then each call appends the nodes that follow those
-        of the calls before. At last comes `keep_path`, or `rewind` to a length before the tree.
+        A tree may be appended in several calls, each with the nodes that follow those of earlier
+        calls. After the last call, call `keep_path`, or `rewind` to a length before the tree.
 
         Args:
             tokens: the new nodes, [B, n].
@@ -88,7 +88,7 @@ class TreeModel(LanguageModel, Protocol):
 
 
 def tree_model(model: LanguageModel, name: str) -> TreeModel:
-    """The same model, or SpecdecError under that name where it cannot score trees."""
+    """The same model. Raises SpecdecError, with `name` in the message, if it cannot score trees."""
     if not hasattr(model, "extend_tree") or not hasattr(model, "keep_path"):
         takes = "takes a model that can score trees (extend_tree, keep_path), as TransformersModel"
         raise SpecdecError(f"{name}={model!r:.80}: {takes}")
@@ -104,8 +104,8 @@ class TransformersModel:
 
     Args:
         model: the causal LM.
-        vocab_size: score only the first so many ids; a draft may have more padding rows than its
-            target.
+        vocab_size: score only this many ids, the first ones; a draft may have more padding rows
+            than its target.
         feature_layers: layers whose hidden states `features` keeps, for a head that drafts from
             them; counted as transformers' `hidden_states` are: 0 is the embeddings, the last one
             includes the final norm. () keeps none.
@@ -138,7 +138,7 @@ class TransformersModel:
         self.start(1, 0)
 
     def start(self, batch: int, capacity: int) -> None:
-        # Replayed steps would keep the rotary frequencies of the text that they were recorded with.
+        # Recorded steps would keep the rotary frequencies of the text that they were recorded on.
         steps = "plain" if self._rotary else steps_of(self.model)
         self.cache = RewindableCache(
             batch, rounded_capacity(capacity, self.context, steps), self.device
@@ -157,7 +157,7 @@ class TransformersModel:
         longest = max(map(len, tokens))
         if longest == 0:
             return
-        # Short rows are padded on the right. What the padding wrote is taken back at the end.
+        # Short rows are padded on the right. The rewind at the end removes the padding.
         padded = torch.tensor([row + [0] * (longest - len(row)) for row in tokens]).to(
             self.device, non_blocking=True
         )
@@ -175,7 +175,7 @@ class TransformersModel:
 
     @torch.inference_mode()
     def extend_tree(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        """A tree, or more nodes of one: see `TreeModel`."""
+        """Append a tree, or more nodes of a tree: see `TreeModel`."""
         visible, of_slots = self.cache.advance_tree(parents, tokens.shape[1])
         masks = tuple(
             _additive(visible, self.cache.positions, window, self._dtype, of_slots)
@@ -186,7 +186,7 @@ class TransformersModel:
 
     @torch.inference_mode()
     def keep_path(self, paths: list[list[int]]) -> None:
-        """One path of the last tree in each row: see `TreeModel`."""
+        """Keep one path of the last tree in each row: see `TreeModel`."""
         self.cache.keep_path(paths)
 
     def rewind(self, lengths: list[int]) -> None:
@@ -204,8 +204,8 @@ class TransformersModel:
     def features(self) -> Tensor:
         """Hidden states of `feature_layers`, side by side, for every token in the cache.
 
-        [B, n, layers · d]; n is at least the longest row, and what stands after a row's length is
-        not valid. They are written when a token is scored, and rewound with it.
+        [B, n, layers · d]; n is at least the length of the longest row. Entries after the length of
+        a row are not valid. Hidden states are stored when a token is scored, and rewound with it.
         """
         config = self.model.config.get_text_config(decoder=True)
         if config.num_hidden_layers not in self.cache.slots:  # no token has been scored
@@ -217,8 +217,8 @@ class TransformersModel:
         return keys[:, 0]
 
     def _without_autocast(self) -> torch.autocast:
-        """Steps compute in the number type of the weights, whatever the caller casts. ('meta' has
-        no autocast.)"""
+        """Disable autocast, so that steps compute in the number type of the weights. ('meta' has no
+        autocast.)"""
         return torch.autocast(
             "cpu" if self.device.type == "meta" else self.device.type, enabled=False
         )
@@ -271,10 +271,10 @@ def _additive(
     dtype: torch.dtype,
     of_slots: Tensor | None = None,
 ) -> Tensor:
-    """The mask that every attention implementation of transformers takes: 0 where visible, else the
-    lowest number.
+    """An additive mask, which all attention implementations of transformers take: 0 where visible,
+    else the lowest number.
 
-    of_slots: [B, 1, 1, W], the position of what each slot holds; None: slot i holds position i.
+    of_slots: [B, 1, 1, W], the position of the token in each slot; None: slot i holds position i.
     """
     if window is not None:
         if of_slots is None:
@@ -286,7 +286,7 @@ def _additive(
 
 
 def score_rows(model: "PreTrainedModel") -> int:
-    """How many scores a model gives for each token: rows of its output layer, padding included."""
+    """The number of logits per token: the rows of the output layer, padding included."""
     head: Any = model.get_output_embeddings()
     return int(
         getattr(head, "out_features", None) or head.weight.shape[0]
@@ -304,11 +304,10 @@ def context_length(config: "PretrainedConfig") -> int:
 
 
 def attention_windows(config: "PretrainedConfig") -> dict[str, int | None]:
-    """Kinds of attention layer that a model has, with their sliding window in tokens (None: sees
-    everything).
+    """A model's kinds of attention layer, with their sliding window in tokens (None: no window).
 
-    All tokens stay in our cache, so a sliding window is a matter of the mask alone, and can be
-    rewound like any other.
+    All tokens stay in our cache, and only the mask implements a sliding window. So a layer with a
+    window can be rewound like any other.
     """
     window = (
         getattr(config, "sliding_window", None)
@@ -322,8 +321,7 @@ def attention_windows(config: "PretrainedConfig") -> dict[str, int | None]:
 
 
 def usable_layers(config: "PretrainedConfig", layers: Sequence[int]) -> tuple[int, ...]:
-    """These layers as a tuple. Raises SpecdecError where a model of this configuration has no such
-    layer."""
+    """These layers as a tuple. Raises SpecdecError if the model does not have all of them."""
     last = config.num_hidden_layers
     listed = isinstance(layers, Sequence) and not isinstance(layers, str)
     if not listed or not all(is_whole(layer) and 0 <= layer <= last for layer in layers):
@@ -334,8 +332,8 @@ def usable_layers(config: "PretrainedConfig", layers: Sequence[int]) -> tuple[in
 
 
 def check_rewindable(model: "PreTrainedModel", role: str = "model") -> None:
-    """Raises SpecdecError for a model that keeps a running state, which cannot take tokens back
-    after a rejection."""
+    """Raise SpecdecError unless the model's cache can be rewound after a rejection. A recurrent
+    state, for instance, cannot."""
     if not hasattr(model, "get_output_embeddings"):
         raise SpecdecError(f"{role}={model!r:.80}: takes a transformers causal LM")
     if not {"cache", "past_key_values"} & set(inspect.signature(type(model).forward).parameters):
@@ -357,7 +355,7 @@ def check_rewindable(model: "PreTrainedModel", role: str = "model") -> None:
         )
     if getattr(
         config, "alibi", False
-    ):  # Falcon counts distances in a 2-D mask, which knows no rows of other lengths
+    ):  # Falcon counts distances in a 2-D mask, which assumes rows of equal length
         raise SpecdecError(
             f"{role}: {kind} with alibi makes its own positions: takes a model with rotary"
         )

@@ -1,15 +1,14 @@
-"""Rotary embeddings whose frequencies depend on the length of the text: one length per row, from
-first token to last.
+"""Rotary embeddings with frequencies that depend on the length of the text: one length per row.
 
 Two kinds of scaling in transformers, `longrope` (Phi-3 and its relatives) and `dynamic`, choose
 their frequencies by the largest position in a forward pass. Keys that were cached before a text
-crossed the threshold are then rotated differently from those after it, and the model's own cached
+crossed a threshold are then rotated differently from later keys. So the model's own cached
 generation differs from its uncached forward pass.
 
-The rule here: a row has the frequencies of the longest text that it may become (prompt plus new
-tokens, at most the context), for every one of its tokens. An uncached forward pass over that many
-tokens uses the same. Engines that choose once for a whole server (vLLM: by the maximum length)
-apply the same rule with the context as that length.
+Here all tokens of a row use the frequencies for the longest text that the row may become (prompt
+plus new tokens, at most the context). An uncached forward pass over that many tokens uses the same
+frequencies. Some engines choose the frequencies once for a whole server, as vLLM does by the
+maximum length. This is the same rule, with the context as the length.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,12 +21,12 @@ from torch import Tensor, nn
 from specdec_ref.errors import SpecdecError
 
 LENGTH_DEPENDENT = frozenset({"dynamic", "longrope"})
-"""Values of `rope_type` in transformers whose frequencies depend on the largest position of a pass.
+"""Values of `rope_type` in transformers with frequencies that depend on a pass's largest position.
 """
 
 
 def length_dependent_rotary(model: nn.Module) -> list[nn.Module]:
-    """A model's rotary embeddings whose frequencies depend on length; none in most models."""
+    """A model's rotary embeddings that depend on length. Most models have none."""
     return [module for module in model.modules() if _rope_types(module) & LENGTH_DEPENDENT]
 
 
@@ -42,11 +41,11 @@ def _rope_types(module: nn.Module) -> set[str]:
 
 @contextmanager
 def fixed_lengths(modules: Sequence[nn.Module], lengths: Sequence[int]) -> Iterator[None]:
-    """Inside this context each row's rotary embedding is that of a pass over `lengths[row]` tokens.
+    """Inside this context, each row is rotated as in a pass over `lengths[row]` tokens.
 
     Args:
-        modules: what `length_dependent_rotary` returned.
-        lengths: one per row of the batch, in tokens; a single one serves any number of rows.
+        modules: the result of `length_dependent_rotary`.
+        lengths: one per row of the batch, in tokens; a single length serves any number of rows.
     """
     patched = [module for module in modules if "forward" in vars(module)]
     if patched:
@@ -63,8 +62,8 @@ def fixed_lengths(modules: Sequence[nn.Module], lengths: Sequence[int]) -> Itera
 
 
 def _for_lengths(forward: Callable[..., Any], lengths: Sequence[int]) -> Callable[..., Any]:
-    """Call `forward` once for each length, with one more position: the last of a text that long.
-    Drop its result."""
+    """Call `forward` once for each length, with an additional position: the last one of a text of
+    that length. The result for that position is dropped."""
 
     def embed(x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         if position_ids.ndim != 2:
@@ -79,8 +78,8 @@ def _for_lengths(forward: Callable[..., Any], lengths: Sequence[int]) -> Callabl
         parts = []
         for positions, length in zip(groups, lengths, strict=False):
             last = positions.new_full((len(positions), 1), length - 1)
-            # Padding and drafts beyond the end of a row are discarded later; here they must not
-            # lengthen it.
+            # Padding and drafts beyond the end of a row are discarded later. They must not lengthen
+            # the row here.
             positions = torch.cat([positions.clamp(max=length - 1), last], 1)
             # `dynamic` keeps the frequencies of the longest pass so far until a short pass resets
             # them.

@@ -1,8 +1,8 @@
 """From logits to probabilities, and from probabilities to tokens.
 
 `Sampling` is applied in the same way to target and draft. Temperature 0 is an exact one-hot, so
-greedy decoding is no special case anywhere. `Randomness` is the only source of randomness in the
-package: it samples tokens and makes accept/reject decisions.
+greedy decoding needs no special case. `Randomness` is the only source of randomness in the package:
+it samples tokens and makes accept/reject decisions.
 """
 
 import math
@@ -26,7 +26,7 @@ class Sampling:
             keeps all.
 
     Raises:
-        SpecdecError: any other value.
+        SpecdecError: a value is out of range.
     """
 
     temperature: float = 1.0
@@ -59,14 +59,14 @@ class Sampling:
             logits: [..., V].
 
         Returns:
-            [..., V], rows sum to one. A row with NaN or +inf, or with nothing but −inf, comes out
-            as NaN, which the decoding loop reports.
+            [..., V], rows sum to one. A row of logits with NaN or +inf, or with −inf only, gives
+            NaN, which the decoding loop reports.
         """
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if self.greedy:
             largest, token = logits.max(-1, keepdim=True)
-            one = (largest - largest) + 1  # NaN where the row was not a row of numbers
-            return torch.zeros_like(logits).scatter_(-1, token, one)
+            certain = (largest - largest) + 1  # 1, or NaN where the logits were not finite
+            return torch.zeros_like(logits).scatter_(-1, token, certain)
         if self.temperature != 1:
             coldest = torch.finfo(logits.dtype).tiny  # below it the division would be by 0
             logits = (logits - logits.amax(-1, keepdim=True)) / max(self.temperature, coldest)
@@ -88,14 +88,15 @@ GREEDY = Sampling(temperature=0.0)
 
 
 class Randomness(Protocol):
-    """The only two random decisions. The exact proof puts one in that plays every outcome."""
+    """The only two kinds of random decision. The exact proof replaces it by an enumeration of all
+    outcomes."""
 
     def draw(self, probabilities: Tensor) -> Tensor:
         """Sample one token from each row, never one of probability 0. [..., V] → [...] int64."""
         ...
 
     def accept(self, probability: Tensor) -> Tensor:
-        """True with that probability, independently; at 0 never, at 1 always. [...] → bool."""
+        """True with the given probability, independently; at 0 never, at 1 always. [...] → bool."""
         ...
 
 
@@ -106,7 +107,7 @@ class SeededRandomness:
     other, but share the stream.
 
     Raises:
-        SpecdecError: a seed that is none.
+        SpecdecError: the seed is not a whole number in range.
     """
 
     def __init__(self, seed: int | None = None, device: torch.device | str = "cpu"):

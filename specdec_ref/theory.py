@@ -65,7 +65,7 @@ def predicted_speedup(alpha: Real, k: int, c: float, v: Cost = 1.0, overhead: fl
 
 
 def best_k(alpha: float, c: float, v: Cost = 1.0, overhead: float = 0.0, max_k: int = 32) -> int:
-    """The k in 0…max_k with the largest predicted speedup; 0 means: do not speculate.
+    """The k in 0…max_k with the largest predicted speedup. 0 means that drafting does not pay.
 
     Args:
         alpha, c, v, overhead: as for `predicted_speedup`.
@@ -80,7 +80,7 @@ def best_k(alpha: float, c: float, v: Cost = 1.0, overhead: float = 0.0, max_k: 
 
 
 def break_even_alpha(k: int, c: float, v: Cost = 1.0, overhead: float = 0.0) -> float:
-    """The α at which k drafted tokens gain nothing (S = 1), within 1e-12.
+    """The α at which k drafted tokens neither gain nor lose (S = 1), within 1e-12.
 
     Args:
         k: drafted tokens, ≥ 1.

@@ -1,4 +1,4 @@
-"""Submissions that are after something else than an answer. Each is worth nothing, and must cost nobody anything."""
+"""Hostile submissions. Each scores 0 points, and must not change any other score."""
 
 import socket
 from collections.abc import Iterator

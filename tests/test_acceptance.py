@@ -40,8 +40,8 @@ PAIRS = st.integers(2, 8).flatmap(lambda size: st.tuples(distributions(size), di
 @given(PAIRS)
 def test_both_branches_together_give_exactly_the_target(pq: tuple[Tensor, Tensor]) -> None:
     p, q = pq
-    kept = q * acceptance_probability(p, q)
-    emitted = kept + (1 - kept.sum()) * residual(p, q)
+    accepted_mass = q * acceptance_probability(p, q)
+    emitted = accepted_mass + (1 - accepted_mass.sum()) * residual(p, q)
     torch.testing.assert_close(emitted, p, rtol=0, atol=1e-12)
 
 
@@ -313,14 +313,14 @@ def test_the_accepted_count_has_the_frequencies_that_the_acceptance_rates_predic
         ((5, 3, 4), (1, 2, 4), (5, 2)),
     ],
 )
-def test_shapes_that_do_not_fit_are_told(p: tuple[int, ...], q: tuple[int, ...], drafted: tuple[int, ...]) -> None:
+def test_shapes_that_do_not_fit_raise(p: tuple[int, ...], q: tuple[int, ...], drafted: tuple[int, ...]) -> None:
     with pytest.raises(SpecdecError, match="do not fit together"):
         verify(torch.ones(p) / 4, torch.ones(q) / 4, torch.zeros(drafted, dtype=torch.int64), SeededRandomness(0))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_verdicts_on_16_bit_numbers_are_made_in_32(dtype: torch.dtype) -> None:
-    """In bfloat16 a random number is 0 once in 256 times, and would accept what has one chance in 10,000."""
+def test_16_bit_probabilities_are_decided_in_32_bits(dtype: torch.dtype) -> None:
+    """A bfloat16 random number is 0 once in 256 times, and would then accept a token of probability 1e-4."""
     p = torch.tensor([[1e-4, 1 - 1e-4]], dtype=dtype).expand(200_000, 2, 2)
     q = torch.tensor([[1.0, 0.0]], dtype=dtype).expand(200_000, 1, 2)
     verdict = verify(p, q, torch.zeros(200_000, 1, dtype=torch.int64), SeededRandomness(3))

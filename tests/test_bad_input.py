@@ -117,7 +117,7 @@ def weights_of_nan(folder: Path) -> None:
 
 
 def own_code(folder: Path, model_type: str) -> None:
-    """Code in the folder that its configuration asks to run. It must not: it would leave a file behind."""
+    """Code in the folder that its configuration asks to run. If it ran, it would write a file."""
     code = f"open({str(folder / 'was_run')!r}, 'w').close()\nclass Config: pass\nclass Model: pass\nclass Words: pass\n"
     (folder / "own.py").write_text(code, encoding="utf-8")
     asks = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
@@ -423,7 +423,7 @@ PROMPT = [
         lambda g: len(g.tokens) == 1 and g.finish == "context",
     ),
     edge(
-        "generate: prompts that fill the context, beside short ones",
+        "generate: prompts that fill the context, next to short ones",
         lambda w: w.generate([[5] * CONTEXT, [5], [5] * (CONTEXT - 2)]),
         lambda gs: [len(g.tokens) for g in gs] == [1, 12, 3],
     ),

@@ -225,7 +225,7 @@ def test_quotients_beyond_the_largest_number_and_impossible_tokens_give_no_nan()
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_probabilities_are_decided_in_32(dtype: torch.dtype) -> None:
-    """In bfloat16 a random number is 0 once in 256 times, and would accept what has one chance in 10,000."""
+    """A bfloat16 random number is 0 once in 256 times, and would then accept a token of probability 1e-4."""
     p = torch.tensor([[1e-4, 1 - 1e-4]], dtype=dtype).expand(200_000, 2, 2)
     q = torch.tensor([[1.0, 0.0]], dtype=dtype).expand(200_000, 1, 2)
     verdict = verify_block(p, q, torch.zeros(200_000, 1, dtype=torch.int64), SeededRandomness(3))

@@ -43,22 +43,22 @@ def test_after_any_steps_rewinds_and_drops_a_row_holds_what_was_not_taken_back(
     seed: int, first: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("specdec_ref.cache.FIRST_SLOTS", first)
-    chance, capacity = random.Random(seed), 40
+    rng, capacity = random.Random(seed), 40
     cache, rows = RewindableCache(batch=4, capacity=capacity), [[] for _ in range(4)]
     for _ in range(40):
-        action = chance.choice(["step", "step", "step", "rewind", "keep"])
-        n = chance.randint(1, 5)
+        action = rng.choice(["step", "step", "step", "rewind", "keep"])
+        n = rng.randint(1, 5)
         if action == "step" and cache.get_seq_length() + n <= capacity:
             keys, *_ = write(cache, n)
             for r, row in enumerate(rows):
                 row += keys[r].unbind(1)
         elif action == "rewind":
-            rows = [row[: max(0, len(row) - chance.randint(0, 4))] for row in rows]
+            rows = [row[: max(0, len(row) - rng.randint(0, 4))] for row in rows]
             cache.rewind([len(row) for row in rows])
         elif action == "keep" and len(rows) > 2 and cache.get_seq_length():
-            kept = chance.sample(range(len(rows)), len(rows) - 1)
-            rows = [rows[r] for r in kept]
-            cache.keep(kept)
+            stay = rng.sample(range(len(rows)), len(rows) - 1)
+            rows = [rows[r] for r in stay]
+            cache.keep(stay)
         assert_holds(cache, rows)
 
 

@@ -37,12 +37,12 @@ def _record_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def logits_over_a_while(lm: TransformersModel, lengths: list[int], sizes: list[int]) -> list[torch.Tensor]:
     """Of steps of these sizes on random tokens, half of each taken back. Rows grow past the cache's window."""
-    chance = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     lm.start(len(lengths), 600)
-    lm.prefill([torch.randint(60, (n,), generator=chance).tolist() for n in lengths])
+    lm.prefill([torch.randint(60, (n,), generator=generator).tolist() for n in lengths])
     found = []
     for n in sizes:
-        found.append(lm.extend(torch.randint(60, (len(lengths), n), generator=chance)))
+        found.append(lm.extend(torch.randint(60, (len(lengths), n), generator=generator)))
         lm.rewind([length - n // 2 for length in lm.cache.lengths])
     return found
 
@@ -56,14 +56,14 @@ TREES = [-1, -1, 0, 0, 1, 3, 4], [-1, 0, 0, 0, 1, 2, 5], [-1, 0, 1, 2, 3, 4, 5]
 
 
 def tree_logits_over_a_while(lm: TransformersModel, lengths: list[int]) -> list[torch.Tensor]:
-    """Of trees of changing shapes on random tokens. A path of each is kept, so rows grow past the cache's window."""
-    chance = torch.Generator().manual_seed(1)
+    """Of trees of changing shapes on random tokens. The cache keeps one path of each, so rows grow past its window."""
+    generator = torch.Generator().manual_seed(1)
     lm.start(len(lengths), 600)
-    lm.prefill([torch.randint(60, (n,), generator=chance).tolist() for n in lengths])
+    lm.prefill([torch.randint(60, (n,), generator=generator).tolist() for n in lengths])
     found = []
     for i in range(3 * 24):
         parents = torch.tensor([TREES[(i + row) % 3] for row in range(len(lengths))])
-        found.append(lm.extend_tree(torch.randint(60, parents.shape, generator=chance), parents))
+        found.append(lm.extend_tree(torch.randint(60, parents.shape, generator=generator), parents))
         lm.keep_path([paths[6] for paths in node_paths(parents)])
     return found
 

@@ -712,7 +712,7 @@ def test_the_stub_is_not_attempted(exercise: Exercise) -> None:
 
 
 @ALL
-def test_what_goes_wrong_is_told_plainly(exercise: Exercise) -> None:
+def test_mistakes_are_explained_in_plain_words(exercise: Exercise) -> None:
     def fails(*_: Any) -> None:
         raise OSError("disk is full")
 
@@ -748,7 +748,7 @@ def test_what_goes_wrong_is_told_plainly(exercise: Exercise) -> None:
     ],
     ids=str,
 )
-def test_a_result_that_is_no_list_of_tokens_is_told_so(name: str, result: Any, said: str) -> None:
+def test_a_result_that_is_not_a_list_of_tokens_is_reported(name: str, result: Any, said: str) -> None:
     verdict = judge(EXERCISES[name], lambda *_: result)
     assert verdict.headline == f"the result is {said}; expected a flat list of token ids"
     assert verdict.outcome == "wrong"
@@ -959,7 +959,7 @@ def test_decoding_that_drafts_nothing_is_no_speculative_decoding() -> None:
         (("medium", 9), "You try k beyond 8. At most 8 tokens may be drafted"),
     ],
 )
-def test_a_k_that_may_not_be_chosen_is_told_so(answer: Any, said: str) -> None:
+def test_an_invalid_k_is_reported(answer: Any, said: str) -> None:
     cases = tuple(EXERCISES["best_draft"].cases(PUBLIC_SEED))
     first = replace(EXERCISES["best_draft"], cases=lambda seed: cases[:1] if answer[1] != 9 else cases[5:6])
     verdict = judge(first, lambda drafts, slope: answer)

@@ -154,7 +154,7 @@ class Letters:
     ],
     ids=["rejected and replaced", "all accepted", "nothing drafted", "ended inside the round"],
 )
-def test_rounds_are_told_apart_without_colour(played: Round, shown: str) -> None:
+def test_rounds_are_distinguished_without_color(played: Round, shown: str) -> None:
     console = Console(no_color=True, width=80)
     with console.capture() as capture:
         console.print(round_text(played, Letters()), end="")

@@ -1,7 +1,8 @@
-"""The promises of `control`: the heuristic is the source text's, the cost model finds the best k, all of it is exact.
+"""The promises of `control` and `heuristics`: the heuristic is the common one, the cost model finds the best k, and
+both leave the output distribution exact.
 
-The cost model is tried on a simulated machine, whose costs and α are known, so that 'best' is known too. Its clock only
-moves when it works; it is as noisy as a real one. Budget: 25 seconds.
+The cost model runs on a simulated machine with known costs and known α, so the best k is known too. The machine's clock
+moves only while it works, and is as noisy as a real one. Budget: 25 seconds.
 """
 
 import copy
@@ -32,18 +33,30 @@ STEP = 0.005
 
 
 def a_round(drafted: int, accepted: int, draft_seconds: float = 0.0, verify_seconds: float = 0.0) -> Round:
-    """A round of one row. What the tokens were is of no interest here."""
+    """A round of one row. The token ids do not matter here."""
     return Round((7,) * drafted, accepted, (7,) * (accepted + 1), draft_seconds, verify_seconds)
 
 
 class Machine:
-    """A pair of models that takes time without working. Costs are in units of its target's step.
+    """A simulated pair of models. Costs are in units of its target's step.
 
-    alpha: by the number of tokens so far. v: by scored tokens. first: what the first drafted token costs more. Every
-    time has 10 % of noise, one in fifty is ten times as long; the first twelve uses of a shape take twice as long and
-    the next, which records it, a hundred times; the first draft after a pause reads what it missed. A moody machine is
-    half as slow again for some thirty rounds on end, as beside other programs, then for as many not. `cost` and `worth`
-    add up, without noise, what the choices of k cost (recording aside) and how many tokens they were good for.
+    Every time has 10 % of noise, and one in fifty is ten times as long. The first twelve uses of a shape take twice as
+    long. The thirteenth, which records the step, takes a hundred times as long. The first draft after a pause reads the
+    tokens that the draft missed.
+
+    Args:
+        alpha: acceptance rate, a number or a function of the number of tokens so far.
+        c: cost of a draft step.
+        v: cost of scoring n tokens, a function of n.
+        overhead: other costs of a round.
+        rows: sequences in the batch.
+        moody: whether the machine is half as slow again for about thirty rounds, then not, as if other programs ran.
+        first: additional cost of the first drafted token.
+
+    Attributes:
+        cost: cost of all rounds since `forget`, without noise and recording.
+        worth: expected tokens of these rounds.
+        chosen: the k of these rounds.
     """
 
     def __init__(
@@ -60,7 +73,7 @@ class Machine:
     ):
         self.alpha = alpha if callable(alpha) else lambda tokens: alpha
         self.c, self.v, self.overhead, self.rows = c, v, overhead, rows
-        self.chance = np.random.default_rng(seed)
+        self.rng = np.random.default_rng(seed)
         self.moody, self.slowed = moody, 1.0
         self.first = first
         self.now = 0.0
@@ -69,17 +82,17 @@ class Machine:
         self.forget()
 
     def forget(self) -> None:
-        """Begin to add up anew."""
+        """Reset the sums."""
         self.cost = self.worth = 0.0
         self.chosen: list[int] = []
 
     def noisy(self, steps: float) -> float:
-        slow = 10 if self.chance.random() < 0.02 else 1
-        return STEP * steps * slow * self.slowed * math.exp(0.1 * self.chance.standard_normal())
+        slow = 10 if self.rng.random() < 0.02 else 1
+        return STEP * steps * slow * self.slowed * math.exp(0.1 * self.rng.standard_normal())
 
     def round(self, k: int) -> list[Round]:
         alpha = self.alpha(self.tokens)
-        if self.moody and self.chance.random() < 0.03:
+        if self.moody and self.rng.random() < 0.03:
             self.slowed = 2.5 - self.slowed
         self.uses[k] += 1
         slow = 2 if self.uses[k] < 13 else 100 if self.uses[k] == 13 else 1
@@ -89,15 +102,15 @@ class Machine:
         drafting = self.noisy(k * self.c + first + catching_up) if k else 0.0
         verifying = slow * self.noisy(self.v(k + 1))
         self.now += drafting + verifying + self.noisy(self.overhead)
-        kept = (self.chance.random((self.rows, k)) < alpha).cumprod(axis=1).sum(axis=1)
-        self.tokens += 1 + round(kept.mean())
+        accepted = (self.rng.random((self.rows, k)) < alpha).cumprod(axis=1).sum(axis=1)
+        self.tokens += 1 + round(accepted.mean())
         self.cost += k * self.c + first + catching_up + self.v(k + 1) + self.overhead
         self.worth += sum(alpha**i for i in range(k + 1))
         self.chosen.append(k)
-        return [a_round(k, int(n), drafting, verifying) for n in kept]
+        return [a_round(k, int(n), drafting, verifying) for n in accepted]
 
     def run(self, controller: Controller, tokens: int) -> float:
-        """Go on for so many tokens more. Returns tokens per target step, freed of luck and noise."""
+        """Decode that many more tokens. Returns the expected tokens per target step, without luck and noise."""
         if isinstance(controller, CostModelSpeculation):
             controller.clock = lambda: self.now
         until = self.tokens + tokens
@@ -138,8 +151,8 @@ COSTS: dict[str, tuple[float, Callable[[int], float]]] = {
 # The heuristic -------------------------------------------------------------------------------------------------------
 
 
-class SourceText:
-    """`AdaptiveSpeculativeDecoding` of the source text, section 5.1, letter by letter but for the annotations."""
+class CommonHeuristic:
+    """`AdaptiveSpeculativeDecoding` as it is widely copied, unchanged except for the type annotations."""
 
     def __init__(self, min_k: int = 2, max_k: int = 8, target_acceptance: float = 0.7):
         self.min_k = min_k
@@ -170,10 +183,10 @@ rates = st.integers(1, 8).flatmap(lambda proposed: st.tuples(st.integers(0, prop
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 6), st.integers(0, 6), st.floats(0, 1), st.lists(rates, max_size=130))
-def test_the_heuristic_chooses_as_the_source_text_does(
+def test_the_heuristic_chooses_as_the_common_one_does(
     min_k: int, more: int, target: float, rounds: list[tuple[int, int]]
 ) -> None:
-    ours, theirs = AdaptiveSpeculation(min_k, min_k + more, target), SourceText(min_k, min_k + more, target)
+    ours, theirs = AdaptiveSpeculation(min_k, min_k + more, target), CommonHeuristic(min_k, min_k + more, target)
     assert ours.get_current_k() == theirs.get_current_k()
     for accepted, proposed in rounds:
         ours.update(accepted, proposed)
@@ -181,14 +194,14 @@ def test_the_heuristic_chooses_as_the_source_text_does(
         assert ours.get_current_k() == ours.next_k() == theirs.get_current_k()
 
 
-def test_the_heuristic_has_the_source_texts_defaults() -> None:
-    ours, theirs = AdaptiveSpeculation(), SourceText()
+def test_the_heuristic_has_the_common_defaults() -> None:
+    ours, theirs = AdaptiveSpeculation(), CommonHeuristic()
     for name in ("min_k", "max_k", "target_acceptance", "current_k"):
         assert getattr(ours, name) == getattr(theirs, name)
 
 
 def test_the_heuristic_pools_rows_and_passes_over_rounds_without_a_draft() -> None:
-    ours, theirs = AdaptiveSpeculation(), SourceText()
+    ours, theirs = AdaptiveSpeculation(), CommonHeuristic()
     for accepted in [(4, 5), (5, 5), (5, 4), (5, 5)] * 5:
         ours.observe([a_round(5, n) for n in accepted])
         ours.observe([a_round(0, 0), a_round(0, 0)])
@@ -196,7 +209,7 @@ def test_the_heuristic_pools_rows_and_passes_over_rounds_without_a_draft() -> No
     assert ours.next_k() == theirs.get_current_k() == 8
 
 
-def test_the_heuristic_stops_at_a_k_where_a_draft_looks_seventy_percent_accepted() -> None:
+def test_the_heuristic_settles_at_a_k_with_seventy_percent_of_the_draft_accepted() -> None:
     """α = 0.8 with a draft that costs nothing: 8 is best, but accepted / proposed is below 0.6 already at k = 4."""
     machine, heuristic = Machine(0.8, 0.0, line(0.0), 0.0), AdaptiveSpeculation()
     machine.run(heuristic, 4000)
@@ -331,13 +344,13 @@ def test_what_passes_between_rounds_and_generations_is_not_timed() -> None:
 @pytest.mark.parametrize("alpha", [0.05, 0.4, 0.75, 0.95])
 @pytest.mark.parametrize("costs", COSTS)
 def test_with_costs_given_it_settles_at_the_k_of_the_theory(alpha: float, costs: str) -> None:
-    """Twenty rows are judged at once, so that α is known to a few hundredths: enough for 3 %, where k are close."""
+    """A round has twenty rows, so α is known to a few hundredths. That is enough for 3 % where several k are close."""
     c, v = COSTS[costs]
     controller = CostModelSpeculation(c=c, v=v, overhead=0.02)
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for _ in range(400):
         k = controller.next_k()
-        controller.observe([a_round(k, int((chance.random(k) < alpha).cumprod().sum())) for _ in range(20)])
+        controller.observe([a_round(k, int((rng.random(k) < alpha).cumprod().sum())) for _ in range(20)])
     best = best_k(alpha, c, v, 0.02, max_k=8)
     speedup = {k: sum(alpha**i for i in range(k + 1)) / (k * c + v(k + 1) + 0.02 * (k > 0)) for k in range(9)}
     usual = Counter(controller.next_k() for _ in range(3)).most_common(1)[0][0]
@@ -349,10 +362,10 @@ def test_with_costs_given_equal_rounds_lead_to_equal_choices_and_nothing_is_time
     def choices(seconds: float) -> list[int]:
         controller = CostModelSpeculation(6, c=0.1, v=jump, overhead=0.1)
         controller.clock = lambda: float(pytest.fail("it read the clock"))
-        chance, chosen = np.random.default_rng(3), []
+        rng, chosen = np.random.default_rng(3), []
         for i in range(300):
             k = controller.next_k()
-            accepted = int((chance.random(k) < (0.8 if i < 150 else 0.1)).cumprod().sum())
+            accepted = int((rng.random(k) < (0.8 if i < 150 else 0.1)).cumprod().sum())
             controller.observe([a_round(k, accepted, i * seconds, 7 * seconds)])
             chosen.append(k)
         return chosen
@@ -449,7 +462,7 @@ def test_k_stays_within_its_limits(make: Callable[..., Controller], rows: int) -
         assert set(machine.chosen) <= set(range(max_k + 1))
 
 
-# The table of the source text ----------------------------------------------------------------------------------------
+# The fixed thresholds ------------------------------------------------------------------------------------------------
 
 EIGHT, FOUR, NONE, TWO = (
     (8, True, "Low batch, short context - maximum speculation benefit"),
@@ -464,7 +477,7 @@ TABLE: dict[tuple[int, bool, str], list[tuple[int, float]]] = {
     TWO: [(5, 2048), (8, 4096)],
 }
 GAPS: list[tuple[int, float]] = [(1, 2048), (1, 4096), (4, 2048), (2, 3000), (5, 0), (8, 100), (5, 2047)]
-"""Said to be a medium batch: long contexts of 1 to 4 sequences, and 5 to 8 short ones."""
+"""Cases that the thresholds call a medium batch: 1 to 4 sequences with long contexts, and 5 to 8 with short ones."""
 
 
 def table() -> Iterator[tuple[int, float, tuple[int, bool, str]]]:
@@ -474,7 +487,7 @@ def table() -> Iterator[tuple[int, float, tuple[int, bool, str]]]:
 
 
 @pytest.mark.parametrize(("batch", "length", "answer"), list(table()))
-def test_the_configuration_is_the_source_texts_gaps_included(
+def test_the_configuration_is_the_common_one_gaps_included(
     batch: int, length: float, answer: tuple[int, bool, str]
 ) -> None:
     k, enable, reason = answer
@@ -552,9 +565,9 @@ def test_with_blocks_the_cost_model_is_never_far_below_plain_decoding_nor_the_be
     tokens = spent = 0.0
     for i in range(1500):
         k = controller.next_k()
-        one = rounds[k][i] if k else a_round(0, 0)
-        controller.observe([one])
-        tokens += one.accepted + 1
+        row_round = rounds[k][i] if k else a_round(0, 0)
+        controller.observe([row_round])
+        tokens += row_round.accepted + 1
         spent += costs[k]
     assert tokens / spent >= 0.95
     assert tokens / spent >= 0.93 * max(1.0, *paces.values())

@@ -1,5 +1,7 @@
-"""The promises of benchmarks/controllers.py: it runs, goes on where it was stopped, and its figures are what hand-made
-rounds say. Times are made up: a clean machine gives every round the time of its k, a disturbed one a multiple of it."""
+"""The promises of benchmarks/controllers.py: it runs, continues an interrupted run, and computes the right figures.
+
+The rounds are made by hand. On a clean machine a round takes the time of its k, on a disturbed one a multiple of it.
+"""
 
 import importlib
 import json
@@ -96,8 +98,8 @@ def test_classes_tell_a_draft_that_is_behind_and_a_texts_first_round(controllers
     assert rest == [(0, False, False), (0, False, False), (3, True, False), (3, False, False)]
 
 
-def test_mean_tokens_are_the_formulas_where_every_position_is_kept_by_half(controllers: Any) -> None:
-    """Of 8 rounds of 3 tokens 4, 2, 1, 1 keep 0, 1, 2, 3: α = 1/2 at each position. Beyond 3 nothing is known."""
+def test_mean_tokens_match_the_formula_where_each_position_accepts_half(controllers: Any) -> None:
+    """Of 8 rounds of 3 tokens 4, 2, 1, 1 accept 0, 1, 2, 3: α = 1/2 at each position. Beyond 3 nothing is known."""
     ran = {"rounds": [[3, kept, 1.0] for kept in (0, 0, 0, 0, 1, 1, 2, 3)]}
     found = controllers.mean_tokens([ran])
     known = [sd.expected_tokens(0.5, k) for k in range(4)]
@@ -122,11 +124,11 @@ def test_a_summary_of_greedy_texts_counts_tokens(controllers: Any) -> None:
         assert one["tokens_per_round"] == pytest.approx(min(ks[name], 2) + 1)
         assert one["drafted_per_round"] == ks[name]
         assert one["rounds"] == 2 * 3 * TOKENS // (min(ks[name], 2) + 1)
-        judged = min(ks[name], 3)
-        assert one["acceptance"] == (None if not judged else pytest.approx(min(ks[name], 2) / judged))
+        examined = min(ks[name], 3)
+        assert one["acceptance"] == (None if not examined else pytest.approx(min(ks[name], 2) / examined))
         steps = 1000 * speedup[ks[name]]  # tokens per second: a step takes a millisecond
         assert one["tokens_per_second_as_it_ran"] == pytest.approx(steps)
-    for name in CHOSEN:  # all texts alike: whichever are drawn, the share is the same
+    for name in CHOSEN:  # all texts alike: every resample has the same share
         share = found["contenders"][name]["of_best_k"]
         assert found["contenders"][name]["of_best_k_interval"] == pytest.approx((share, share))
 
@@ -148,7 +150,7 @@ def test_tokens_per_second_on_a_steady_machine_are_as_it_ran(controllers: Any) -
 
 
 def test_repeats_at_another_pace_say_what_each_of_them_says(controllers: Any) -> None:
-    """Half an hour later the machine is half as fast, and a controller drafts another number: nobody gains by that."""
+    """In the second repeat the machine is half as fast, and a controller drafts another number. No figure changes."""
     first, later = clean(controllers), disturbed(clean(controllers), {i: set(range(TOKENS)) for i in range(3)}, 2.0)
     first["cost model"][0] = greedy(2)
     found = controllers.summary([first, later], greedy_texts(controllers))
@@ -156,13 +158,17 @@ def test_repeats_at_another_pace_say_what_each_of_them_says(controllers: Any) ->
         assert one["tokens_per_second"] == pytest.approx(one["tokens_per_second_as_it_ran"]), name
 
 
-def test_luck_on_a_sampled_text_is_credited_to_nobody(controllers: Any) -> None:
+def test_luck_on_a_sampled_text_is_not_credited(controllers: Any) -> None:
     """Both play four rounds of two tokens in the same time; one had all eight accepted, which α = 1/2 does not give."""
     texts = [controllers.Text((1, 2, 3), sd.Sampling())]
 
-    def ran(kept: tuple[int, ...]) -> Ran:
-        rounds = [[2, a, microseconds(2)] for a in kept]
-        return {"tokens": sum(kept) + len(kept), "seconds": len(kept) * microseconds(2) / 1e6, "rounds": rounds}
+    def ran(accepted: tuple[int, ...]) -> Ran:
+        rounds = [[2, a, microseconds(2)] for a in accepted]
+        return {
+            "tokens": sum(accepted) + len(accepted),
+            "seconds": len(accepted) * microseconds(2) / 1e6,
+            "rounds": rounds,
+        }
 
     run = {name: [ran((0, 0, 1, 2))] for name in controllers.CONTENDERS} | {"cost model": [ran((2, 2, 2, 2))]}
     found = controllers.summary([run], texts)["contenders"]
@@ -193,10 +199,10 @@ def test_goals_are_kept_or_not(controllers: Any, workload: str, share: float, sp
 
 
 @pytest.mark.slow
-def test_the_benchmark_runs_and_goes_on_where_it_was_stopped(controllers: Any, tmp_path: Path) -> None:
+def test_the_benchmark_runs_and_continues_an_interrupted_run(controllers: Any, tmp_path: Path) -> None:
     """The second call finds everything on the disk, and measures nothing."""
     command = [sys.executable, str(BENCHMARKS / "controllers.py"), "--quick", "--only", "hard prose", "--device", "cpu"]
-    command += ["--runs", str(tmp_path / "runs.jsonl")]  # what --quick finds goes beside them, not over the record
+    command += ["--runs", str(tmp_path / "runs.jsonl")]  # --quick writes next to them, not over the recorded result
     reports = []
     for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, timeout=900)

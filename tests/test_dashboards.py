@@ -31,7 +31,7 @@ def test_histogram_stands_beside_one_alpha() -> None:
     monitor = lab.SpeculativeDecodingMonitor()
     for accepted in (0, 1, 2, 2):
         monitor.on_iteration_complete(accepted, 2)
-    now = monitor.get_statistics()  # 5 of 7 judged tokens
+    now = monitor.get_statistics()  # 5 of 7 examined tokens
     figure = histogram_figure(now)
     assert heights(figure) == [1, 1, 2]
     (strokes,) = figure.axes[0].collections
@@ -61,8 +61,8 @@ def test_a_rolling_rate_leaves_the_band_though_nothing_changes() -> None:
     for _ in range(128):
         steady.on_iteration_complete(int((rng.random(4) < 0.65).cumprod().sum()), 4)
     accepted = np.array([r.accepted for r in steady.rounds])
-    judged = np.minimum(accepted + 1, 4)
-    rolling = [accepted[i : i + 32].sum() / judged[i : i + 32].sum() for i in range(len(accepted) - 31)]
+    examined = np.minimum(accepted + 1, 4)
+    rolling = [accepted[i : i + 32].sum() / examined[i : i + 32].sum() for i in range(len(accepted) - 31)]
     low, high = steady.get_statistics().acceptance_interval
     assert min(rolling) < low < 0.65 < high < max(rolling)
 

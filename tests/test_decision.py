@@ -97,7 +97,7 @@ def test_cases_are_read_as_they_were_recorded() -> None:
     assert sorted(greedy.speedups) == list(range(9))
 
 
-def test_what_is_no_recorded_run_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_recorded_run_raises(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"policy": 1}')
     for path in (tmp_path / "none.json", tmp_path / "other.json"):
         for read in (policy_cases, peer_cases):

@@ -248,15 +248,15 @@ def test_the_first_two_tokens_have_the_joint_frequencies_of_the_targets_own_prob
         return largest.indices.tolist(), largest.values.softmax(-1).tolist()
 
     law = {
-        (a, b): chance * then
-        for a, chance in zip(*most_likely(prompt), strict=True)
+        (a, b): probability * then
+        for a, probability in zip(*most_likely(prompt), strict=True)
         for b, then in zip(*most_likely([*prompt, a]), strict=True)
     }
     result = generate_speculative(pair, [prompt] * samples, k=k, max_new_tokens=2, sampling=sampling, seed=11)
     counts = Counter(tokens_of(result))
     assert counts.keys() <= law.keys()
     # Cells that expect fewer than 5 are taken together, as the test asks for.
-    rare = [cell for cell, chance in law.items() if samples * chance < 5]
+    rare = [cell for cell, probability in law.items() if samples * probability < 5]
     cells = [[cell] for cell in law if cell not in rare] + ([rare] if rare else [])
     observed = [sum(counts[cell] for cell in group) for group in cells]
     predicted = [samples * sum(law[cell] for cell in group) for group in cells]
@@ -448,7 +448,7 @@ def test_every_step_of_a_fixed_k_has_the_same_shape(k: int, pair: Pair, monkeypa
 
 
 def test_the_acceptance_rate_counts_judged_tokens_only() -> None:
-    # Of 4 drafted tokens 2 are accepted and the third is judged, the fourth never; then all 4 are accepted.
+    # Of 4 drafted tokens 2 are accepted and the third is examined, the fourth is not; then all 4 are accepted.
     result = generation(Round((1, 2, 3, 4), 2, (1, 2, 9), 0.1, 0.1), Round((5, 6, 7, 8), 4, (5, 6, 7, 8, 9), 0.1, 0.1))
     assert result.acceptance_rate == pytest.approx(6 / 7)
     assert result.tokens_per_round == pytest.approx(8 / 2)

@@ -127,7 +127,7 @@ def test_the_pair_that_ships_is_healthy() -> None:
     assert codes(diagnose(pair, prompts=prompts, max_new_tokens=24)) == []
 
 
-# Faults that can be told before anything is loaded
+# Faults that are found before anything is loaded
 
 
 def test_permuted_ids_are_found_though_sizes_and_strings_are_the_same(healthy: sd.Pair) -> None:
@@ -195,7 +195,7 @@ def test_tight_memory_is_warned_of_and_nothing_else(healthy: sd.Pair) -> None:
 
 @pytest.mark.parametrize("role", ["draft", "target"])
 def test_a_cache_that_is_not_rewound_is_found(healthy: sd.Pair, role: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Caches are told apart by their layers: one of the draft's, six of the target's."""
+    """A cache's number of layers identifies its model: the draft has one layer, the target six."""
     layers = 1 if role == "draft" else LAYERS
     rewind = sd.RewindableCache.rewind
 
@@ -214,7 +214,7 @@ def test_a_draft_whose_last_token_is_never_fed_is_found(healthy: sd.Pair, monkey
 
     class Forgetful(sd.ModelDrafter):
         def _catch_up(self, sequences: list[list[int]]) -> Tensor:
-            if self._cached[0] == len(sequences[0]) - 2:  # all accepted: one drawn, one more emitted
+            if self._cached[0] == len(sequences[0]) - 2:  # all accepted: one sampled, one more emitted
                 self.model.rewind(self._cached)
                 return torch.tensor([sequences[0][-1:]])
             return super()._catch_up(sequences)
@@ -224,11 +224,11 @@ def test_a_draft_whose_last_token_is_never_fed_is_found(healthy: sd.Pair, monkey
 
 
 def test_a_wrong_greedy_loop_is_found(healthy: sd.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every draft is kept: at a wrong one the margin between the two tokens is far above rounding."""
+    """Every drafted token is accepted. At a wrong one, the margin between the two tokens is far above rounding."""
 
     def keep_all(p: Tensor, q: Tensor, drafted: Tensor, randomness: sd.Randomness) -> sd.Verdict:
-        kept = torch.full(drafted.shape[:-1], drafted.shape[-1])
-        return sd.Verdict(kept, randomness.draw(p[..., -1, :]))
+        all_accepted = torch.full(drafted.shape[:-1], drafted.shape[-1])
+        return sd.Verdict(all_accepted, randomness.draw(p[..., -1, :]))
 
     monkeypatch.setitem(VERIFICATIONS, "token", keep_all)
     found = diagnose(healthy, **QUICK)
@@ -246,7 +246,7 @@ def test_a_comparison_with_the_row_before_is_found(healthy: sd.Pair, monkeypatch
     assert codes(diagnose(healthy, **QUICK)) == ["greedy-differs"]
 
 
-def test_a_numerical_tie_is_told_from_a_bug(healthy: sd.Pair) -> None:
+def test_a_numerical_tie_is_distinguished_from_a_bug(healthy: sd.Pair) -> None:
     """Two tokens equally likely but for rounding, and a head that rounds otherwise for one token than for five."""
     target = copy.deepcopy(healthy.target)
     weight = target.lm_head.weight
@@ -287,7 +287,7 @@ def test_a_draft_that_is_drawn_at_another_temperature_is_found(healthy: sd.Pair)
 
 
 def test_a_self_draft_that_is_rejected_is_found(healthy: sd.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """q of a ModelDrafter is not what it drew from but a sharper distribution: what it drew is refused, or kept too
+    """q of a ModelDrafter is sharper than the distribution that it sampled from: tokens are rejected, or accepted too
     often."""
     propose = sd.ModelDrafter.propose
 
@@ -500,7 +500,7 @@ def recorded_setup(healthy: sd.Pair, k: int, pace: float = 1.0) -> Setup:
     """Rounds of a text of 48 tokens with α = 3/4, as a loop with this k would have made them.
 
     The number of drafted tokens falls towards the end of the text; the target's steps stay as long. Of every four
-    judged tokens three are accepted.
+    examined tokens three are accepted.
     """
     setup = prepare_setup(Models.of(healthy), prompts=[PROMPTS[0]], max_new_tokens=48, k=k)
     rounds, scored, new = [], [], 0
@@ -634,8 +634,8 @@ def test_models_too_slow_for_the_time_are_checked_in_part(healthy: sd.Pair) -> N
     examination = examine(prepare_setup(Models.of(slow), seconds=3, **QUICK))
     assert examination.left_out
     assert "run with --seconds 120" in examination.omissions
-    told = {outcome.check: outcome for outcome in examination.outcomes}
-    assert told["speed"].why or told["speed"].left_out
+    outcomes = {outcome.check: outcome for outcome in examination.outcomes}
+    assert outcomes["speed"].why or outcomes["speed"].left_out
 
 
 @pytest.mark.timed
@@ -782,7 +782,7 @@ def test_a_look_up_in_a_text_without_repetition_is_warned_of_end_to_end(
     assert found[0].numbers["share"] < 0.05
 
 
-# How it is told
+# How findings are shown
 
 
 def test_a_problem_ends_the_examination(healthy: sd.Pair) -> None:
@@ -801,29 +801,32 @@ def test_a_healthy_pair_shows_its_figures(healthy: sd.Pair, monkeypatch: pytest.
     figures = tuple(check for check in CHECKS if check.name in ("memory", "acceptance", "speed"))
     monkeypatch.setattr("specdec_lab.measurement.diagnostics.CHECKS", figures)
     setup = prepare_setup(Models.of(healthy), **QUICK)
-    told = {outcome.check: outcome for outcome in examine(setup).outcomes}
-    speed, acceptance = told["speed"].numbers, told["acceptance"].numbers
+    outcomes = {outcome.check: outcome for outcome in examine(setup).outcomes}
+    speed, acceptance = outcomes["speed"].numbers, outcomes["acceptance"].numbers
     k, costs = speed["k"], (speed["c"], speed["v"], speed["o"])
     assert speed["break_even_alpha"] == sd.break_even_alpha(k, *costs)
     assert speed["alpha"] == acceptance["accepted"] / acceptance["judged"]
     assert acceptance["judged"] == setup.accepted[1]
     for figure in ("actual", "predicted", "best_speedup"):
-        assert f"{speed[figure]:.2f}" in told["speed"].evidence
-    assert f"best k = {speed['best_k']}" in told["speed"].evidence
-    assert told["memory"].numbers["total"] == memory_profile(healthy, context=told["memory"].numbers["context"]).total
+        assert f"{speed[figure]:.2f}" in outcomes["speed"].evidence
+    assert f"best k = {speed['best_k']}" in outcomes["speed"].evidence
+    assert (
+        outcomes["memory"].numbers["total"]
+        == memory_profile(healthy, context=outcomes["memory"].numbers["context"]).total
+    )
     for check in ("memory", "acceptance"):  # which find nothing here, whatever the machine
-        assert told[check].state == "healthy"
-        words = " ".join(told[check].evidence.split()[:4])
-        assert all(words in text for text in shown(Examination((told[check],))))
+        assert outcomes[check].state == "healthy"
+        words = " ".join(outcomes[check].evidence.split()[:4])
+        assert all(words in text for text in shown(Examination((outcomes[check],))))
 
 
 def test_what_json_does_not_have_is_null(healthy: sd.Pair) -> None:
     """A pair that cannot pay even at α = 1 has no break-even: infinity in Python, null in JSON."""
     numbers = {"break_even_alpha": math.inf, "interval": (0.5, math.nan), "k": 4}
     finding = Finding("slower-than-without", "problem", "", "", "", "", numbers)
-    told = Examination((CheckOutcome("speed", "?", (finding,), numbers=numbers),)).to_dict()
-    assert told["checks"][0]["numbers"] == {"break_even_alpha": None, "interval": [0.5, None], "k": 4}
-    json.dumps(told, allow_nan=False)
+    report = Examination((CheckOutcome("speed", "?", (finding,), numbers=numbers),)).to_dict()
+    assert report["checks"][0]["numbers"] == {"break_even_alpha": None, "interval": [0.5, None], "k": 4}
+    json.dumps(report, allow_nan=False)
 
 
 def test_room_is_asked_for_the_context_that_is_meant(healthy: sd.Pair) -> None:
@@ -955,10 +958,10 @@ def run(*arguments: str) -> Any:
 
 def test_doctor_ends_with_0_for_a_healthy_pair(folders: dict[str, str]) -> None:
     done = run("--target", folders["target"], "--draft", folders["draft"], "--json")
-    told = json.loads(done.stdout)
-    assert (done.exit_code, told["healthy"]) == (0, True), done.stdout
-    assert [check["check"] for check in told["checks"]] == [c.name for c in CHECKS]
-    speed = next(check for check in told["checks"] if check["check"] == "speed")
+    report = json.loads(done.stdout)
+    assert (done.exit_code, report["healthy"]) == (0, True), done.stdout
+    assert [check["check"] for check in report["checks"]] == [c.name for c in CHECKS]
+    speed = next(check for check in report["checks"] if check["check"] == "speed")
     for name in ("actual", "predicted", "best_k", "alpha", "break_even_alpha"):
         assert name in speed["numbers"]
     assert f"{speed['numbers']['actual']:.2f}×" in speed["evidence"]

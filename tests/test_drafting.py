@@ -39,7 +39,7 @@ def plain_distribution(model: PreTrainedModel, tokens: list[int], sampling: Samp
         return sampling.probabilities(model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1])
 
 
-def assert_drawn_from_the_model(
+def assert_sampled_from_the_model(
     draft: Draft, model: PreTrainedModel, sequences: list[list[int]], sampling: Sampling = WARM
 ) -> None:
     assert draft.probabilities is not None
@@ -51,19 +51,19 @@ def assert_drawn_from_the_model(
 
 
 class Recorder:
-    """A seeded `Randomness` that remembers what was drawn from what."""
+    """A seeded `Randomness` that records each token with the distribution that it was sampled from."""
 
     def __init__(self, seed: int = 0):
-        self.chance = SeededRandomness(seed)
-        self.drawn: list[tuple[Tensor, Tensor]] = []
+        self.seeded = SeededRandomness(seed)
+        self.samples: list[tuple[Tensor, Tensor]] = []
 
     def draw(self, probabilities: Tensor) -> Tensor:
-        token = self.chance.draw(probabilities)
-        self.drawn.append((probabilities.clone(), token))
+        token = self.seeded.draw(probabilities)
+        self.samples.append((probabilities.clone(), token))
         return token
 
     def accept(self, probability: Tensor) -> Tensor:
-        return self.chance.accept(probability)
+        return self.seeded.accept(probability)
 
 
 class Counter:
@@ -89,7 +89,7 @@ def test_the_distributions_are_those_that_the_tokens_were_drawn_from(pair: Pair)
     drafter.start(3, 40)
     draft = drafter.propose(PROMPTS, 5, WARM, randomness)
     assert draft.tokens.shape == (3, 5)
-    for i, (probabilities, token) in enumerate(randomness.drawn):
+    for i, (probabilities, token) in enumerate(randomness.samples):
         assert torch.equal(draft.probabilities[:, i], probabilities)
         assert torch.equal(draft.tokens[:, i], token)
 
@@ -99,12 +99,12 @@ def test_the_distributions_are_the_draft_models_own(pair: Pair, sampling: Sampli
     drafter = ModelDrafter(TransformersModel(pair.draft))
     drafter.start(3, 40)
     draft = drafter.propose(PROMPTS, 5, sampling, SeededRandomness(0))
-    assert_drawn_from_the_model(draft, pair.draft, PROMPTS, sampling)
+    assert_sampled_from_the_model(draft, pair.draft, PROMPTS, sampling)
 
 
 def rounds(drafter: ModelDrafter, accepted: list[list[int]], k: int) -> list[tuple[Draft, list[list[int]]]]:
     """Rounds in which row r keeps accepted[round][r] drafted tokens and gets another one after them."""
-    chance, sequences, seen = random.Random(0), [list(prompt) for prompt in PROMPTS], []
+    rng, sequences, seen = random.Random(0), [list(prompt) for prompt in PROMPTS], []
     drafter.start(3, 80)
     for kept in accepted:
         draft = drafter.propose([list(s) for s in sequences], k, WARM, SeededRandomness(len(seen)))
@@ -112,7 +112,7 @@ def rounds(drafter: ModelDrafter, accepted: list[list[int]], k: int) -> list[tup
         for row, n in enumerate(kept):
             tokens = draft.tokens[row].tolist()
             other = [t for t in range(64) if n == k or t != tokens[n]]
-            sequences[row] += [*tokens[:n], chance.choice(other)]
+            sequences[row] += [*tokens[:n], rng.choice(other)]
     return seen
 
 
@@ -121,7 +121,7 @@ ACCEPTED = [[3, 3, 3], [0, 0, 0], [3, 0, 2], [1, 3, 3], [2, 2, 0], [3, 3, 1], [0
 
 def test_they_still_are_after_any_acceptances_in_a_ragged_batch(pair: Pair) -> None:
     for draft, sequences in rounds(ModelDrafter(TransformersModel(pair.draft)), ACCEPTED, k=3):
-        assert_drawn_from_the_model(draft, pair.draft, sequences)
+        assert_sampled_from_the_model(draft, pair.draft, sequences)
 
 
 def test_k_tokens_cost_k_steps_also_after_a_fully_accepted_round(pair: Pair) -> None:
@@ -170,10 +170,10 @@ class Checked:
         self.plain, self.drafter, self.drafts = model, ModelDrafter(TransformersModel(model)), 0
         self.start, self.keep = self.drafter.start, self.drafter.keep
 
-    def propose(self, sequences: list[list[int]], k: int, *chance: Any) -> Draft:
-        draft = self.drafter.propose(sequences, k, *chance)
+    def propose(self, sequences: list[list[int]], k: int, *arguments: Any) -> Draft:
+        draft = self.drafter.propose(sequences, k, *arguments)
         if k > 0:
-            assert_drawn_from_the_model(draft, self.plain, sequences, Sampling())
+            assert_sampled_from_the_model(draft, self.plain, sequences, Sampling())
             self.drafts += 1
         return draft
 
@@ -193,8 +193,10 @@ def test_they_still_are_after_a_neighbour_reached_the_end_of_the_context(pair: P
     for seed in range(40):
         text = random.Random(seed)
         rows = [Row(tuple(text.choices(range(64), k=n)), 12) for n in (38, 4)]
-        chance = SeededRandomness(seed)
-        for _ in speculate(TransformersModel(pair.target), drafter, rows, FixedK(3), Sampling(), chance, context=40):
+        randomness = SeededRandomness(seed)
+        for _ in speculate(
+            TransformersModel(pair.target), drafter, rows, FixedK(3), Sampling(), randomness, context=40
+        ):
             pass
         assert [row.finish for row in rows] == ["context", "length"]
         # The hard case: of two drafted tokens the first was rejected, then a round had no room for a draft.
@@ -211,7 +213,7 @@ def test_rows_that_are_kept_go_on_with_their_own_text(pair: Pair) -> None:
     drafter.keep([2, 0])
     sequences = [PROMPTS[2] + first[2] + [9], PROMPTS[0] + first[0][:1] + [(first[0][1] + 1) % 64]]
     draft = drafter.propose(sequences, 3, WARM, SeededRandomness(1))
-    assert_drawn_from_the_model(draft, pair.draft, sequences)
+    assert_sampled_from_the_model(draft, pair.draft, sequences)
 
 
 @pytest.mark.parametrize("confidence", [0.05, 0.3, 0.9, 1.0])
@@ -220,13 +222,13 @@ def test_an_early_stop_keeps_the_token_it_stopped_at(confidence: float, pair: Pa
     for seed in range(5):
         drafter.start(3, 60)
         draft = drafter.propose(PROMPTS, 6, Sampling(), SeededRandomness(seed))
-        assert_drawn_from_the_model(draft, pair.draft, PROMPTS, Sampling())
+        assert_sampled_from_the_model(draft, pair.draft, PROMPTS, Sampling())
         for row, tokens in enumerate(draft.tokens.tolist()):
-            chances = [
+            likelihoods = [
                 float(plain_distribution(pair.draft, PROMPTS[row] + tokens[:i], Sampling())[token])
                 for i, token in enumerate(tokens)
             ]
-            first = next((i + 1 for i, chance in enumerate(chances) if chance < confidence), 6)
+            first = next((i + 1 for i, q in enumerate(likelihoods) if q < confidence), 6)
             assert draft.num_drafted[row] == first
 
 

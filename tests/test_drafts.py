@@ -92,7 +92,7 @@ def test_measured_stands_beside_what_was_predicted() -> None:
         realised_figure({"a": 1.2}, {"b": 1.3}, ["x"])
 
 
-def test_who_is_not_told_apart_from_the_fastest_is_named() -> None:
+def test_drafts_that_tie_with_the_fastest_are_named() -> None:
     speedups = {"a": 1.2, "b": 1.5, "c": 1.45}
     assert "within noise" not in title(realised_figure(speedups, {}, "xyz"))
     assert title(realised_figure(speedups, {}, "xyz", [0.1, 0.1, 0.1])).endswith("b, 1.50×; within noise: c")

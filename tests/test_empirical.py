@@ -1,6 +1,6 @@
 """The promises of the empirical test: right samplers pass as often as stated, wrong ones do not, nothing is lost.
 
-Statistical tests have fixed seeds; FALSE_ALARM is the chance of each to fail for a right sampler under another seed.
+Statistical tests have fixed seeds; FALSE_ALARM is the probability to fail for a correct sampler with another seed.
 """
 
 import json
@@ -137,9 +137,9 @@ def leaky(pair: sd.Pair, share: float) -> Callable[..., Tensor]:
 
     def sample(prompt: list[int], number: int, length: int, seed: int) -> Tensor:
         rows = right.sample(prompt, number, length, seed)
-        chance = torch.Generator().manual_seed(seed)
-        leaks = torch.rand(number, 1, generator=chance) < share
-        return torch.where(leaks, torch.randint(64, rows.shape, generator=chance), rows)
+        generator = torch.Generator().manual_seed(seed)
+        leaks = torch.rand(number, 1, generator=generator) < share
+        return torch.where(leaks, torch.randint(64, rows.shape, generator=generator), rows)
 
     return sample
 
@@ -339,7 +339,7 @@ def test_text_prompts_are_tokenized_and_a_model_alone_will_do(pair: sd.Pair, sma
         prepare(pair.target, [text], samples=1_000)
 
 
-# Samplers that fail, and what is kept.
+# Samplers that fail, and the samples that are kept.
 
 
 class After:
@@ -402,12 +402,12 @@ def test_a_bad_sampler_is_a_clear_error_that_keeps_what_was_drawn(
 ) -> None:
     with pytest.raises(SamplerError, match=words) as failed:
         carry_out(small, After(pair, wrong))
-    drawn = 340 if words.startswith("gave 40") else 300
+    samples_drawn = 340 if words.startswith("gave 40") else 300
     assert "\n" not in str(failed.value)
     assert len(str(failed.value)) < 300
-    assert f"after {drawn} of 1,000 samples, which are kept" in str(failed.value)
+    assert f"after {samples_drawn} of 1,000 samples, which are kept" in str(failed.value)
     assert failed.value.partial is not None
-    assert failed.value.partial.samples == drawn
+    assert failed.value.partial.samples == samples_drawn
     assert failed.value.partial.partial
     assert failed.value.partial.consistent
 
@@ -457,7 +457,7 @@ def test_a_batch_that_is_no_number_of_rows_is_refused(pair: sd.Pair, small: Samp
         carry_out(small, right)
 
 
-def test_lists_and_functions_will_do_and_progress_is_told(pair: sd.Pair, small: SamplingPlan) -> None:
+def test_lists_and_functions_are_accepted_and_progress_is_reported(pair: sd.Pair, small: SamplingPlan) -> None:
     heard: list[tuple[int, int]] = []
     right = autoregressive(pair)
     result = carry_out(
@@ -468,7 +468,7 @@ def test_lists_and_functions_will_do_and_progress_is_told(pair: sd.Pair, small: 
 
 
 class Ending:
-    """Our loop that stops at some ids and fills up with rubbish behind them, or not at all."""
+    """Our loop, which stops at some ids and fills the rest with rubbish, or not at all."""
 
     eos = frozenset({9, 3})
 

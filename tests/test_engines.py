@@ -211,7 +211,7 @@ def test_shared_work_scores_no_token_behind_the_end_of_a_text(pair: sd.Pair, mon
         (1, None, [1, 2, 4]),  # one first token, two first pairs, four rows that are not alike
         (2, None, [2 * 2, 4]),  # here the second column is not worth a pass of its own
         (100, None, [4 * 3]),
-        (1, 7, [1, 2 * 2]),  # what comes third is behind the end, and makes nobody different
+        (1, 7, [1, 2 * 2]),  # the third token comes after the end, so it makes no difference
     ],
 )
 def test_shared_work_scores_a_beginning_once_that_many_rows_have_in_common(
@@ -243,10 +243,10 @@ def test_our_engine_draws_the_same_whether_or_not_it_scores_what_nobody_asks_for
     pair: sd.Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "A_PASS", 1)
-    drawn = [OurLoop(pair, 3, CUTS).sample(PROMPTS[0], 200, 5, seed=4)]
+    sampled = [OurLoop(pair, 3, CUTS).sample(PROMPTS[0], 200, 5, seed=4)]
     monkeypatch.setattr(SharedWork, "_forward", sd.TransformersModel._forward)
-    drawn.append(OurLoop(pair, 3, CUTS).sample(PROMPTS[0], 200, 5, seed=4))
-    assert torch.equal(*drawn)
+    sampled.append(OurLoop(pair, 3, CUTS).sample(PROMPTS[0], 200, 5, seed=4))
+    assert torch.equal(*sampled)
 
 
 @pytest.mark.parametrize(
@@ -341,13 +341,13 @@ def test_our_engine_draws_the_same_however_steps_are_run(
     """Captured steps belong to the memory of a cache, which shared work lays out anew."""
     target = tiny_model("llama").to(device).double()
     same = sd.Pair(target, disturbed(target).double(), pair.tokenizer)
-    drawn = {}
+    sampled = {}
     for steps in ("plain", "graphs"):
         for model in (same.target, same.draft):
             choose_steps(model, steps)
         engine = OurLoop(same, 2)
-        drawn[steps] = [engine.sample(PROMPTS[seed % 2], number, 4, seed).tolist() for seed in range(8)]
-    assert drawn["plain"] == drawn["graphs"]
+        sampled[steps] = [engine.sample(PROMPTS[seed % 2], number, 4, seed).tolist() for seed in range(8)]
+    assert sampled["plain"] == sampled["graphs"]
 
 
 @pytest.mark.cuda
@@ -461,7 +461,7 @@ def test_vllm_is_asked_to_draft_and_for_token_ids(pair: sd.Pair, monkeypatch: py
 
 
 class Server(ThreadingHTTPServer):
-    """Completions as OpenAI-compatible servers give them, drawn by `engine`. The rest is what may be odd about it."""
+    """Completions as OpenAI-compatible servers give them, sampled by `engine`. The rest is what may be odd about it."""
 
     daemon_threads = True
 
@@ -583,7 +583,7 @@ def test_an_end_token_that_a_server_leaves_out_is_put_back(server: Server, pair:
     assert result.consistent, result.explain()
 
 
-def test_a_server_that_gives_no_token_ids_is_told_apart(server: Server) -> None:
+def test_a_server_that_gives_no_token_ids_is_recognized(server: Server) -> None:
     for ids in ("", "text"):
         server.ids = ids
         with pytest.raises(sd.SpecdecError, match="gives no token ids"):

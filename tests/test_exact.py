@@ -1,7 +1,7 @@
 """The exact proof: it holds for the loop as it is, in every case of the suite; it refutes wrong loops by just as much
 as they are wrong; and what it enumerates is what a plain enumeration without any merging finds.
 
-No chance in here: tables and examples come from fixed seeds. About two minutes of CPU time.
+Nothing is random: tables and examples come from fixed seeds. About two minutes of CPU time.
 """
 
 import importlib
@@ -150,9 +150,9 @@ def test_every_controller_of_the_package_is_in_the_suite() -> None:
 def test_the_suite_reports_every_case_as_it_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
     few = [CASES["p = q"], CASES["greedy"]]
     monkeypatch.setattr("specdec_lab.equivalence.proof_suite.cases", lambda: few)
-    told: list[tuple[ProofCase, Proof]] = []
-    assert prove_all(lambda case, proof: told.append((case, proof))) == told
-    assert [case for case, _ in told] == few
+    reported: list[tuple[ProofCase, Proof]] = []
+    assert prove_all(lambda case, proof: reported.append((case, proof))) == reported
+    assert [case for case, _ in reported] == few
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -341,7 +341,7 @@ def test_weights_that_do_not_sum_to_one_are_drawn_from_as_production_does(monkey
 
 
 def test_a_loop_that_may_emit_nothing_is_followed_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A first token 0 is thrown away and drawn again, for ever: 0.4·(1 + 0.6 + 0.36 + …) = 1."""
+    """A first token 0 is discarded and sampled again, without end: 0.4·(1 + 0.6 + 0.36 + …) = 1."""
     right = decoding.Row.add
 
     def wrong(self: decoding.Row, tokens: list[int], eos: frozenset[int], limit: int) -> tuple[int, ...]:
@@ -362,7 +362,7 @@ def test_a_loop_that_hangs_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Question(Exception):
-    """What chance has to decide next: options with their probabilities."""
+    """The next random decision: options with their probabilities."""
 
     def __init__(self, options: list[tuple[int, float]]):
         self.options = options
@@ -381,12 +381,12 @@ class Answers:
         return answer
 
     def draw(self, probabilities: Tensor) -> Tensor:
-        drawn = [self.decide(list(enumerate(row))) for row in probabilities.flatten(0, -2).tolist()]
-        return torch.tensor(drawn).reshape(probabilities.shape[:-1])
+        sampled = [self.decide(list(enumerate(row))) for row in probabilities.flatten(0, -2).tolist()]
+        return torch.tensor(sampled).reshape(probabilities.shape[:-1])
 
     def accept(self, probability: Tensor) -> Tensor:
-        kept = [self.decide([(1, p), (0, 1 - p)]) for p in probability.flatten().tolist()]
-        return torch.tensor(kept, dtype=torch.bool).reshape(probability.shape)
+        decisions = [self.decide([(1, p), (0, 1 - p)]) for p in probability.flatten().tolist()]
+        return torch.tensor(decisions, dtype=torch.bool).reshape(probability.shape)
 
 
 def brute_force(
@@ -569,7 +569,7 @@ NAN = float("nan")
         (lambda: exact(P, None, [0], k=(one for one in ())), "k="),
     ],
 )
-def test_wrong_use_is_told_in_one_line(call: Callable[[], object], message: str) -> None:
+def test_wrong_use_raises_an_error_of_one_line(call: Callable[[], object], message: str) -> None:
     with pytest.raises(SpecdecError) as caught:
         call()
     assert message in str(caught.value)

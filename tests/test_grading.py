@@ -208,7 +208,7 @@ def test_graded_by_the_names_that_are_defined_in_a_sandbox(
     assert (graded.verdicts[0].outcome, graded.verdicts[0].diagnosis) == (outcome, diagnosis)
 
 
-def test_writing_into_the_arguments_is_told_from_outside_as_in_the_notebook(tmp_path: Path, sandbox: Sandbox) -> None:
+def test_the_grader_reports_writing_into_the_arguments(tmp_path: Path, sandbox: Sandbox) -> None:
     graded = grade_submission(
         "x", [notebook(tmp_path, *wrong.WRITES.values())], sandbox, exercises=[EXERCISES[name] for name in wrong.WRITES]
     )
@@ -243,9 +243,7 @@ def test_a_mistake_is_named_from_outside_as_in_the_notebook(
         ),
     ],
 )
-def test_what_is_wrong_about_findings_is_told_from_outside(
-    answer: str, said: str, tmp_path: Path, sandbox: Sandbox
-) -> None:
+def test_wrong_findings_are_reported_by_the_grader(answer: str, said: str, tmp_path: Path, sandbox: Sandbox) -> None:
     path = notebook(tmp_path, f"def findings():\n    return {answer}")
     verdict = grade_submission("x", [path], sandbox, exercises=[EXERCISES["find_bug"]]).verdicts[0]
     assert (verdict.outcome, verdict.expected) == ("wrong", "")
@@ -385,7 +383,7 @@ def test_the_command_line_grades_and_says_so(tmp_path: Path) -> None:
     assert isinstance(missing.exception, SpecdecError)  # which `specdec` tells in a line, with exit status 2
 
 
-def test_an_answer_that_needs_the_package_is_told_why_it_fails(tmp_path: Path, sandbox: Sandbox) -> None:
+def test_an_answer_that_needs_the_package_fails_with_the_reason(tmp_path: Path, sandbox: Sandbox) -> None:
     source = "import specdec_ref as sd\ndef residual(p, q):\n    return sd.residual(p, q)"
     graded = grade_submission("x", [notebook(tmp_path, source)], sandbox, exercises=[RESIDUAL])
     assert "specdec_ref is not available to the grader" in graded.verdicts[0].headline

@@ -36,7 +36,7 @@ def residual_only_and_without_walls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def graded_with(folder: Path, out: Path) -> dict[str, Graded]:
-    """The class, in which b and nobody else hands in what is right."""
+    """A class in which only b hands in the right answer."""
     notebook(folder / "b", RIGHT)
     graded = {one.submission: one for one in grade_folder(folder, out, jobs=1)}
     assert graded["b"].score == 10
@@ -67,7 +67,7 @@ def test_a_notebook_may_have_5_mb_and_no_more(tmp_path: Path) -> None:
         sources_of(path)
 
 
-def test_a_file_that_may_not_be_read_is_told_so(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_reported(tmp_path: Path) -> None:
     path = notebook(tmp_path / "class" / "a", RIGHT)
     path.chmod(0)
     if os.access(path, os.R_OK):

@@ -46,7 +46,7 @@ def right_where_it_is_seen(exercise: Exercise, elsewhere: Callable[..., Any]) ->
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_a_hidden_case_is_told_without_its_numbers_and_without_the_answer(name: str) -> None:
+def test_a_hidden_case_is_reported_without_its_numbers_and_without_the_answer(name: str) -> None:
     exercise = EXERCISES[name]
     public = {case.words for case in exercise.cases(PUBLIC_SEED)}
     secret = {case.words for seed in HIDDEN_SEEDS for case in exercise.cases(seed)} - public
@@ -64,7 +64,7 @@ def test_a_hidden_case_is_told_without_its_numbers_and_without_the_answer(name: 
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_a_hidden_case_that_fails_is_told_with_its_diagnosis_and_not_with_its_numbers(name: str) -> None:
+def test_a_hidden_case_that_fails_is_reported_with_its_diagnosis_but_not_its_numbers(name: str) -> None:
     def fails(*_: Any) -> Any:
         raise OSError("disk is full")
 
@@ -105,7 +105,7 @@ def raises(error: BaseException) -> Callable[..., Any]:
         (lambda *_: {SECRET: 1.0}, "residual returns a value of the wrong type or shape"),
     ],
 )
-def test_what_an_answer_says_in_a_hidden_case_is_not_told(elsewhere: Callable[..., Any], said: str) -> None:
+def test_what_an_answer_prints_in_a_hidden_case_is_not_shown(elsewhere: Callable[..., Any], said: str) -> None:
     """It can hold the arguments of that case, which the answer has just been given."""
     exercise = EXERCISES["residual"]
     verdict = judge(exercise, right_where_it_is_seen(exercise, elsewhere), ALL_SEEDS, limited=False)
@@ -148,7 +148,7 @@ def test_a_hidden_case_does_not_reach_the_report_through_an_exception_or_a_file(
     assert "[" not in json.loads(report)["tests"][0]["output"]
 
 
-def test_the_same_case_is_told_with_its_numbers_where_it_is_public() -> None:
+def test_the_same_case_is_reported_with_its_numbers_where_it_is_public() -> None:
     verdict = judge(EXERCISES["speedup"], lambda a, k, c, v: 1.2345, ALL_SEEDS)
     assert (verdict.case, verdict.expected) == ("α = 0.5, k = 1, c = 0.1, v = 1.0", "1.364")
 
@@ -158,13 +158,13 @@ def remembers(p: Any, q: Any, u: Any, seen: list[int] = []) -> Any:  # noqa: B00
     return u < (p / q if len(seen) == 1 else p)
 
 
-def test_a_list_as_default_argument_is_told_as_memory() -> None:
+def test_a_list_as_default_argument_is_reported_as_memory() -> None:
     verdict = judge(EXERCISES["accept"], remembers)
     assert verdict.diagnosis == "own-randomness"
     assert "no memory of your own (a list as default argument, a global variable?)" in verdict.headline
 
 
-def test_a_global_counter_is_told_as_memory() -> None:
+def test_a_global_counter_is_reported_as_memory() -> None:
     space: dict[str, Any] = {}
     exec("calls = 0\ndef speedup(*_):\n    global calls\n    calls += 1\n    return calls / 2", space)
     assert "no memory of your own" in judge(EXERCISES["speedup"], space["speedup"]).headline
@@ -198,7 +198,7 @@ def test_each_seed_has_the_time_of_the_notebook(monkeypatch: pytest.MonkeyPatch)
     assert judge(EXERCISES["residual"], slow, ALL_SEEDS).passed
 
 
-def test_who_takes_too_long_is_told_that_it_may_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_takes_too_long_is_reported_as_possibly_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judging, "SECONDS", 1.0)
     said = judge(EXERCISES["residual"], lambda p, q: time.sleep(60), ALL_SEEDS).headline
     assert said == (

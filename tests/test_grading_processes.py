@@ -59,7 +59,7 @@ def test_what_the_course_uses_can_be_imported(sandbox: Sandbox) -> None:
             assert imports(name) == name.split(".")[0]
 
 
-def test_libraries_are_told_to_start_no_threads_however_many_cores_there_are(sandbox: Sandbox) -> None:
+def test_libraries_start_no_threads_however_many_cores_there_are(sandbox: Sandbox) -> None:
     source = "import os\ndef seen():\n    return {key: os.environ[key] for key in os.environ}"
     with sandbox.open([source]) as running:
         environment = running.function("seen", 10.0)()
@@ -197,7 +197,7 @@ def test_what_only_draws_does_not_break_the_cell_of_an_answer(draws: str, tmp_pa
         *(pytest.param(draws, marks=pytest.mark.slow) for draws in ("style['a'] = 1", "with style:\n        pass")),
     ],
 )
-def test_an_answer_that_needs_what_only_draws_is_told_so(draws: str, tmp_path: Path, sandbox: Sandbox) -> None:
+def test_an_answer_that_needs_a_plotting_library_gets_the_reason(draws: str, tmp_path: Path, sandbox: Sandbox) -> None:
     cell = f"import matplotlib.pyplot as plt\nstyle = plt.rcParams\ndef residual(p, q):\n    {draws}\n    return p"
     graded = grade_submission("x", [notebook(tmp_path, cell)], sandbox, exercises=[RESIDUAL])
     assert "matplotlib is not available to the grader" in graded.verdicts[0].headline

@@ -1,4 +1,4 @@
-"""Ctrl-C while a class is graded: it answers at once, ends soon, and what was finished is kept."""
+"""Ctrl-C while a class is graded: it responds at once, ends soon, and keeps the finished reports."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def test_ctrl_c_is_answered_at_once_and_what_is_finished_is_kept(to_all: bool, t
 
 
 def started(folder: Path) -> str:
-    """A cell that leaves a file behind, so that one sees that cells run."""
+    """A cell that writes a file, which shows that the cell ran."""
     return f"open({str(folder / 'started')!r}, 'w').write('yes')"
 
 

@@ -1,4 +1,4 @@
-"""Class folders with more than honest work: no score changes, nobody is left out, and reports give the reasons."""
+"""Class folders with more than honest work: no score changes, no submission is lost, and reports give the reasons."""
 
 import csv
 import itertools
@@ -319,7 +319,7 @@ def test_broken_notebooks_with_names_of_their_own_are_all_named(tmp_path: Path) 
     assert found.verdicts[1].headline == f"{said}; and 1 more"
 
 
-def test_a_notebook_with_large_outputs_is_told_the_remedy(tmp_path: Path) -> None:
+def test_the_remedy_for_large_outputs_is_named(tmp_path: Path) -> None:
     path = notebook(tmp_path, RIGHT)
     content = json.loads(path.read_text(encoding="utf-8"))
     content["cells"][0]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "x" * 6_000_000}]

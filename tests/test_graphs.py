@@ -43,14 +43,14 @@ def pair_of(family: str, device: str, steps: str) -> tuple[TransformersModel, Tr
 @pytest.mark.parametrize("lengths", [[30], [30, 17, 4]], ids=["one row", "ragged"])
 def test_captured_steps_equal_plain_ones(family: str, lengths: list[int], device: str) -> None:
     captured, plain = pair_of(family, device, "graphs")
-    chance = torch.Generator().manual_seed(1)
-    prompt = [torch.randint(60, (n,), generator=chance).tolist() for n in lengths]
+    generator = torch.Generator().manual_seed(1)
+    prompt = [torch.randint(60, (n,), generator=generator).tolist() for n in lengths]
     for lm in (captured, plain):
         lm.start(len(lengths), 200)
         lm.prefill(prompt)
     with warnings.catch_warnings(action="error"):  # a model that cannot be captured would say so
         for n in [1, 3] * (USES_BEFORE_CAPTURE + 3):
-            tokens = torch.randint(60, (len(lengths), n), generator=chance).to(device)
+            tokens = torch.randint(60, (len(lengths), n), generator=generator).to(device)
             torch.testing.assert_close(captured.extend(tokens), plain.extend(tokens), atol=1e-5, rtol=1e-5)
             for lm in (captured, plain):
                 lm.rewind([length - n // 2 for length in lm.cache.lengths])
@@ -61,15 +61,15 @@ def test_captured_steps_equal_plain_ones(family: str, lengths: list[int], device
 def test_captured_trees_equal_plain_ones(family: str, device: str) -> None:
     """Of any shape and in any rows: positions, slots and mask are inputs of the captured step."""
     captured, plain = pair_of(family, device, "graphs")
-    chance = torch.Generator().manual_seed(1)
-    prompt = [torch.randint(60, (n,), generator=chance).tolist() for n in (20, 7)]
+    generator = torch.Generator().manual_seed(1)
+    prompt = [torch.randint(60, (n,), generator=generator).tolist() for n in (20, 7)]
     for lm in (captured, plain):
         lm.start(2, 120)
         lm.prefill(prompt)
     shapes = [-1, -1, 0, 0], [-1, 0, 0, 1], [-1, -1, -1, 2]
     with warnings.catch_warnings(action="error"):
         for i in range(USES_BEFORE_CAPTURE + 5):
-            tokens = torch.randint(60, (2, 4), generator=chance).to(device)
+            tokens = torch.randint(60, (2, 4), generator=generator).to(device)
             parents = torch.tensor([shapes[i % 3], shapes[(i + 1) % 3]])
             found, expected = (lm.extend_tree(tokens, parents) for lm in (captured, plain))
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -191,12 +191,12 @@ def test_what_cannot_be_captured_says_so_once_and_runs_all_the_same(monkeypatch:
     for lm in (captured, plain):
         lm.start(1, 64)
         lm.prefill([[1, 2, 3]])
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for token in range(8):
             tokens = torch.tensor([[token]])
             assert torch.equal(captured.extend(tokens), plain.extend(tokens))
-    assert [str(w.message)[:45] for w in told] == ["steps of LlamaForCausalLM cannot be captured "]
+    assert [str(w.message)[:45] for w in caught] == ["steps of LlamaForCausalLM cannot be captured "]
 
 
 @pytest.mark.parametrize("steps", ["graphs", "recorded", "plain"])

@@ -346,7 +346,7 @@ def test_recorded_steps_keep_the_same_features_as_plain_ones(
     batch: int, tiny_model: Callable[..., PreTrainedModel]
 ) -> None:
     target = tiny_model("llama")
-    kept = {}
+    features = {}
     for steps in ("plain", "recorded"):
         choose_steps(target, steps)
         model = TransformersModel(target, feature_layers=(1, 2))
@@ -354,8 +354,8 @@ def test_recorded_steps_keep_the_same_features_as_plain_ones(
         model.prefill([[3, 1, 4]] * batch)
         for i in range(40):
             model.extend(torch.full((batch, 2), i))
-        kept[steps] = model.features[:, :83].clone()
-    torch.testing.assert_close(kept["recorded"], kept["plain"], rtol=1e-4, atol=1e-4)
+        features[steps] = model.features[:, :83].clone()
+    torch.testing.assert_close(features["recorded"], features["plain"], rtol=1e-4, atol=1e-4)
 
 
 def test_scores_are_the_same_to_the_last_bit_with_and_without_features(pair: Pair) -> None:

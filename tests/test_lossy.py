@@ -1,7 +1,7 @@
-"""The promises about lossy rules: how far each is from the target, by hand, by enumeration and in the whole loop; that
-the exact rules are at distance 0; and that what is measured on a pair is what the rules do.
+"""The promises about verification rules: the distance of each lossy rule from the target (by hand, by enumeration and
+in the whole loop), distance 0 for the exact rules, and measurements on a pair that match the rules.
 
-No chance in here: every drafted token and every decision is played.
+Nothing is random: all drafted tokens and all decisions are enumerated.
 """
 
 import itertools
@@ -122,16 +122,16 @@ def test_lenience_raises_no_token_above_its_bound(p: list[int], q: list[int], le
 
 
 def played(rule: Verify, p: Tensor, q: Tensor) -> tuple[list[float], float]:
-    """The first token's distribution and the tokens per round: all drafted blocks, all decisions, one by one."""
+    """The distribution of the first token and the tokens per round, by enumeration of all drafts and all decisions."""
     k, size = q.shape
     first, tokens = [0.0] * size, 0.0
     for drafted in itertools.product(range(size), repeat=k):
-        chance = float(torch.stack([q[i, token] for i, token in enumerate(drafted)]).prod())
+        probability = float(torch.stack([q[i, token] for i, token in enumerate(drafted)]).prod())
         choices: list[Choice] | None = []
-        while choices is not None and chance > 0:
+        while choices is not None and probability > 0:
             script = Script(choices)
             verdict = rule(p, q, torch.tensor(drafted), script)
-            path = chance * script.probability(0)
+            path = probability * script.probability(0)
             accepted = int(verdict.accepted)
             first[drafted[0] if accepted else int(verdict.next_token)] += path
             tokens += path * (accepted + 1)

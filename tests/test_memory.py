@@ -1,4 +1,4 @@
-"""The promises of the memory profile: weights and KV cache are told exactly before anything is loaded, the peak nearly.
+"""The promises of the memory profile: exact weights and KV cache before loading, a peak within tolerance.
 
 20 s of CPU time in all.
 """
@@ -88,7 +88,7 @@ def test_a_configuration_is_enough_no_weights_are_read(tmp_path: Path) -> None:
     assert one.total == other.total
 
 
-def test_eight_billion_parameters_are_told_without_room_for_them() -> None:
+def test_eight_billion_parameters_are_computed_without_allocating_them() -> None:
     """Llama 3 8B has 8,030,261,248 parameters, 16 GB in 16 bit; a token takes 32 layers × 8 heads × 128 × 2."""
     big = LlamaConfig(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
                       num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=8192)  # fmt: skip

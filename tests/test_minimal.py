@@ -44,9 +44,9 @@ class EveryOutcome:
     def accept(self, probability: Tensor) -> Tensor:
         options = {}
         for answers in itertools.product([True, False], repeat=len(probability)):
-            chances = [p if answer else 1 - p for p, answer in zip(probability.tolist(), answers, strict=True)]
-            if all(chance > 0 for chance in chances):
-                options[answers] = float(torch.tensor(chances, dtype=torch.float64).prod())
+            factors = [p if answer else 1 - p for p, answer in zip(probability.tolist(), answers, strict=True)]
+            if all(p > 0 for p in factors):
+                options[answers] = float(torch.tensor(factors, dtype=torch.float64).prod())
         return torch.tensor(self._decide(options))
 
     def _decide(self, options: dict[object, float]) -> object:

@@ -443,7 +443,7 @@ def test_a_model_that_does_not_fit_on_the_device_is_one_line(
         load_pair(folder, device="cpu")
 
 
-def test_two_names_for_one_id_are_told(saved: Saved, tiny_model: Tiny) -> None:
+def test_two_names_for_one_id_raise(saved: Saved, tiny_model: Tiny) -> None:
     class Words:
         def __init__(self, vocabulary: dict[str, int]):
             self.get_vocab = lambda: vocabulary
@@ -461,7 +461,7 @@ def test_a_loaded_model_holds_no_pages_of_its_file(
     tiny_model: Callable[..., PreTrainedModel],
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    """They would be in memory beside the weights, which are copied into another order."""
+    """They would be in memory in addition to the weights, which are copied into another order."""
     tiny_model("llama", tie_word_embeddings=tied).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded = load_pair(tmp_path, device="cpu")

@@ -49,8 +49,8 @@ pairs_of_counts = st.integers(0, 9).flatmap(lambda k: st.tuples(st.integers(0, k
 histories = st.lists(pairs_of_counts, max_size=60)
 
 
-def told(history: Sequence[tuple[int, int]], window: int = 100) -> SpeculativeDecodingMonitor:
-    """A monitor that heard of these rounds, each (accepted, proposed)."""
+def monitor_of(history: Sequence[tuple[int, int]], window: int = 100) -> SpeculativeDecodingMonitor:
+    """A monitor that received these rounds, each (accepted, proposed)."""
     monitor = SpeculativeDecodingMonitor(window)
     for accepted, proposed in history:
         monitor.on_iteration_complete(accepted, proposed)
@@ -68,26 +68,26 @@ def same(a: object, b: object) -> bool:
 
 
 class Cycle:
-    """A controller that goes through its list of k again and again, and keeps what it is told."""
+    """A controller that goes through its list of k again and again, and records the rounds that it observes."""
 
     def __init__(self, *ks: int):
         self.max_k, self.ks, self.at = max(ks), ks, 0
-        self.told: list[list[Round]] = []
+        self.observed: list[list[Round]] = []
 
     def next_k(self) -> int:
         self.at += 1
         return self.ks[(self.at - 1) % len(self.ks)]
 
     def observe(self, rounds: list[Round]) -> None:
-        self.told.append(list(rounds))
+        self.observed.append(list(rounds))
 
 
 # What the numbers mean.
 
 
 def test_a_small_history_counted_by_hand() -> None:
-    """Drafted 4, 4, 4, 0, 2; accepted 4, 0, 2, 0, 1: judged 4, 1, 3, 0, 2."""
-    found = told([(4, 4), (0, 4), (2, 4), (0, 0), (1, 2)]).get_statistics()
+    """Drafted 4, 4, 4, 0, 2; accepted 4, 0, 2, 0, 1: examined 4, 1, 3, 0, 2."""
+    found = monitor_of([(4, 4), (0, 4), (2, 4), (0, 0), (1, 2)]).get_statistics()
     assert (found.rounds, found.drafts, found.drafted, found.judged, found.accepted) == (5, 4, 14, 10, 7)
     assert found.emitted == 12
     assert found.acceptance_rate == 7 / 10
@@ -99,7 +99,7 @@ def test_a_small_history_counted_by_hand() -> None:
 
 
 def test_the_mean_of_rates_misleads_as_its_docstring_says() -> None:
-    found = told([(1, 1), (4, 8)]).get_statistics()
+    found = monitor_of([(1, 1), (4, 8)]).get_statistics()
     assert found["mean_acceptance_rate"] == 0.75
     assert (found.draft_acceptance_rate, found.acceptance_rate) == (5 / 9, 5 / 6)
     assert all(figure in str(MonitorStatistics.__doc__) for figure in ("0.75", "5/9", "5/6"))
@@ -111,7 +111,7 @@ def test_the_mean_of_rates_misleads_as_its_docstring_says() -> None:
 @example([(0, 0)], 3)
 @example([(0, 0), (0, 3)], 1)
 def test_statistics_are_those_of_counting_token_by_token(history: list[tuple[int, int]], window: int) -> None:
-    found = told(history, window).get_statistics()
+    found = monitor_of(history, window).get_statistics()
     said = [outcomes(*one) for one in history]
     drafting = [one for one in history if one[1]]
 
@@ -149,7 +149,7 @@ def test_statistics_are_those_of_counting_token_by_token(history: list[tuple[int
 def test_the_source_texts_seven_are_numpys_of_each_rounds_rate(history: list[tuple[int, int]]) -> None:
     rates = [accepted / proposed if proposed > 0 else 0 for accepted, proposed in history]
     expected = [np.mean(rates), np.std(rates), np.min(rates), np.max(rates), *np.percentile(rates, [50, 95])]
-    found = told(history).get_statistics()
+    found = monitor_of(history).get_statistics()
     np.testing.assert_allclose([found[name] for name in SOURCE_NAMES[:-1]], expected, rtol=1e-9, atol=1e-9)
     assert found["total_iterations"] == len(history)
 
@@ -157,7 +157,7 @@ def test_the_source_texts_seven_are_numpys_of_each_rounds_rate(history: list[tup
 @settings(max_examples=60, deadline=None)
 @given(histories)
 def test_the_interval_is_wilsons(history: list[tuple[int, int]]) -> None:
-    found = told(history).get_statistics()
+    found = monitor_of(history).get_statistics()
     if not found.judged:
         assert all(math.isnan(end) for end in found.acceptance_interval)
         return
@@ -167,18 +167,18 @@ def test_the_interval_is_wilsons(history: list[tuple[int, int]]) -> None:
 
 def test_nothing_judged_is_nan_and_never_an_error() -> None:
     for history in ([], [(0, 0)]):
-        found = told(history).get_statistics().to_dict()
+        found = monitor_of(history).get_statistics().to_dict()
         for name in ("acceptance_rate", "draft_acceptance_rate", "rolling_acceptance_rate"):
             assert math.isnan(found[name]), name
         assert all(math.isnan(end) for end in found["acceptance_interval"])
-    empty = told([]).get_statistics()
+    empty = monitor_of([]).get_statistics()
     assert math.isnan(empty.tokens_per_round)
     assert all(math.isnan(empty[name]) for name in SOURCE_NAMES[:-1])
     assert empty["total_iterations"] == 0
 
 
 def test_everything_can_be_had_by_name() -> None:
-    found = told([(2, 3), (0, 3)]).get_statistics()
+    found = monitor_of([(2, 3), (0, 3)]).get_statistics()
     everything = found.to_dict()
     assert set(SOURCE_NAMES) <= set(everything)
     assert all(same(found[name], value) for name, value in everything.items())
@@ -216,14 +216,14 @@ def test_a_pair_of_known_alpha_is_measured_right() -> None:
         next(loop)
     found = monitor.get_statistics()
     assert (found.rounds, found.drafts, found.drafted) == (1800, 1800, 5400)
-    # Rejecting is what ends a round, so that judged tokens are as many tries in a row, and the counts binomial.
+    # A rejection ends a round, so examined tokens are independent tries and the counts are binomial.
     assert stats.binomtest(found.accepted, found.judged, ALPHA).pvalue > 1e-6
     reached = 1800
     for i, rate in enumerate(found.conditional_rates):
-        kept = round(rate * reached)
-        assert stats.binomtest(kept, reached, ALPHA).pvalue > 1e-6, i
-        assert found.unconditional_rates[i] == kept / 1800
-        reached = kept
+        accepted_here = round(rate * reached)
+        assert stats.binomtest(accepted_here, reached, ALPHA).pvalue > 1e-6, i
+        assert found.unconditional_rates[i] == accepted_here / 1800
+        reached = accepted_here
     expected = 1800 * np.array([1 - ALPHA, (1 - ALPHA) * ALPHA, (1 - ALPHA) * ALPHA**2, ALPHA**3])
     assert stats.chisquare(found.accepted_histogram, expected).pvalue > 1e-6
     assert found.emitted == found.accepted + 1800
@@ -273,11 +273,13 @@ def test_choices_and_outcomes_pass_through_unchanged(pair: Pair) -> None:
     monitor = SpeculativeDecodingMonitor()
     watched = generate_speculative(pair, BATCH, k=controllers[0], max_new_tokens=24, seed=1, monitor=monitor)
     generate_speculative(pair, BATCH, k=controllers[1], max_new_tokens=24, seed=1)
-    heard, expected = ([[(r.drafted, r.accepted, r.emitted) for r in rounds] for rounds in c.told] for c in controllers)
-    assert heard == expected
+    watched_rounds, plain_rounds = (
+        [[(r.drafted, r.accepted, r.emitted) for r in rounds] for rounds in c.observed] for c in controllers
+    )
+    assert watched_rounds == plain_rounds
     assert controllers[0].at == controllers[1].at
-    told_of = sorted((len(r.drafted), r.accepted, len(r.emitted)) for g in watched for r in g.rounds)
-    assert sorted((r.drafted, r.accepted, r.emitted) for r in monitor.rounds) == told_of
+    expected_rounds = sorted((len(r.drafted), r.accepted, len(r.emitted)) for g in watched for r in g.rounds)
+    assert sorted((r.drafted, r.accepted, r.emitted) for r in monitor.rounds) == expected_rounds
 
 
 def test_autoregressive_decoding_and_streams_can_be_watched(pair: Pair) -> None:
@@ -323,7 +325,7 @@ def test_the_three_times_add_up_to_the_rounds(pair: Pair) -> None:
 
 
 def test_only_what_entered_the_text_counts_as_emitted(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An end token may be accepted inside a round; what stood behind it is none of the text."""
+    """An end token may be accepted inside a round. The tokens after it are not part of the text."""
     monkeypatch.setattr(Pair, "eos", frozenset(pair.tokenizer("\n")["input_ids"]))
     monitor = SpeculativeDecodingMonitor()
     generations = generate_speculative(pair, BATCH, k=4, max_new_tokens=24, seed=1, monitor=monitor)
@@ -379,7 +381,7 @@ def test_threads_lose_no_round() -> None:
     assert sorted({record.step for record in monitor.rounds}) == list(range(4000))
 
 
-# What is told afterwards.
+# What is shown afterwards.
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, BATCH], ids=["one", "batch"])
@@ -419,7 +421,7 @@ NAN, INF = math.nan, math.inf
     [(3, 2), (-1, 2), (0, -1), (NAN, 2), (1, NAN), (1.0, 2), (1, 2.5), (INF, INF), (True, 1), ("1", 2), (None, 2)],
 )
 def test_a_round_that_cannot_be_is_refused_and_not_counted(accepted: Any, proposed: Any) -> None:
-    monitor = told([(1, 2)])
+    monitor = monitor_of([(1, 2)])
     with pytest.raises(SpecdecError, match=r"accepted=.*, proposed=.*: take whole numbers, 0 ≤ accepted ≤ proposed$"):
         monitor.on_iteration_complete(accepted, proposed)
     assert monitor.get_statistics().rounds == 1
@@ -440,7 +442,8 @@ def test_a_window_that_cannot_be_is_refused(window: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "done", [3, None, "text", ["text"], [3], {"rounds": 1}, told([]).get_statistics(), Round((1,), 2, (1, 2), 0.0, 0.0)]
+    "done",
+    [3, None, "text", ["text"], [3], {"rounds": 1}, monitor_of([]).get_statistics(), Round((1,), 2, (1, 2), 0.0, 0.0)],
 )
 def test_what_is_no_generation_is_refused(done: Any) -> None:
     with pytest.raises(SpecdecError, match="done"):
@@ -486,12 +489,12 @@ def as_vllm_counts(history: Sequence[tuple[int, int]], width: int) -> Any:
     name = "vllm:spec_decode_num_accepted_tokens_per_pos"
     positions = Counter(name, "positions", [*labels, "position"], registry=registry)
     places = [positions.labels("m", "0", str(i)) for i in range(width)]
-    for kept, proposed in history:
+    for accepted_here, proposed in history:
         if proposed:
             drafts.inc()
             drafted.inc(proposed)
-            accepted.inc(kept)
-            for place in places[:kept]:
+            accepted.inc(accepted_here)
+            for place in places[:accepted_here]:
                 place.inc()
     return registry
 
@@ -506,7 +509,7 @@ def scraped(registry: Any) -> list[str]:
 
 def test_prometheus_reads_what_vllms_own_counters_would_say() -> None:
     history = [(4, 4), (0, 4), (2, 4), (0, 0), (1, 2)]
-    registry = told(history).to_prometheus(model_name="m")
+    registry = monitor_of(history).to_prometheus(model_name="m")
     assert scraped(registry) == scraped(as_vllm_counts(history, 4))
     samples = {sample.name for family in registry.collect() for sample in family.samples}
     assert samples == VLLM_NAMES
@@ -528,10 +531,10 @@ def test_a_registry_that_has_such_counters_is_refused() -> None:
     from prometheus_client import CollectorRegistry
 
     mine = CollectorRegistry()
-    assert told([(1, 2)]).to_prometheus(mine) is mine
+    assert monitor_of([(1, 2)]).to_prometheus(mine) is mine
     for taken in (mine, as_vllm_counts([], 1), "registry"):
         with pytest.raises(SpecdecError, match="registry="):
-            told([(1, 2)]).to_prometheus(taken)
+            monitor_of([(1, 2)]).to_prometheus(taken)
 
 
 def parsed(text: str) -> list[dict[str, Any]]:
@@ -544,7 +547,7 @@ def parsed(text: str) -> list[dict[str, Any]]:
 
 
 def test_json_lines_have_each_round_and_null_for_what_is_not_known(tmp_path: Path) -> None:
-    monitor = told([(1, 2), (0, 0), (3, 3)])
+    monitor = monitor_of([(1, 2), (0, 0), (3, 3)])
     monitor.to_json_lines(tmp_path / "rounds.jsonl")
     written = (tmp_path / "rounds.jsonl").read_text(encoding="utf-8")
     lines = parsed(written)
@@ -577,18 +580,18 @@ def test_json_lines_are_written_as_rounds_end_and_survive_an_interrupt(pair: Pai
 
 def test_a_dataframe_has_a_row_for_each_round() -> None:
     pytest.importorskip("pandas")
-    frame = told([(1, 2), (0, 3)]).to_dataframe()
+    frame = monitor_of([(1, 2), (0, 3)]).to_dataframe()
     assert list(frame.columns) == list(RoundRecord._fields)
     assert frame["drafted"].tolist() == [2, 3]
     assert frame["accepted"].sum() == 1
     assert frame["draft_seconds"].isna().all()
-    assert list(told([]).to_dataframe().columns) == list(RoundRecord._fields)
+    assert list(monitor_of([]).to_dataframe().columns) == list(RoundRecord._fields)
 
 
 def test_without_pandas_a_dataframe_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(SpecdecError, match=r"needs pandas; pip install 'specdec_ref\[course\]'"):
-        told([(1, 2)]).to_dataframe()
+        monitor_of([(1, 2)]).to_dataframe()
 
 
 def test_importing_it_loads_no_plots_no_pandas_and_no_torch() -> None:
@@ -602,15 +605,15 @@ def test_importing_it_loads_no_plots_no_pandas_and_no_torch() -> None:
 
 
 def test_the_figure_says_its_message_and_names_its_axes(tmp_path: Path) -> None:
-    monitor = told([(2, 2)] * 60 + [(0, 2)] * 40, window=40)
+    monitor = monitor_of([(2, 2)] * 60 + [(0, 2)] * 40, window=40)
     figure = monitor.plot_acceptance_over_time(tmp_path / "acceptance.png")
     assert (tmp_path / "acceptance.png").read_bytes().startswith(b"\x89PNG")
     (axes,) = figure.axes
-    assert axes.get_title(loc="left") == "α is 75 % over all rounds, 0 % over the last 25"  # 120 of 160 judged
+    assert axes.get_title(loc="left") == "α is 75 % over all rounds, 0 % over the last 25"  # 120 of 160 examined
     assert axes.get_xlabel() == "round"
     assert "(%)" in axes.get_ylabel()
     lines = {str(line.get_label()): line for line in axes.lines}
-    assert len({line.get_linestyle() for line in lines.values()}) == len(lines) == 3  # told apart without color
+    assert len({line.get_linestyle() for line in lines.values()}) == len(lines) == 3  # distinguishable without color
     last = lines["α, last 25"]
     assert np.asarray(last.get_xdata()).tolist() == list(range(25, 101))
     assert np.asarray(last.get_ydata())[[0, -1]].tolist() == [100, 0]
@@ -619,7 +622,7 @@ def test_the_figure_says_its_message_and_names_its_axes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("history", [[], [(0, 0)] * 3, [(1, 1)]], ids=["nothing", "no drafts", "one round"])
 def test_a_figure_of_next_to_nothing_can_be_drawn(history: list[tuple[int, int]], tmp_path: Path) -> None:
-    figure = told(history).plot_acceptance_over_time(tmp_path / "acceptance.svg")
+    figure = monitor_of(history).plot_acceptance_over_time(tmp_path / "acceptance.svg")
     title = figure.axes[0].get_title(loc="left")
     assert title == ("α is 100 % over all rounds, 100 % over the last 1" if history == [(1, 1)] else "No draft yet")
 
@@ -627,7 +630,7 @@ def test_a_figure_of_next_to_nothing_can_be_drawn(history: list[tuple[int, int]]
 def test_tables_show_the_numbers_in_the_terminal_and_in_html() -> None:
     from rich.console import Console
 
-    monitor = told([(4, 4), (0, 4), (2, 4), (0, 0), (1, 2)])
+    monitor = monitor_of([(4, 4), (0, 4), (2, 4), (0, 0), (1, 2)])
     console = Console(file=io.StringIO(), width=100)
     console.print(monitor)
     shown = [console.file.getvalue(), str(monitor.get_statistics()), monitor._repr_html_()]  # type: ignore[attr-defined]
@@ -651,7 +654,7 @@ def test_without_a_notebook_the_live_view_is_printed_once_at_the_end(
 
 
 def test_the_trace_is_higher_the_more_was_accepted() -> None:
-    assert LiveView(told([(0, 4), (2, 4), (4, 4), (0, 0)])).trace() == "▁▅█·"
+    assert LiveView(monitor_of([(0, 4), (2, 4), (4, 4), (0, 0)])).trace() == "▁▅█·"
 
 
 def test_in_a_notebook_the_live_view_is_one_output_that_is_renewed() -> None:

@@ -1,5 +1,5 @@
 """The promises of the museum: every wrong version is one small change that is caught by the test meant for it, and by
-the exact proof where it changes the distribution; the right code passes every test; and nothing wrong stays behind.
+the exact proof where it changes the distribution; the right code passes every test; and no mutation remains in place.
 
 The fast tests compute only the cells of the matrix that are promised: the exact proof of every wrong version, the test
 meant for it, and every test of the right code. Tests of the whole matrix are marked `slow`. Tests that use randomness
@@ -282,7 +282,7 @@ def test_the_proof_is_made_on_tables_and_on_a_real_transformer_with_its_cache() 
 
 
 def test_real_models_reject_some_and_accept_whole_rounds_in_the_test_of_the_cache() -> None:
-    """Else that test could not see what is left behind by a rejection, or missing after a full round."""
+    """Otherwise that test could not detect leftovers of a rejection, or tokens missing after a full round."""
     models = [TransformersModel(model) for model in tiny_pair()]
     rows = [decoding.Row(tuple(prompt), 24) for prompt in PROMPTS]
     loop = decoding.speculate(models[0], ModelDrafter(models[1]), rows, FixedK(3), Sampling(), SeededRandomness(0))
@@ -301,7 +301,7 @@ def test_the_page_in_the_docs_is_what_the_command_writes(result: Matrix, museum_
 def test_the_picture_in_the_docs_has_every_wrong_version(small: Matrix, museum_page: Any) -> None:
     assert "(museum.svg)" in museum_page.page(small)
     picture = (ROOT / "docs" / "museum.svg").read_text(encoding="utf-8")
-    assert all(f"<!-- {m.name} -->" in picture for m in MUTANTS)  # text is drawn as paths, and told in comments
+    assert all(f"<!-- {m.name} -->" in picture for m in MUTANTS)  # text becomes paths; comments hold it as text
 
 
 RECORD = {

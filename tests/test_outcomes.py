@@ -55,7 +55,7 @@ def test_every_way_is_played_once_and_each_as_likely_as_it_is() -> None:
         (lambda c: c.accept(10**400), "takes a probability, 0 … 1"),
     ],
 )
-def test_what_is_no_probability_is_told_in_words_of_ours(asks: Callable[[Chance], Any], said: str) -> None:
+def test_a_value_that_is_not_a_probability_raises_our_own_error(asks: Callable[[Chance], Any], said: str) -> None:
     with pytest.raises(BadRequest) as raised:
         distribution(lambda chance: [asks(chance)])
     assert said in str(raised.value)
@@ -64,7 +64,7 @@ def test_what_is_no_probability_is_told_in_words_of_ours(asks: Callable[[Chance]
 
 
 @pytest.mark.parametrize("name", WITH_CHANCE)
-def test_an_answer_that_never_stops_asking_is_told_so(name: str) -> None:
+def test_an_answer_that_never_stops_asking_is_reported(name: str) -> None:
     for asks in (lambda c: c.accept(1.0), lambda c: c.accept(0.5) or True, lambda c: c.draw([0.5, 0.5]) + 1):
 
         def answer(*arguments: Any, asks: Callable[[Chance], Any] = asks) -> list[int]:
@@ -90,7 +90,7 @@ def test_what_has_too_many_outcomes_or_decisions_ends(draws: int, plays: int) ->
     assert len(played) == plays + 1
 
 
-def test_an_answer_that_asks_otherwise_each_time_is_told_so() -> None:
+def test_an_answer_whose_questions_change_from_run_to_run_is_reported() -> None:
     asked: list[int] = []
 
     def forgetful(chance: Chance) -> list[int]:

@@ -36,7 +36,7 @@ def test_a_stream_ends_as_the_strip_of_its_generation(pair: Any, capsys: Any) ->
     assert capsys.readouterr().out == f"{token_strip(whole.rounds, pair.tokenizer)}\n"
 
 
-def test_every_fate_is_told_by_a_mark_as_well_as_a_colour(pair: Any) -> None:
+def test_every_token_state_has_a_mark_as_well_as_a_color(pair: Any) -> None:
     rounds = sd.generate_speculative(pair, "the rest of it", k=2, max_new_tokens=60, seed=1).rounds
     strip = token_strip(rounds, pair.tokenizer, prompt="<b>")
     page = strip._repr_html_()
@@ -47,7 +47,7 @@ def test_every_fate_is_told_by_a_mark_as_well_as_a_colour(pair: Any) -> None:
 
 
 def test_a_round_shows_its_verdict_and_where_its_last_token_came_from() -> None:
-    figure = round_figure(played(1, [0.7, 0.0, 0.2, 0.1], 3), "abcd".__getitem__, most=2)
+    figure = round_figure(played(1, [0.7, 0.0, 0.2, 0.1], 3), "abcd".__getitem__, num_shown=2)
     assert titles(figure) == ["Round 1: 1 of 2 accepted", "From the residual: 'd'"]
     left, right = figure.axes
     assert [text.get_text() for text in left.texts] == ["✓", "✗"]

@@ -52,11 +52,11 @@ def policy_for(
     alpha: float, ridge: float = 24.0, noise: float = 0.0, turns: int = 7, seed: int = 0
 ) -> SpeculationPolicy:
     """The policy measured on that machine, whose turns vary by `noise` (standard deviation of the logarithm)."""
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     cells = []
     for b in BATCHES:
         for n in CONTEXTS:
-            ratios = {k: list(truth(b, n, alpha, k, ridge) * np.exp(noise * chance.standard_normal(turns))) for k in KS}
+            ratios = {k: list(truth(b, n, alpha, k, ridge) * np.exp(noise * rng.standard_normal(turns))) for k in KS}
             cells.append(judge(b, n, machine(b, n, ridge), alpha, ratios))
     return SpeculationPolicy(tuple(cells), {})
 
@@ -115,9 +115,9 @@ def test_the_recommendation_is_never_below_the_promise_however_the_turns_vary() 
 
     To recommend such a k all 7 turns must come out 5 % too high: 0.045⁷ for each of 4 k, one in 10⁵ for all cells.
     And caution costs little: where 15 % are to be won, at least 90 % of the best is reached, in all cells."""
-    chance = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     for seed in range(200):
-        alpha, ridge = float(chance.uniform(0.1, 0.95)), float(chance.uniform(2, 80))
+        alpha, ridge = float(rng.uniform(0.1, 0.95)), float(rng.uniform(2, 80))
         policy = policy_for(alpha, ridge, noise=0.03, seed=seed)
         for cell in policy.cells:
             true = {0: 1.0} | {k: truth(cell.batch, cell.context, alpha, k, ridge) for k in KS}
@@ -208,7 +208,7 @@ def test_the_controller_follows_rows_that_finish_and_text_that_grows() -> None:
 
 
 def test_generations_under_the_policy_are_the_targets(pair: sd.Pair) -> None:
-    """Greedy: whatever k it chooses, the tokens are those of decoding one by one."""
+    """Greedy: whatever k it chooses, the tokens are those of autoregressive decoding."""
     policy = from_low({(b, n): {2: 3.0 / b, 3: 2.0 / b} for b in (1, 4) for n in (4, 128)})
     prompts = [list(range(1, 9)), list(range(5, 30)), [3, 4, 5]]
     ours = sd.generate_speculative(
@@ -285,7 +285,7 @@ def test_the_export_needs_a_largest_batch(wrong: Any) -> None:
 
 
 def plain_loop(pair: sd.Pair, prompts: list[list[int]], k: int, rounds: int, sampling: sd.Sampling, seed: int) -> Any:
-    """The same rounds by the loop itself, on models that read the prompts anew: tokens, accepted, judged."""
+    """(tokens, accepted, examined) of the same rounds, decoded by the loop itself with models that read the prompts."""
     target = TransformersModel(pair.target)
     drafter = ModelDrafter(TransformersModel(pair.draft)) if k else None
     rows = [Row(tuple(prompt), (rounds + 2) * (k + 1) + 20) for prompt in prompts]
@@ -293,8 +293,8 @@ def plain_loop(pair: sd.Pair, prompts: list[list[int]], k: int, rounds: int, sam
     for _ in range(rounds + 1):
         next(loop)
     timed = [r for row in rows for r in row.rounds[1:]]
-    judged = sum(min(r.accepted + 1, len(r.drafted)) for r in timed)
-    return sum(len(r.emitted) for r in timed), sum(r.accepted for r in timed), judged
+    examined = sum(min(r.accepted + 1, len(r.drafted)) for r in timed)
+    return sum(len(r.emitted) for r in timed), sum(r.accepted for r in timed), examined
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -412,7 +412,7 @@ def test_measuring_needs_a_draft(pair: sd.Pair) -> None:
 # --- showing and keeping ---------------------------------------------------------------------------------------------
 
 
-def test_a_policy_that_was_kept_is_the_same(measured: Any) -> None:
+def test_a_policy_that_was_saved_is_the_same(measured: Any) -> None:
     policy, _ = measured
     again = SpeculationPolicy.from_json(json.loads(json.dumps(policy.to_json(), allow_nan=False)))
     assert again.cells == policy.cells
@@ -486,6 +486,6 @@ def test_the_benchmark_measures_and_checks_the_promise(tmp_path: Path) -> None:
     assert [(c["batch"], c["context"], c["k"]) for c in report["checks"]] == [
         (c.batch, c.context, c.k) for c in policy.cells
     ]
-    assert all(c["policy"]["median"] > 0 and len(c["source text"]["interval"]) == 2 for c in report["checks"])
+    assert all(c["policy"]["median"] > 0 and len(c["fixed thresholds"]["interval"]) == 2 for c in report["checks"])
     as_vllm_reads(report["vllm"], 256)
     assert math.isfinite(report["verdict"]["smallest median of the policy"])

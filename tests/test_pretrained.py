@@ -74,9 +74,9 @@ def test_acceptance_while_decoding_is_near_the_card() -> None:
     pair = sd.load_pair(draft="draft-small", device="cpu")
     prompts = list(sd.held_out_prompts().values())[:8]
     generations = sd.generate_speculative(pair, prompts, k=4, max_new_tokens=64, seed=0)
-    judged = sum(min(r.accepted + 1, len(r.drafted)) for g in generations for r in g.rounds)
+    examined = sum(min(r.accepted + 1, len(r.drafted)) for g in generations for r in g.rounds)
     accepted = sum(r.accepted for g in generations for r in g.rounds)
-    assert abs(accepted / judged - card["acceptance"]) < 0.15
+    assert abs(accepted / examined - card["acceptance"]) < 0.15
 
 
 def test_the_readmes_first_example_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,10 +56,10 @@ def test_a_schedule_is_followed_as_requests_finish_and_leaves_the_text_alone(pai
 
 
 def test_moving_a_slider_draws_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn, shown = [], []
+    plotted, shown = [], []
 
     def draw(batch: int, alpha: float) -> Any:
-        drawn.append((batch, alpha))
+        plotted.append((batch, alpha))
         return plotting.new_figure(f"{batch} {alpha}")[0]
 
     monkeypatch.setattr(production, "show", lambda widget, picture: shown.append(widget))
@@ -67,6 +67,6 @@ def test_moving_a_slider_draws_again(monkeypatch: pytest.MonkeyPatch) -> None:
     sliders, _ = shown[0].children
     sliders.children[0].value = 8
     sliders.children[1].value = 0.1
-    assert drawn == [(1, 0.7), (8, 0.7), (8, 0.1)]
+    assert plotted == [(1, 0.7), (8, 0.7), (8, 0.1)]
     with pytest.raises(SpecdecError, match="controls"):
         explorer(draw)

@@ -86,7 +86,7 @@ def test_live_has_the_same_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(Server.steps[4:]) == ["stop drafting", "stop plain"]
 
 
-def test_a_server_that_breaks_off_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_breaks_off_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     def breaking(url: str, prompts: Any, **settings: Any) -> ServerMeasurement:
         found = measurement(url, prompts, **settings)
         return ServerMeasurement(found.url, "m", 1, 1.0, found.requests, problem="answered 500")
@@ -114,17 +114,17 @@ def test_what_was_measured_before_a_server_breaks_off_is_kept(monkeypatch: pytes
     monkeypatch.setattr(module, "measure_server", breaking)
     with pytest.raises(IncompleteError, match="draft: answered 500") as error:
         live({"alone": None, "draft": {"method": "ngram"}}, batches=(1, 4), prompts=3)
-    said, kept = str(error.value), error.value.measured
+    said, partial = str(error.value), error.value.measured
     assert "\n" not in said
-    assert "incomplete: draft: answered 500" in kept.source
+    assert "incomplete: draft: answered 500" in partial.source
     if harm == "does not start":
         assert "alone, greedy, 4 at once: 12.0" in said
-        assert list(kept.contenders) == ["alone"]
-        assert kept.contenders["alone"].speed == {mode: {1: 12.0, 4: 12.0} for mode in ("temperature 1", "greedy")}
+        assert list(partial.contenders) == ["alone"]
+        assert partial.contenders["alone"].speed == {mode: {1: 12.0, 4: 12.0} for mode in ("temperature 1", "greedy")}
     else:
         assert "alone, temperature 1, 4 at once: 12.0" in said
-        assert kept.contenders["alone"].speed == {"temperature 1": {1: 12.0, 4: 12.0}}
-        assert kept.contenders["draft"].speed == {"temperature 1": {1: 12.0}}
-        assert kept.contenders["draft"].counters["temperature 1"].drafts == 5
+        assert partial.contenders["alone"].speed == {"temperature 1": {1: 12.0, 4: 12.0}}
+        assert partial.contenders["draft"].speed == {"temperature 1": {1: 12.0}}
+        assert partial.contenders["draft"].counters["temperature 1"].drafts == 5
         assert "draft, temperature 1, 1 at once: 12.0" in said
     assert sorted(Server.steps[-2:]) == ["stop drafting", "stop plain"]

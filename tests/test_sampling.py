@@ -1,4 +1,4 @@
-"""The promises of `sampling`: the distributions are transformers' own, and chance keeps to them."""
+"""The promises of `sampling`: the distributions are transformers' own, and samples follow them."""
 
 import math
 
@@ -172,8 +172,8 @@ def test_a_token_of_probability_0_is_never_drawn() -> None:
 def test_acceptance_happens_with_its_probability() -> None:
     probability = torch.tensor([0.02, 0.3, 0.5, 0.97]).expand(20_000, 4)
     accepted = SeededRandomness(4).accept(probability).sum(0)
-    for n, chance in zip(accepted.tolist(), probability[0].tolist(), strict=True):
-        assert stats.binomtest(n, 20_000, chance).pvalue > ONCE_IN / 4
+    for n, expected_share in zip(accepted.tolist(), probability[0].tolist(), strict=True):
+        assert stats.binomtest(n, 20_000, expected_share).pvalue > ONCE_IN / 4
 
 
 def test_neighbouring_acceptances_are_independent() -> None:

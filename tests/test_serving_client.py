@@ -131,7 +131,7 @@ def server() -> Iterator[Server]:
         server.shutdown()
 
 
-def test_counters_are_summed_over_engines_and_told_by_position() -> None:
+def test_counters_are_summed_over_engines_and_listed_by_position() -> None:
     counters = parse_counters(PAGE)
     assert counters == SpeculationCounters(15, 45, 24, (12, 8, 4))
     assert counters.acceptance_length == pytest.approx(1 + 24 / 15)
@@ -245,7 +245,7 @@ def test_what_a_server_does_wrong_is_one_line(server: Server, harm: Callable[[Se
     assert "\n" not in str(error.value)
 
 
-def test_another_model_a_dead_server_and_no_metrics_are_told(server: Server) -> None:
+def test_another_model_a_dead_server_and_missing_metrics_are_reported(server: Server) -> None:
     with pytest.raises(sd.SpecdecError, match="404"):
         measure_server(server.url, ["a"], model="other", max_new_tokens=4)
     with pytest.raises(sd.SpecdecError, match="cannot be reached"):
@@ -277,7 +277,7 @@ def test_another_model_a_dead_server_and_no_metrics_are_told(server: Server) -> 
         ({"max_new_tokens": 2.5}, "max_new_tokens="),
     ],
 )
-def test_bad_arguments_are_told(change: dict[str, Any], says: str) -> None:
+def test_bad_arguments_raise(change: dict[str, Any], says: str) -> None:
     arguments: dict[str, Any] = {"url": "http://127.0.0.1:9", "prompts": ["a"]} | change
     with pytest.raises(sd.SpecdecError, match=says):
         measure_server(arguments.pop("url"), arguments.pop("prompts"), **arguments)
@@ -361,7 +361,7 @@ def test_a_trial_that_breaks_off_says_after_what(server: Server, monkeypatch: py
     assert "after 1 of 3 requests" in said
 
 
-def test_where_vllm_is_not_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_vllm_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPECDEC_VLLM", "/nowhere/vllm")
     assert find_vllm() is None
     with pytest.raises(sd.SpecdecError, match="make vllm-env"):
@@ -383,9 +383,9 @@ def test_the_command_line_measures_a_server(server: Server) -> None:
     assert "accepted / judged" in shown.output
     shown = CliRunner().invoke(app, [*arguments, "--json"])
     assert shown.exit_code == 0, shown.output
-    told = json.loads(shown.stdout)
-    assert (told["requests"], told["tokens"], told["problem"], told["no_counters"]) == (6, 36, None, None)
-    assert told["counters"]["drafts"] == 6
+    report = json.loads(shown.stdout)
+    assert (report["requests"], report["tokens"], report["problem"], report["no_counters"]) == (6, 36, None, None)
+    assert report["counters"]["drafts"] == 6
 
 
 @pytest.mark.parametrize("as_json", [False, True], ids=["for people", "JSON"])
@@ -399,11 +399,11 @@ def test_the_command_line_tells_what_a_dying_server_gave_and_fails(server: Serve
     assert "answered 500" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     if as_json:
-        told = json.loads(done.stdout)
-        assert (told["requests"], told["tokens"]) == (2, 12)
-        assert "answered 500" in told["problem"]
-        assert "404" in told["no_counters"]
-        assert "counters" not in told
+        report = json.loads(done.stdout)
+        assert (report["requests"], report["tokens"]) == (2, 12)
+        assert "answered 500" in report["problem"]
+        assert "404" in report["no_counters"]
+        assert "counters" not in report
     else:
         assert "2 requests, 1 at a time" in done.stdout
         assert "speculation: unknown" in done.stdout
@@ -416,12 +416,12 @@ def test_answers_in_one_piece_have_no_time_per_token(server: Server, capsys: pyt
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = measure_server(server.url, ["a"] * 3, max_new_tokens=2)
-        told = json.loads(json.dumps(found.to_json(), allow_nan=False))
+        report = json.loads(json.dumps(found.to_json(), allow_nan=False))
         assert all(math.isnan(t) for t in found.percentiles("seconds_per_token", 10, 50, 90))
         cli_bench._print_served(Console(width=100), found)
-    assert told["seconds_per_token"] == {"p50": None, "p99": None}
-    assert told["acceptance_length"] is None  # its counters stood still
-    assert 0 < told["first_seconds"]["p50"] <= told["first_seconds"]["p99"]
+    assert report["seconds_per_token"] == {"p50": None, "p99": None}
+    assert report["acceptance_length"] is None  # its counters stood still
+    assert 0 < report["first_seconds"]["p50"] <= report["first_seconds"]["p99"]
     shown = capsys.readouterr().out
     assert re.search("after it, p50 and p99 +–, –", shown)
     assert "nan" not in shown
@@ -466,7 +466,7 @@ def test_a_server_is_given_one_openmp() -> None:
     assert preloaded([], "") == ""
 
 
-def test_what_breaks_in_a_thread_is_told(server: Server) -> None:
+def test_an_error_in_a_thread_is_reported(server: Server) -> None:
     def breaks(done: int, of: int) -> None:
         raise RuntimeError("no room on the board")
 

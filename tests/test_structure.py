@@ -101,7 +101,7 @@ def test_nothing_below_the_models_knows_transformers() -> None:
 
 
 def test_only_sampling_draws_random_numbers() -> None:
-    """`Randomness` is the only source of chance in what decodes: the exact proof replaces it and nothing else."""
+    """`Randomness` is the only source of randomness in decoding: the exact proof replaces it and nothing else."""
     sources = "rand(", "randint(", "multinomial(", "exponential_(", "bernoulli", "import random"
     for path in REFERENCE.rglob("*.py"):
         text = path.read_text(encoding="utf-8")

@@ -67,10 +67,10 @@ def test_intervals_are_scipys(quantile: float, n: int, level: float) -> None:
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     """2,000 sets of 30 exponential samples, median ln 2: at least 95 % cover it. Fixed seed; a right interval, whose
     coverage is 95 % or more, would fail this for one seed in 30,000 (4 standard errors)."""
-    chance = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     covered = 0
     for _ in range(2000):
-        interval = quantile_interval(list(chance.exponential(size=30)), 0.5)
+        interval = quantile_interval(list(rng.exponential(size=30)), 0.5)
         assert interval is not None
         covered += interval[0] <= math.log(2) <= interval[1]
     assert covered / 2000 >= 0.95 - 4 * math.sqrt(0.95 * 0.05 / 2000)
@@ -186,7 +186,7 @@ def test_a_recording_of_other_facts_is_refused_by_the_first_that_differs(tmp_pat
             Recording(file, facts)
 
 
-def test_a_folder_that_cannot_be_used_is_told_in_one_line(tmp_path: Path) -> None:
+def test_an_unusable_folder_raises_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(sd.SpecdecError, match="cannot be used"):
         Recording(tmp_path / "file" / "r.jsonl", {})
@@ -371,7 +371,7 @@ def test_results_are_what_the_samples_say() -> None:
     assert (base.speedup, base.predicted_speedup, base.acceptance_rate, base.tokens_per_round) == (1.0, 1.0, None, 1.0)
 
 
-def test_memory_is_told_of_a_gpu_only(pair: sd.Pair) -> None:
+def test_memory_is_reported_for_a_gpu_only(pair: sd.Pair) -> None:
     """On a CPU one process holds all models of the suite, so its size says nothing about one method. Recordings
     from before that was seen hold it all the same."""
     assert peak_memory(pair.device) is None

@@ -51,8 +51,8 @@ def test_the_loop_accepts_what_the_dial_says() -> None:
     prompts = [[i, 5, 2, 60] for i in range(24)]
     written = sd.generate_speculative(synthetic.pair, prompts, k=3, max_new_tokens=60, seed=1)
     rounds = [r for one in written for r in one.rounds]
-    judged = sum(min(r.accepted + 1, len(r.drafted)) for r in rounds)
-    assert sum(r.accepted for r in rounds) / judged == pytest.approx(0.7, abs=0.06)
+    examined = sum(min(r.accepted + 1, len(r.drafted)) for r in rounds)
+    assert sum(r.accepted for r in rounds) / examined == pytest.approx(0.7, abs=0.06)
     assert all(len(one.tokens) == 60 for one in written)
 
 

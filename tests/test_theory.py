@@ -25,14 +25,14 @@ def v(n: int) -> float:
 
 def simulated_speedup(alpha: float, k: int, c: float, overhead: float, tokens: int = 60_000) -> float:
     """Rounds played on a clock until so many tokens are there, against one step for each."""
-    chance = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     clock, emitted = 0.0, 0
     while emitted < tokens:
-        kept = 0
-        while kept < k and chance.random() < alpha:
-            kept += 1
+        accepted = 0
+        while accepted < k and rng.random() < alpha:
+            accepted += 1
         clock += k * c + v(k + 1) + overhead
-        emitted += kept + 1
+        emitted += accepted + 1
     return emitted / clock
 
 
@@ -153,6 +153,6 @@ def test_a_wrong_argument_raises_one_line(wrong: Callable[[], object]) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_list_of_rates_is_told_to_be_none() -> None:
+def test_a_list_of_rates_raises() -> None:
     with pytest.raises(SpecdecError, match="takes a probability"):
         expected_tokens([0.5, 0.7], 3)  # type: ignore[type-var]

@@ -52,7 +52,7 @@ def test_the_corpus_is_read_in_the_same_order_each_time() -> None:
     assert [d.path for d in collect(folder).library] == sorted(d.path for d in collect(folder).library)
 
 
-def test_a_python_without_its_source_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_without_valid_python_raises(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("def f(:\n", encoding="utf-8")
     with pytest.raises(SpecdecError, match="no Python source below"):
         collect(tmp_path)

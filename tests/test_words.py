@@ -16,7 +16,6 @@ INSTEAD = {
     "of old": "legacy",
     "a hair": "slightly",
     "cries wolf": "false alarm",
-    "beside": "next to; after",
     "the source text": "a common mistake",
     "come to an end": "finish",
 }

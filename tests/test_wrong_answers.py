@@ -28,16 +28,14 @@ def made_of(source: str, name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_writing_into_the_arguments_is_told_in_the_notebook(name: str) -> None:
+def test_writing_into_the_arguments_is_reported_in_the_notebook(name: str) -> None:
     verdict = judge(EXERCISES[name], made_of(WRITES[name], EXERCISES[name].function))
     assert (verdict.outcome, verdict.diagnosis) == ("wrong", "changes-arguments"), verdict
 
 
 @SEEDS
 @pytest.mark.parametrize(("name", "due", "answer"), WRONG, ids=[f"{n}-{f.__name__}" for n, _, f in WRONG])
-def test_each_wrong_answer_is_told_what_is_wrong_with_it(
-    name: str, due: str, answer: Any, seeds: tuple[int, ...]
-) -> None:
+def test_each_wrong_answer_gets_its_diagnosis(name: str, due: str, answer: Any, seeds: tuple[int, ...]) -> None:
     verdict = judge(EXERCISES[name], answer, seeds)
     assert (verdict.outcome == "passed", verdict.diagnosis) == (False, due), verdict
 
@@ -80,7 +78,7 @@ def test_values_of_another_kind_are_named_by_their_kind() -> None:
     assert judge(EXERCISES["speedup"], yield_as_complex).headline == "speedup returns a complex; expected a number"
 
 
-def test_zeros_and_ones_are_told_from_true_and_false() -> None:
+def test_zeros_and_ones_are_distinguished_from_true_and_false() -> None:
     answer = next(answer for name, _, answer in WRONG if answer.__name__ == "accept_zeros_and_ones")
     assert judge(EXERCISES["accept"], answer).headline == (
         "accepts returns numbers (int64); expected True or False for each token"

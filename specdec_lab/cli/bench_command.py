@@ -1,4 +1,4 @@
-"""`specdec bench`: every k at a glance, the whole suite, the drafts side by side, or the policy by batch size."""
+"""`specdec bench`: speedup of every k, the whole suite, all drafts side by side, the batch policy, or a server."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -66,15 +66,17 @@ def bench(
         typer.Option(help="Measure an OpenAI-compatible server at http://… instead, and read vLLM's counters."),
     ] = None,
     concurrency: Annotated[int, typer.Option(help="With --server: requests at a time.")] = 1,
-    model: Annotated[str | None, typer.Option(help="With --server: which of its models.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="With --server: the model to request (default: the server's only one).")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure the speedup of every k, and compare it with the formula.
 
-    All k take turns on the same prompts; medians are shown.
+    All k take turns on the same prompts. The table shows medians.
 
-    With --suite: the baseline, every way to draft at k = 2, 4, 8, and controllers, over short, medium and long
-    prompts, with latencies and an HTML report. After Ctrl-C the same command continues where it stopped.
+    With --suite it measures the baseline, all ways to draft at k = 2, 4, 8, and the controllers, on short, medium and
+    long prompts. It writes latencies and an HTML report. After Ctrl-C the same command continues the run.
     """
     for name, value in (("max-k", max_k), ("tokens", tokens), ("prompts", prompts), ("repeats", repeats)):
         if value < 1:
@@ -110,8 +112,15 @@ ModelOptions = tuple[str | None, str | None, str | None, str | None, str | None]
 
 @dataclass(frozen=True)
 class Workload:
-    """What is generated: new tokens of each generation, number of prompts, runs of each, and how tokens are sampled and
-    verified."""
+    """The generations to measure.
+
+    Attributes:
+        tokens: new tokens of each generation.
+        prompts: number of prompts.
+        repeats: runs on each prompt.
+        sampling: temperature.
+        verification: the verification rule.
+    """
 
     tokens: int
     prompts: int
@@ -122,11 +131,11 @@ class Workload:
 
 PLAIN = "no drafts"
 MOST_TIMED = 8
-"""Up to here v is measured for every k; beyond, for every eighth. c is the cost per token of drafting this many."""
+"""v is measured for every k up to this one, then for every eighth. c is the cost per token of drafting this many."""
 
 
 def _every_k(console: Console, models: ModelOptions, max_k: int, work: Workload, as_json: bool) -> None:
-    """The quick table."""
+    """Measure and print the table of every k."""
     from specdec_lab.measurement.benchmark import formula, ours, race, race_length
     from specdec_lab.measurement.costs import WARM_UP, measure_costs
     from specdec_lab.measurement.methods import is_tree, most_scored, usual_k
@@ -144,7 +153,7 @@ def _every_k(console: Console, models: ModelOptions, max_k: int, work: Workload,
         raise SpecdecError(f"--max-k {max_k}: the models hold {pair.context} tokens")
     texts = list(held_out_prompts().values())[: work.prompts]
     ids = [pair.tokenizer(text)["input_ids"][-longest:] for text in texts]
-    most = most_scored(pair, max_k)
+    largest_draft = most_scored(pair, max_k)
     contenders = {
         (f"k = {k}" if k else PLAIN): ours(pair, k, work.sampling, work.tokens, work.verification)
         for k in range(max_k + 1)
@@ -153,10 +162,14 @@ def _every_k(console: Console, models: ModelOptions, max_k: int, work: Workload,
     with progress_bar(_stderr(console), runs + WARM_UP + 15) as step:
         costs = measure_costs(
             pair,
-            max_k=most,
+            max_k=largest_draft,
             sampling=work.sampling,
-            context=min(200, pair.context - most - 1),
-            scored={*range(1, min(most, MOST_TIMED) + 2), *range(MOST_TIMED + 1, most, 8), most + 1},
+            context=min(200, pair.context - largest_draft - 1),
+            scored={
+                *range(1, min(largest_draft, MOST_TIMED) + 2),
+                *range(MOST_TIMED + 1, largest_draft, 8),
+                largest_draft + 1,
+            },
             drafted=min(max_k, MOST_TIMED),
             on_step=lambda: step("step times"),
         )
@@ -184,7 +197,7 @@ def _every_k(console: Console, models: ModelOptions, max_k: int, work: Workload,
 
 
 def _stderr(console: Console) -> Console:
-    """Where progress is shown: a terminal on standard error, never a file that the result is written to."""
+    """A console for progress on standard error. It is quiet unless that is a terminal."""
     progress = Console(stderr=True)
     progress.quiet = console.quiet or not progress.is_terminal
     return progress
@@ -193,7 +206,7 @@ def _stderr(console: Console) -> Console:
 def _suite(
     console: Console, models: ModelOptions, folder: Path | None, max_k: int, work: Workload, as_json: bool
 ) -> None:
-    """The suite into a folder; without one the drafts' table alone, on medium prompts."""
+    """Run the suite and write it to a folder. Without a folder, only measure the drafts, on medium prompts."""
     from specdec_lab.measurement.benchmark_suite import LENGTHS, Settings, load_drafts, run_suite
     from specdec_lab.measurement.report import write_report
     from specdec_lab.measurement.suite_result import DRAFT_NOTES
@@ -229,7 +242,7 @@ def _suite(
 
 
 def _policy(console: Console, models: ModelOptions, sampling: "Sampling", max_k: int, as_json: bool) -> None:
-    """The batch policy, and what vLLM would be told."""
+    """Measure and print the batch policy, and the vLLM setting for it."""
     from specdec_lab.measurement.policy import CONTEXTS, KS, measure_policy
 
     pair = load(*models)
@@ -251,58 +264,62 @@ def _policy(console: Console, models: ModelOptions, sampling: "Sampling", max_k:
 
 
 def _server(console: Console, url: str, model: str | None, concurrency: int, work: Workload, as_json: bool) -> None:
-    """What a server gives: tokens per second and latencies, and what it accepted meanwhile."""
+    """Measure and print a server's tokens per second, latencies and acceptance."""
     from specdec_lab.serving.load import measure_server
     from specdec_ref.loading import held_out_prompts
 
     texts = list(held_out_prompts().values())[: work.prompts] * work.repeats
     with _steps(console) as on_step:
-        found = measure_server(
+        measured = measure_server(
             url,
             texts,
             concurrency=concurrency,
             max_new_tokens=work.tokens,
             sampling=work.sampling,
             model=model,
-            on_done=lambda done, total: on_step("requests", done, total),
+            on_done=lambda completed, total: on_step("requests", completed, total),
         )
     if as_json:
-        print(json.dumps(found.to_json(), indent=1, allow_nan=False))
+        print(json.dumps(measured.to_json(), indent=1, allow_nan=False))
     else:
-        _print_served(console, found)
-    if found.problem:
-        raise SpecdecError(f"ended early, the above is what was measured: {found.problem}")
+        _print_served(console, measured)
+    if measured.problem:
+        raise SpecdecError(f"ended early, the above is what was measured: {measured.problem}")
 
 
-def _print_served(console: Console, found: "ServerMeasurement") -> None:
-    """A few lines for people."""
+def _print_served(console: Console, measured: "ServerMeasurement") -> None:
+    """Print the measurement of a server."""
 
     def milliseconds(what: str) -> str:
-        return ", ".join("–" if isnan(t) else f"{1000 * t:.1f}" for t in found.percentiles(what))
+        return ", ".join("–" if isnan(t) else f"{1000 * t:.1f}" for t in measured.percentiles(what))
 
-    console.print(f"{found.model} at {found.url}: {len(found.requests)} requests, {found.concurrency} at a time")
+    console.print(
+        f"{measured.model} at {measured.url}: {len(measured.requests)} requests, {measured.concurrency} at a time"
+    )
     for name, value in (
-        ("tokens per second", f"{found.tokens_per_second:.1f}"),
+        ("tokens per second", f"{measured.tokens_per_second:.1f}"),
         ("ms to the first token, p50 and p99", milliseconds("first_seconds")),
         ("ms per token after it, p50 and p99", milliseconds("seconds_per_token")),
     ):
         console.print(f"{name:38}{value}")
-    if found.counters is None:
-        console.print(f"speculation: unknown ({found.no_counters})")
-    elif found.counters.drafts:
-        console.print("the server's counters meanwhile:", found.counters.statistics())
+    if measured.counters is None:
+        console.print(f"speculation: unknown ({measured.no_counters})")
+    elif measured.counters.drafts:
+        console.print("the server's counters meanwhile:", measured.counters.statistics())
     else:
         console.print("speculation: the server drafted nothing meanwhile")
 
 
 @contextmanager
 def _steps(console: Console) -> Iterator[OnStep]:
-    """A progress bar on standard error that goes away when done. Yields the function that takes what is being done, how
-    much is done, and of how much."""
+    """A progress bar on standard error, which disappears at the end.
+
+    Yields a function of the present step's name, the number of completed steps, and the number of all steps.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns: Any = (TextColumn("{task.description:36}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = _stderr(console)
     with Progress(*columns, console=console, transient=True, disable=console.quiet) as bar:
         task = bar.add_task("loading", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+        yield lambda what, completed, total: bar.update(task, description=what, completed=completed, total=total)

@@ -1,6 +1,6 @@
-"""What commands share: options, loading a pair, the headline, tables of results, a progress bar.
+"""Shared code of the commands: options, loading a pair, the headline, tables of results, a progress bar.
 
-Heavy imports wait inside the functions, so that `--help` is instant.
+Slow imports are inside the functions, so that `--help` is instant.
 """
 
 import re
@@ -35,7 +35,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 
 
 def check_verification_option(verification: str) -> None:
-    """Raise SpecdecError unless --verification is the name of a rule, before anything is loaded."""
+    """Raise SpecdecError unless --verification is the name of a rule. Call this before loading a pair."""
     if verification not in ("token", "block"):
         raise SpecdecError(f"--verification {verification}: takes token or block")
 
@@ -53,7 +53,7 @@ def load(
 
 
 def head_or_draft(draft: str | None, drafter: str | None) -> str | None:
-    """What to load for --draft and --drafter together: a head for the name of one. Raises SpecdecError."""
+    """The draft to load for --draft and --drafter: a head if --drafter names one. Raises SpecdecError."""
     from specdec_lab.measurement.methods import METHODS
     from specdec_ref.loading import HEADS
 
@@ -65,7 +65,7 @@ def head_or_draft(draft: str | None, drafter: str | None) -> str | None:
 
 
 def check_can_draft(pair: "Pair") -> None:
-    """Raise SpecdecError for a pair that has nothing to draft with."""
+    """Raise SpecdecError for a pair without a draft model or drafter."""
     from specdec_lab.measurement.methods import can_draft
 
     if not can_draft(pair):
@@ -73,7 +73,7 @@ def check_can_draft(pair: "Pair") -> None:
 
 
 def quiet_libraries() -> None:
-    """No warnings and no progress bars of transformers."""
+    """Switch off the warnings and progress bars of transformers."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -108,25 +108,25 @@ def result_table(*columns: str) -> Table:
 
 
 def result_facts(result: Any) -> dict[str, Any]:
-    """What one way to decode was measured to give, by name."""
+    """The measured results of one way to decode, by name."""
     names = "tokens_per_second", "speedup", "acceptance", "tokens_per_round", "repeated_share"
     return {name: getattr(result, name) for name in names}
 
 
 def result_cells(facts: dict[str, Any]) -> tuple[str, str, str, str]:
-    """The same as cells of `result_table`."""
-    one = facts["acceptance"] is None
+    """The results of `result_facts` as cells of `result_table`."""
+    is_baseline = facts["acceptance"] is None
     return (
         f"{facts['tokens_per_second']:.0f}",
         f"{facts['speedup']:.2f}",
-        "" if one else f"{facts['acceptance']:.0%}",
-        "" if one else f"{facts['tokens_per_round']:.1f}",
+        "" if is_baseline else f"{facts['acceptance']:.0%}",
+        "" if is_baseline else f"{facts['tokens_per_round']:.1f}",
     )
 
 
 @contextmanager
 def progress_bar(console: Console, total: int) -> Iterator[Any]:
-    """A progress bar of `total` steps that goes away when done. Yields the function that makes one step."""
+    """A progress bar of `total` steps, which disappears at the end. Yields a function that advances it by one step."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description:24}"), BarColumn(), TimeRemainingColumn()

@@ -1,4 +1,4 @@
-"""`specdec demo`: watch a completion being drafted and verified, then the speedup on this machine."""
+"""`specdec demo`: show how a completion is drafted and verified, then measure the speedup on this machine."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def demo(
 ) -> None:
     """Watch one completion being drafted and verified, then measure the speedup on this machine. About a minute.
 
-    Without options it compares what ships, and names what is fastest at temperature 1.
+    Without options it compares all shipped drafts and heads, and names the fastest at temperature 1.
     """
     if svg is not None and not svg.resolve().parent.is_dir():
         raise SpecdecError(f"--svg {svg}: there is no folder {svg.parent}")
@@ -93,20 +93,20 @@ def demo(
 
 
 def _costs_line(mode: "Mode") -> str:
-    """The costs of each drafter, once, in target steps."""
+    """A line with the cost of each drafter in target steps, and v."""
     from specdec_lab.measurement.methods import drafts_one_at_a_time
 
     parts = {}
-    for one in mode.ways:
-        if drafts_one_at_a_time(one.way.pair):
-            parts[one.way.name] = f"{one.way.name}: c = {one.costs.c:.3f} (draft step / target step)"
+    for timed in mode.ways:
+        if drafts_one_at_a_time(timed.way.pair):
+            parts[timed.way.name] = f"{timed.way.name}: c = {timed.costs.c:.3f} (draft step / target step)"
     first = mode.ways[0]
     n = first.k + 1
     return " · ".join([*parts.values(), f"v({n}) = {first.costs.v(n):.2f} (scoring {n} tokens / one)"])
 
 
 def _stream(console: Console, way: "Way", prompt: str) -> None:
-    """One completion as it is made: accepted, rejected and bonus tokens told apart by color and by mark."""
+    """Print one completion as it is generated. Accepted, rejected and bonus tokens differ in color and in mark."""
     from specdec_lab.teaching.strip import legend_text, round_text
     from specdec_ref.api import stream_speculative
 
@@ -125,10 +125,10 @@ def _demo_table(modes: "list[Mode]") -> Table:
     for mode in modes:
         plain = result_facts(mode.baseline)
         table.add_row(mode.name, "no drafts", "", *result_cells(plain), "", f"{plain['repeated_share']:.0%}")
-        for one in mode.ways:
-            facts = result_facts(one.result)
-            cells = [*result_cells(facts), f"{one.predicted:.2f}", f"{facts['repeated_share']:.0%}"]
-            table.add_row("", one.way.label, f"k = {one.k}", *cells)
+        for timed in mode.ways:
+            facts = result_facts(timed.result)
+            cells = [*result_cells(facts), f"{timed.predicted:.2f}", f"{facts['repeated_share']:.0%}"]
+            table.add_row("", timed.way.label, f"k = {timed.k}", *cells)
     return table
 
 
@@ -141,14 +141,14 @@ def _demo_facts(pair: "Pair", modes: "list[Mode]") -> dict[str, Any]:
                 "baseline": result_facts(mode.baseline),
                 "ways": [
                     {
-                        "name": one.way.label,
-                        "k": one.k,
-                        **result_facts(one.result),
-                        "formula": one.predicted,
-                        "c": one.costs.c,
-                        "v": one.costs.v(one.k + 1),
+                        "name": timed.way.label,
+                        "k": timed.k,
+                        **result_facts(timed.result),
+                        "formula": timed.predicted,
+                        "c": timed.costs.c,
+                        "v": timed.costs.v(timed.k + 1),
                     }
-                    for one in mode.ways
+                    for timed in mode.ways
                 ],
                 "fastest": mode.fastest.way.label,
                 "identical_texts": mode.identical[0] if mode.sampling.greedy else None,

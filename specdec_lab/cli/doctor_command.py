@@ -1,5 +1,7 @@
-"""`specdec doctor`: what is wrong with a pair, also with one that `load_pair` refuses. Where possible it finds out
-before the weights are loaded."""
+"""`specdec doctor`: find what is wrong with a pair, including pairs that `load_pair` rejects.
+
+If possible, problems are found before the weights are loaded.
+"""
 
 import json
 from collections.abc import Callable, Iterator
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from specdec_lab.measurement.parts import Models
 
 SECONDS = 120.0
-"""Default limit. The pair that ships needs half a minute; a model of 135 M parameters on two busy cores uses it up."""
+"""Default limit. The shipped pair needs 30 s; a model of 135 M parameters on two busy cores needs all of it."""
 
 
 def doctor(
@@ -51,13 +53,14 @@ def doctor(
         int | None, typer.Option(help="Tokens per sequence that must fit into memory, prompt and new ones.")
     ] = None,
     seconds: Annotated[
-        float, typer.Option(help="Limit for measuring; loading does not count. What did not fit is reported.")
+        float,
+        typer.Option(help="Time limit for measuring; loading does not count. The report names what was left out."),
     ] = SECONDS,
     as_json: JsonOption = False,
 ) -> None:
     """Examine a pair: vocabularies, memory, caches, output, acceptance, speed.
 
-    Exit status 1: a problem was found. Checks that were left out for lack of time do not change it.
+    The exit status is 1 if a problem was found. Checks that were left out for lack of time do not change it.
     """
     check_verification_option(verification)
     with _progress(as_json, seconds) as on_step:
@@ -90,9 +93,9 @@ def doctor(
 
 @contextmanager
 def _progress(quiet: bool, seconds: float) -> Iterator[Callable[[str], None]]:
-    """A line on standard error that says what is being done and for how long, and goes away at the end.
+    """A line on standard error with the present step and its duration, which disappears at the end.
 
-    Yields the function that takes what is done next.
+    Yields a function of the next step's name.
     """
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -113,9 +116,9 @@ def parts(
     on_load: Callable[[], None],
     drafter: str | None = None,
 ) -> "Models":
-    """A pair's configurations and tokenizers, and how to load its weights; the two need not belong together.
+    """The configurations and tokenizers of a target and a draft. The two need not fit together.
 
-    on_load is called before the weights are loaded. drafter: one of `METHODS`.
+    on_load: called before the weights are loaded. drafter: one of `METHODS`.
     """
     from specdec_lab.measurement.memory_profile import configuration
     from specdec_lab.measurement.methods import with_method
@@ -169,7 +172,7 @@ def parts(
 
 
 def _verdict(examination: "Examination") -> str:
-    """The last line."""
+    """The last line of the report."""
     if not examination.healthy:
         return "a problem was found"
     remarks = len(examination.findings)

@@ -1,4 +1,4 @@
-"""`specdec equivalence`: does the output have exactly the target's distribution? By experiment, by proof, greedily."""
+"""`specdec equivalence`: test whether the output has the target's distribution, by experiment, proof, or greedily."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from specdec_ref.sampling import Sampling
 
 PROMPT_TOKENS = 16
-"""Held-out texts are cut to their first tokens: a short prompt is as good a test, and costs every engine less."""
+"""Held-out texts are cut to this many tokens. A short prompt is as good a test, and takes less time."""
 
 GREEDY_TOKENS = 64
 PICTURES = ".png", ".svg", ".pdf"
@@ -43,12 +43,12 @@ def equivalence(
     engine: Annotated[
         str,
         typer.Option(
-            help="What samples: ours, autoregressive, transformers, assisted (k tokens in every round), "
+            help="The engine to test: ours, autoregressive, transformers, assisted (k tokens in every round), "
             "assisted-default (transformers' own schedule), openai:URL, vllm, or a function of (pair, sampling) as "
             "module:attribute."
         ),
     ] = "ours",
-    model: Annotated[str | None, typer.Option(help="What the server or vLLM calls the target.")] = None,
+    model: Annotated[str | None, typer.Option(help="The target's name on the server or for vLLM.")] = None,
     samples: Annotated[int, typer.Option(help="Samples, over all prompts.")] = 100_000,
     length: Annotated[int, typer.Option(help="Tokens of each sample.")] = 4,
     k: Annotated[int | None, typer.Option("-k", "--k", help="Tokens drafted per round (default: length − 2).")] = None,
@@ -62,7 +62,7 @@ def equivalence(
             "tree-without-replacement, tree-top-k, tree-best-first, or the folder of a head."
         ),
     ] = "draft",
-    temperature: Annotated[float, typer.Option(help="Of the sampling that is tested.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Temperature of the sampling to test.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Keep the k most likely tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep the most likely tokens up to this mass.")] = None,
     prompts: Annotated[int, typer.Option(help="Held-out prompts.")] = 4,
@@ -83,7 +83,7 @@ def equivalence(
     figure: Annotated[Path | None, typer.Option(help="Also save a figure of the result as .png, .svg or .pdf.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")] = False,
 ) -> None:
-    """Test whether an engine samples exactly from the target. Exit status 0: consistent with it, 1: refuted.
+    """Test whether an engine samples exactly from the target. Exit status 0: consistent with the target, 1: refuted.
 
     It first prints how small a difference it can detect. Ctrl-C ends it with the result of the samples so far.
     """
@@ -130,7 +130,7 @@ def _empirical(
     figure: Path | None,
     as_json: bool,
 ) -> dict[str, Any]:
-    """The plan, the samples, the result."""
+    """Print the plan, then sample, then print the result."""
     from specdec_lab.equivalence.empirical import carry_out, prepare
     from specdec_lab.equivalence.sampler import SamplerError, ends_of
 
@@ -168,7 +168,7 @@ def _exact(console: Console) -> dict[str, Any]:
     from specdec_lab.equivalence.proof_suite import cases, prove_all
 
     table = result_table("case", "what it covers", "difference", "")
-    table.columns[1].no_wrap, table.columns[1].justify = False, "left"  # where it is narrow, the words make room
+    table.columns[1].no_wrap, table.columns[1].justify = False, "left"  # in a narrow terminal, the text wraps
     facts = []
     with _bar(console, "proofs by enumeration") as progress:
         total = len(cases())
@@ -225,7 +225,7 @@ def _museum(console: Console, figure: Path | None) -> dict[str, Any]:
 
 
 def _finish(facts: dict[str, Any], as_json: bool) -> None:
-    """Print JSON where asked for, and exit: 1 where the target is refuted, 130 after an interrupt."""
+    """Print JSON if requested, and exit with status 1 if the engine is refuted, or 130 after an interrupt."""
     if as_json:
         print(json.dumps(facts, indent=1))
     raise typer.Exit(1 if not facts["consistent"] else 130 if facts.get("partial") else 0)
@@ -240,7 +240,7 @@ def _engine(
 
 
 def _check_verification(verification: str, engine: str, instead: list[str]) -> None:
-    """Raise SpecdecError for an unknown rule, and where --verification would change nothing."""
+    """Raise SpecdecError for an unknown rule, or if --verification would change nothing."""
     if verification == "token":
         return
     check_verification_option(verification)
@@ -252,7 +252,7 @@ def _check_verification(verification: str, engine: str, instead: list[str]) -> N
 
 
 def _check_drafter(drafter: str, engine: str, instead: list[str]) -> None:
-    """Raise SpecdecError where --drafter would change nothing."""
+    """Raise SpecdecError if --drafter would change nothing."""
     if drafter == "draft":
         return
     for option in ("--exact", "--museum"):
@@ -263,7 +263,7 @@ def _check_drafter(drafter: str, engine: str, instead: list[str]) -> None:
 
 
 def _drafted(engine: str, k: int | None, length: int, greedy: bool) -> int:
-    """Tokens drafted per round: few enough that a sample takes two rounds."""
+    """Tokens drafted per round, few enough that a sample takes two rounds."""
     from specdec_lab.equivalence.engines import DRAFTING
 
     if k is not None and engine not in DRAFTING:
@@ -295,4 +295,4 @@ def _bar(console: Console, what: str) -> Iterator[Progress]:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Bar(*columns, console=console, transient=True, disable=console.quiet) as bar:
         task = bar.add_task(what, total=None)
-        yield lambda done, of: bar.update(task, completed=done, total=of)
+        yield lambda completed, total: bar.update(task, completed=completed, total=total)

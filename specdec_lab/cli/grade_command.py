@@ -33,7 +33,7 @@ def grade(
         int | None, typer.Option(min=1, help="Submissions to grade in parallel (default: one per core).")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=1, help="Seed of the hidden cases. With a seed of your own, nobody knows them.")
+        int | None, typer.Option(min=1, help="Seed of the hidden cases. Your own seed keeps them secret.")
     ] = None,
     trusted: Annotated[
         bool, typer.Option("--trusted", help="Grade your own work in this process, without a sandbox, on any system.")
@@ -43,7 +43,7 @@ def grade(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Grade exercises: each submission in its own process, judged by the values that its functions return.
+    """Grade exercises, each submission in its own process, by the values that its functions return.
 
     Each folder in FOLDER is one submission. If FOLDER contains notebooks and no such folders, it is a single
     submission. For each exercise, one notebook counts: the one with the course's file name, otherwise the one nearest
@@ -74,13 +74,13 @@ def grade(
             trusted=trusted,
             single=single,
             on_stopping=lambda: _say_stopping(out),
-            on_graded=lambda done, of: step(f"{done} of {of}"),
+            on_graded=lambda completed, total: step(f"{completed} of {total}"),
         )
     if as_json:
-        print(json.dumps([{"submission": one.submission, **one.gradescope()} for one in graded]))
+        print(json.dumps([{"submission": submission.submission, **submission.gradescope()} for submission in graded]))
     else:
         _print_grades(console, graded)
-    if not all(v.passed for one in graded for v in one.verdicts):
+    if not all(v.passed for submission in graded for v in submission.verdicts):
         raise typer.Exit(1)
 
 
@@ -92,21 +92,21 @@ def _print_grades(console: "Console", graded: "list[Graded]") -> None:
         _print_submission(console, graded[0])
     else:
         _print_table(console, graded)
-    for one in graded:
-        where = f"{_shown(one.submission)}: " if len(graded) > 1 else ""
-        for note in one.notes:
+    for submission in graded:
+        where = f"{_shown(submission.submission)}: " if len(graded) > 1 else ""
+        for note in submission.notes:
             console.print(Text(f"{where}{note}"))
 
 
-def _print_submission(console: "Console", one: "Graded") -> None:
+def _print_submission(console: "Console", graded: "Graded") -> None:
     from rich.text import Text
 
     from specdec_lab.teaching.exercises.grading import POINTS
     from specdec_lab.teaching.exercises.showing import COLORS, plain
 
-    for verdict in one.verdicts:
-        console.print(Text(plain(verdict), style=COLORS[verdict.outcome] if verdict.passed else ""))
-    console.print(f"{one.score} of {POINTS * len(one.verdicts)} points")
+    for result in graded.verdicts:
+        console.print(Text(plain(result), style=COLORS[result.outcome] if result.passed else ""))
+    console.print(f"{graded.score} of {POINTS * len(graded.verdicts)} points")
 
 
 def _print_table(console: "Console", graded: "list[Graded]") -> None:
@@ -118,9 +118,9 @@ def _print_table(console: "Console", graded: "list[Graded]") -> None:
     table = Table(box=None)
     for column in ("submission", "points", "exercises"):
         table.add_column(column)
-    for one in graded:
-        marks = " ".join(MARKS[verdict.outcome] for verdict in one.verdicts)
-        table.add_row(Text(_shown(one.submission)), str(one.score), marks)
+    for submission in graded:
+        marks = " ".join(MARKS[result.outcome] for result in submission.verdicts)
+        table.add_row(Text(_shown(submission.submission)), str(submission.score), marks)
     console.print(table)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `specdec` and its commands, a file each."""
+"""The entry point of the command line, `specdec`."""
 
 import sys
 
@@ -18,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Speculative decoding: see it, measure it, train the pair that shows it.",
+    help="Speculative decoding: see it, measure it, test it, and train the pair of models.",
 )
 
 app.command()(demo)
@@ -32,10 +32,10 @@ app.command()(train)
 
 
 def main() -> None:
-    """Entry point of `specdec`. Exit status: 0; 1 a check failed; 2 bad usage; 130 interrupted."""
+    """Run `specdec`. Exit status: 0 success, 1 a check failed, 2 bad usage, 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show ✓ shows ?
+            stream.reconfigure(errors="replace")  # a terminal without ✓ shows ?
     try:
         app()
     except SpecdecError as error:

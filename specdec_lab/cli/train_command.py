@@ -1,4 +1,4 @@
-"""`specdec train`: make the pair that ships, or a miniature of it."""
+"""`specdec train`: train the pair that ships, a miniature of it, or a head."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def train(
     output: Annotated[Path, typer.Argument(help="Folder for the finished pair.")],
-    tiny: Annotated[bool, typer.Option("--tiny", help="The same in miniature, in under a minute.")] = False,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Train a miniature pair, in under a minute.")] = False,
     device: DeviceOption = None,
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Use torch.compile (a third faster; needs a C++ compiler).")
@@ -33,9 +33,9 @@ def train(
     target: TargetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train target and drafts on the Python standard library's own source. Ctrl-C and the same command: it goes on.
+    """Train target and drafts on the source of the Python standard library.
 
-    Checkpoints are kept in OUTPUT.work until you delete them.
+    After Ctrl-C the same command continues. Checkpoints are kept in OUTPUT.work until you delete them.
     """
     _check_head_options(head, target, card)
     if head is not None:
@@ -77,7 +77,7 @@ def _check_head_options(head: str | None, target: str | None, card: bool) -> Non
 
 
 def _work_folder(output: Path, make: bool = True) -> Path:
-    """Where the checkpoints are. Raises SpecdecError where OUTPUT or that folder cannot be one."""
+    """The folder of the checkpoints. Raises SpecdecError if OUTPUT or that folder cannot be created."""
     if output.exists() and not output.is_dir():
         raise SpecdecError(f"{output}: is a file; takes a folder for the finished pair")
     work = output.with_name(output.name + ".work")
@@ -92,7 +92,7 @@ def _work_folder(output: Path, make: bool = True) -> Path:
 def _train_head(
     kind: str, target: str | None, output: Path, tiny: bool, device: str | None, compiled: bool, as_json: bool
 ) -> None:
-    """Train a head on the features of a target, and time it."""
+    """Train a head on a target's features, and measure its cost."""
     import torch
     from tokenizers import Tokenizer
 
@@ -138,7 +138,7 @@ def _train_head(
 
 @contextmanager
 def _training_progress(console: Console) -> Iterator[Any]:
-    """Progress of a training: what is being done, loss, pace, time left. Lines now and then where it is no terminal."""
+    """Show the progress of a training: stage, loss, pace, time left. Without a terminal, print a line now and then."""
     from rich.progress import BarColumn, Progress, TextColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}")

@@ -1,4 +1,4 @@
-"""specdec vllm-config: vLLM's configuration for a pair, with a warning where a setting does not take effect."""
+"""`specdec vllm-config`: vLLM's configuration for a pair, with a warning for each setting without effect."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import typer
 def vllm_config(
     target: Annotated[str, typer.Argument(help="The target: a folder or a hub name.")],
     draft: Annotated[
-        str | None, typer.Argument(help="The draft model or head; without one, a method that needs none.")
+        str | None, typer.Argument(help="The draft model or head. Default: a method that needs none.")
     ] = None,
     k: Annotated[int, typer.Option("-k", "--k", help="Tokens drafted per round.")] = 4,
     method: Annotated[
@@ -30,33 +30,32 @@ def vllm_config(
         str, typer.Option("--rejection", help="Acceptance rule: standard, block, synthetic or fly.")
     ] = "standard",
     synthetic_length: Annotated[
-        float | None, typer.Option(help="With --rejection synthetic: tokens per round to pretend.")
+        float | None, typer.Option(help="With --rejection synthetic: tokens per round to simulate.")
     ] = None,
     policy: Annotated[
         Path | None, typer.Option(help="A policy measured by `specdec bench --batch`, as JSON: k by batch size.")
     ] = None,
-    max_batch: Annotated[
-        int | None, typer.Option(help="Speculate up to this many requests at once, and not above.")
-    ] = None,
+    max_batch: Annotated[int | None, typer.Option(help="Speculate for at most this many requests at once.")] = None,
     greedy_draft: Annotated[
         bool, typer.Option("--greedy-draft", help="vLLM's default: draft the most likely token, with a one-hot q.")
     ] = False,
     cpu: Annotated[
-        bool, typer.Option("--cpu", help="The server runs on a CPU: warn of what has no effect there.")
+        bool, typer.Option("--cpu", help="The server runs on a CPU: warn about settings without effect there.")
     ] = False,
     tensor_parallel: Annotated[
-        int, typer.Option(help="GPUs that share each layer: inside one node, as few as hold everything.")
+        int, typer.Option(help="GPUs that share each layer. Use as few as possible, in one node.")
     ] = 1,
-    pipeline_parallel: Annotated[int, typer.Option(help="Groups of layers, one after the other, over nodes.")] = 1,
+    pipeline_parallel: Annotated[int, typer.Option(help="Groups of layers, one per node.")] = 1,
     data_parallel: Annotated[int, typer.Option(help="Copies of the whole model.")] = 1,
     nodes: Annotated[int, typer.Option(help="Machines; more than one runs on Ray.")] = 1,
     gpu_memory: Annotated[
-        float | None, typer.Option(help="GiB of one GPU: sizes the three above from both models' configurations.")
+        float | None,
+        typer.Option(help="GiB of one GPU. Chooses the three sizes above from both models' configurations."),
     ] = None,
     gpus_per_node: Annotated[int, typer.Option(help="With --gpu-memory: GPUs of a machine.")] = 8,
     batch: Annotated[int, typer.Option(help="With --gpu-memory: requests at once.")] = 8,
     context: Annotated[int | None, typer.Option(help="With --gpu-memory: tokens of each, answer included.")] = None,
-    max_num_seqs: Annotated[int | None, typer.Option(help="Most requests at once.")] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(help="Largest number of requests at once.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the speculative_config alone.")] = False,
 ) -> None:
     """Print vLLM's speculative_config and the whole `vllm serve` command line."""
@@ -114,7 +113,7 @@ def vllm_config(
 
 
 def _draft_length(k: int, policy: Path | None, max_batch: int | None) -> tuple[int, Sequence[Sequence[int]] | None]:
-    """k and the schedule: by a measured policy, up to a batch size, or none."""
+    """k and the schedule: from a measured policy, up to a batch size, or none."""
     from specdec_lab.serving.configuration import up_to
     from specdec_ref.errors import SpecdecError
 
@@ -141,7 +140,7 @@ def _policy_for_vllm(path: Path) -> dict[str, Any]:
 def _sizes(
     target: str, draft: str | None, k: int, batch: int, context: int | None, gpu_memory: float, gpus_per_node: int
 ) -> tuple[int, int, float]:
-    """(tensor parallel, pipeline parallel, GiB in all), from the models' configurations; nothing is loaded."""
+    """(tensor parallel, pipeline parallel, GiB in all), from the models' configurations. No weights are loaded."""
     from specdec_lab.measurement.memory_profile import configuration, memory_profile
     from specdec_lab.serving.decision import parallel_for
 

@@ -1,4 +1,4 @@
-"""Does the output have exactly the target's distribution? Proven by enumeration, tested by experiment.
+"""Tests of exactness: does the output have the target's distribution? By enumeration and by experiment.
 
 `exact` proves it for our own loop, on small models. `empirical` tests any sampler. `mutants` holds wrong versions, and
 `museum` shows which tests catch them.

@@ -47,7 +47,7 @@ def drafter_by_name(name: str, pair: Pair) -> Drafter | None:
 
 
 def draft_model(name: str, pair: Pair) -> TransformersModel:
-    """The pair's draft model. Raises SpecdecError where there is none."""
+    """The pair's draft model. Raises SpecdecError if the pair has none."""
     if pair.draft is None:
         raise SpecdecError(f"drafter={name!r}: needs a draft model, and this pair has none")
     return TransformersModel(pair.draft)

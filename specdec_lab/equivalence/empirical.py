@@ -59,7 +59,7 @@ class SamplingPlan:
         trees: the outcomes of each prompt.
         samples: of each prompt.
         length: tokens of a sample.
-        sampling: what the sampler claims to follow.
+        sampling: the sampling that the sampler is tested for.
         false_alarm: how often a correct sampler may be refuted.
         detectable: the total variation that is detected with probability `POWER`.
         uncounted: the share of samples that are only counted as 'some other first token'.
@@ -118,7 +118,7 @@ def empirical(
     false_alarm: float = 0.001,
     seed: int = 0,
     on_plan: Callable[[SamplingPlan], None] = lambda plan: None,
-    on_progress: Progress = lambda done, of: None,
+    on_progress: Progress = lambda completed, total: None,
 ) -> Equivalence:
     """Test whether the first `length` tokens of `sampler` after `prompts` are distributed as the target's.
 
@@ -130,7 +130,7 @@ def empirical(
         prompts: texts or lists of token ids.
         length: tokens of a sample.
         samples: over all prompts together.
-        sampling: what the sampler claims to follow; default temperature 1.
+        sampling: the sampling that the sampler is tested for; default temperature 1.
         false_alarm: how often a correct sampler may be refuted.
         seed: equal seeds give equal samples.
         on_plan: receives what the test can show before it begins.
@@ -157,7 +157,7 @@ def prepare(
     sampling: Sampling | None = None,
     false_alarm: float = 0.001,
     eos: Sequence[int] = (),
-    on_progress: Progress = lambda done, of: None,
+    on_progress: Progress = lambda completed, total: None,
 ) -> SamplingPlan:
     """Decide what is counted, from the target alone. Arguments as in `empirical`; eos: ids that end a sequence."""
     sampling = Sampling() if sampling is None else sampling
@@ -222,13 +222,13 @@ def _plan(
     vocab_size: int,
     end: tuple[int, ...],
 ) -> SamplingPlan:
-    """What so many samples can count separately, and what that can show."""
+    """The outcomes that this number of samples can count separately, and the detectable total variation."""
     each = _shares(total, len(trees))
     bins = [pool(tree, n) for tree, n in zip(trees, each, strict=True)]
     outcomes = sum(len(b.names) for b in bins)
     uncounted = sum(b.probability(()) for b in bins) / len(bins)
-    found = detectable_tv(total, outcomes - len(trees), false_alarm, POWER)
-    return SamplingPlan(trees, each, length, sampling, false_alarm, found, uncounted, outcomes, vocab_size, end)
+    detectable = detectable_tv(total, outcomes - len(trees), false_alarm, POWER)
+    return SamplingPlan(trees, each, length, sampling, false_alarm, detectable, uncounted, outcomes, vocab_size, end)
 
 
 def _shares(total: int, prompts: int) -> tuple[int, ...]:
@@ -243,7 +243,7 @@ def prompt_ids(pair: "Pair | PreTrainedModel", prompts: Sequence[str | Sequence[
     rows, context = score_rows(model), context_length(model.config.get_text_config())
     if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Sequence) or not prompts:
         raise SpecdecError(f"prompts={prompts!r:.80}: takes a list of texts or of lists of token ids, one or more")
-    found: list[Tokens] = []
+    prompts_as_ids: list[Tokens] = []
     for prompt in prompts:
         ids: Any = prompt
         if isinstance(prompt, str):
@@ -259,8 +259,8 @@ def prompt_ids(pair: "Pair | PreTrainedModel", prompts: Sequence[str | Sequence[
         if wrong := [i for i in ids if not 0 <= i < rows]:
             raise SpecdecError(f"prompts: token id {wrong[0]} is not in the vocabulary, 0 … {rows - 1}")
         check_one_scaling(model, len(ids), length)
-        found.append(tuple(int(i) for i in ids))
-    return found
+        prompts_as_ids.append(tuple(int(i) for i in ids))
+    return prompts_as_ids
 
 
 def check_one_scaling(model: "PreTrainedModel", prompt: int, length: int) -> None:
@@ -284,7 +284,7 @@ def carry_out(
     sampler: Sampler | Callable[..., Any],
     *,
     seed: int = 0,
-    on_progress: Progress = lambda done, of: None,
+    on_progress: Progress = lambda num_sampled, of: None,
 ) -> Equivalence:
     """Sample as planned, count, and test. Prompts take turns, so that an early end has samples of each."""
     sample = function_of(sampler)
@@ -318,10 +318,12 @@ def carry_out(
         if not any(tally.samples for tally in tallies):
             raise
     except Exception as error:
-        done = sum(tally.samples for tally in tallies)
+        num_sampled = sum(tally.samples for tally in tallies)
         what = str(error) if isinstance(error, SpecdecError) else f"sampler: {crash(error)}"
-        kept = f"after {done:,} of {total:,} samples, which are kept" if done else "before the first sample"
-        raise SamplerError(f"{what} ({kept})", result() if done else None) from error
+        progress = (
+            f"after {num_sampled:,} of {total:,} samples, which are kept" if num_sampled else "before the first sample"
+        )
+        raise SamplerError(f"{what} ({progress})", result() if num_sampled else None) from error
     return result()
 
 

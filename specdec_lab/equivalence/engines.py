@@ -82,8 +82,8 @@ class SharedWork(TransformersModel):
             at = torch.tensor(self.lengths(), device=self.device)[:, None]
             tokens = tokens.masked_fill(at + torch.arange(tokens.shape[1], device=self.device) >= self.end, 0)
         step = super().extend
-        found = [step(self._separate(piece))[self._cache_row] for piece in self._pieces(tokens)]
-        return found[0] if len(found) == 1 else torch.cat(found, 1)
+        logits = [step(self._separate(piece))[self._cache_row] for piece in self._pieces(tokens)]
+        return logits[0] if len(logits) == 1 else torch.cat(logits, 1)
 
     @torch.inference_mode()
     def extend_tree(self, tokens: Tensor, parents: Tensor) -> Tensor:
@@ -164,11 +164,13 @@ class SharedWork(TransformersModel):
         Returns:
             `doing` of each cache row, [cache rows, n].
         """
-        alike = self._cache_row  # numbered in the order of their rows, then of what they do
+        alike = self._cache_row  # group numbers, ordered by cache row, then by action
         for column in doing.unbind(1):
             alike = _refined(alike, column)
         n = int(alike.max()) + 1
-        example = alike.new_zeros(n).scatter_(0, alike, torch.arange(len(alike), device=self.device))  # of those alike
+        example = alike.new_zeros(n).scatter_(
+            0, alike, torch.arange(len(alike), device=self.device)
+        )  # one row of each group
         sources, different = self._cache_row[example].tolist(), doing[example]
         staying = [i for i, s in enumerate(sources) if s < n and (i == 0 or sources[i - 1] != s)]  # they are sorted
         row_of = dict(zip(staying, (sources[i] for i in staying), strict=True))
@@ -218,25 +220,28 @@ class SharedWork(TransformersModel):
 
 
 def _refined(alike: Tensor, doing: Tensor) -> Tensor:
-    """Numbers [B] of rows that are alike and do the same, in the order of those, then of what they do."""
+    """Number groups of rows, [B]: rows with the same number so far and the same next action get the same new number.
+
+    The new numbers are ordered by the old ones, then by the action.
+    """
     numbers: Tensor = (alike * (int(doing.max()) + 1) + doing).unique(return_inverse=True)[1]
     return numbers
 
 
 def adjacent_rows(needed: list[int]) -> list[tuple[slice, int]]:
     """Adjacent rows that are scored in one pass, and how many tokens of each: the most that any of them needs."""
-    found: list[tuple[slice, int]] = []
+    groups: list[tuple[slice, int]] = []
     first = 0
-    for most, rows in groupby(needed):
-        here, m = slice(first, first := first + len(list(rows))), most
-        if found:
-            before, m = found[-1]
-            wasted = abs(most - m) * (before.stop - before.start if most > m else here.stop - here.start)
+    for largest, rows in groupby(needed):
+        here, m = slice(first, first := first + len(list(rows))), largest
+        if groups:
+            before, m = groups[-1]
+            wasted = abs(largest - m) * (before.stop - before.start if largest > m else here.stop - here.start)
             if wasted < A_PASS:
-                found[-1] = slice(before.start, here.stop), max(most, m)
+                groups[-1] = slice(before.start, here.stop), max(largest, m)
                 continue
-        found.append((here, most))
-    return found
+        groups.append((here, largest))
+    return groups
 
 
 def shared_models(pair: Pair, drafter: Drafter | None, max_k: int) -> tuple[SharedWork, Drafter | None]:
@@ -309,7 +314,7 @@ class OurLoop:
     def sample(self, prompt: Sequence[int], number: int, length: int, seed: int) -> Tensor:
         rows = [decoding.Row(tuple(prompt), length) for _ in range(number)]
         randomness = SeededRandomness(seed, self.target.device)
-        self.target.end = len(prompt) + length - 1  # what follows the last token of a text is never needed
+        self.target.end = len(prompt) + length - 1  # no scores are needed after the last token of a text
         for model in (self.target, getattr(self.drafter, "model", None)):
             if isinstance(model, SharedWork):
                 model.final_lengths = [len(prompt) + length]
@@ -461,7 +466,7 @@ def engine_by_name(
         k: tokens drafted per round, by the engines in `DRAFTING`. 'assisted-default' has transformers' own schedule
             and confidence threshold.
         sampling: default temperature 1.
-        model: what a server or vLLM calls the target.
+        model: the target's name on the server or for vLLM.
         verification: 'token' or 'block', for 'ours' alone.
         drafter: the drafting method, for 'ours' alone; see `drafter_by_name`.
 
@@ -490,7 +495,7 @@ def engine_by_name(
 
 
 def named(loop: OurLoop, drafter: str) -> OurLoop:
-    """The same loop, whose name says what drafts where that is not the draft model."""
+    """The same loop. Its name includes the drafter, unless that is the draft model."""
     if drafter != "draft":
         loop.name += f", {drafter}"
     return loop

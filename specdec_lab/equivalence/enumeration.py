@@ -40,7 +40,7 @@ class Choice:
     """One random decision: the possible outcomes, their probabilities, and which of them is taken."""
 
     options: tuple[int, ...]
-    chances: tuple[float, ...]
+    probabilities: tuple[float, ...]
     which: int = 0
 
 
@@ -64,11 +64,13 @@ class Script:
         return torch.tensor(tokens, dtype=torch.int64, device=probabilities.device).reshape(probabilities.shape[:-1])
 
     def accept(self, probability: Tensor) -> Tensor:
-        chances = probability.double().flatten().tolist()
-        if not all(p >= 0 for p in chances):
-            raise SpecdecError(f"accept: {chances!r:.80} holds a value that is negative or NaN; takes probabilities")
-        kept = [self._choose((1, 0), (p, 1 - p)) if p < 1 else 1 for p in chances]
-        return torch.tensor(kept, dtype=torch.bool, device=probability.device).reshape(probability.shape)
+        probabilities = probability.double().flatten().tolist()
+        if not all(p >= 0 for p in probabilities):
+            raise SpecdecError(
+                f"accept: {probabilities!r:.80} holds a value that is negative or NaN; takes probabilities"
+            )
+        decisions = [self._choose((1, 0), (p, 1 - p)) if p < 1 else 1 for p in probabilities]
+        return torch.tensor(decisions, dtype=torch.bool, device=probability.device).reshape(probability.shape)
 
     def _choose(self, options: Sequence[int], weights: Sequence[float]) -> int:
         possible = [i for i, weight in enumerate(weights) if weight > 0]
@@ -88,7 +90,7 @@ class Script:
 
     def probability(self, start: int) -> float:
         """The probability of the choices from `start` on."""
-        return prod(choice.chances[choice.which] for choice in self.choices[start:])
+        return prod(choice.probabilities[choice.which] for choice in self.choices[start:])
 
     def following(self, start: int) -> list[Choice] | None:
         """The next script, depth first, that is the same up to `start`; None after the last."""
@@ -101,7 +103,7 @@ class Script:
 
 @dataclass(frozen=True)
 class LoopState:
-    """The objects that keep state between rounds. They are copied together, so that what they share stays shared."""
+    """The objects with state between rounds. They are copied together, so that shared objects stay shared."""
 
     target: LanguageModel
     drafter: Drafter | None
@@ -129,7 +131,7 @@ class FixedSeconds:
         return self.controller.next_k()
 
     def observe(self, rounds: list[Round]) -> None:
-        self.controller.observe([replace(one, draft_seconds=0.001, verify_seconds=0.001) for one in rounds])
+        self.controller.observe([replace(row_round, draft_seconds=0.001, verify_seconds=0.001) for row_round in rounds])
 
 
 class Enumeration:
@@ -186,36 +188,36 @@ class Enumeration:
                 raise SpecdecError(f"limit={self.limit}: still at {node.emitted} after so many rounds; the loop hangs")
             if key not in ways:
                 ways[key] = self._next_round(node)
-            for after, chance in ways[key].items():
+            for after, p_after in ways[key].items():
                 if after not in waiting:
                     tokens = sum(map(len, self._nodes[after].emitted))
                     heapq.heappush(queue, (tokens, next(ticket), after))
                 before = waiting.get(after, (0.0, 0))
-                waiting[after] = before[0] + probability * chance, max(before[1], rounds + 1)
+                waiting[after] = before[0] + probability * p_after, max(before[1], rounds + 1)
         return dict(result)
 
     def _next_round(self, node: Node) -> dict[Hashable, float]:
         """Every end of the round after this one, with its probability."""
-        ends: dict[Hashable, float] = defaultdict(float)
+        states: dict[Hashable, float] = defaultdict(float)
         start = len(node.script)
         choices: Sequence[Choice] | None = node.script
         while choices is not None:
             script = Script(choices)
             key, rows, ended = self._replay(script, node.rounds + 1)
-            chance = script.probability(start)
-            ends[key] += chance
+            path_probability = script.probability(start)
+            states[key] += path_probability
             finished = ended or all(row.finish for row in rows)
             reached = Node(tuple(tuple(row.new) for row in rows), finished, node.rounds + 1, tuple(script.choices))
             self._nodes.setdefault(key, reached)
             for first in [row.rounds[0] for row in rows if row.rounds] if node.rounds == 0 else []:
-                self.drafted_first += chance * bool(first.drafted)
-                self.accepted_first += chance * bool(first.accepted)
-                self.tokens_first += chance * (first.accepted + 1) / len(rows)
+                self.drafted_first += path_probability * bool(first.drafted)
+                self.accepted_first += path_probability * bool(first.accepted)
+                self.tokens_first += path_probability * (first.accepted + 1) / len(rows)
             choices = script.following(start)
-        return ends
+        return states
 
     def _replay(self, script: Script, rounds: int) -> tuple[Hashable, list[decoding.Row], bool]:
-        """Replay so many rounds from the start. Returns what the loop remembers, its rows, and whether it ended."""
+        """Replay this number of rounds from the start. Returns the loop's state, its rows, and whether it ended."""
         self.paths += 1
         if self.paths > self.limit:
             smaller = "make k, max_new_tokens, the vocabulary or the batch smaller"
@@ -265,7 +267,7 @@ def _fingerprint(thing: Any, seen: dict[int, int], tables: list[TableModel]) -> 
     if isinstance(thing, TableModel):
         tables.append(thing)
     own, held = _contents(thing)
-    return own, tuple(_fingerprint(one, seen, tables) for one in held)
+    return own, tuple(_fingerprint(item, seen, tables) for item in held)
 
 
 @singledispatch
@@ -277,7 +279,7 @@ def _contents(thing: Any) -> tuple[Hashable, list[Any]]:
         return (type(thing),), [*vars(thing), *vars(thing).values(), *slots]
     try:
         return (type(thing), pickle.dumps(thing)), []
-    except Exception:  # it cannot be compared, so it is equal to nothing, and nothing is merged
+    except Exception:  # objects that cannot be compared are never equal, so nothing is merged
         return object(), []
 
 
@@ -290,7 +292,7 @@ def _(table: TableModel) -> tuple[Hashable, list[Any]]:
 @_contents.register(nn.Module)
 @_contents.register(TransformersModel)
 def _(real: Any) -> tuple[Hashable, list[Any]]:
-    return object(), []  # what a real model holds is not compared, so it is equal to nothing, and nothing is merged
+    return object(), []  # real models are not compared, so their states are never equal and never merged
 
 
 @_contents.register

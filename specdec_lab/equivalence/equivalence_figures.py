@@ -32,7 +32,7 @@ def museum_figure(result: Matrix) -> "Figure":
             axes.text(x, y, CAUGHT, ha="center", va="center", color="white", fontsize=9, fontweight="bold")
     kinds = [*(m.effect for m in result.mutants), RIGHT]
     for kind, message in (("distribution", "the text has the wrong distribution"), ("speed", "only speed is lost")):
-        rows = [y for y, one in enumerate(kinds) if one == kind]
+        rows = [y for y, row_kind in enumerate(kinds) if row_kind == kind]
         if rows:
             middle, right = (rows[0] + rows[-1]) / 2, across[-1] + 0.6
             axes.text(right, middle, message, rotation=270, ha="left", va="center", color=FORMULA, fontsize=9)

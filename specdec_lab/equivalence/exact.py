@@ -125,17 +125,21 @@ def exact(
     _check_arguments(target, drafter, sampling, context, limit)
     sampling, context, eos = sampling or Sampling(), context or target.context, frozenset(eos)
     many = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Sequence)
-    prompts = [_ids(one, target.vocab_size, context) for one in (prompt if many else [prompt])]
+    prompts = [_ids(ids, target.vocab_size, context) for ids in (prompt if many else [prompt])]
     lengths = _lengths(max_new_tokens, len(prompts))
     state = LoopState(target, drafter, as_controller(k))
-    for spare in (0, 1, None):  # a wrong loop may read what it should have forgotten: then more counts as remembered
+    for spare in (
+        0,
+        1,
+        None,
+    ):  # a wrong loop may read tokens that it should have forgotten; then more tokens count as remembered
         played = Enumeration(state, prompts, lengths, sampling, eos, context, limit, spare, verify)
         with suppress(StaleRead):
             emitted = played.solve()
             break
     expected: dict[Emitted, float] = {(): 1.0}
-    for one, n in zip(prompts, lengths, strict=True):
-        alone = _from_the_target(target, one, n, sampling, eos, context + 1)
+    for ids, n in zip(prompts, lengths, strict=True):
+        alone = _from_the_target(target, ids, n, sampling, eos, context + 1)
         expected = {(*o, new): p * p_new for o, p in expected.items() for new, p_new in alone.items()}
     if not many:
         emitted, expected = ({o[0]: p for o, p in table.items()} for table in (emitted, expected))
@@ -179,7 +183,7 @@ def _from_the_target(
 ) -> dict[Emitted, float]:
     """Probability of every text of at most `n` tokens: the chain rule, with each prefix scored from its start."""
     model = copy.deepcopy(target)
-    done: dict[Emitted, float] = {}
+    finished: dict[Emitted, float] = {}
     growing: dict[Emitted, float] = {(): 1.0}
     while growing:
         new, probability = growing.popitem()
@@ -188,9 +192,9 @@ def _from_the_target(
         for token, p_token in enumerate(p.tolist()):
             text = (*new, token)
             if p_token > 0:
-                ends = token in eos or len(text) == n or len(prompt) + len(text) == longest
-                (done if ends else growing)[text] = probability * p_token
-    return done
+                is_finished = token in eos or len(text) == n or len(prompt) + len(text) == longest
+                (finished if is_finished else growing)[text] = probability * p_token
+    return finished
 
 
 def _ids(prompt: Any, vocab_size: int, context: int) -> tuple[int, ...]:

@@ -52,7 +52,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class GreedyAgreement:
-    """The result: the number of tokens compared, over so many prompts, and the differences in order."""
+    """The result: the number of compared tokens, the number of prompts, and the differences in order."""
 
     sampler: str
     prompts: int
@@ -97,7 +97,7 @@ def greedy_agreement(
     sampler: Sampler | Callable[..., Any] | None = None,
     *,
     k: int = 4,
-    on_progress: Progress = lambda done, of: None,
+    on_progress: Progress = lambda completed, total: None,
 ) -> GreedyAgreement:
     """Check that a sampler's greedy decoding is the target's own after every prompt.
 

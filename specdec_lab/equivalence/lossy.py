@@ -1,4 +1,4 @@
-"""Rules that accept more drafted tokens than the exact rule, or look as if they did, and what they change.
+"""Rules that accept more drafted tokens than the exact rule, or seem to, and their effect on the distribution.
 
 Each rule takes the place of `acceptance.verify` and has its arguments. Their distance from the target is computed, not
 sampled: `first_token` enumerates every drafted token and both decisions. For `verify` the distance is 0.
@@ -18,7 +18,7 @@ from specdec_ref.sampling import Randomness
 def typical_acceptance(
     p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness, *, epsilon: float = 0.09, alpha: float = 0.3
 ) -> Verdict:
-    """Accept what the target finds likely enough: p(x) > min(ε, α·exp(−H(p))). Lossy.
+    """Accept tokens of sufficient probability: p(x) > min(ε, α·exp(−H(p))). Lossy.
 
     q plays no part, so tokens that the draft prefers come out too often. A rejected token is replaced by a sample
     from p. Cai et al. 2024 (Medusa, arXiv 2401.10774), section 2.3.
@@ -41,7 +41,7 @@ def typical_acceptance(
 
 
 def longest_match(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) -> Verdict:
-    """Accept a drafted token where it is the target's most likely one, although the temperature is above 0. Lossy.
+    """Accept a drafted token if it is the target's most likely token, although the temperature is above 0. Lossy.
 
     The rule of greedy decoding, applied to sampling: the argmax comes out too often. A rejected token is replaced by a
     sample from p. At temperature 0 the rule is exact.
@@ -78,7 +78,7 @@ def lenient(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness, *, le
 
 
 def ensemble(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness, *, weight: float = 0.2) -> Verdict:
-    """Decide by (1 − w)·p + w·q in place of p. Lossy for w > 0: that mixture is what comes out.
+    """Decide by (1 − w)·p + w·q in place of p. Lossy for w > 0: the output has the distribution of that mixture.
 
     Its distance from p is w·TV(p, q), after each token that was drafted. transformers: `assistant_ensemble_weight`.
 
@@ -100,8 +100,8 @@ def ensemble(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness, *, w
 def certain_draft(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) -> Verdict:
     """Verify a sampled token as if the draft had been certain of it, with q(x) = 1. Exact, and slower.
 
-    The token is accepted with p(x), which is at most min(1, p(x)/q(x)). To sample from the target and to go on as long
-    as the sample equals the draft comes to the same, and accepts Σ p·q.
+    The token is accepted with probability p(x), which is at most min(1, p(x)/q(x)). This is equivalent to sampling from
+    the target and continuing as long as the sample equals the draft. The acceptance rate is Σ p·q.
 
     Args:
         p, q, drafted, randomness: as in `acceptance.verify`.
@@ -155,7 +155,7 @@ def _decide(p: Tensor, q: Tensor, accept: Tensor, replacement: Tensor, randomnes
 
 
 class RecordingRandomness:
-    """A `Randomness` that rejects every token and remembers what it was asked.
+    """A `Randomness` that rejects every token and records its arguments.
 
     Attributes:
         acceptance: the probabilities of the last `accept`.
@@ -190,17 +190,17 @@ class FirstToken:
 
 
 def first_token(rule: Verify, p: Tensor, q: Tensor) -> FirstToken:
-    """What a rule emits first, exactly: over every token that q may draft, accepted or replaced.
+    """The exact distribution of the first token that a rule emits, summed over all drafted tokens and both decisions.
 
     For rules that decide token by token. It computes Σ_x q(x)·[a(x)·δ_x + (1 − a(x))·r_x], where a(x) is the
-    probability that the rule accepts x, and r_x what it replaces x by.
+    probability that the rule accepts x, and r_x is the distribution that replaces x.
 
     Args:
         rule: takes the place of `acceptance.verify`.
         p, q: distributions of target and draft, [V].
 
     Raises:
-        SpecdecError: they are no two distributions over the same tokens.
+        SpecdecError: p and q are not distributions over the same tokens.
     """
     if p.ndim != 1 or p.shape != q.shape:
         raise SpecdecError(f"p {[*p.shape]}, q {[*q.shape]}: take two distributions, [V]")

@@ -1,7 +1,7 @@
-"""What lossy rules buy and what they cost, on a pair of models: tokens per round against distance from the target.
+"""The gain and the cost of lossy rules on a pair of models: tokens per round against distance from the target.
 
-Both are exact given the drafts: the same drafted blocks are verified by every rule, and its decisions are summed over
-instead of sampled.
+Both are exact given the drafts. All rules verify the same drafted blocks, and all decisions are enumerated instead of
+sampled.
 """
 
 from collections.abc import Iterable, Sequence
@@ -73,7 +73,7 @@ class DraftedBlocks:
 
     Attributes:
         p: the target's distributions, [N, k + 1, V].
-        q: what each token was sampled from, [N, k, V].
+        q: the distribution that each token was sampled from, [N, k, V].
         drafted: [N, k] int64.
     """
 
@@ -129,19 +129,19 @@ def draft_blocks(
 def _contexts(pair: Pair, positions: int, k: int, texts: Iterable[str] | None) -> list[list[int]]:
     """Beginnings of the texts that end at evenly spread positions."""
     texts = held_out_prompts().values() if texts is None else texts
-    found = [
+    contexts = [
         ids[:end]
         for ids in (pair.tokenizer(text)["input_ids"] for text in texts)
         for end in range(LEAST_CONTEXT, min(len(ids), pair.context - k) + 1)
     ]
-    if len(found) < positions:
-        raise SpecdecError(f"positions={positions}: the texts have {len(found)}; takes no more")
-    return [found[i * len(found) // positions] for i in range(positions)]
+    if len(contexts) < positions:
+        raise SpecdecError(f"positions={positions}: the texts have {len(contexts)}; takes no more")
+    return [contexts[i * len(contexts) // positions] for i in range(positions)]
 
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """What one rule buys and costs, means over the positions.
+    """The gain and the cost of one rule, as means over the positions.
 
     Attributes:
         rule: the rule.
@@ -164,9 +164,9 @@ def tradeoff(rule: LossyRule, blocks: DraftedBlocks) -> Tradeoff:
     accepted = acceptance_by_position(rule.verify, blocks.p, blocks.q, blocks.drafted).cumprod(-1).sum(-1)
     return Tradeoff(
         rule,
-        sum(one.tv for one in first) / len(first),
-        max(one.tv for one in first),
-        sum(one.acceptance for one in first) / len(first),
+        sum(token.tv for token in first) / len(first),
+        max(token.tv for token in first),
+        sum(token.acceptance for token in first) / len(first),
         1 + float(accepted.mean()),
     )
 

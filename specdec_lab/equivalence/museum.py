@@ -145,14 +145,14 @@ class Matrix:
 
     def rows(self) -> list[list[str]]:
         """Name and marks, one row for each wrong version and a last one for the correct code."""
-        found = []
+        rows = []
         for name, intended in [*((m.name, m.caught_by) for m in self.mutants), (RIGHT, "")]:
             marks = [
                 (INTENDED if c.name == intended else CAUGHT) if self.caught(name, c.name) else MISSED
                 for c in self.checks
             ]
-            found.append([name, *marks])
-        return found
+            rows.append([name, *marks])
+        return rows
 
     def table(self) -> "Table":
         """For the terminal."""
@@ -190,7 +190,7 @@ def matrix(
     full: bool = False,
     pair: Pair | None = None,
     samples: int = 20_000,
-    on_cell: Callable[[int, int], None] = lambda done, of: None,
+    on_cell: Callable[[int, int], None] = lambda completed, total: None,
 ) -> Matrix:
     """Run every test on every wrong version and on the correct code. About two minutes; `full` takes hours.
 

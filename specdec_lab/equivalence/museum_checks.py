@@ -27,7 +27,7 @@ from specdec_ref.models import LanguageModel, TransformersModel
 from specdec_ref.sampling import GREEDY, Randomness, Sampling, SeededRandomness
 
 TOLERANCE = 1e-9
-SIGMAS = 5.0  # of a normal distribution: exceeded by chance 0.6 times in 10⁶
+SIGMAS = 5.0  # of a normal distribution: exceeded with probability 6e-7
 FALSE_ALARM = 1e-6
 COLD = Sampling(temperature=0.5, top_k=2)
 PROMPTS = [[5, 9, 3, 2, 7, 1], [8], [4, 3, 12, 12], [11, 30, 2]]
@@ -54,7 +54,7 @@ def exact_proof() -> Observation:
 def proofs() -> Iterator[tuple[str, Callable[[], Proof]]]:
     """Small cases, at least one of which fails for each wrong version: the name and a function that proves it."""
     p, q = random_table(3, 1), random_table(3, 2)
-    two, other = random_table(2, 1), random_table(2, 2)
+    two, small_q = random_table(2, 1), random_table(2, 2)
     draft, end = ModelDrafter(q), frozenset([1])
     apart = constant_table([0.5, 0.5, 0, 0]), ModelDrafter(constant_table([0, 0.3, 0.4, 0.3]))
     yield "little in common", partial(exact, *apart, [0], k=1, max_new_tokens=2)
@@ -63,11 +63,11 @@ def proofs() -> Iterator[tuple[str, Callable[[], Proof]]]:
     yield "end token", partial(exact, two, ModelDrafter(two), [0], k=2, max_new_tokens=3, eos=end)
     yield "low confidence", partial(exact, p, ModelDrafter(q, min_confidence=0.4), [0], k=2, max_new_tokens=3)
     yield "three tokens, k = 2", partial(exact, p, draft, [0], k=2, max_new_tokens=4)
-    yield "two tokens, k = 3", partial(exact, two, ModelDrafter(other), [0], k=3, max_new_tokens=5)
-    yield "two rows", partial(exact, two, ModelDrafter(other), [[0], [1, 0]], k=1, max_new_tokens=2)
+    yield "two tokens, k = 3", partial(exact, two, ModelDrafter(small_q), [0], k=3, max_new_tokens=5)
+    yield "two rows", partial(exact, two, ModelDrafter(small_q), [[0], [1, 0]], k=1, max_new_tokens=2)
     by_block = partial(exact, k=2, max_new_tokens=3, verification="block")
     yield "block verification, three tokens", partial(by_block, p, draft, [0])
-    yield "block verification, two rows", partial(by_block, two, ModelDrafter(other), [[0], [1, 0]])
+    yield "block verification, two rows", partial(by_block, two, ModelDrafter(small_q), [[0], [1, 0]])
     yield "block verification, prompt lookup", partial(by_block, p, PromptLookupDrafter(), [0, 1, 2, 0, 1])
     rising, falling = constant_table([0.1, 0.2, 0.3, 0.4]), constant_table([0.4, 0.3, 0.2, 0.1])
     for scheme in SCHEMES:
@@ -139,9 +139,9 @@ def _counted_acceptance() -> tuple[float, float, float]:
         at = len(row.prompt) - 1
         for r in row.rounds:
             for j in range(min(r.accepted + 1, len(r.drafted), len(alpha) - at)):  # the length may cut a round
-                a, kept = alpha[at + j], j < r.accepted
-                gained, variance, expected = gained + kept - a, variance + a * (1 - a), expected + a
-                examined, accepted = examined + 1, accepted + kept
+                a, is_accepted = alpha[at + j], j < r.accepted
+                gained, variance, expected = gained + is_accepted - a, variance + a * (1 - a), expected + a
+                examined, accepted = examined + 1, accepted + is_accepted
             at += len(r.emitted)
     return gained / math.sqrt(variance), accepted / examined, expected / examined
 
@@ -155,9 +155,11 @@ def tokens_per_round() -> Observation:
     if not abs(got - expected) <= TOLERANCE:
         return Observation(True, f"{got:.6f} tokens in a round instead of {expected:.6f}")
     block = exact(p, ModelDrafter(q), [0], k=k, max_new_tokens=k + 1, verification="block").tokens_per_round
-    most = 1 + _most_accepted(p, q, (0,), k)
-    if not abs(block - most) <= TOLERANCE:
-        return Observation(True, f"block verification: {block:.6f} tokens in a round, where {most:.6f} is the optimum")
+    optimum = 1 + _most_accepted(p, q, (0,), k)
+    if not abs(block - optimum) <= TOLERANCE:
+        return Observation(
+            True, f"block verification: {block:.6f} tokens in a round, where {optimum:.6f} is the optimum"
+        )
     rounds = [r for row in _run(p, ModelDrafter(q), [[0]] * 32, k, 16) for r in row.rounds[:-1]]
     short = [r for r in rounds if len(r.emitted) != r.accepted + 1]
     if short:
@@ -205,8 +207,8 @@ def joint_distribution(texts: int = 20_000) -> Observation:
     probabilities: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(n):
         probabilities = {
-            (*text, token): chance * float(p.probabilities((0, *text))[token])
-            for text, chance in probabilities.items()
+            (*text, token): probability * float(p.probabilities((0, *text))[token])
+            for text, probability in probabilities.items()
             for token in range(p.vocab_size)
         }
     seen = Counter(tuple(row.new) for row in _run(p, ModelDrafter(q), [[0]] * texts, 2, n))
@@ -231,8 +233,8 @@ def boundary() -> Observation:
     many = 2**22
     impossible = int(SeededRandomness(_seed_of_a_zero(many)).accept(torch.zeros(many)).sum())
     rejected = int((~SeededRandomness(0).accept(torch.ones(many))).sum())
-    drawn = SeededRandomness(0).draw(torch.tensor([0, 0.5, 0.5, 0]).expand(2**18, 4))
-    wrong = impossible + rejected + int(((drawn == 0) | (drawn == 3)).sum())
+    samples = SeededRandomness(0).draw(torch.tensor([0, 0.5, 0.5, 0]).expand(2**18, 4))
+    wrong = impossible + rejected + int(((samples == 0) | (samples == 3)).sum())
     seen = f"{impossible} of {many} tokens of probability 0 accepted, {rejected} of probability 1 rejected"
     return Observation(wrong > 0, seen)
 
@@ -247,7 +249,7 @@ def _seed_of_a_zero(many: int) -> int:
 
 
 def k_takes_effect() -> Observation:
-    """Every round drafts as many tokens as the controller asks for."""
+    """Every round drafts the number of tokens that the controller chooses."""
     asked = [4, 1, 3, 0, 2, 5]
     table = random_table(4, 3)
     (row,) = _run(table, ModelDrafter(random_table(4, 3)), [[0]], _Plan(asked), 60)
@@ -256,7 +258,7 @@ def k_takes_effect() -> Observation:
 
 
 class _Plan:
-    """A controller that asks for these numbers, then for 1."""
+    """A controller that chooses these k in turn, then 1."""
 
     def __init__(self, asked: list[int]):
         self.max_k = max(asked)

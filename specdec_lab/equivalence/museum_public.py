@@ -30,8 +30,8 @@ def like_transformers(calls: int = 1_000) -> Observation:
     q = torch.stack([(20 * one_hot[token]).softmax(-1) for token in (first, second, impossible)])[None]
     randomness, counts = SeededRandomness(0), [0] * VOCAB
     for _ in range(calls):
-        verdict = verify(p, q, torch.tensor([[first, second, impossible]]), randomness)
-        accepted, token = int(verdict.accepted), int(verdict.next_token)
+        decision = verify(p, q, torch.tensor([[first, second, impossible]]), randomness)
+        accepted, token = int(decision.accepted), int(decision.next_token)
         if accepted != 2 or not allowed[token]:
             return Observation(True, f"accepted {accepted} tokens, then sampled {token}")
         counts[token] += 1
@@ -63,8 +63,8 @@ def _emitted(p: Tensor, q: Tensor, samples: int, k: int = 2) -> Tensor:
     """Relative frequencies of the tokens emitted at the k drafted positions, [V]."""
     randomness = SeededRandomness(samples)
     drafted = randomness.draw(q.expand(samples, k, VOCAB))
-    verdict = verify(p.expand(samples, k + 1, VOCAB), q.expand(samples, k, VOCAB), drafted, randomness)
-    accepted = verdict.accepted[:, None]
-    replaced = verdict.next_token[verdict.accepted < k]
+    decision = verify(p.expand(samples, k + 1, VOCAB), q.expand(samples, k, VOCAB), drafted, randomness)
+    accepted = decision.accepted[:, None]
+    replaced = decision.next_token[decision.accepted < k]
     tokens = torch.cat([drafted[torch.arange(k) < accepted], replaced])
     return torch.bincount(tokens, minlength=VOCAB) / len(tokens)

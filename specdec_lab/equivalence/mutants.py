@@ -23,7 +23,7 @@ MUTANTS: tuple[Mutant, ...] = (*RULE, *BLOCK, *LOOP, *TREES, *RANDOMNESS, *SPEED
 
 def mutant(name: str) -> Mutant:
     """The wrong version of that name. Raises SpecdecError."""
-    found = next((m for m in MUTANTS if m.name == name), None)
-    if found is None:
+    by_name = next((m for m in MUTANTS if m.name == name), None)
+    if by_name is None:
         raise SpecdecError(f"name={name!r:.80}: takes one of {', '.join(m.name for m in MUTANTS)}")
-    return found
+    return by_name

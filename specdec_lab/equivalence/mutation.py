@@ -49,8 +49,8 @@ class Mutant:
     @property
     def function(self) -> FunctionType:
         """The function that is changed."""
-        found: Any = resolve_name(f"specdec_ref.{self.where}")
-        function: FunctionType = inspect.unwrap(found)
+        target: Any = resolve_name(f"specdec_ref.{self.where}")
+        function: FunctionType = inspect.unwrap(target)
         return function
 
     @property

@@ -63,12 +63,22 @@ class OutcomeTree:
 
 @torch.inference_mode()
 def grow_tree(
-    model: "PreTrainedModel", prompt: Tokens, length: int, sampling: Sampling, least: float, end: Sequence[int] = ()
+    model: "PreTrainedModel", prompt: Tokens, length: int, sampling: Sampling, smallest: float, end: Sequence[int] = ()
 ) -> OutcomeTree:
-    """All continuations of `prompt` by up to `length` tokens whose probability is at least `least`.
+    """All continuations of a prompt by up to `length` tokens with a probability of at least `smallest`.
 
-    end: ids after which nothing follows; they all count as the first of them. It scores at most 1/`least`
-    continuations of each length, `ROWS` in one pass of the target. Raises SpecdecError for logits that are no numbers.
+    Scores at most 1/`smallest` continuations of each length, `ROWS` in one pass of the target.
+
+    Args:
+        model: the target.
+        prompt: token ids.
+        length: tokens of the longest continuation.
+        sampling: temperature, top-k and top-p.
+        smallest: the smallest probability of a continuation.
+        end: end tokens. They all count as the first of them.
+
+    Raises:
+        SpecdecError: the logits are not finite.
     """
     tree = OutcomeTree(prompt, {}, {})
     worst = 0.0
@@ -85,20 +95,20 @@ def grow_tree(
             if first == 0:
                 whole, _ = _distribution(_logits(model, None, [[*prompt, *nodes[0][0]]]), sampling, end)
                 worst = max(worst, float((p[0] - whole[0]).abs().sum()) / 2)
-            joint = p * p.new_tensor([[chance] for _, chance in nodes])
-            likely = joint >= least
+            joint = p * p.new_tensor([[probability] for _, probability in nodes])
+            likely = joint >= smallest
             rest = joint.masked_fill(likely, 0).sum(-1).tolist()
             for i, (tokens, _) in enumerate(nodes):
                 tree.own[tokens] = rest[i]
                 if possible is not None:
                     tree.possible[tokens] = np.packbits(possible[i].cpu().numpy())
             row, token = likely.nonzero(as_tuple=True)
-            for i, last, chance in zip(row.tolist(), token.tolist(), joint[likely].tolist(), strict=True):
+            for i, last, probability in zip(row.tolist(), token.tolist(), joint[likely].tolist(), strict=True):
                 tokens = (*nodes[i][0], last)
                 if depth + 1 == length or last in end:
-                    tree.own[tokens] = chance
+                    tree.own[tokens] = probability
                 else:
-                    deeper.append((tokens, chance))
+                    deeper.append((tokens, probability))
         level = deeper
     return replace(tree, rounding=worst)
 
@@ -167,21 +177,21 @@ class Bins:
 
 
 def pool(tree: OutcomeTree, samples: int, minimum: float = MINIMUM) -> Bins:
-    """Outcomes that are each expected `minimum` times or more in `samples`, but at least two.
+    """Pool outcomes until each is expected at least `minimum` times in `samples`. At least two remain.
 
-    A rarer sequence counts as its beginning: 4 tokens as 'these 3 and any other', and so on.
+    A rarer sequence is pooled with others of the same beginning: 4 tokens become 'these 3, then any other'.
     """
-    chance = dict(tree.own)
-    home = {tokens: tokens for tokens in chance}
-    for tokens in sorted(chance, key=len, reverse=True):
-        if tokens and chance[tokens] * samples < minimum:
-            chance[tokens[:-1]] += chance.pop(tokens)
+    probability = dict(tree.own)
+    home = {tokens: tokens for tokens in probability}
+    for tokens in sorted(probability, key=len, reverse=True):
+        if tokens and probability[tokens] * samples < minimum:
+            probability[tokens[:-1]] += probability.pop(tokens)
             home[tokens] = tokens[:-1]
-    if chance[()] * samples < minimum and len(chance) > 1:
-        rest = chance.pop(())
-        home[()] = min(chance, key=lambda tokens: chance[tokens])
-        chance[home[()]] += rest
-    names = tuple(sorted(chance, key=lambda tokens: -chance[tokens]))
+    if probability[()] * samples < minimum and len(probability) > 1:
+        rest = probability.pop(())
+        home[()] = min(probability, key=lambda tokens: probability[tokens])
+        probability[home[()]] += rest
+    names = tuple(sorted(probability, key=lambda tokens: -probability[tokens]))
     number = {tokens: i for i, tokens in enumerate(names)}
 
     def place(tokens: Tokens) -> int:
@@ -189,5 +199,5 @@ def pool(tree: OutcomeTree, samples: int, minimum: float = MINIMUM) -> Bins:
             tokens = home[tokens]
         return number[tokens]
 
-    probabilities = np.array([chance[tokens] for tokens in names])
+    probabilities = np.array([probability[tokens] for tokens in names])
     return Bins(names, probabilities / probabilities.sum(), {tokens: place(tokens) for tokens in home})

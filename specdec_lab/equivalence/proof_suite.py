@@ -1,7 +1,7 @@
-"""What the proof is made over: every kind of distribution, sampling, drafter, controller, ending and batch.
+"""The cases of the proof: every kind of distribution, sampling, drafter, controller, ending and batch.
 
-Small enough to be played to the end, large enough that several rounds, every number of accepted tokens and both kinds
-of ending occur. Each case is an independent claim; together they take under two minutes.
+The cases are small enough to enumerate. They are large enough for several rounds, every number of accepted tokens and
+both kinds of ending. Each case is an independent claim. Together they take under two minutes.
 """
 
 import itertools
@@ -62,7 +62,7 @@ class ProofCase:
 
 
 class UpAndDown:
-    """Drafts one token more after a round that accepted all, one fewer after one that did not: k with a memory."""
+    """A controller with a memory: k grows by one after a round that accepted all tokens, else falls by one."""
 
     def __init__(self, max_k: int):
         self.max_k = max_k
@@ -72,12 +72,12 @@ class UpAndDown:
         return self.k
 
     def observe(self, rounds: list[Round]) -> None:
-        all_accepted = all(one.accepted == one.depth for one in rounds)
+        all_accepted = all(row_round.accepted == row_round.depth for row_round in rounds)
         self.k = min(self.max_k, self.k + 1) if all_accepted else max(0, self.k - 1)
 
 
 def _warmed_up() -> AdaptiveSpeculation:
-    """It moves from the tenth round on: here that is the first, and one accepted draft is enough to go up."""
+    """The heuristic changes k from the tenth round on. Here that is the first, and one accepted draft raises k."""
     controller = AdaptiveSpeculation(min_k=1, max_k=3, target_acceptance=0.5)
     for _ in range(9):
         controller.update(num_accepted=3, num_proposed=5)
@@ -96,7 +96,7 @@ class SteadyClock:
 
 
 def _timed() -> CostModelSpeculation:
-    """It measures costs, by a clock that reads the same in every replay."""
+    """The cost model with measured costs, by a clock that is the same in every replay."""
     controller = CostModelSpeculation(max_k=2)
     controller.clock = SteadyClock()
     return controller
@@ -117,7 +117,7 @@ SMALL_SIZES = "V=2 k=1", "V=2 k=2", "V=2 k=3", "V=2 k=4", "V=3 k=2", "V=3 k=3", 
 
 
 def cases() -> list[ProofCase]:
-    """The whole suite, by the name of what it covers: token verification, block verification, trees."""
+    """All cases: token verification, block verification, trees."""
     kinds = [
         *_distributions(),
         *_samplings(),
@@ -147,14 +147,14 @@ def _model(vocab_size: int, seed: int, **kind: float) -> ModelDrafter:
 def _sizes() -> list[ProofCase]:
     """Every size, with room for k tokens and one more. Zeros keep the largest playable."""
     tokens = {2: (5, 5, 5, 5), 3: (5, 5, 5, 5), 4: (4, 4, 4, 5), 5: (4, 3, 4, 5)}
-    found = []
+    sizes = []
     for v, k in itertools.product(tokens, (1, 2, 3, 4)):
         n, zeros = tokens[v][k - 1], 0.5 if (v, k) == (5, 4) else 0.0
         target, drafter = random_table(v, 10 * v + k, zeros=zeros), _model(v, 100 + 10 * v + k, zeros=zeros)
         settings = {"k": k, "max_new_tokens": n}
         covers = f"random tables, {'half of them zeros, ' if zeros else ''}{n} tokens"
-        found.append(ProofCase(f"V={v} k={k}", covers, target, drafter, settings=settings))
-    return found
+        sizes.append(ProofCase(f"V={v} k={k}", covers, target, drafter, settings=settings))
+    return sizes
 
 
 def _small_sizes() -> list[ProofCase]:
@@ -168,7 +168,7 @@ def _with_blocks(case: ProofCase) -> ProofCase:
 
 
 def _distributions() -> list[ProofCase]:
-    """How p and q can lie to each other. Constant, so that every round shows the same."""
+    """Kinds of relation between p and q. The tables are constant, so all rounds are alike."""
     peaked, flat = [0.98, 0.01, 0.01], [1 / 3, 1 / 3, 1 / 3]
     pairs: dict[str, tuple[str, list[float], list[float]]] = {
         "p = q": ("nothing is ever rejected, no residual is left", [0.5, 0.3, 0.2], [0.5, 0.3, 0.2]),
@@ -202,7 +202,7 @@ def _samplings() -> list[ProofCase]:
         "top-p": (Sampling(top_p=0.7), "target and draft keep different numbers of tokens"),
         "all three": (Sampling(temperature=1.5, top_k=3, top_p=0.8), "temperature, then top-k, then top-p"),
     }
-    found = [
+    samplings = [
         ProofCase(name, covers, random_table(4, 41), _model(4, 42), settings={"k": 2, "sampling": sampling})
         for name, (sampling, covers) in kinds.items()
     ]
@@ -213,7 +213,7 @@ def _samplings() -> list[ProofCase]:
         _model(4, 41),
         settings={"k": 2, "max_new_tokens": 5, "sampling": GREEDY},
     )
-    return [*found, agreeing]
+    return [*samplings, agreeing]
 
 
 def _endings() -> list[ProofCase]:
@@ -347,7 +347,7 @@ def _suffixes() -> list[ProofCase]:
         ),
         ProofCase(
             "two rows, suffix, two lengths",
-            "one row goes on with what the other has left behind",
+            "a row continues in the slots that another row has left",
             p2,
             experienced,
             ragged,
@@ -359,18 +359,18 @@ def _suffixes() -> list[ProofCase]:
 def _heads() -> list[ProofCase]:
     """A head reads the hidden states of a real target, so these proofs run on a small transformer with its cache."""
     model, _ = tiny_pair(vocab_size=2, width=8, layers=1)
-    found = []
+    heads = []
     for kind in ("feature", "parallel"):
         head = random_head(model, kind)
         target = OnCache(model, feature_layers=head.config.feature_layers)
         drafter = head_drafter(head, target)
         one_row, ragged = (0, 1, 1), ((0, 1, 1), (1,))
         two_rows = {"k": 1, "max_new_tokens": 2}
-        found += [
+        heads += [
             ProofCase(f"{kind} head", "two rounds after one prompt", target, drafter, one_row, {"max_new_tokens": 3}),
             ProofCase(f"{kind} head, two rows", "each row has features of its own", target, drafter, ragged, two_rows),
         ]
-    return found
+    return heads
 
 
 def _controllers() -> list[ProofCase]:
@@ -420,14 +420,14 @@ def _batches() -> list[ProofCase]:
 def _trees() -> list[ProofCase]:
     """Several candidates for a position, in every scheme. Samples are played in every way, so their trees are small."""
     p, q = random_table(3, 91), random_table(3, 92)
-    two, other, ragged = random_table(2, 93), random_table(2, 94), ((0,), (1, 0, 1))
+    two, draft, ragged = random_table(2, 93), random_table(2, 94), ((0,), (1, 0, 1))
     cut = Sampling(temperature=1.5, top_k=2)
-    found = []
+    trees = []
     for scheme in SCHEMES:
-        deep, wide = TreeDrafter(other, (2, 1), scheme), TreeDrafter(q, (3,), scheme)
+        deep, wide = TreeDrafter(draft, (2, 1), scheme), TreeDrafter(q, (3,), scheme)
         double, narrow = TreeDrafter(q, (2,), scheme), TreeDrafter(random_table(2, 95), (2,), scheme)
-        pair_of_rows = TreeDrafter(other, (2,), scheme)
-        found += [
+        pair_of_rows = TreeDrafter(draft, (2,), scheme)
+        trees += [
             ProofCase(f"tree, {scheme}", "two levels, several rounds", two, deep, settings={"k": 2}),
             ProofCase(
                 f"tree, {scheme}, whole vocabulary",
@@ -464,9 +464,9 @@ def _trees() -> list[ProofCase]:
                 {"k": 1, "max_new_tokens": (2, 3)},
             ),
         ]
-    top = TreeDrafter(other, (2, 1))
+    top = TreeDrafter(draft, (2, 1))
     return [
-        *found,
+        *trees,
         ProofCase(
             "tree, two rows, two levels", "accepted paths of several lengths", two, top, ragged, {"max_new_tokens": 4}
         ),
@@ -493,7 +493,7 @@ def _trees() -> list[ProofCase]:
             "tree, best first, two rows",
             "trees of different shapes, one of them cut",
             two,
-            BestFirstDrafter(other, nodes=3, depth=3, width=2),
+            BestFirstDrafter(draft, nodes=3, depth=3, width=2),
             ragged,
             {"k": 3, "max_new_tokens": (2, 4)},
         ),

@@ -1,4 +1,4 @@
-"""What a sampler is: its arguments, the samples that it may return, and the errors for anything else."""
+"""The interface of samplers: arguments, valid samples, and errors for invalid ones."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -36,7 +36,7 @@ class Sampler(Protocol):
 
 
 class SamplerError(SpecdecError):
-    """The sampler failed, or what it returned is no sample. partial: the result so far, None if there is none."""
+    """The sampler failed, or its result is not valid. partial: the test's result so far; None without samples."""
 
     def __init__(self, message: str, partial: "Equivalence | None" = None):
         super().__init__(message)
@@ -70,7 +70,7 @@ def batch_of(sampler: Any, default: int) -> int:
 
 
 def function_of(sampler: Any) -> Callable[..., Any]:
-    """The function that samples. Raises SpecdecError where there is none."""
+    """The sampler's function. Raises SpecdecError for an object that cannot sample."""
     sample = getattr(sampler, "sample", sampler)
     if isinstance(sampler, type) or not callable(sample):
         takes = "takes an object with sample(prompt, number, length, seed), or such a function"
@@ -79,10 +79,10 @@ def function_of(sampler: Any) -> Callable[..., Any]:
 
 
 def checked(rows: object, number: int, length: int, vocab_size: int, end: Sequence[int] = ()) -> NDArray[np.int64]:
-    """What a sampler returned, as [at most `number`, `length`] int64.
+    """The samples that a sampler returned, as [at most `number`, `length`] int64.
 
-    End tokens become the first one in `end`, and what follows them −1. The caller decides about missing rows. Raises
-    SpecdecError for anything else that is no sample.
+    End tokens become the first one in `end`, and all tokens after them −1. The caller handles missing rows. Raises
+    SpecdecError for invalid samples.
     """
     if isinstance(rows, Tensor):
         rows = rows.detach().cpu()
@@ -91,12 +91,12 @@ def checked(rows: object, number: int, length: int, vocab_size: int, end: Sequen
         raise SpecdecError(f"sampler: gave {rows!r:.80}; takes rows of token ids, [{number}, {length}] int64")
     if len(rows) > number:
         raise SpecdecError(f"sampler: gave {len(rows)} rows where {number} were asked for")
-    found = np.full((len(rows), length), -1, dtype=np.int64)
+    tokens_or_end = np.full((len(rows), length), -1, dtype=np.int64)
     for i, row in enumerate(rows):
         tokens = _until_the_end(i, row, length, end)
         _check_tokens(i, tokens, vocab_size)
-        found[i, : len(tokens)] = tokens
-    return found
+        tokens_or_end[i, : len(tokens)] = tokens
+    return tokens_or_end
 
 
 def _until_the_end(i: int, row: Any, length: int, end: Sequence[int]) -> Sequence[Any]:

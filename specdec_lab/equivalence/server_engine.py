@@ -23,11 +23,17 @@ ASKED: dict[str, Any] = {
 
 
 class OpenAICompletions:
-    """Asks `POST {url}/completions` for continuations, up to `batch` in a request.
+    """A sampler that requests continuations from `POST {url}/completions`, up to `batch` per request.
 
-    url: with or without /v1. model: default the only one that the server has. eos: the ids at which the server stops:
-    the model's own. timeout: seconds for one request. more: further fields of the request. Raises SpecdecError, of one
-    line, for whatever goes wrong.
+    Args:
+        url: address of the server, with or without /v1.
+        model: default the server's only model.
+        eos: the ids at which the server stops, those of the model.
+        timeout: seconds for one request.
+        more: further fields of the request.
+
+    Raises:
+        SpecdecError: any failure, in one line.
     """
 
     def __init__(

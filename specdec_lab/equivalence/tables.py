@@ -40,7 +40,8 @@ class TableModel:
         context: the most tokens of a row.
 
     Raises:
-        SpecdecError: the rule's result is no distribution, a token is not in the vocabulary, or a rewind goes forward.
+        SpecdecError: the rule's result is not a distribution, a token is not in the vocabulary, or a rewind goes
+            forward.
     """
 
     def __init__(self, vocab_size: int, rule: Rule, context: int = 64):
@@ -129,7 +130,7 @@ class TableModel:
                 row[end:] = [STALE]
 
     def probabilities(self, prefix: Iterable[int]) -> Tensor:
-        """The table's entry: what follows `prefix`, [V] float64."""
+        """The table's entry: the distribution after `prefix`, [V] float64."""
         return self._entry(tuple(self._known(list(prefix))))[0].clone()
 
     def distribution(self, prefix: Iterable[int], sampling: Sampling | None = None) -> Tensor:

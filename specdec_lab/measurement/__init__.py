@@ -1,1 +1,1 @@
-"""Measuring: what a step costs on this machine, and contenders side by side."""
+"""Measurements: costs of steps, comparisons of ways to decode, memory, and the diagnosis of a pair."""

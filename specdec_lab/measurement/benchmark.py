@@ -1,7 +1,7 @@
-"""Compares ways to decode on the same prompts, in turn, after a warm-up; reports medians of ratios.
+"""Compare ways to decode on the same prompts, in turn, after a warm-up, by medians of ratios.
 
-The speed of a machine drifts. Two contenders that are timed right after each other on one prompt drift together. So the
-ratio is taken there, and the median over prompts and repeats is reported.
+The speed of a machine drifts. It hardly changes between two contenders that are timed one after the other on one
+prompt. So ratios are taken for each prompt and repeat, and their median is reported.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,10 +23,10 @@ class Sample:
     Attributes:
         tokens: the new ids.
         seconds: wall clock.
-        accepted, judged, rounds: counts, 0 where they are unknown.
-        draft_seconds: spent in drafting.
-        shapes: of each round, the levels and the tokens drafted; they differ where the draft is a tree.
-        accepts: of each round, the tokens accepted.
+        accepted, judged, rounds: counts of accepted tokens, examined tokens and rounds; 0 where unknown.
+        draft_seconds: time spent drafting.
+        shapes: (levels, drafted tokens) of each round; these numbers differ for trees.
+        accepts: accepted tokens of each round.
     """
 
     tokens: tuple[int, ...]
@@ -88,8 +88,8 @@ def race(
 ) -> dict[str, Result]:
     """Run every contender on every prompt, in turn, `repeats` times; the seed of repeat i is i.
 
-    One untimed run of each on the first prompt comes first. on_sample is called with the name before each run,
-    `race_length` times.
+    Before this, each contender has one untimed run on the first prompt. on_sample is called with the contender's name
+    before each run, `race_length` times.
     """
     for name, run in contenders.items():
         on_sample(name)
@@ -103,12 +103,12 @@ def race(
     pace = {name: [len(s.tokens) / s.seconds for s in ran] for name, ran in samples.items()}
     results = {}
     for name, ran in samples.items():
-        judged, rounds = sum(s.judged for s in ran), sum(s.rounds for s in ran)
+        examined, rounds = sum(s.judged for s in ran), sum(s.rounds for s in ran)
         results[name] = Result(
             name,
             median(pace[name]),
             median(mine / theirs for mine, theirs in zip(pace[name], pace[baseline], strict=True)),
-            sum(s.accepted for s in ran) / judged if judged else None,
+            sum(s.accepted for s in ran) / examined if examined else None,
             sum(len(s.tokens) for s in ran) / rounds if rounds else None,
             sum(repeated_share(s.tokens) for s in ran) / len(ran),
             tuple(ran),
@@ -124,7 +124,7 @@ def race_length(contenders: int, prompts: int, repeats: int) -> int:
 def ours(pair: Pair, k: int, sampling: Sampling, max_new_tokens: int, verification: str = "token") -> Contender:
     """The reference with fixed k as a contender; k = 0 is the autoregressive baseline.
 
-    A drafter that remembers texts begins each generation without any.
+    A drafter that remembers texts begins each generation with an empty memory.
     """
 
     def run(prompt: list[int], seed: int) -> Sample:
@@ -145,13 +145,13 @@ def ours(pair: Pair, k: int, sampling: Sampling, max_new_tokens: int, verificati
 def formula(result: Result, costs: Costs, pair: Pair, verification: str = "token") -> float:
     """The predicted speedup of these rounds: Σ E[tokens] / Σ (cost of drafting + v(drafted tokens + 1)).
 
-    Drafting costs k·c, or what was measured in the rounds where all tokens come from one pass. E[tokens] follows from
-    the acceptance rate; for a tree, and for block verification, it is the measured number of tokens.
+    Drafting costs k·c, or the measured time if all tokens come from one pass. E[tokens] follows from the acceptance
+    rate. For trees and for block verification it is the measured number of tokens.
 
     Args:
-        result: with samples of the reference.
-        costs: of the same pair.
-        pair, verification: as they decoded.
+        result: the result of a contender made by `ours`.
+        costs: costs of the same pair.
+        pair, verification: the pair and the rule that decoded.
     """
     shapes = [shape for sample in result.samples for shape in sample.shapes]
     drafting = costs.c * sum(depth for depth, _ in shapes)

@@ -46,10 +46,10 @@ class Configuration:
     """One way to decode.
 
     Attributes:
-        name: of the way.
+        name: name of the way.
         kind: 'baseline', 'fixed' (k steps of a draft model or head), 'one pass' (a parallel head, suffixes), 'tree',
             'lookup', 'adaptive' or 'cost model'.
-        draft: name of what drafts; '' for 'lookup'.
+        draft: name of the draft model or head; '' for 'lookup'.
         k: drafted tokens per round, at most.
     """
 
@@ -85,7 +85,7 @@ class Settings:
         sampling: of all generations.
 
     Raises:
-        SpecdecError: for values that cannot be used.
+        SpecdecError: a value is out of range.
     """
 
     lengths: Mapping[str, int] = field(default_factory=lambda: dict(LENGTHS))
@@ -112,10 +112,10 @@ class Settings:
 def load_drafts(
     target: str | None = None, draft: str | None = None, *, device: str | None = None, dtype: str | None = None
 ) -> dict[str, Pair]:
-    """Pairs by the draft's name, all with one and the same target. Neither named: every draft and head that ships,
-    their trees, and suffix decoding.
+    """Pairs by the draft's name, all with the same target.
 
-    The arguments are those of `load_pair`, and so are the errors.
+    Without a target and a draft: all shipped drafts and heads, their trees, and suffix decoding. Arguments and errors
+    are those of `load_pair`.
     """
     first = load_pair(target, draft, device=device, dtype=dtype)
     if target is not None or draft is not None:
@@ -125,8 +125,8 @@ def load_drafts(
         if name in HEADS:
             pairs[name] = with_method(first, name)
         elif name not in ("target", DEFAULT_DRAFT):
-            other = load_pair(draft=name, device=device, dtype=dtype)
-            pairs[name] = replace(first, draft=other.draft)
+            shipped_pair = load_pair(draft=name, device=device, dtype=dtype)
+            pairs[name] = replace(first, draft=shipped_pair.draft)
     trees = ("tree", "head-tree") if "head" in pairs else ("tree",)
     return pairs | {name: with_method(first, name) for name in (*trees, "suffix")}
 
@@ -151,14 +151,14 @@ def run_suite(
     *,
     folder: Path | None = None,
     texts: Sequence[str] | None = None,
-    on_step: Callable[[str, int, int], None] = lambda what, done, total: None,
+    on_step: Callable[[str, int, int], None] = lambda what, completed, total: None,
 ) -> SuiteResult:
-    """Measure what is missing, then compute the results of all samples.
+    """Make the missing measurements, then compute the results of all samples.
 
     Args:
         models: a pair, or pairs by the draft's name that share one target.
         settings: see `Settings`.
-        folder: where samples.jsonl is kept and found again; None keeps nothing.
+        folder: the folder of samples.jsonl, which a later call continues; None stores nothing.
         texts: prompts are cut from these; default the held-out ones.
         on_step: called before each run with its name, how many runs are done, and of how many.
 
@@ -192,8 +192,8 @@ def run_suite(
         tasks = list(_missing(recording.records, pairs, ways, settings))
         warmed_up: set[tuple[str, str]] = set()
         controllers = {way.name: way.controller() for way in ways}
-        for done, task in enumerate(tasks):
-            on_step(task.name, done, len(tasks))
+        for num_done, task in enumerate(tasks):
+            on_step(task.name, num_done, len(tasks))
             if task.way is None:
                 recording.append(_costs(task.name, task.length, pairs[task.name], settings))
                 continue
@@ -230,7 +230,7 @@ class Task:
     repeat: int = 0
 
     def key(self) -> Record:
-        """What tells samples of one way apart."""
+        """A key that identifies the sample among those of its way."""
         return {"length": self.length, "prompt": self.prompt, "repeat": self.repeat}
 
 
@@ -254,9 +254,9 @@ def _missing(
 
 def _costs(name: str, length: str, pair: Pair, settings: Settings) -> Record:
     """Step costs of one draft at one prompt length, in the middle of the text to be generated."""
-    most = max(settings.ks)
-    context = max(1, min(settings.lengths[length] + settings.max_new_tokens // 2, pair.context - most - 1))
-    costs = measure_costs(pair, max_k=most, context=context, sampling=settings.sampling)
+    max_k = max(settings.ks)
+    context = max(1, min(settings.lengths[length] + settings.max_new_tokens // 2, pair.context - max_k - 1))
+    costs = measure_costs(pair, max_k=max_k, context=context, sampling=settings.sampling)
     return {"kind": "costs", "draft": name, "length": length, **asdict(costs)}
 
 
@@ -288,7 +288,7 @@ def _timed(
         "tokens": len(generation.tokens),
         "accepted": sum(r.accepted for r in rounds),
         "judged": sum(r.examined for r in rounds),
-        "drafted": sorted(drafted.items()),  # so many tokens, or levels of a tree, were drafted in so many rounds
+        "drafted": sorted(drafted.items()),  # [drafted tokens or levels, number of such rounds]
         "draft_seconds": sum(r.draft_seconds for r in rounds),
         "memory": peak_memory(pair.device),
     }

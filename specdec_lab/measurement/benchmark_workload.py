@@ -1,4 +1,4 @@
-"""What is measured, and on what: prompts of an exact length, and the facts that make two measurements comparable."""
+"""The workload of a measurement: prompts of an exact length, and the conditions that make measurements comparable."""
 
 import hashlib
 import itertools
@@ -17,10 +17,18 @@ from specdec_ref.loading import Pair, held_out_prompts
 def prompts_of_length(
     tokenizer: Any, tokens: int, count: int, texts: Sequence[str] | None = None
 ) -> list[tuple[int, ...]]:
-    """`count` different prompts of exactly `tokens` tokens: the ends of the texts, one after the other, in many orders.
+    """Make `count` different prompts of exactly `tokens` tokens, by joining the texts in many orders.
 
-    texts: default the held-out prompts. A long prompt shares most of its text with others, in another order; none
-    contains a text twice. Raises SpecdecError where the texts do not give so many.
+    A long prompt shares most of its text with other prompts, in another order. No prompt contains a text twice.
+
+    Args:
+        tokenizer: the tokenizer of the models.
+        tokens: length of each prompt.
+        count: number of prompts.
+        texts: default the held-out prompts.
+
+    Raises:
+        SpecdecError: the texts are not enough for that many prompts.
     """
     for name, value in (("tokens", tokens), ("count", count)):
         if not is_whole(value) or value < 1:
@@ -29,7 +37,7 @@ def prompts_of_length(
     pieces = [list(tokenizer(text + "\n\n\n")["input_ids"]) for text in texts]
     prompts: dict[tuple[int, ...], None] = {}
     for i in itertools.count():
-        shaved, last = divmod(i, max(1, len(pieces)))  # once every text was the last, the ends lose some tokens
+        shaved, last = divmod(i, max(1, len(pieces)))  # after every text was the last once, tokens are cut from the end
         order = pieces[last + 1 :] + pieces[: last + 1]
         ids = [token for piece in order for token in piece]
         ids = ids[: len(ids) - 5 * shaved]
@@ -42,7 +50,7 @@ def prompts_of_length(
 
 
 def machine_facts(pair: Pair) -> dict[str, Any]:
-    """What the figures depend on beside the models: processor, threads, number type, versions."""
+    """The conditions of a measurement besides the models: processor, threads, number type, versions."""
     import transformers
 
     from specdec_ref import __version__
@@ -73,7 +81,7 @@ def machine_line(facts: dict[str, Any]) -> str:
 
 
 def model_facts(model: torch.nn.Module) -> dict[str, Any]:
-    """Number of parameters, and a fingerprint of their values: a model trained again is another model."""
+    """Number of parameters, and a fingerprint of their values, since a model that is trained again is another model."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
         first = weight.detach().reshape(-1, weight.shape[-1])[:1] if weight.ndim else weight.detach()[None]
@@ -83,16 +91,16 @@ def model_facts(model: torch.nn.Module) -> dict[str, Any]:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes: on CUDA the peak of this process's tensors since the last reset.
+    """The peak of this process's tensors on CUDA since the last reset, in bytes; None on a CPU.
 
-    None on a CPU: no peak of one run is kept there, and the process holds every model of the suite in any case. What a
-    pair needs there, `memory_profile` tells.
+    A CPU has no such counter, and the process holds all models of the suite anyway. There `memory_profile` computes the
+    memory of a pair.
     """
     return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
 
 
 def _processor() -> str:
-    """The processor's name; Linux tells it in a file only."""
+    """The processor's name, which Linux gives only in a file."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():

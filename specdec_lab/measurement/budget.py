@@ -1,6 +1,6 @@
-"""How long the doctor may measure: a limit in seconds that its checks share.
+"""The doctor's time limit, in seconds, which its checks share.
 
-A check may use a part of the time that is left when it begins. What it does not need is left to the checks after it.
+A check may use a part of the time that is left when it begins. The checks after it get the time that it does not need.
 """
 
 import math
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 
 class OutOfTime(Exception):
-    """The time of the present check is used up."""
+    """The present check has no time left."""
 
 
 class Budget:
@@ -38,17 +38,17 @@ class Budget:
         return max(0.0, self._until - self.now)
 
     def start(self) -> None:
-        """Begin to count. Before this there is no limit."""
+        """Start the clock. Before this there is no limit."""
         self._until = math.inf if self.seconds is None else self.now + self.seconds
 
     def check(self) -> None:
-        """Raise OutOfTime where the present check has used up its time."""
+        """Raise OutOfTime if the present check has no time left."""
         if not self.left:
             raise OutOfTime
 
     @contextmanager
     def part(self, share: float) -> Iterator[None]:
-        """Allow what happens inside `with` a share of the time left, above 0 and at most 1."""
+        """Inside `with`, limit the time to a share of what is left, above 0 and at most 1."""
         before = self._until
         self._until = self.now + share * self.left
         try:
@@ -58,7 +58,7 @@ class Budget:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Do not count what happens inside `with`, such as loading weights."""
+        """Stop the clock inside `with`, for instance while weights are loaded."""
         began = self._clock()
         try:
             yield

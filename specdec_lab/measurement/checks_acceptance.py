@@ -1,7 +1,8 @@
-"""Checks of acceptance: is it what both models' distributions allow, and is it stuck at 0 or 100 %?
+"""Checks of acceptance: does it match both models' distributions, and is it stuck at 0 or 100 %?
 
-Acceptance can be computed: at every position that was judged, a drafted token is kept with chance Σ min(p, q), whatever
-came before. So what was accepted must be their sum, give or take chance; if not, the loop is at fault and no model is.
+Acceptance can be computed: at every examined position, a drafted token is accepted with probability Σ min(p, q),
+whatever came before. So the number of accepted tokens must be the sum of these probabilities, up to random variation.
+Otherwise the loop is at fault, not a model.
 """
 
 import math
@@ -21,36 +22,36 @@ from specdec_ref.loading import Pair
 from specdec_ref.sampling import Sampling
 
 SIGMAS = 5
-"""Standard deviations from the computed acceptance that are no chance any more."""
+"""Standard deviations from the computed acceptance that random variation does not explain."""
 
 FALSE_ALARM = 2 * float(norm.sf(SIGMAS))
-"""Probability that a right rule leaves that range on either side, by the normal approximation: one in 1.7 million."""
+"""Probability that a right rule is outside this range, by the normal approximation: one in 1.7 million."""
 
 CONTROL_LEAST = {4: 0.97, 2: 0.85}
-"""Share of the target's own drafts that it must accept, by bytes of the number type: rounding makes p and q differ by
-about 1e-6 in float32 and 1 % in bfloat16, and at temperature 0 a tie turns one token round."""
+"""Share of its own drafts that the target must accept, by bytes of the number type. Rounding makes p and q differ by
+about 1e-6 in float32 and 1 % in bfloat16, and at temperature 0 a tie can change a token."""
 
 NEAR_ZERO = 0.1
 """An α for which no k pays: S > 1 would need c + v(2) below 1.1 with one drafted token, and less with more."""
 
 SAME = 0.995
-"""Average Σ min(p, q) at temperature 1 from which on draft and target are the same distribution, but for rounding."""
+"""Average Σ min(p, q) at temperature 1 above which draft and target have the same distribution, up to rounding."""
 
 CHEAP = 0.5
-"""Share of the target's parameters up to which a draft can be called smaller."""
+"""A draft with at most this share of the target's parameters counts as smaller."""
 
 GENERATION_PART = 0.6
-"""Of the time for the check of acceptance, what generating may take. The checks after it use the same generations."""
+"""The share of the acceptance check's time for generating. Later checks use the same generations."""
 
 FEW_JUDGED = 30
-"""With fewer judged tokens nothing is said about α."""
+"""With fewer examined tokens nothing is said about α."""
 
 
 def check_acceptance(setup: Setup) -> list[Finding] | None:
-    """Is as much accepted as the distributions allow?
+    """Are as many tokens accepted as the distributions allow?
 
-    Where a draft model is verified token by token, its q and the target's p are computed again with transformers'
-    forward pass. Any other drafter and rule is compared with the p and q that the rule got.
+    For a draft model with token verification, q and p are computed again with transformers' forward pass. For any other
+    drafter or rule, the p and q that the rule received are used.
     """
     with setup.budget.part(GENERATION_PART):
         recordings = setup.recordings
@@ -58,18 +59,18 @@ def check_acceptance(setup: Setup) -> list[Finding] | None:
     slack = 1.0
     if draft is not None and setup.verification == "token":
         rates = [rate for recorded in recordings for rate in _judged(setup, draft, recorded)]
-        accepted, judged = sum(a for _, a in rates), len(rates)
+        accepted, examined = sum(a for _, a in rates), len(rates)
         expected, variance = sum(b for b, _ in rates), sum(b * (1 - b) for b, _ in rates)
         if setup.pair.target.dtype.itemsize < 4:
-            slack += 0.02 * judged  # q as sampled from and q as computed here differ by rounding
-        counted = f"{accepted} of {judged} judged tokens accepted"
+            slack += 0.02 * examined  # q as sampled from and q as computed here differ by rounding
+        counted = f"{accepted} of {examined} judged tokens accepted"
     else:
         decisions = _decisions(setup)
-        accepted, judged = sum(d.accepted for d in decisions), len(decisions)
+        accepted, examined = sum(d.accepted for d in decisions), len(decisions)
         expected, variance = sum(d.mean for d in decisions), sum(d.variance for d in decisions)
-        counted = f"{accepted} tokens accepted in {judged} rounds"
+        counted = f"{accepted} tokens accepted in {examined} rounds"
     slack += SIGMAS * math.sqrt(variance)
-    numbers: dict[str, Any] = {"accepted": accepted, "judged": judged, "expected": expected, "slack": slack}
+    numbers: dict[str, Any] = {"accepted": accepted, "judged": examined, "expected": expected, "slack": slack}
     numbers["false_alarm_rate"] = FALSE_ALARM
     words = f"{counted}, {expected:.1f} ± {slack:.1f} computed"
     if draft is not None:
@@ -93,8 +94,8 @@ def check_acceptance(setup: Setup) -> list[Finding] | None:
                 numbers,
             )
         ]
-    least = CONTROL_LEAST[min(4, setup.pair.target.dtype.itemsize)]
-    if accepted < expected - slack or own < least * own_judged:
+    smallest_share = CONTROL_LEAST[min(4, setup.pair.target.dtype.itemsize)]
+    if accepted < expected - slack or own < smallest_share * own_judged:
         return [
             Finding(
                 "acceptance-lost",
@@ -113,19 +114,19 @@ def check_acceptance(setup: Setup) -> list[Finding] | None:
 
 
 def _own_draft(setup: Setup) -> dict[str, int]:
-    """Accepted and judged tokens with the target as its own draft."""
+    """Accepted and examined tokens with the target as its own draft."""
     itself = Pair(setup.pair.target, setup.pair.target, setup.pair.tokenizer)
-    kept = setup.as_many_as_fit(
+    recordings = setup.as_many_as_fit(
         "prompts with the target as its own draft",
         range(len(setup.prompts[:2])),
         lambda i: setup.generate(setup.prompts[i], k=setup.max_k, pair=itself, seed=i),
-        least=0,
+        minimum=0,
     )
-    return {"own_accepted": sum(p.accepted for p in kept), "own_judged": sum(p.judged for p in kept)}
+    return {"own_accepted": sum(p.accepted for p in recordings), "own_judged": sum(p.judged for p in recordings)}
 
 
 def _decisions(setup: Setup) -> list[RecordedDecision]:
-    """The decisions of the setup's rule in generations of their own."""
+    """The decisions of the setup's rule in new generations."""
     drafter, decisions = recording(
         setup.new_drafter(), verification_rule(setup.verification), setup.verification == "block"
     )
@@ -139,7 +140,7 @@ def _decisions(setup: Setup) -> list[RecordedDecision]:
 
 
 def _judged(setup: Setup, draft: "torch.nn.Module", recorded: RecordedGeneration) -> list[tuple[float, int]]:
-    """(Σ min(p, q), accepted) for each judged token whose place in the text is known."""
+    """(Σ min(p, q), accepted) for each examined token whose position in the text is known."""
     generation = recorded.generation
     text = [*generation.prompt_tokens, *generation.tokens]
     p = setup.sampling.probabilities(plain_logits(setup.pair.target, text))
@@ -155,12 +156,12 @@ def _judged(setup: Setup, draft: "torch.nn.Module", recorded: RecordedGeneration
 
 def check_stuck(setup: Setup) -> list[Finding]:
     """Is acceptance stuck at 0 or at 100 %?"""
-    accepted, judged = setup.accepted
-    if judged < FEW_JUDGED:
+    accepted, examined = setup.accepted
+    if examined < FEW_JUDGED:
         return []
-    low, high = share_interval(accepted, judged, LEVEL)
-    numbers = {"accepted": accepted, "judged": judged, "alpha": accepted / judged, "interval": (low, high)}
-    evidence = f"{accepted} of {judged} judged tokens accepted, α between {low:.2f} and {high:.2f}"
+    low, high = share_interval(accepted, examined, LEVEL)
+    numbers = {"accepted": accepted, "judged": examined, "alpha": accepted / examined, "interval": (low, high)}
+    evidence = f"{accepted} of {examined} judged tokens accepted, α between {low:.2f} and {high:.2f}"
     setup.measurements["stuck"] = Measurement(f"α between {low:.2f} and {high:.2f}", numbers)
     draft = setup.draft_model
     if high < NEAR_ZERO and draft is not None:
@@ -177,7 +178,7 @@ def check_stuck(setup: Setup) -> list[Finding]:
                 numbers,
             )
         ]
-    if draft is None or accepted < CONTROL_LEAST[min(4, setup.pair.target.dtype.itemsize)] * judged:
+    if draft is None or accepted < CONTROL_LEAST[min(4, setup.pair.target.dtype.itemsize)] * examined:
         return []
     overlap = _agreement(setup, draft)
     sizes = [sum(p.numel() for p in model.parameters()) for model in (setup.pair.target, draft)]
@@ -198,7 +199,7 @@ def check_stuck(setup: Setup) -> list[Finding]:
 
 
 def _agreement(setup: Setup, draft: "torch.nn.Module") -> float:
-    """Average Σ min(p, q) at temperature 1 over the texts that were recorded."""
+    """Average Σ min(p, q) at temperature 1 over the recorded texts."""
     rates = []
     for recorded in setup.recordings:
         text = [*recorded.generation.prompt_tokens, *recorded.generation.tokens]

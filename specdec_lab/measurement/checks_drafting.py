@@ -1,4 +1,4 @@
-"""Checks of the drafter: are as many tokens drafted as are asked for, and would a look-up in the text do as well?"""
+"""Checks of the drafter: does it draft k tokens, and would a look-up in the text do as well?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,11 +13,11 @@ from specdec_ref.drafting import ModelDrafter, PromptLookupDrafter
 from specdec_ref.sampling import GREEDY, SeededRandomness
 
 LOOKUP_AS_GOOD = 0.9
-"""Share of the draft's α from which on a look-up does as well or better: it saves the draft's steps, which cost more
-than this difference in tokens. No clock is asked."""
+"""The share of the draft's α at which a look-up is as good as the draft. It saves draft steps, which cost more than
+this difference in tokens. Times are not measured."""
 
 LOOKUP_WORTH = 0.3
-"""And for a tenth of its tokens nobody changes the drafter: at α = 0.3 a round emits 1.4."""
+"""The smallest α of a look-up that is reported. At α = 0.3 a round emits only 1.4 tokens."""
 
 LOOKUP_USELESS = 0.05
 """Share of positions below which a look-up costs more for scoring than it gains."""
@@ -25,8 +25,13 @@ LOOKUP_USELESS = 0.05
 
 @dataclass(frozen=True)
 class Overlap:
-    """How far a text repeats itself. positions: looked at; proposed: where the last tokens occurred before; right:
-    where what followed then follows now too."""
+    """How much a text repeats itself.
+
+    Attributes:
+        positions: the number of examined positions.
+        proposed: those where the last tokens occurred before.
+        right: those where the same token followed as before.
+    """
 
     positions: int
     proposed: int
@@ -34,30 +39,30 @@ class Overlap:
 
     @property
     def share(self) -> float:
-        """Of all positions, those whose continuation would be accepted."""
+        """The share of positions at which a look-up would be accepted."""
         return self.right / self.positions if self.positions else 0.0
 
 
 def lookup_overlap(tokens: Sequence[int], start: int = 1, drafter: PromptLookupDrafter | None = None) -> Overlap:
-    """At every position from `start` on: would a prompt look-up have proposed the token that stands there?"""
+    """For every position from `start` on: would prompt look-up have proposed the actual token?"""
     drafter = drafter or PromptLookupDrafter()
-    tokens, nobody = list(tokens), SeededRandomness(0)
+    tokens, unused = list(tokens), SeededRandomness(0)
     proposed = right = 0
     for at in range(max(1, start), len(tokens)):
-        found = drafter.propose([tokens[:at]], 1, GREEDY, nobody).tokens[0].tolist()
-        proposed += bool(found)
-        right += found == [tokens[at]]
+        proposal = drafter.propose([tokens[:at]], 1, GREEDY, unused).tokens[0].tolist()
+        proposed += bool(proposal)
+        right += proposal == [tokens[at]]
     return Overlap(len(tokens) - max(1, start), proposed, right)
 
 
 def check_k(setup: Setup) -> list[Finding]:
-    """Does k take effect: are as many tokens drafted as are asked for?"""
+    """Does k take effect: are k tokens drafted?"""
     asked = drafted = rounds = short = cut = 0
     limit = min(setup.max_k, usual_k(replace(setup.pair, drafter=setup.new_drafter()), setup.max_k))
     for recorded in setup.recordings:
         at, new = len(recorded.generation.prompt_tokens), 0
         for r, wanted in zip(recorded.generation.rounds, recorded.requested_k, strict=True):
-            due = min(wanted, limit, setup.max_new_tokens - new - 1)  # no more than can still be of use
+            due = min(wanted, limit, setup.max_new_tokens - new - 1)  # as many as the text has room for
             space = setup.models.context - at - new
             asked, drafted, rounds = asked + due, drafted + r.depth, rounds + 1
             short += r.depth < min(due, space)

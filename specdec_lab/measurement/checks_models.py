@@ -1,4 +1,4 @@
-"""Checks of the models themselves: do vocabularies match, will the memory do, do long texts score as short ones?"""
+"""Checks of the models: do their vocabularies match, is there enough memory, and are long texts scored correctly?"""
 
 from typing import TYPE_CHECKING
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TIGHT = 0.9
-"""Share of what is available from which on it is tight: kernels' own room, fragments and other programs vary by some
-per cent."""
+"""Memory is tight above this share of what is available. Kernels' workspaces, fragments and other programs vary by a
+few percent."""
 
 EXAMPLES = 3
 
 
 def check_vocabulary(setup: Setup) -> list[Finding] | None:
-    """Do target and draft mean the same string by the same id?"""
+    """Do target and draft have the same string for each id?"""
     models = setup.models
     if models.draft is None or models.draft_tokenizer is None:
         return None
@@ -32,7 +32,7 @@ def check_vocabulary(setup: Setup) -> list[Finding] | None:
 def compare_vocabularies(
     target: "PreTrainedTokenizerBase", draft: "PreTrainedTokenizerBase", target_rows: int, draft_rows: int
 ) -> list[Finding]:
-    """The maps from id to string, and how many ids each model scores (rows). Sizes prove nothing."""
+    """Compare the maps from id to string, and the number of ids that each model scores (rows)."""
     for role, tokenizer, rows in (("target", target, target_rows), ("draft", draft, draft_rows)):
         largest = max(tokenizer.get_vocab().values())
         if largest >= rows:
@@ -82,7 +82,7 @@ def compare_vocabularies(
 
 
 def check_memory(setup: Setup) -> list[Finding]:
-    """Is there room for the weights and KV caches of both models?"""
+    """Is there enough memory for the weights and KV caches of both models?"""
     models = setup.models
     longest = max(max(map(len, setup.prompts)) + setup.max_new_tokens, setup.context or 0)
     configs = models.target, models.draft
@@ -99,7 +99,7 @@ def check_memory(setup: Setup) -> list[Finding]:
 
 
 def judge_memory(profile: MemoryProfile, available: int) -> list[Finding]:
-    """available: bytes for everything, weights included."""
+    """Findings from a memory profile. available: bytes for everything, weights included."""
     numbers = {**profile.to_dict(), "available": available}
     packed = f", their packed copy {mib(profile.packed)}" if profile.packed else ""
     needs = (
@@ -141,12 +141,12 @@ BEYOND = 16
 
 
 def has_thresholds(setup: Setup) -> bool:
-    """Whether a model changes what it computes at some length that its context reaches."""
+    """Whether a model has a threshold within its context, at which it changes its computation."""
     return bool(_lengths_to_check(setup))
 
 
 def _lengths_to_check(setup: Setup) -> list[tuple[str, int]]:
-    """Role and length of texts just beyond each threshold of the models, the shortest first. Needs no weights."""
+    """(role, length) of texts just beyond each threshold of the models, the shortest first. Needs no weights."""
     configurations = (("target", setup.models.target), ("draft", setup.models.draft))
     lengths = [
         (role, threshold + BEYOND)
@@ -159,7 +159,7 @@ def _lengths_to_check(setup: Setup) -> list[tuple[str, int]]:
 
 
 def check_thresholds(setup: Setup) -> list[Finding] | None:
-    """Do models score texts beyond their windows and rotary scaling in steps as in one pass?"""
+    """Do models score texts beyond their thresholds (windows, rotary scaling) alike in steps and in one pass?"""
     if not has_thresholds(setup):
         return None
     models = {"target": setup.pair.target, "draft": setup.draft_model}

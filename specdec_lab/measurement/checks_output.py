@@ -1,4 +1,4 @@
-"""Checks of the output: do the caches hold the right text after a rejection, and is greedy decoding the same?
+"""Checks of the output: are the caches right after a rejection, and does greedy decoding give the same tokens?
 
 Both compare with transformers' own forward pass over the whole text, which does not use our caches and masks.
 """
@@ -23,29 +23,32 @@ from specdec_ref.models import TransformersModel
 from specdec_ref.sampling import GREEDY, Sampling, SeededRandomness
 
 CACHE_ROUNDS = 6
-"""A wrong rewind shows after the first rejection, a token missing after a full acceptance: a few rounds have both."""
+"""A wrong rewind shows after the first rejection, and a missing token after a full acceptance. Six rounds have both."""
 
 CACHE_PROMPTS = 2
 NOISE_FACTOR = 10
-"""A stale cache is another context, not another rounding: it must differ by so many times what rounding alone does."""
+"""A stale cache must differ by this many times the distance that rounding explains, since it is another context."""
 
 LEAST_DISTANCE, MOST_DISTANCE = 1e-3, 0.2
-"""Total variation that is no fault whatever the rounding, and that is one whatever the rounding."""
+"""Total variation up to the first number is never an error, and above the second always, regardless of rounding."""
 
 TIE_FACTOR = 8
-"""A margin below so many times the largest rounding error of the logits can be turned round by summing in another
-order: two logits, two ways to compute them, and the error was seen at one place only."""
+"""A margin below this many times the largest rounding error of the logits counts as a tie, since sums in another order
+can reverse it. Two logits are computed in two ways, and the error was measured at one position only."""
 
 DOUBLE_EXACT = 1e-9
-"""Logits that differ by less are a tie in float64 as well."""
+"""Logits with a smaller difference are a tie even in float64."""
 
 
 def check_caches(setup: Setup) -> list[Finding]:
-    """Do the models continue the text after some rounds as they do after a fresh reading of it?"""
+    """Do the models predict the same after some rounds as after a new forward pass over the text?"""
     prompts = setup.prompts[:CACHE_PROMPTS]
     measured = setup.as_many_as_fit("prompts", prompts, lambda prompt: _after_rounds(setup, prompt))
-    distances = {role: [d for one in measured for d in one[role].distances] for role in ("target", "draft")}
-    noise = {role: max(one[role].noise for one in measured) for role in distances}
+    distances = {
+        role: [d for distances_by_role in measured for d in distances_by_role[role].distances]
+        for role in ("target", "draft")
+    }
+    noise = {role: max(distances_by_role[role].noise for distances_by_role in measured) for role in distances}
     compared = sum(map(len, distances.values()))
     furthest = max((max(values) for values in distances.values() if values), default=0.0)
     setup.measurements["caches"] = Measurement(
@@ -81,15 +84,19 @@ def check_caches(setup: Setup) -> list[Finding]:
 
 @dataclass
 class _CacheDistances:
-    """One model after some rounds. distances: from a fresh reading, by round; noise: what rounding explains, computed
-    only where a distance needs to be explained."""
+    """The cache errors of one model.
+
+    Attributes:
+        distances: after each round, the distance from a new forward pass over the text.
+        noise: the distance that rounding explains, computed only if a distance needs an explanation.
+    """
 
     distances: list[float] = field(default_factory=list)
     noise: float = 0.0
 
 
 def _after_rounds(setup: Setup, prompt: tuple[int, ...]) -> dict[str, _CacheDistances]:
-    """Both models after each of some rounds; after fewer rounds, but at least one, where time runs out."""
+    """The cache errors of both models after each of some rounds. If time runs out, fewer rounds, but at least one."""
     pair, k, everything = setup.pair, setup.max_k, Sampling()
     target, drafter = setup.decoder()
     draft_model = setup.draft_model
@@ -97,7 +104,7 @@ def _after_rounds(setup: Setup, prompt: tuple[int, ...]) -> dict[str, _CacheDist
     space = pair.context - len(prompt)
     row = Row(prompt, min(space, (CACHE_ROUNDS + 1) * (k + 2)))  # never full: the rounds below are fewer
     rounds = speculate(target, drafter, [row], FixedK(k), setup.sampling, randomness, pair.eos, pair.context)
-    found = {"target": _CacheDistances(), "draft": _CacheDistances()}
+    by_role = {"target": _CacheDistances(), "draft": _CacheDistances()}
     for n, _ in enumerate(islice(rounds, CACHE_ROUNDS)):
         if n and not setup.budget.left:
             setup.left_out.append(f"{CACHE_ROUNDS - n} of {CACHE_ROUNDS} rounds")
@@ -107,26 +114,26 @@ def _after_rounds(setup: Setup, prompt: tuple[int, ...]) -> dict[str, _CacheDist
             break
         target.rewind([len(text) - 1])
         mine = target.extend(torch.tensor([text[-1:]], device=target.device))[0, -1]
-        found["target"].distances.append(_distance(mine, plain_logits(pair.target, text)[-1]))
+        by_role["target"].distances.append(_distance(mine, plain_logits(pair.target, text)[-1]))
         if draft_model is not None and isinstance(drafter, ModelDrafter):
             q = drafter.propose([text], 1, everything, randomness).probabilities
             plain = plain_logits(draft_model, text)[-1, : drafter.model.vocab_size]
             assert q is not None  # a model always returns what it sampled from
-            found["draft"].distances.append(_distance(q[0, 0].log(), plain))
+            by_role["draft"].distances.append(_distance(q[0, 0].log(), plain))
     for role, model in (("target", pair.target), ("draft", draft_model)):
-        if model is not None and max(found[role].distances, default=0.0) > LEAST_DISTANCE:
-            found[role].noise = _rounding(model, row.sequence, k)
-    return found
+        if model is not None and max(by_role[role].distances, default=0.0) > LEAST_DISTANCE:
+            by_role[role].noise = _rounding(model, row.sequence, k)
+    return by_role
 
 
 def _distance(ours: Tensor, plain: Tensor) -> float:
-    """Total variation between the two next-token distributions at temperature 1. [V] each."""
+    """Total variation between two next-token distributions at temperature 1, given as logits [V]."""
     p, q = (logits.double().softmax(-1) for logits in (ours, plain[: ours.shape[-1]]))
     return float((p - q).abs().sum() / 2)
 
 
 def _rounding(model: "torch.nn.Module", text: Sequence[int], k: int) -> float:
-    """How far a fresh cache, read in one piece and then in steps, is from the plain forward pass."""
+    """The distance between a new cache, filled in one pass and then in steps, and the plain forward pass."""
     fresh = TransformersModel(model)  # type: ignore[arg-type]
     n = min(k + 1, len(text) - 1)
     known = [min(token, fresh.vocab_size - 1) for token in text]
@@ -205,8 +212,11 @@ def _greedy_bug(evidence: str, numbers: dict[str, object]) -> Finding:
 
 
 def _margin(setup: Setup, text: list[int], a: int, b: int) -> tuple[float, float]:
-    """|logit a − logit b| after `text`, and how far rounding moves any logit there: as seen against float64, or where
-    that does not fit into memory as the number type lets expect."""
+    """|logit a − logit b| after `text`, and the largest rounding error of the logits there.
+
+    The rounding error is measured against float64. If that does not fit into memory, it is estimated from the number
+    type.
+    """
     model = setup.pair.target
     usual = plain_logits(model, text)[-1].double()
     if not _double_fits(setup):
@@ -224,21 +234,23 @@ def _double_fits(setup: Setup) -> bool:
 
 
 def _first_difference_in_double(setup: Setup, prompt: Sequence[int]) -> int | None:
-    """Both ways of decoding again in float64: where they first differ, None where they agree."""
+    """Decode both ways again in float64. Returns the position of the first difference, or None."""
     target = copy.deepcopy(setup.pair.target).double()
     draft = copy.deepcopy(setup.pair.draft).double() if setup.pair.draft is not None else None
     pair = Pair(target, draft, setup.pair.tokenizer)
-    other = setup.drafter is not None or setup.pair.drafter is not None or draft is None
-    drafter = setup.new_drafter() if other else None
+    has_own_drafter = setup.drafter is not None or setup.pair.drafter is not None or draft is None
+    drafter = setup.new_drafter() if has_own_drafter else None
     plain = setup.generate(prompt, k=0, sampling=GREEDY, pair=pair)
     drafted = setup.generate(prompt, k=setup.max_k, sampling=GREEDY, pair=pair, drafter=drafter)
     both = plain.generation.tokens, drafted.generation.tokens
     return None if both[0] == both[1] else _first_difference(*both)
 
 
-def _first_difference(one: Sequence[int], other: Sequence[int]) -> int:
-    """Where two sequences part; the shorter one's length where it begins the longer."""
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+def _first_difference(first: Sequence[int], second: Sequence[int]) -> int:
+    """The position of the first difference. If one sequence begins with the other, the length of the shorter."""
+    return next(
+        (n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
 
 
 def _show(setup: Setup, token: int) -> str:

@@ -1,8 +1,8 @@
-"""Checks of speed: is it slower than without drafts, alone or under load, and which of α, c, v, o and k is to blame?
+"""Checks of speed: is it slower than without drafts, alone or under load? If so, is the cause α, c, v, o or k?
 
-A finding needs the whole interval of the measured speed on one side of break-even, because machines are noisy. The
-exception: the measured speed is below break-even and so is the predicted one, even with the largest α that what was
-accepted allows. The prediction counts tokens and steps, which noise does not reach.
+Machines are noisy, so a finding needs the whole interval of the measured speed on one side of break-even. There is one
+exception: if the measured speed is below break-even, a prediction below break-even is enough. That prediction uses the
+largest α that fits the accepted tokens. It counts tokens and steps, which are not noisy.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,54 +20,63 @@ from specdec_ref.theory import Cost, best_k, break_even_alpha, expected_tokens, 
 
 REPEATS, LEAST_RATIOS = 3, 8
 LOAD_REPEATS, LOAD_ROUNDS = 8, 6
-"""Pairs of runs: the median lies between the smallest and the largest of 8 ratios in 99.2 % of cases. Few prompts are
-repeated until there are as many."""
+"""Pairs of runs, and rounds in a run. The median lies between the smallest and the largest of 8 ratios in 99.2 % of
+cases. If there are fewer prompts, they are repeated."""
 
 COSTS_PART = 0.4
-"""Of the time for the check of speed, what measuring c and v may take."""
+"""The share of the speed check's time that measuring c and v may take."""
 
 WORTH = 1.25
-"""A better k must promise so much more before it is tried: costs are measured to some 10 %."""
+"""Another k is tried if its predicted speedup is larger by this factor. Costs are measured to about 10 %."""
 
 HOPELESS = 0.9
-"""Predicted from the most that α can be, after what was accepted: less leaves no doubt that drafts do not pay."""
+"""A speedup predicted with the largest α that fits the accepted tokens. Below it, drafting certainly does not pay."""
 
 GOOD_ALPHA, GOOD_C, GOOD_V, GOOD_O = 0.8, 0.1, 1.1, 0.0
-"""What a good set-up reaches: a draft of the same family at a tenth of the target's time, on hardware that waits for
-memory. A term is to blame as far as bringing it there would help."""
+"""Values of a good setup: a draft of the same family at a tenth of the target's time, on hardware that is limited by
+memory. A term is the more to blame, the more such a value would help."""
 
 
 @dataclass(frozen=True)
 class Blame:
-    """The term that costs most: 'k', 'acceptance', 'draft', 'scoring' or 'overhead'. speedup, k: predicted with a good
-    value of that term, and the best k for it."""
+    """The most expensive term of the formula.
+
+    Attributes:
+        term: 'k', 'acceptance', 'draft', 'scoring' or 'overhead'.
+        speedup: the predicted speedup with a good value of this term.
+        k: the best k with it.
+    """
 
     term: str
     speedup: float
     k: int
 
 
-def blame(alpha: float, k: int, c: float, v: Cost, overhead: float, most: int = MOST_K) -> Blame:
+def blame(alpha: float, k: int, c: float, v: Cost, overhead: float, max_k: int = MOST_K) -> Blame:
     """Which term of S = E[tokens]/(k·c + v(k + 1) + o) to improve first.
 
-    It is k where another one would do, else the term whose good value lifts the best S most. v: a number, or a function
-    for up to `most` + 1 tokens.
+    It is k if another k is clearly faster, else the term for which a good value raises the best S most.
+
+    Args:
+        alpha, k, c, overhead: as for `predicted_speedup`.
+        v: a number, or a function for up to `max_k` + 1 tokens.
+        max_k: the largest k to consider.
     """
     of = v if callable(v) else (lambda n: v)
-    other = best_k(alpha, c, of, overhead, most)
-    if other != k and other > 0 and (improved := predicted_speedup(alpha, other, c, of, overhead)) >= 1.05:
-        return Blame("k", improved, other)
+    better_k = best_k(alpha, c, of, overhead, max_k)
+    if better_k != k and better_k > 0 and (improved := predicted_speedup(alpha, better_k, c, of, overhead)) >= 1.05:
+        return Blame("k", improved, better_k)
     improvements: dict[str, tuple[float, float, Callable[[int], float], float]] = {
         "acceptance": (max(alpha, GOOD_ALPHA), c, of, overhead),
         "draft": (alpha, min(c, GOOD_C), of, overhead),
         "scoring": (alpha, c, lambda n: min(of(n), GOOD_V), overhead),
         "overhead": (alpha, c, of, min(overhead, GOOD_O)),
     }
-    found = []
+    candidates = []
     for term, (a, cost, score, o) in improvements.items():
-        n = best_k(a, cost, score, o, most) or 1
-        found.append(Blame(term, predicted_speedup(a, n, cost, score, o), n))
-    return max(found, key=lambda b: b.speedup)
+        n = best_k(a, cost, score, o, max_k) or 1
+        candidates.append(Blame(term, predicted_speedup(a, n, cost, score, o), n))
+    return max(candidates, key=lambda b: b.speedup)
 
 
 CULPRITS = {
@@ -91,13 +100,13 @@ REMEDIES = {
 
 @dataclass(frozen=True)
 class Terms:
-    """What the formula needs: α, c, v as a function of the number of tokens, and o."""
+    """The terms of the formula: α, c, v as a function of the number of tokens, o, and the largest k to recommend."""
 
     alpha: float
     c: float
     v: Callable[[int], float]
     o: float
-    most: int
+    max_k: int
 
     def predict(self, rounds: Sequence[tuple[int, int]], alpha: float | None = None) -> float:
         """Speedup of rounds that drafted and scored (n, m) tokens: Σ E[tokens] / Σ (n·c + v(m) + o).
@@ -109,17 +118,17 @@ class Terms:
         return tokens / sum(n * self.c + self.v(m) + self.o for n, m in rounds)
 
     def best(self) -> tuple[int, float]:
-        """The best k and its predicted speedup. No k above `most` is recommended."""
-        k = best_k(self.alpha, self.c, self.v, self.o, self.most)
+        """The best k and its predicted speedup. No k above `max_k` is recommended."""
+        k = best_k(self.alpha, self.c, self.v, self.o, self.max_k)
         return k, predicted_speedup(self.alpha, k, self.c, self.v, self.o)
 
 
 def terms_of(setup: Setup) -> Terms:
     """α, c, v and o of a setup.
 
-    o is measured by itself: the time of a round that was spent in neither model, beyond the same time of a round
-    without drafts. As a difference between a round and its computed costs it would hold whatever the machine's pace
-    changed by meanwhile, which at a large k is more than o.
+    o is measured directly: the time of a round outside both models, minus the same time of a round without drafts. The
+    difference between a round's time and its computed costs would also contain every change of the machine's speed,
+    which at a large k is more than o.
     """
     costs = setup.costs
     draft = costs.draft_step
@@ -150,7 +159,7 @@ def check_speed(setup: Setup) -> list[Finding]:
 
 
 def judge_speed(setup: Setup, terms: Terms, ratios: Sequence[float]) -> list[Finding]:
-    """What the terms and the measured speedups say of a setup. ratios: speed with drafts / without, of single runs."""
+    """Findings from the terms and the measured speedups. ratios: speed with drafts / without drafts, of single runs."""
     actual, interval = median(ratios), quantile_interval(ratios, 0.5, LEVEL)
     rounds = [
         (r.depth, scored)
@@ -163,11 +172,11 @@ def judge_speed(setup: Setup, terms: Terms, ratios: Sequence[float]) -> list[Fin
     alpha, c, v, o = terms.alpha, terms.c, terms.v, terms.o
     predicted = terms.predict(rounds)
     hoped = terms.predict(rounds, share_interval(*setup.accepted, LEVEL)[1])
-    best, most = terms.best()
+    best, best_speedup = terms.best()
     needed = break_even_alpha(k, c, v, o)
     shown = f"99 %: {interval[0]:.2f} to {interval[1]:.2f}" if interval else f"{len(ratios)} runs, too few to be sure"
     pays = "at no α" if needed > 1 else f"from α = {needed:.2f}"
-    advice = f"best k = {best}, predicted {most:.2f}×" if best else "no k is predicted to pay"
+    advice = f"best k = {best}, predicted {best_speedup:.2f}×" if best else "no k is predicted to pay"
     evidence = (
         f"measured {actual:.2f}× ({shown}) at k = {k}, predicted {predicted:.2f}× from α = {alpha:.2f}, c = {c:.2f}, "
         f"v({k + 1}) = {v(k + 1):.2f}, o = {o:.2f}; this k pays {pays}; {advice}"
@@ -177,13 +186,13 @@ def judge_speed(setup: Setup, terms: Terms, ratios: Sequence[float]) -> list[Fin
         "predicted": predicted,
         "hoped": hoped,
         "best_k": best,
-        "best_speedup": most,
+        "best_speedup": best_speedup,
         "break_even_alpha": needed,
     }
     words = f"{actual:.2f}× ({shown}), predicted {predicted:.2f}×; {advice}; α = {alpha:.2f}, pays {pays}"
     setup.measurements["speed"] = Measurement(words, numbers)
     if interval and (interval[1] < 1 or (actual < 1 and hoped < HOPELESS)):
-        guilty = blame(alpha, k, c, v, o, terms.most)
+        guilty = blame(alpha, k, c, v, o, terms.max_k)
         title = f"Slower than without drafts: {CULPRITS.get(guilty.term, '')}"
         if guilty.term == "k":
             title = wrong_k(k, guilty.k, guilty.speedup)
@@ -199,7 +208,7 @@ def judge_speed(setup: Setup, terms: Terms, ratios: Sequence[float]) -> list[Fin
                 numbers | {"blame": guilty.term, "fixed_speedup": guilty.speedup},
             )
         ]
-    if not best or setup.controller is not None or most < WORTH * predicted:
+    if not best or setup.controller is not None or best_speedup < WORTH * predicted:
         return []
     better = _gain(setup, best)
     if better is None or better[0] <= 1:  # predicted, but not confirmed
@@ -208,7 +217,7 @@ def judge_speed(setup: Setup, terms: Terms, ratios: Sequence[float]) -> list[Fin
         Finding(
             "k-not-best",
             "note",
-            wrong_k(k, best, most),
+            wrong_k(k, best, best_speedup),
             f"k = {best} is {better[0]:.2f} to {better[1]:.2f} times as fast as k = {k}; {evidence}",
             "The last of many drafted tokens are rarely reached, and each costs a draft step and a place in the "
             "scoring."
@@ -226,7 +235,7 @@ def wrong_k(k: int, best: int, speedup: float) -> str:
 
 
 def _gain(setup: Setup, k: int) -> Interval | None:
-    """How many times as fast this k is as the setup's own; None where there was too little time to be sure."""
+    """The speed of this k / the speed of the setup's own k; None if there was too little time to be sure."""
     try:
         return quantile_interval(speed_ratios(setup, None, k), 0.5, LEVEL)
     except OutOfTime:
@@ -235,9 +244,9 @@ def _gain(setup: Setup, k: int) -> Interval | None:
 
 
 def speed_ratios(setup: Setup, reference_k: int | None, k: int | None) -> list[float]:
-    """How many times as fast decoding with `k` is as with `reference_k`, on every prompt in turn.
+    """The speed of decoding with `k` / the speed with `reference_k`, on every prompt in turn.
 
-    None stands for the setup's own k or controller. Each is run once untimed. Fewer runs where time is short.
+    None stands for the setup's own k or controller. Each is run once untimed. If time is short, there are fewer runs.
     """
     prompts = [list(prompt) for prompt in setup.prompts]
     repeats = max(REPEATS, ceil(LEAST_RATIOS / len(prompts)))
@@ -276,12 +285,12 @@ class Load:
 
 
 def has_load(setup: Setup) -> bool:
-    """Whether there is a batch, and a pair that can be measured with it."""
+    """Whether the setup has a batch, and a pair that can be measured with this batch."""
     return setup.batch > 1 and setup.drafter is None and setup.models.drafts
 
 
 def check_load(setup: Setup) -> list[Finding] | None:
-    """Does it still pay at the batch size that it is meant for? Not asked of prompts of one or two tokens."""
+    """Does drafting still pay at the intended batch size? Prompts of one or two tokens are not checked."""
     if not has_load(setup) or _load_length(setup) < LEAST_TOKENS:
         return None
     last = measure_load(setup, setup.batch)
@@ -313,25 +322,25 @@ def check_load(setup: Setup) -> list[Finding] | None:
 
 
 def _smaller(setup: Setup, sizes: Sequence[int]) -> list[Load]:
-    """The same at smaller batch sizes, as far as there is time."""
-    return setup.as_many_as_fit("smaller batch sizes", sizes, lambda size: measure_load(setup, size), least=0)
+    """Measure smaller batch sizes, as far as there is time."""
+    return setup.as_many_as_fit("smaller batch sizes", sizes, lambda size: measure_load(setup, size), minimum=0)
 
 
 def _load_length(setup: Setup) -> int:
-    """Tokens of every row's prompt: as many as the shortest has, and as leave room for the rounds."""
+    """The common length of the rows' prompts: the shortest prompt's, or less, to leave room for the rounds."""
     return min(setup.models.context - tokens_needed(LOAD_ROUNDS, setup.max_k), *map(len, setup.prompts))
 
 
 def _reading_seconds(setup: Setup, tokens: int) -> float:
-    """About how long the target takes to read so many tokens of prompts."""
-    most = max(setup.costs.scoring)
-    return tokens * setup.costs.scoring[most] / most
+    """An estimate of the time that the target takes to read prompts of this many tokens."""
+    longest = max(setup.costs.scoring)
+    return tokens * setup.costs.scoring[longest] / longest
 
 
 def measure_load(setup: Setup, batch: int) -> Load:
     """Real rounds of a whole batch, with and without drafts in turn. The prompts are cut to one length.
 
-    Raises OutOfTime where reading the prompts alone would take longer than is left.
+    Raises OutOfTime if reading the prompts alone would take longer than the time that is left.
     """
     k, length = setup.max_k, _load_length(setup)
     if setup.budget.left < inf and _reading_seconds(setup, batch * length) > setup.budget.left:

@@ -1,4 +1,4 @@
-"""What the formula needs from this machine: c, the cost of a draft step, and v(n), the cost of scoring n tokens."""
+"""Measure the costs in the formula: c, the cost of a draft step, and v(n), the cost of scoring n tokens."""
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -23,15 +23,17 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WARM_UP = USES_BEFORE_RECORDING + 2
-"""Times that each step is made before one is timed: by then it has been recorded (`capture`), as in a long text."""
+"""Untimed runs of each step. After them the step has been recorded, as in a long text."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Medians, in seconds, of one sequence at `context` tokens.
+    """Median costs in seconds, for one sequence at a fixed context.
 
-    target_step: one autoregressive step. draft_step: one drafted token. scoring[n]: one step of the target over n
-    tokens, with the verdict on n − 1 of them.
+    Attributes:
+        target_step: one autoregressive step.
+        draft_step: one drafted token.
+        scoring: n → one step of the target over n tokens, including the accept/reject decisions on n − 1 of them.
     """
 
     target_step: float

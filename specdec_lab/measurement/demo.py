@@ -12,9 +12,9 @@ from specdec_ref.sampling import GREEDY, Sampling
 from specdec_ref.theory import best_k
 
 MAX_K = 8
-SCORED = 1, 2, 3, 5, 7, 9  # v in between is taken to be on a straight line
+SCORED = 1, 2, 3, 5, 7, 9  # v is interpolated linearly between these
 COST_REPEATS = 7
-WARM_AGAIN = 2  # the second way of sampling takes the same steps, which are recorded by then
+WARM_AGAIN = 2  # the second mode makes the same steps, which are recorded by then
 PILOTS = 2
 PLAIN = "no drafts"
 
@@ -48,11 +48,11 @@ class Way:
 
 @dataclass(frozen=True)
 class MeasuredWay:
-    """What a way was measured to give.
+    """The measurement of a way.
 
     Attributes:
         way: the way.
-        k: chosen by the formula from a pilot's α; for a tree or a parallel head, all that it drafts.
+        k: chosen by the formula from the α of a pilot; for a tree or a parallel head, its largest k.
         result: over all prompts.
         costs: of its steps.
         predicted: the formula's speedup for the same rounds.
@@ -76,19 +76,19 @@ class Mode:
 
     @property
     def identical(self) -> tuple[int, int]:
-        """Texts with the same tokens as the baseline's, of how many. A promise for greedy decoding only."""
-        pairs = [p for one in self.ways for p in zip(self.baseline.samples, one.result.samples, strict=True)]
+        """The number of texts with the baseline's tokens, and of all texts. Only greedy decoding promises equality."""
+        pairs = [p for way in self.ways for p in zip(self.baseline.samples, way.result.samples, strict=True)]
         return sum(a.tokens == b.tokens for a, b in pairs), len(pairs)
 
     @property
     def fastest(self) -> MeasuredWay:
         """The way with the largest speedup."""
-        return max(self.ways, key=lambda one: one.result.speedup)
+        return max(self.ways, key=lambda way: way.result.speedup)
 
 
 def usual_ways(pair: Pair, with_head: bool) -> list[Way]:
-    """What the demo compares when nothing else is asked for: the pair's draft, token by token and in blocks, and the
-    head that ships, in blocks."""
+    """The default ways of the demo: the pair's draft with token and block verification, and the shipped head with block
+    verification."""
     ways = [Way("draft model", pair), Way("draft model", pair, "block")]
     if with_head:
         ways.append(Way("head", with_method(pair, "head"), "block"))
@@ -96,7 +96,7 @@ def usual_ways(pair: Pair, with_head: bool) -> list[Way]:
 
 
 def ways_of(mode: Sampling, ways: Sequence[Way]) -> list[Way]:
-    """Those that differ in this mode: at temperature 0 both verification rules decide alike."""
+    """The ways that differ in this mode. At temperature 0 both verification rules give the same decisions."""
     if not mode.greedy:
         return list(ways)
     by_drafter = {way.name: replace(way, verification="token") for way in ways}
@@ -107,7 +107,7 @@ MODES = {"greedy": GREEDY, "T = 1": Sampling()}
 
 
 def steps(ways: Sequence[Way], prompts: int, repeats: int) -> int:
-    """How often `measure` calls on_step."""
+    """The number of times that `measure` calls on_step."""
     drafters = len({way.name for way in ways})
     contenders = sum(1 + len(ways_of(sampling, ways)) for sampling in MODES.values())
     costs = WARM_UP + WARM_AGAIN + 2 * (COST_REPEATS + PILOTS)
@@ -122,8 +122,9 @@ def measure(
     repeats: int = 1,
     on_step: Callable[[str], None] = lambda what: None,
 ) -> list[Mode]:
-    """Greedy and temperature 1: for each drafter its costs and a pilot on two prompts that chooses k; then all ways in
-    turn.
+    """Measure all ways, greedily and at temperature 1.
+
+    First the costs of each drafter are measured, and a pilot on two prompts chooses k. Then all ways take turns.
 
     Args:
         ways: pairs that share one target.
@@ -172,13 +173,13 @@ def _plan(
 ) -> tuple[int, Costs]:
     """The k for a pair in one mode, and the costs of its steps. again: the steps were made before."""
     usual = usual_k(pair, MAX_K)
-    most = max(MAX_K, most_scored(pair, usual))
+    largest_draft = max(MAX_K, most_scored(pair, usual))
     costs = measure_costs(
         pair,
-        max_k=most,
-        scored={*SCORED, most + 1},
+        max_k=largest_draft,
+        scored={*SCORED, largest_draft + 1},
         drafted=usual,
-        context=min(200, pair.context - most - 1),
+        context=min(200, pair.context - largest_draft - 1),
         sampling=sampling,
         repeats=COST_REPEATS,
         warm_up=WARM_AGAIN if again else WARM_UP,

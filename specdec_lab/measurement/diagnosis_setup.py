@@ -1,7 +1,7 @@
-"""The setup to be diagnosed, with the measurements that checks share: each is made when a check first needs it.
+"""The setup to diagnose, with the measurements that checks share. Each is made when a check first needs it.
 
 Weights are also loaded only then. So configurations and tokenizers alone can show that two models do not fit into
-memory, or do not belong together.
+memory, or do not fit together.
 """
 
 import time
@@ -32,21 +32,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROMPTS = 4
-"""Default prompts: with 3 repeats they give 12 ratios, of which a 99 % interval may leave out the two extremes."""
+"""Number of default prompts. With 3 repeats they give 12 ratios, so a 99 % interval can exclude both extremes."""
 
 MIN_TOKENS = 8
-"""Fewer new tokens than two rounds say nothing."""
+"""The smallest number of new tokens, so that a generation has two rounds."""
 
 COST_REPEATS = 11
 SLOW_STEP, WARM_UP_SLOW = 0.05, 2
-"""Seconds of a target step from which on it hardly matters that steps are recorded (see `capture`), and how often the
-steps of so slow a model are made before they are timed."""
+"""If a target step takes longer than this many seconds, recording hardly matters, and so many untimed runs suffice."""
 
 MOST_K = 8
-"""The largest k that is recommended. c and v are measured up to here, and v also at the k asked for."""
+"""The largest k that is recommended. c and v are measured up to it, and v also at the setup's k."""
 
 LEVEL = 0.99
-"""Confidence of the intervals that a finding must be clear of."""
+"""Confidence of the intervals. A finding needs an interval that excludes the limit."""
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -54,7 +53,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class RecordedGeneration:
-    """A generation and what the doctor recorded of its rounds.
+    """A generation, with the doctor's records of its rounds.
 
     Attributes:
         generation: as `generate_speculative` returned it.
@@ -71,7 +70,7 @@ class RecordedGeneration:
 
     @property
     def seconds_outside_models(self) -> list[float]:
-        """Seconds that each round but the first spent neither drafting nor scoring: the loop, the controller."""
+        """Seconds of each round after the first outside drafting and scoring: the loop and the controller."""
         rounds = self.generation.rounds[1:]
         return [
             seconds - r.draft_seconds - r.verify_seconds for r, seconds in zip(rounds, self.round_seconds, strict=True)
@@ -90,7 +89,7 @@ class RecordedGeneration:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a check measured, whether or not it found anything: in a few words for a table, and by name."""
+    """The measurement of a check, with or without findings: in a few words for a table, and by name."""
 
     words: str
     numbers: Mapping[str, Any]
@@ -135,7 +134,7 @@ class Setup:
         context: tokens of each sequence in production; None for the length of the generations here.
         measurements: by check, filled in by those that measure.
         budget: the time for measuring.
-        left_out: what the present check had no time for.
+        left_out: the parts of the present check that were left out for lack of time.
     """
 
     models: Models
@@ -156,50 +155,50 @@ class Setup:
 
     @cached_property
     def pair(self) -> Pair:
-        """Both models, loaded now if they were not. Loading does not count as measuring."""
+        """Both models, loaded at the first call. Loading does not count as measuring."""
         self.budget.check()
         with self.budget.paused():
             return self.models.load()
 
     def as_many_as_fit(
-        self, what: str, items: Sequence[Item], work: Callable[[Item], Value], least: int = 1
+        self, what: str, items: Sequence[Item], work: Callable[[Item], Value], minimum: int = 1
     ) -> list[Value]:
-        """Do the work for all items, or for the first ones when time runs out.
+        """Do the work for all items, or for the first items if the time runs out.
+
+        An item is not begun if the previous item took longer than the time that is left.
 
         Args:
-            what: name of the items, in the plural, for the report of what was left out.
-            items: what to work on, in this order.
-            work: the work on one of them. It may raise OutOfTime; then its item counts as left out.
-            least: with fewer results than this, nothing can be said.
-
-        An item is not begun where the one before took longer than what is left.
+            what: name of the items, in the plural, for the report of omissions.
+            items: the items, in this order.
+            work: the work on one item. If it raises OutOfTime, the item counts as left out.
+            minimum: the smallest number of results that is of use.
 
         Returns:
             The results, in the order of the items.
 
         Raises:
-            OutOfTime: there are fewer results than `least`.
+            OutOfTime: there are fewer results than `minimum`.
         """
         results: list[Value] = []
-        took = 0.0
+        item_seconds = 0.0
         for item in items:
             began = self.budget.now
             try:
                 self.budget.check()
-                if len(results) >= least and self.budget.left < took:
+                if len(results) >= minimum and self.budget.left < item_seconds:
                     raise OutOfTime
                 results.append(work(item))
             except OutOfTime:
-                if len(results) < least:
+                if len(results) < minimum:
                     raise
                 self.left_out.append(f"{len(items) - len(results)} of {len(items)} {what}")
                 break
-            took = self.budget.now - began
+            item_seconds = self.budget.now - began
         return results
 
     @property
     def draft_model(self) -> "PreTrainedModel | None":
-        """The transformers model that drafts, where one does."""
+        """The draft model, or None if another drafter drafts."""
         drafter = self.drafter or self.pair.drafter
         if drafter is None:
             return self.pair.draft
@@ -207,7 +206,7 @@ class Setup:
         return model.model if isinstance(model, TransformersModel) else None
 
     def new_drafter(self) -> Drafter:
-        """What drafts."""
+        """The setup's drafter, or a new drafter with models of its own."""
         if self.drafter is not None:
             return self.drafter
         if self.pair.drafter is None and self.pair.draft is None:
@@ -215,7 +214,7 @@ class Setup:
         return own_models(self.pair)[1]
 
     def decoder(self) -> tuple[TransformersModel, Drafter]:
-        """The target and what drafts, for a loop of a check's own."""
+        """The target and the drafter, for a check that runs its own loop."""
         drafter = self.new_drafter()
         head = head_of(drafter)
         return TransformersModel(self.pair.target) if head is None else head.target, drafter
@@ -251,7 +250,7 @@ class Setup:
 
     @cached_property
     def recordings(self) -> tuple[RecordedGeneration, ...]:
-        """A generation for every prompt; fewer prompts where time runs out."""
+        """One generation per prompt. If time runs out, for fewer prompts."""
         seeds = range(len(self.prompts))
         return tuple(self.as_many_as_fit("prompts", seeds, lambda i: self.generate(self.prompts[i], seed=i)))
 
@@ -264,39 +263,38 @@ class Setup:
     def costs(self) -> Costs:
         """c and v on this machine, after one of the generated texts.
 
-        v is measured at both ends and in the middle of the k that may be recommended, and at the k asked for, so that
-        nothing is extrapolated from a long draft to a short one or the other way round. c is the cost per token of
-        drafting no more than `MOST_K` tokens. Without a draft model the target stands in for it; the draft's cost is
-        then taken from the rounds.
+        v is measured at both ends and in the middle of the range of recommended k, and at the setup's k, so that it is
+        never extrapolated. c is the cost per token of drafting at most `MOST_K` tokens. Without a draft model the
+        target takes its place, and the cost of drafting is taken from the rounds.
         """
         pair = Pair(self.pair.target, self.draft_model or self.pair.target, self.pair.tokenizer)
         longest = most_scored(replace(self.pair, drafter=self.drafter or self.pair.drafter), self.max_k)
-        most = max(longest, min(MOST_K, pair.context - LEAST_TOKENS - 1))
-        short = min(MOST_K, most)
+        largest_k = max(longest, min(MOST_K, pair.context - LEAST_TOKENS - 1))
+        short = min(MOST_K, largest_k)
         generation = self.recordings[0].generation
-        text = [*generation.prompt_tokens, *generation.tokens][: pair.context - most - 1]
-        bench = Bench(pair, [text], rounds=0, max_k=most, sampling=self.sampling, budget=self.budget)
+        text = [*generation.prompt_tokens, *generation.tokens][: pair.context - largest_k - 1]
+        bench = Bench(pair, [text], rounds=0, max_k=largest_k, sampling=self.sampling, budget=self.budget)
         alone = self.without_drafts.round_seconds
         slow = bool(alone) and median(alone) > SLOW_STEP
         warm_up = WARM_UP_SLOW if slow else WARM_UP
-        ks = sorted({1, short // 2, short, self.max_k, most})
+        ks = sorted({1, short // 2, short, self.max_k, largest_k})
         return bench.costs(ks, COST_REPEATS, drafted=short, warm_up=warm_up)
 
     @property
     def max_k(self) -> int:
-        """The most tokens that a round drafts."""
+        """The largest number of tokens that a round drafts."""
         return self.controller.max_k if self.controller is not None else self.k
 
     @property
     def accepted(self) -> tuple[int, int]:
-        """(accepted, judged) tokens over all generations."""
+        """(accepted, examined) tokens over all generations."""
         return sum(p.accepted for p in self.recordings), sum(p.judged for p in self.recordings)
 
     @property
     def alpha(self) -> float:
-        """Accepted / judged; 0 where nothing was drafted."""
-        accepted, judged = self.accepted
-        return accepted / judged if judged else 0.0
+        """Accepted / examined; 0 where nothing was drafted."""
+        accepted, examined = self.accepted
+        return accepted / examined if examined else 0.0
 
 
 def prepare_setup(
@@ -320,12 +318,12 @@ def prepare_setup(
     _check_numbers(models, k, max_new_tokens, batch, available, context, seconds)
     if sampling is not None and not isinstance(sampling, Sampling):
         raise SpecdecError(f"sampling={sampling!r:.80}: takes a Sampling(temperature=…, top_k=…, top_p=…)")
-    most = max(k, controller.max_k if controller is not None else 0)
-    longest = models.context - max_new_tokens - most
+    largest_k = max(k, controller.max_k if controller is not None else 0)
+    longest = models.context - max_new_tokens - largest_k
     if longest < 2:
         raise SpecdecError(
-            f"k={most}, max_new_tokens={max_new_tokens}: leave no room for a prompt; the models hold {models.context} "
-            "tokens"
+            f"k={largest_k}, max_new_tokens={max_new_tokens}: leave no room for a prompt; the models hold "
+            f"{models.context} tokens"
         )
     return Setup(
         models,
@@ -355,9 +353,9 @@ def _check_numbers(
 ) -> None:
     if seconds is not None and (not is_number(seconds) or not seconds >= 0):
         raise SpecdecError(f"seconds={seconds!r:.80}: takes a number of seconds ≥ 0, or None for no limit")
-    for name, value, least in (("k", k, 1), ("max_new_tokens", max_new_tokens, MIN_TOKENS), ("batch", batch, 1)):
-        if not is_whole(value) or value < least:
-            raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ {least}")
+    for name, value, smallest in (("k", k, 1), ("max_new_tokens", max_new_tokens, MIN_TOKENS), ("batch", batch, 1)):
+        if not is_whole(value) or value < smallest:
+            raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ {smallest}")
     if available is not None and (not is_whole(available) or available < 0):
         raise SpecdecError(f"available={available!r:.80}: takes a number of bytes, or None to ask the device")
     if context is not None and (not is_whole(context) or not 1 <= context <= models.context):
@@ -401,7 +399,7 @@ def _ids(prompt: Prompt, models: Models) -> list[int]:
 
 @torch.inference_mode()
 def plain_logits(model: "PreTrainedModel", tokens: Sequence[int]) -> Tensor:
-    """transformers' own forward pass without any cache: what our steps must agree with. tokens: n; returns [n, V]."""
+    """Logits [n, V] of transformers' own forward pass without a cache, as a reference for our steps."""
     rows = score_rows(model)
     ids = torch.tensor([[min(token, rows - 1) for token in tokens]], device=model.device)
     logits: Tensor = model(input_ids=ids, use_cache=False).logits[0]

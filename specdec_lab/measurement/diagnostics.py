@@ -1,8 +1,8 @@
-"""What is wrong with this set-up? Checks in turn, from those that need no weights to those that need a clock.
+"""Diagnosis of a setup, by checks in turn. The first checks need no weights, the last ones need a clock.
 
-The order is also that of their value. A wrong output matters more than a slow one, and a cause is found before what it
-causes: a stale cache lowers acceptance, and low acceptance makes slow. So a problem ends the examination. Notes and
-warnings do not. Where time is limited, what there was none for is reported.
+The order also reflects their importance. A wrong output matters more than a slow one, and causes come before effects: a
+stale cache lowers acceptance, and low acceptance makes decoding slow. So a problem ends the examination. Notes and
+warnings do not. If time is limited, the report names the omitted checks.
 """
 
 import time
@@ -40,13 +40,12 @@ class DoctorCheck:
 
     Attributes:
         name: stable, one word.
-        question: what it answers, in a few words. A healthy pair gets 'yes'.
-        run: the check. It returns findings, or None where it does not apply. A SpecdecError that it raises becomes a
-            finding. What may take long looks at the budget of its setup.
-        weight: its share of the time, compared with the checks after it. 0: it takes next to no time and is always
-            made.
-        applies: whether time has to be kept for it.
-        after: the name of a check whose generations it uses. Where that one was left out, so is this one.
+        question: the question that it answers, in a few words. A healthy pair gets 'yes'.
+        run: the check. It returns findings, or None if it does not apply. A SpecdecError that it raises becomes a
+            finding. A slow check has to observe the budget of its setup.
+        weight: its share of the time, relative to the checks after it. 0: it takes almost no time and is always made.
+        applies: whether time has to be reserved for it.
+        after: the name of a check whose generations it uses. If that check was left out, this one is left out too.
     """
 
     name: str
@@ -75,8 +74,10 @@ FAILED = "generation-fails"
 
 
 def examine(setup: Setup, on_check: Callable[[str], None] = lambda question: None) -> Examination:
-    """Make the checks of `CHECKS` in turn, within the time of the setup. on_check gets each question before it is
-    answered."""
+    """Make the checks of `CHECKS` in turn, within the time of the setup.
+
+    on_check: receives the question of each check before it is made.
+    """
     outcomes: list[CheckOutcome] = []
     ended_by = ""
     setup.budget.start()
@@ -98,14 +99,14 @@ def examine(setup: Setup, on_check: Callable[[str], None] = lambda question: Non
 
 
 def _share(i: int, setup: Setup) -> float:
-    """Part of the time left that check i may use. The rest is kept for those after it."""
+    """The share of the remaining time that check i may use. The rest is reserved for the checks after it."""
     if not CHECKS[i].weight:
         return 1
     return CHECKS[i].weight / sum(check.weight for check in CHECKS[i:] if check.applies(setup))
 
 
 def _make(check: DoctorCheck, setup: Setup, share: float) -> CheckOutcome:
-    """Make one check and record what came of it."""
+    """Make one check and record its outcome."""
     setup.measurements.pop(check.name, None)
     setup.left_out.clear()
     began = time.perf_counter()
@@ -120,7 +121,11 @@ def _make(check: DoctorCheck, setup: Setup, share: float) -> CheckOutcome:
             why = DOES_NOT_APPLY
     except OutOfTime:
         why = LEFT_OUT
-    except (SpecdecError, AssertionError, RuntimeError) as error:  # RuntimeError: PyTorch's own, out of memory too
+    except (
+        SpecdecError,
+        AssertionError,
+        RuntimeError,
+    ) as error:  # PyTorch raises RuntimeError, also when it is out of memory
         findings = [_failed(check, error)]
     seconds = time.perf_counter() - began
     measured = setup.measurements.get(check.name, Measurement("", {}))
@@ -146,10 +151,10 @@ def diagnose(
     context: int | None = None,
     draft_tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> list[Finding]:
-    """Examine decoding like this, and return what is wrong: the first cause first, nothing for a healthy pair.
+    """Examine a setup. Returns findings, causes before effects; for a healthy pair, an empty list.
 
-    There is no limit of time here, because findings cannot tell what was left out; `specdec doctor` has one. The pair
-    that ships takes under a minute.
+    There is no time limit, because findings cannot list omitted checks; `specdec doctor` has a limit. The shipped pair
+    takes less than a minute.
 
     Args:
         pair: what `load_pair` returned.

@@ -1,8 +1,8 @@
-"""How many drafted tokens a right accept/reject rule accepts on average, given what was drafted: for any drafter.
+"""The number of drafted tokens that a right rule accepts on average, given the drafted tokens, for any drafter.
 
-The rule of a round is recorded with its p, q and decision. From p and q alone follow the mean and the variance of the
-number of accepted tokens: for chains and trees by the rule of their paper, for blocks by the proven optimum. So what
-was accepted can be compared with what may be accepted, also where no draft model can be asked again.
+For each round, p, q and the decision of the rule are recorded. The mean and the variance of the number of accepted
+tokens follow from p and q: for chains and trees from the rule of their paper, for blocks from the proven optimum. So
+the actual number can be compared with the expected one, even if the drafter has no model that could be run again.
 """
 
 import copy
@@ -20,11 +20,11 @@ from specdec_ref.sampling import Randomness
 
 @dataclass(frozen=True)
 class RecordedDecision:
-    """What a rule decided about one row's drafted tokens, and what it could.
+    """The decision of a rule about one row's drafted tokens, and its expectation.
 
     Attributes:
-        accepted: tokens that were accepted.
-        mean, variance: of the number that a right rule accepts, given these tokens.
+        accepted: the number of accepted tokens.
+        mean, variance: mean and variance of the number that a right rule accepts, given these tokens.
     """
 
     accepted: int
@@ -33,22 +33,25 @@ class RecordedDecision:
 
 
 def recording(drafter: Drafter, rule: Verify, block: bool) -> tuple[Any, list[RecordedDecision]]:
-    """A drafter that proposes the same, and a list that fills with the decisions about its drafts.
+    """Wrap a drafter so that the decisions about its drafts are recorded.
 
     Args:
-        drafter: any.
-        rule: what decides about its chains; trees bring their own rule.
-        block: whether that rule is one for blocks.
+        drafter: any drafter.
+        rule: the verification rule for its chains; trees have their own rule.
+        block: whether this rule verifies blocks.
+
+    Returns:
+        A drafter with the same proposals, and a list that fills with the decisions.
     """
     decisions: list[RecordedDecision] = []
     kind: Any = type(drafter)
 
-    class Recorded(kind):  # type: ignore[misc]  # a head is asked for its kind, so this one has to be of the same
+    class Recorded(kind):  # type: ignore[misc]  # a subclass, since callers test the class of a head
         def propose(self, *arguments: Any) -> Draft:
             draft: Draft = super().propose(*arguments)
 
             def decide(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) -> Verdict:
-                verdict = (draft.verify or rule)(p, q, drafted, randomness)
+                decision = (draft.verify or rule)(p, q, drafted, randomness)
                 for row in range(len(drafted)):
                     n = int((q[row].sum(-1) > 0).sum())  # after the drafted tokens q is zero
                     tokens = drafted[row, :n].tolist()
@@ -58,15 +61,15 @@ def recording(drafter: Drafter, rule: Verify, block: bool) -> tuple[Any, list[Re
                         moments = block_moments(p_row, q_row, tokens)
                     else:
                         moments = path_moments(p_row, q_row, tokens, parents)
-                    decisions.append(RecordedDecision(int(verdict.accepted[row]), *moments))
-                return verdict
+                    decisions.append(RecordedDecision(int(decision.accepted[row]), *moments))
+                return decision
 
             return replace(draft, verify=decide)
 
         def with_model(self, *arguments: Any) -> Any:
-            other = super().with_model(*arguments)
-            other.__class__ = Recorded
-            return other
+            drafter = super().with_model(*arguments)
+            drafter.__class__ = Recorded
+            return drafter
 
     recorded = copy.copy(drafter)
     recorded.__class__ = Recorded
@@ -78,7 +81,7 @@ def path_moments(p: Tensor, q: Tensor, tokens: Sequence[int], parents: Sequence[
 
     Args:
         p: [n + 1, V], the target's distribution after the text and after each node.
-        q: [n, V], what each token was sampled from, given the siblings before it.
+        q: [n, V], the distribution that each token was sampled from, given the siblings before it.
         tokens: n ids.
         parents: of each node the one that it follows, −1 for the text.
     """

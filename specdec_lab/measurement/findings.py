@@ -15,14 +15,14 @@ MARKS: dict[str, str] = {"problem": "✗", "warning": "!", "note": "i", "healthy
 COLORS: dict[str, str] = {"problem": "#D55E00", "warning": "#E69F00", "note": "#0072B2", "healthy": "#009E73"}
 
 NOT_CHECKED = "not checked"
-"""How the reason begins for a check after a problem. A table shows no more, because the problem is in it."""
+"""Beginning of the reason for a check after a problem. The table shows only this, since it shows the problem too."""
 
 DOES_NOT_APPLY = "does not apply"
 LEFT_OUT = "left out, no time"
-"""The reasons for a check that is not about this set-up, and for one that the time did not suffice for."""
+"""The reasons for a check that does not apply to this setup, and for a check without time."""
 
 LEAST_SECONDS, MORE_TIME = 120, 5
-"""What the report proposes where time ran out: so many times as long, but no shorter than this."""
+"""If time ran out, the report proposes a limit that is this many times as long, and at least this many seconds."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,13 @@ class CheckOutcome:
 
     Attributes:
         check: its name.
-        question: that it answers.
-        findings: none for a healthy pair.
-        why: the reason for skipping it, '' where it was made.
-        seconds: it took.
-        evidence: its measurement in words, '' for a check without one.
-        numbers: the same by name.
-        left_out: its parts that there was no time for.
+        question: the question that it answers.
+        findings: its findings; none for a healthy pair.
+        why: the reason for skipping it; '' if it was made.
+        seconds: the time that it took.
+        evidence: its measurement in words; '' for a check without a measurement.
+        numbers: the measurement by name.
+        left_out: parts that were left out for lack of time.
     """
 
     check: str
@@ -100,7 +100,7 @@ class CheckOutcome:
 
     @property
     def state(self) -> str:
-        """'healthy', 'skipped', or the gravest severity of its findings."""
+        """'healthy', 'skipped', or the highest severity of its findings."""
         if self.why:
             return "skipped"
         return next(
@@ -110,11 +110,11 @@ class CheckOutcome:
 
 @dataclass(frozen=True)
 class Examination:
-    """All checks, in turn. It shows itself as a table with the findings below; what is healthy shows its figures.
+    """The outcomes of all checks. Displayed as a table with the findings below; healthy checks show their figures.
 
     Attributes:
-        outcomes: one for each check.
-        seconds: the time that measuring was limited to, None for no limit.
+        outcomes: one per check.
+        seconds: the time limit for measuring; None for no limit.
     """
 
     outcomes: tuple[CheckOutcome, ...]
@@ -122,28 +122,28 @@ class Examination:
 
     @property
     def findings(self) -> list[Finding]:
-        """Of all checks, in their order."""
+        """The findings of all checks, in their order."""
         return [finding for outcome in self.outcomes for finding in outcome.findings]
 
     @property
     def healthy(self) -> bool:
-        """Whether no problem was found; warnings and notes are none."""
+        """Whether no problem was found. Warnings and notes do not count."""
         return all(finding.severity != "problem" for finding in self.findings)
 
     @property
     def left_out(self) -> list[str]:
-        """What there was no time for: names of checks, and of parts of checks."""
-        found = []
+        """Names of the checks, and of parts of checks, that were left out for lack of time."""
+        names = []
         for outcome in self.outcomes:
             if outcome.why == LEFT_OUT:
-                found.append(outcome.check)
+                names.append(outcome.check)
             elif outcome.left_out:
-                found.append(f"{outcome.check} ({', '.join(outcome.left_out)})")
-        return found
+                names.append(f"{outcome.check} ({', '.join(outcome.left_out)})")
+        return names
 
     @property
     def omissions(self) -> str:
-        """One line on what there was no time for and how to run it; '' where nothing was left out."""
+        """One line on the omitted checks and how to run them; '' if none was omitted."""
         if not self.left_out or self.seconds is None:
             return ""
         more = max(LEAST_SECONDS, round(MORE_TIME * self.seconds))
@@ -188,14 +188,14 @@ class Examination:
 
 
 def _edge(state: str) -> str:
-    """Style of a cell: the color stands beside the words, which stay as readable as the page's theme makes them."""
+    """Style of a cell: a colored border next to the text, which keeps the colors of the page's theme."""
     return f"border-left:0.4em solid {COLORS.get(state, 'transparent')}"
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for floats that JSON does not have."""
+    """A copy with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, Mapping):
-        return {name: _finite(one) for name, one in value.items()}
+        return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not isfinite(value) else value

@@ -1,4 +1,4 @@
-"""How certain a quantile or a share is: intervals without an assumption about the distribution of the samples.
+"""Confidence intervals of quantiles and shares, without assumptions about the distribution of the samples.
 
 The number of samples below the true quantile is binomial. So two of the samples bound the quantile with a given
 confidence. With too few samples there is no interval.
@@ -14,10 +14,20 @@ Interval = tuple[float, float]
 
 
 def quantile_interval(values: Sequence[float], quantile: float, level: float = 0.95) -> Interval | None:
-    """Two of `values` between which their distribution's quantile lies with at least that confidence.
+    """A confidence interval for a quantile, between two of the samples. Each side errs with at most (1 − level)/2.
 
-    values: independent samples. quantile, level: in (0, 1). Each side errs with at most (1 − level)/2. None where there
-    are too few values, see `samples_needed`. Raises SpecdecError. Conover 1999, section 3.2.
+    Args:
+        values: independent samples.
+        quantile: in (0, 1).
+        level: confidence, in (0, 1).
+
+    Returns:
+        The interval, or None for too few values (see `samples_needed`).
+
+    Raises:
+        SpecdecError: quantile or level is out of range.
+
+    Conover 1999, section 3.2.
     """
     _check(quantile, level)
     n = len(values)
@@ -30,10 +40,10 @@ def quantile_interval(values: Sequence[float], quantile: float, level: float = 0
 
 
 def samples_needed(quantile: float, level: float = 0.95) -> int:
-    """The fewest samples that `quantile_interval` needs: 6 for a median, 368 for a 99th percentile, at 95 %.
+    """The number of samples that `quantile_interval` needs: 6 for a median, 368 for a 99th percentile, at 95 %.
 
-    The largest of n samples is below the quantile with a chance of quantileⁿ, which must be at most (1 − level)/2; and
-    likewise the smallest is above it.
+    The largest of n samples is below the quantile with probability quantileⁿ, which must be at most (1 − level)/2.
+    The same holds for the smallest sample above the quantile.
     """
     _check(quantile, level)
     rarer = max(quantile, 1 - quantile)

@@ -34,12 +34,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LOOK_EVERY = 0.002
-"""Seconds between two looks at a process: shorter than a step."""
+"""Seconds between two readings of a process's memory: shorter than a step."""
 
 
 @dataclass(frozen=True)
 class MeasuredMemory:
-    """Bytes. weights, kv: all tensors of target and draft. peak: the largest total at any time."""
+    """Measured bytes.
+
+    Attributes:
+        weights, kv: all tensors of target and draft.
+        peak: the largest total at any time.
+    """
 
     weights: int
     kv: int
@@ -48,7 +53,7 @@ class MeasuredMemory:
 
 @dataclass(frozen=True)
 class MemoryComparison:
-    """Predicted against measured, with and without speculation."""
+    """Predicted and measured memory, with and without speculation."""
 
     predicted: MemoryProfile
     measured: MeasuredMemory
@@ -92,9 +97,9 @@ class MemoryComparison:
 
 
 def measure_memory(pair: Pair, *, batch: int = 1, context: int = 256, k: int = 4) -> MemoryComparison:
-    """Decode `batch` sequences up to `context` tokens without and with k drafted tokens; count, and compare.
+    """Measure the memory for decoding `batch` sequences up to `context` tokens, without and with k drafted tokens.
 
-    On a CPU this starts a process that loads the pair again, a few seconds. Raises SpecdecError.
+    On a CPU this starts a process that loads the pair again, which takes a few seconds. Raises SpecdecError.
     """
     predicted = memory_profile(pair, batch=batch, context=context, k=k)
     if pair.device.type not in ("cpu", "cuda"):
@@ -114,8 +119,8 @@ class AddedMemory:
     """What a drafting method needs in addition to the target alone, in bytes.
 
     Attributes:
-        weights: of the draft model or the head; 0 where only the text is needed.
-        cache: slots of its cache, of the target's additional tokens, and features that the target keeps for a head.
+        weights: the draft model or the head; 0 for drafters that only need the text.
+        cache: slots of the draft's cache and of the target's additional tokens, and features that the target stores.
     """
 
     weights: int
@@ -131,13 +136,13 @@ def added_memory(pair: Pair, *, batch: int = 1, context: int = 256, k: int = 4) 
 
 
 def _peak_on_cuda(pair: Pair, batch: int, context: int, k: int) -> int:
-    """Beyond what is there that is not the pair's; without drafts also beyond the draft's weights."""
+    """The peak on CUDA, without memory of other objects. For decoding without drafts, also without the draft."""
     needed = [m for m in (pair.target, pair.draft if k else None) if m is not None]
     torch.cuda.synchronize(pair.device)
-    others = torch.cuda.memory_allocated(pair.device) - sum(t.nbytes for m in needed for t in tensors_of(m))
+    allocated_before = torch.cuda.memory_allocated(pair.device) - sum(t.nbytes for m in needed for t in tensors_of(m))
     torch.cuda.reset_peak_memory_stats(pair.device)
     decode_to_the_end(pair, batch, context, k)
-    return int(torch.cuda.max_memory_allocated(pair.device)) - others
+    return int(torch.cuda.max_memory_allocated(pair.device)) - allocated_before
 
 
 def decode_to_the_end(pair: Pair, batch: int, context: int, k: int) -> int:
@@ -165,16 +170,16 @@ def _peaks_of_a_process(pair: Pair, work: list[tuple[int, int, int]]) -> list[in
             "work": work,
         }
         command = [sys.executable, "-m", __name__, json.dumps(task)]
-        done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        last = (process.stderr.strip().splitlines() or ["it ended without a word"])[-1]
         raise SpecdecError(f"pair: its memory cannot be measured in a process of its own: {last}")
-    peaks: list[int] = json.loads(done.stdout.splitlines()[-1])
+    peaks: list[int] = json.loads(process.stdout.splitlines()[-1])
     return peaks
 
 
 def _folder_of(model: "PreTrainedModel", pair: Pair, spare: Path) -> str:
-    """Where another process finds this model: where it came from, else a copy in `spare`."""
+    """A folder from which another process can load this model: its own folder, else a copy in `spare`."""
     if model.name_or_path and Path(model.name_or_path, "config.json").is_file():
         return str(Path(model.name_or_path).resolve())
     model.save_pretrained(spare)
@@ -183,11 +188,11 @@ def _folder_of(model: "PreTrainedModel", pair: Pair, spare: Path) -> str:
 
 
 def _work(task: dict[str, Any]) -> list[int]:
-    """In the process of its own: bytes at the peak of each work, beyond what was there before anything was loaded."""
+    """Run in the separate process. Returns the peak of each work in bytes, minus the memory before loading."""
     torch.set_num_threads(task["threads"])
     names, dtype = [task["target"], task["draft"]], task["dtype"]
     for name in filter(None, names):
-        skeleton(name, getattr(torch, dtype))  # imports what the models need
+        skeleton(name, getattr(torch, dtype))  # imports the modules that the models need
     process = psutil.Process()
     before = process.memory_info().rss
     peaks = []
@@ -195,7 +200,7 @@ def _work(task: dict[str, Any]) -> list[int]:
         pair = load_pair(names[0], names[1] if k else None, device="cpu", dtype=dtype)
         for model in (pair.target, pair.draft):
             for weight in tensors_of(model) if model is not None else ():
-                weight.data = weight.data.clone()  # else the whole file stays mapped, beside the weights
+                weight.data = weight.data.clone()  # else the whole file stays mapped, in addition to the weights
         peak = _Peak(process)
         with peak.watching():
             decode_to_the_end(pair, batch, context, k)
@@ -205,7 +210,7 @@ def _work(task: dict[str, Any]) -> list[int]:
 
 
 class _Peak:
-    """The largest resident memory of a process, in bytes, as long as `watching` is open."""
+    """The largest resident memory of a process while `watching` is open, in bytes."""
 
     def __init__(self, process: psutil.Process):
         self.bytes = 0

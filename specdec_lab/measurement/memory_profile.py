@@ -29,19 +29,18 @@ if TYPE_CHECKING:
 DEFAULT_CONTEXT = 1024
 
 SCORE_COPIES = 5
-"""What a round holds of [B, k + 1, V] at once, in float32: logits, p, q token by token, q stacked, q with its row of
-zeros."""
+"""Tensors of [B, k + 1, V] that exist at once in a round, in float32: logits, p, the list of q, q stacked, q padded."""
 
 
 @dataclass(frozen=True)
 class ModelMemory:
-    """One model's share, in bytes.
+    """The memory of one model, in bytes.
 
     Attributes:
-        weights: parameters, shared ones once, and buffers.
+        weights: parameters and buffers; shared ones count once.
         kv: all slots of its cache.
-        activations: the most that a step holds at once in addition, estimated.
-        packed: the copy of the weights that steps multiply by, where one sequence is decoded on a CPU (see `packing`).
+        activations: the largest additional memory during a step, estimated.
+        packed: the packed copy of the weights, for decoding one sequence on a CPU (see `packing`).
     """
 
     weights: int
@@ -57,10 +56,13 @@ class ModelMemory:
 
 @dataclass(frozen=True)
 class MemoryProfile:
-    """What decoding `batch` sequences of `context` tokens (prompt and new ones) takes, predicted, in bytes.
+    """The predicted memory for decoding `batch` sequences of `context` tokens (prompt and new ones), in bytes.
 
-    target, draft: with k drafted tokens a round; alone: the target without speculation. scores: logits and
-    probabilities of a round. dtype: of weights, KV cache and activations.
+    Attributes:
+        target, draft: the models, with k drafted tokens per round.
+        alone: the target without speculation.
+        scores: logits and probabilities of a round.
+        dtype: number type of weights, KV cache and activations.
     """
 
     batch: int
@@ -144,16 +146,16 @@ def memory_profile(
         batch: sequences at once.
         context: tokens of each sequence, prompt and new ones; default 1,024, or what the models hold.
         k: drafted tokens per round.
-        dtype, device: default the pair's own, or what `load_pair` would take here. A quantized checkpoint takes less
-            than is predicted.
+        dtype, device: default those of the pair, or the defaults of `load_pair` here. A quantized checkpoint takes less
+            than the prediction.
 
     Raises:
-        SpecdecError: for arguments that it cannot use.
+        SpecdecError: an argument is out of range or of the wrong type.
     """
     wanted = DEFAULT_CONTEXT if context is None else context
-    for name, value, least in (("batch", batch, 1), ("context", wanted, 1), ("k", k, 0)):
-        if not is_whole(value) or value < least:
-            raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ {least}")
+    for name, value, smallest in (("batch", batch, 1), ("context", wanted, 1), ("k", k, 0)):
+        if not is_whole(value) or value < smallest:
+            raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ {smallest}")
     steps = None
     if isinstance(models, Pair):
         dtype, device, steps = dtype or models.target.dtype, device or models.device, steps_of(models.target)
@@ -165,7 +167,7 @@ def memory_profile(
     kind = usable_dtype(dtype, where)
     target = skeleton(models[0], kind, "target")
     draft = skeleton(models[1], kind, "draft") if models[1] is not None else None
-    for model in (m for m in (target, draft) if m is not None):  # where steps are captured, caches have more slots
+    for model in (m for m in (target, draft) if m is not None):  # captured steps need caches with more slots
         choose_steps(model, steps or ("graphs" if where.type == "cuda" else "recorded"))
     limits = [TransformersModel(model).context for model in (target, draft) if model is not None]
     if context is not None and context > min(limits):
@@ -187,7 +189,7 @@ def memory_profile(
 
 
 def skeleton(source: Any, dtype: torch.dtype, role: str = "model") -> "PreTrainedModel":
-    """The model of that configuration without numbers, on the 'meta' device. Raises SpecdecError."""
+    """A model of this configuration on the 'meta' device, without values. Raises SpecdecError."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -206,33 +208,34 @@ def configuration(source: Any, role: str = "model") -> "PretrainedConfig":
         return source
     name = usable_source(role, source)
     try:
-        found: PretrainedConfig = AutoConfig.from_pretrained(
+        config: PretrainedConfig = AutoConfig.from_pretrained(
             name, trust_remote_code=False, local_files_only=Path(name).is_dir()
         )
     except Exception as error:
         raise SpecdecError(f"{role}={str(source)!r}: its configuration cannot be read: {one_line(error)}") from error
-    return found
+    return config
 
 
 def available_memory(device: str | torch.device | None = None) -> int:
-    """Bytes that can still be allocated: on CUDA what the driver has free and what PyTorch keeps without using it.
+    """Bytes that can still be allocated.
 
-    On a CPU it is what the system, and the container if there is one, can give.
+    On CUDA this is the free memory and PyTorch's unused cache. On a CPU it is the limit of the system, and of the
+    container if there is one.
     """
     where = usable_device(device)
     if where.type == "cuda":
-        kept = torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
-        return int(torch.cuda.mem_get_info(where)[0] + kept)
+        cached = torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
+        return int(torch.cuda.mem_get_info(where)[0] + cached)
     free = psutil.virtual_memory().available
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdigit():
-        free = min(free, max(0, int(most) - int(used.read_text())))
+    if limit.is_file() and used.is_file() and (limit_bytes := limit.read_text().strip()).isdigit():
+        free = min(free, max(0, int(limit_bytes) - int(used.read_text())))
     return int(free)
 
 
 @styled
 def memory_figure(profile: MemoryProfile, available: int | None = None) -> "Figure":
-    """Two bars, without and with speculation, by what takes the memory. available: bytes, a dashed line."""
+    """Two stacked bars of memory, without and with speculation. available: bytes, shown as a dashed line."""
     draft = profile.draft or ModelMemory(0, 0, 0)
     scale, unit = (2**30, "GiB") if profile.total >= 2**30 else (2**20, "MiB")
     parts = [
@@ -260,7 +263,7 @@ def memory_figure(profile: MemoryProfile, available: int | None = None) -> "Figu
 
 
 def _share(model: "PreTrainedModel", batch: int, context: int, capacity: int, scored: int, packs: bool) -> ModelMemory:
-    """One model's memory: a prompt is read, then steps of `scored` tokens follow in a cache of `capacity` slots."""
+    """The memory of a model that reads a prompt and then makes steps of `scored` tokens, with `capacity` slots."""
     ours = TransformersModel(model)
     ours.start(batch, capacity)
     ours.prefill([[0]] * batch)  # allocates the first slots, which have the shapes that the model needs
@@ -277,10 +280,10 @@ def _share(model: "PreTrainedModel", batch: int, context: int, capacity: int, sc
 
 
 def _step_activations(model: "PreTrainedModel", batch: int, tokens: int, slots: int) -> int:
-    """An estimate of the bytes that a step over `tokens` tokens of each row holds at once.
+    """Estimate the additional memory during a step over `tokens` tokens per row, in bytes.
 
-    In the MLP: three tensors of the widest layer and four of the residual stream. In attention: keys and values, where
-    query heads share them and each gets a copy.
+    In the MLP: three tensors of the widest layer and four of the residual stream. In attention: keys and values, with a
+    copy for each query head if heads share them.
     """
     config = model.config.get_text_config(decoder=True)
     heads, hidden = config.num_attention_heads, config.hidden_size

@@ -1,6 +1,6 @@
-"""The drafting methods by name, as `--drafter` takes them, and drafters of their own for measurements.
+"""The drafting methods by name, as `--drafter` takes them, and new drafters for measurements.
 
-A method is a pair with another `drafter`. So everything that measures a pair measures every method.
+A method is a pair with another `drafter`. So all functions that measure a pair can measure all methods.
 """
 
 import copy
@@ -36,7 +36,7 @@ TREE = {"nodes": 10, "depth": 4, "width": 4}
 def with_method(pair: Pair, name: str) -> Pair:
     """The pair with another drafting method, one of `METHODS`.
 
-    The heads are those that ship. A pair that has a head already keeps it for 'head-tree'.
+    The heads are the shipped ones. A pair with a head uses this head for 'head-tree'.
 
     Raises:
         SpecdecError: no such method, or the pair lacks the model for it.
@@ -61,7 +61,7 @@ def with_method(pair: Pair, name: str) -> Pair:
 
 
 def head_of(drafter: Drafter | None) -> HeadDrafter | ParallelHeadDrafter | None:
-    """The head that a drafter uses, by itself or for a tree; None where there is none."""
+    """The head of a drafter, used alone or for a tree; None without a head."""
     source = drafter.model if isinstance(drafter, TREE_DRAFTERS) else drafter
     return source if isinstance(source, (HeadDrafter, ParallelHeadDrafter)) else None
 
@@ -81,20 +81,20 @@ def drafts_one_at_a_time(pair: Pair) -> bool:
     return pair.drafter is None or isinstance(pair.drafter, (ModelDrafter, HeadDrafter))
 
 
-def usual_k(pair: Pair, most: int) -> int:
-    """A k for a method whose best one the formula cannot name: all levels of a tree, all tokens of a parallel head."""
+def usual_k(pair: Pair, max_k: int) -> int:
+    """The k for methods where the formula cannot choose it: all levels of a tree, all tokens of a parallel head."""
     drafter = pair.drafter
     if isinstance(drafter, BestFirstDrafter):
         return drafter.depth
     if isinstance(drafter, TreeDrafter):
         return len(drafter.branching)
     if isinstance(drafter, ParallelHeadDrafter):
-        return min(most, drafter.head.config.num_tokens)
-    return most
+        return min(max_k, drafter.head.config.num_tokens)
+    return max_k
 
 
 def most_scored(pair: Pair, k: int) -> int:
-    """The most drafted tokens that the target scores in a round: k, or all nodes of a tree."""
+    """The largest number of drafted tokens that the target scores in a round: k, or all nodes of a tree."""
     drafter = pair.drafter
     if isinstance(drafter, BestFirstDrafter):
         return drafter.nodes
@@ -104,7 +104,7 @@ def most_scored(pair: Pair, k: int) -> int:
 
 
 def draft_module(pair: Pair) -> nn.Module | None:
-    """The network that drafts: the draft model or the head; None where nothing but the text is needed."""
+    """The network that drafts: the draft model or the head; None for drafters that only need the text."""
     head = head_of(pair.drafter)
     if head is not None:
         return head.head
@@ -115,17 +115,17 @@ def draft_module(pair: Pair) -> nn.Module | None:
 
 
 def fresh(pair: Pair) -> Pair:
-    """The pair with a drafter that remembers no other generation, so that equal runs stay equal."""
+    """The pair with a drafter that remembers no earlier generation, so that equal runs give equal results."""
     return replace(pair, drafter=forgetful(pair.drafter))
 
 
 def forgetful(drafter: Drafter | None) -> Drafter | None:
-    """The drafter itself, or a copy where it would remember what is generated with it."""
+    """The drafter itself, or a copy if it would remember the generations."""
     return copy.deepcopy(drafter) if isinstance(drafter, SuffixDrafter) else drafter
 
 
 def own_models(pair: Pair) -> tuple[TransformersModel, Drafter]:
-    """The target and the drafter of a pair, sharing no cache with anybody else.
+    """The target and the drafter of a pair, with caches of their own.
 
     Raises SpecdecError for a pair without a drafter.
     """

@@ -1,4 +1,4 @@
-"""What is known of a pair before its weights are loaded: configurations, tokenizers, and how to load the rest."""
+"""The parts of a pair that are known before its weights are loaded: configurations, tokenizers, and a loader."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Models:
-    """What is known of a pair without its weights.
+    """A pair without its weights.
 
     Attributes:
         target, draft: configurations; None without a draft model.
-        target_tokenizer, draft_tokenizer: None where nobody knows the draft's; then vocabularies are not compared.
+        target_tokenizer, draft_tokenizer: None if the draft's is unknown; then vocabularies are not compared.
         device, dtype: of the models.
-        load: gives the pair with its weights.
+        load: returns the pair with its weights.
         loaded: whether they are in memory already.
         drafts: whether the pair has a draft model or another drafter.
     """
@@ -40,7 +40,7 @@ class Models:
 
     @classmethod
     def of(cls, pair: Pair, draft_tokenizer: "PreTrainedTokenizerBase | None" = None) -> "Models":
-        """Of a pair that is loaded. Its draft's tokenizer is looked for where the draft came from."""
+        """The parts of a loaded pair. The draft's tokenizer is searched in the draft's own folder."""
         if not isinstance(pair, Pair):
             raise SpecdecError(f"pair={pair!r:.80}: takes a Pair, which load_pair() gives")
         if draft_tokenizer is None and pair.draft is not None:
@@ -63,9 +63,9 @@ def _tokenizer_of(model: "PreTrainedModel") -> "PreTrainedTokenizerBase | None":
     if not model.name_or_path:
         return None
     try:
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             model.name_or_path, trust_remote_code=False, local_files_only=True
         )
     except (OSError, ValueError):
         return None
-    return found
+    return tokenizer

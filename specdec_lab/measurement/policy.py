@@ -34,9 +34,11 @@ KS = (0, 1, 2, 3, 4, 6, 8)
 
 @dataclass(frozen=True)
 class SpeculationPolicy:
-    """How many tokens to draft for a batch size and a context length, with the measurements.
+    """The number of tokens to draft for each batch size and context length, with the measurements.
 
-    cells: every batch with every context. facts: models, sampling, machine.
+    Attributes:
+        cells: one per batch size and context.
+        facts: models, sampling, machine.
     """
 
     cells: tuple[Cell, ...]
@@ -65,7 +67,7 @@ class SpeculationPolicy:
         return tuple(sorted(self.cells[0].low))
 
     def cell(self, batch: int, context: int) -> Cell:
-        """What was measured there. Raises SpecdecError where nothing was."""
+        """The measurements at this batch size and context. Raises SpecdecError if there are none."""
         for cell in self.cells:
             if (cell.batch, cell.context) == (batch, context):
                 return cell
@@ -83,7 +85,7 @@ class SpeculationPolicy:
             sequence_length: tokens, prompt included; may be a mean.
 
         Raises:
-            SpecdecError: for values that are no sizes.
+            SpecdecError: a size is out of range.
         """
         if not is_whole(batch_size) or batch_size < 1:
             raise SpecdecError(f"batch_size={batch_size!r:.80}: takes a whole number ≥ 1")
@@ -114,7 +116,7 @@ class SpeculationPolicy:
                 the k that is safest at every measured context.
 
         Raises:
-            SpecdecError: for values that are no sizes.
+            SpecdecError: a size is out of range.
         """
         if not is_whole(max_num_seqs) or max_num_seqs < 1:
             raise SpecdecError(f"max_num_seqs={max_num_seqs!r:.80}: takes a whole number ≥ 1")
@@ -125,8 +127,8 @@ class SpeculationPolicy:
                 schedule[-1][1] = batch
             else:
                 schedule.append([batch, batch, k])
-        most = max(1, *(k for _, _, k in schedule))  # vLLM takes no 0 here, only in the schedule
-        return {"num_speculative_tokens": most, "num_speculative_tokens_per_batch_size": schedule}
+        largest_k = max(1, *(k for _, _, k in schedule))  # vLLM takes no 0 here, only in the schedule
+        return {"num_speculative_tokens": largest_k, "num_speculative_tokens_per_batch_size": schedule}
 
     def _safest(self, batch: int) -> int:
         if batch > self.batches[-1]:
@@ -159,7 +161,7 @@ class SpeculationPolicy:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "SpeculationPolicy":
-        """From what `to_json` gave. Raises SpecdecError for anything else."""
+        """The policy from the result of `to_json`. Raises SpecdecError for anything else."""
         try:
             cells = []
             for c in data["cells"]:
@@ -198,7 +200,7 @@ def measure_policy(
     turns: int = 7,
     rounds: int = 4,
     texts: Sequence[str] | None = None,
-    on_step: Callable[[str, int, int], None] = lambda what, done, total: None,
+    on_step: Callable[[str, int, int], None] = lambda what, completed, total: None,
 ) -> SpeculationPolicy:
     """Measure every batch size at every context: step costs, and rounds of every k in turn with k = 0.
 
@@ -218,7 +220,7 @@ def measure_policy(
         on_step: called before each cell with its name, how many cells are done, and of how many.
 
     Raises:
-        SpecdecError: for sizes that cannot be used, or a pair without a draft.
+        SpecdecError: a size is out of range, or the pair has no draft.
     """
     _check_sizes(batches, contexts, ks, turns, rounds)
     if not can_draft(pair):
@@ -262,12 +264,12 @@ Turn = dict[int, TimedRounds]
 
 
 def _check_sizes(batches: Sequence[int], contexts: Sequence[int], ks: Sequence[int], turns: int, rounds: int) -> None:
-    for name, values, least in (("batches", batches, 1), ("contexts", contexts, 3), ("ks", ks, 0)):
-        if not values or not all(is_whole(value) and value >= least for value in values):
-            raise SpecdecError(f"{name}={values!r:.80}: takes whole numbers ≥ {least}, at least one")
-    for name, value, least in (("turns", turns, samples_needed(0.5, LEVEL)), ("rounds", rounds, 1)):
-        if not is_whole(value) or value < least:
-            raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ {least}")
+    for name, values, smallest in (("batches", batches, 1), ("contexts", contexts, 3), ("ks", ks, 0)):
+        if not values or not all(is_whole(value) and value >= smallest for value in values):
+            raise SpecdecError(f"{name}={values!r:.80}: takes whole numbers ≥ {smallest}, at least one")
+    for name, value, smallest in (("turns", turns, samples_needed(0.5, LEVEL)), ("rounds", rounds, 1)):
+        if not is_whole(value) or value < smallest:
+            raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ {smallest}")
 
 
 def _benches(
@@ -306,14 +308,14 @@ def _take_turns(benches: Sequence[Bench], ks: Sequence[int], turns: int, rounds:
 
 
 def _measured_alpha(timed: Mapping[tuple[int, int], list[Turn]]) -> float:
-    """Accepted / judged over all rounds; 0 where nothing was drafted."""
+    """Accepted / examined over all rounds; 0 where nothing was drafted."""
     everything = [rounds for all_turns in timed.values() for turn in all_turns for rounds in turn.values()]
-    judged = sum(rounds.judged for rounds in everything)
-    return sum(rounds.accepted for rounds in everything) / judged if judged else 0.0
+    examined = sum(rounds.judged for rounds in everything)
+    return sum(rounds.accepted for rounds in everything) / examined if examined else 0.0
 
 
 def _tokens_per_round(timed: Mapping[tuple[int, int], list[Turn]], context: int, k: int) -> float:
-    """Of one row, over all batch sizes at this context."""
+    """Tokens per round and row, over all batch sizes at this context."""
     all_of_k = [turn[k] for (_, n), all_turns in timed.items() if n == context for turn in all_turns]
     return sum(rounds.tokens for rounds in all_of_k) / sum(rounds.row_rounds for rounds in all_of_k)
 
@@ -323,7 +325,7 @@ def _round_time(timed: TimedRounds) -> float:
 
 
 def _rotated(ks: Sequence[int], by: int) -> list[int]:
-    """The same k in another order, so that none always comes first."""
+    """The k in a rotated order, so that each k comes first equally often."""
     by %= len(ks)
     return [*ks[by:], *ks[:by]]
 

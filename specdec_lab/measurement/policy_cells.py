@@ -15,9 +15,9 @@ from specdec_ref.errors import SpecdecError
 from specdec_ref.theory import predicted_speedup
 
 CLEAR = 1.02
-"""A gain is clear where even the lower end of its interval is above this."""
+"""A gain is clear if the lower end of its interval is above this."""
 LEVEL = 0.9
-"""Of the two-sided interval: its lower end alone errs in at most one of twenty."""
+"""Confidence of the two-sided interval. Its lower end alone errs in at most 5 % of cases."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Cell:
 
     @property
     def speedup(self) -> float:
-        """Measured speedup of the recommendation, 1 where that is not to speculate."""
+        """Measured speedup of the recommended k; 1 for k = 0."""
         return self.measured[self.k] if self.k else 1.0
 
 
@@ -62,17 +62,17 @@ def judge(
     ratios: Mapping[int, Sequence[float]],
     predicted: dict[int, float] | None = None,
 ) -> Cell:
-    """A cell from what was measured.
+    """A cell with its recommendation, from the measurements.
 
     Args:
         batch, context, costs, alpha: as in `Cell`.
         ratios: by k ≥ 1, speedups of single turns over k = 0, at least 5 of each.
         predicted: as in `Cell`; None takes the formula's.
     """
-    least = samples_needed(0.5, LEVEL)
+    num_needed = samples_needed(0.5, LEVEL)
     for k, values in ratios.items():
-        if len(values) < least:
-            raise SpecdecError(f"ratios: {len(values)} for k = {k}; takes at least {least}, for an interval")
+        if len(values) < num_needed:
+            raise SpecdecError(f"ratios: {len(values)} for k = {k}; takes at least {num_needed}, for an interval")
     low = {0: 1.0} | {k: (quantile_interval(v, 0.5, LEVEL) or (0.0,))[0] for k, v in ratios.items()}
     measured = {0: 1.0} | {k: median(v) for k, v in ratios.items()}
     if predicted is None:

@@ -32,22 +32,22 @@ def heat_map(policy: SpeculationPolicy, fixed: int | None = None) -> "Figure":
     values = [value for panel in shown for value in panel.values()]
     low, high = min(*values, 0.5), max(*values, 1.5)
     colors = colormaps["cividis"]
-    for one, panel, name in zip(axes, shown, (f"always k = {k}", "the policy's k"), strict=True):
-        one.imshow([[panel[b, n] for n in contexts] for b in batches], cmap=colors, vmin=low, vmax=high, aspect="auto")
+    for axis, panel, name in zip(axes, shown, (f"always k = {k}", "the policy's k"), strict=True):
+        axis.imshow([[panel[b, n] for n in contexts] for b in batches], cmap=colors, vmin=low, vmax=high, aspect="auto")
         for y, b in enumerate(batches):
             for x, n in enumerate(contexts):
                 value = panel[b, n]
-                words = f"{value:.2f}×" + (f"\nk = {policy.cell(b, n).k}" if one is axes[1] else "")
+                words = f"{value:.2f}×" + (f"\nk = {policy.cell(b, n).k}" if axis is axes[1] else "")
                 color = colors((value - low) / (high - low))
                 ink = "black" if sum(color[:3]) > 1.4 else "white"
                 ground = {"facecolor": color, "edgecolor": "none", "pad": 1.5}
-                one.text(x, y, words, ha="center", va="center", color=ink, fontsize=9, linespacing=1.0, bbox=ground)
+                axis.text(x, y, words, ha="center", va="center", color=ink, fontsize=9, linespacing=1.0, bbox=ground)
                 if value < 1:
                     corner = (x - 0.5, y - 0.5)
-                    one.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="//", edgecolor="white", linewidth=0))
-        one.set_title(name, loc="left", fontsize=10)
-        one.set_xticks(range(len(contexts)), [str(n) for n in contexts])
-        one.grid(False)
+                    axis.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="//", edgecolor="white", linewidth=0))
+        axis.set_title(name, loc="left", fontsize=10)
+        axis.set_xticks(range(len(contexts)), [str(n) for n in contexts])
+        axis.grid(False)
     axes[0].set_yticks(range(len(batches)), [str(b) for b in batches])
     axes[0].set_ylabel("batch size (sequences)")
     bar = figure.colorbar(axes[1].images[0], ax=list(axes), shrink=0.9, pad=0.02)

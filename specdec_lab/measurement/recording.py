@@ -1,7 +1,7 @@
-"""Writes each measurement to disk at once, to a file of JSON lines that survives an interrupt and can be continued.
+"""Write each measurement to disk at once, to a file of JSON lines that survives an interrupt and can be continued.
 
-The first line has the facts: what is measured, and on which machine. One line for each record follows. A record is on
-disk before the next is measured. A last line that was cut off is dropped and measured again.
+The first line has the facts: the settings and the machine. Each further line is a record. A record is on disk before
+the next one is measured. An incomplete last line is dropped and measured again.
 """
 
 import json
@@ -26,7 +26,7 @@ class Recording:
         records: those already in the file, then those that `append` adds.
 
     Raises:
-        SpecdecError: the file has other facts, or is no recording.
+        SpecdecError: the file has other facts, or is not a recording.
     """
 
     def __init__(self, file: Path | None, facts: Record):
@@ -51,7 +51,7 @@ class Recording:
             self._write(self.facts)
 
     def append(self, record: Record) -> None:
-        """Keep one record; on the disk when this returns."""
+        """Add a record. It is on disk when this returns."""
         self._write(record)
         self.records.append(json.loads(json.dumps(record)))  # as it will be read back
 
@@ -62,7 +62,7 @@ class Recording:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file, so that it can be moved. Without this nothing is lost."""
+        """Close the file, so that it can be moved. No data is lost without this call."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -77,7 +77,7 @@ class Recording:
 
 
 def read(file: Path) -> tuple[Record, list[Record]]:
-    """Facts and records of a recording. Raises SpecdecError where it is none."""
+    """The facts and records of a recording. Raises SpecdecError for another file."""
     if not file.is_file():
         raise SpecdecError(f"{file}: no such recording")
     lines, _ = _whole_lines(file, file.read_bytes())
@@ -87,9 +87,9 @@ def read(file: Path) -> tuple[Record, list[Record]]:
 
 
 def _whole_lines(file: Path, content: bytes) -> tuple[list[Record], int]:
-    """The records of the lines that are whole, and how many bytes those take. Only the last may be broken."""
+    """The records of the complete lines, and their size in bytes. Only the last line may be incomplete."""
     lines, length = [], 0
-    pieces = content.split(b"\n")  # the last piece is what follows the last line end: nothing, or a torn line
+    pieces = content.split(b"\n")  # the last piece is the text after the last line end: empty, or an incomplete line
     for number, piece in enumerate(pieces[:-1], 1):
         try:
             record = json.loads(piece)

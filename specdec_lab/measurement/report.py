@@ -1,4 +1,4 @@
-"""The suite's report: one HTML file that needs nothing but itself. Styles and figures are inside, no script runs."""
+"""The report of the suite: one HTML file with its styles and figures, and without scripts."""
 
 import html
 import json
@@ -24,7 +24,7 @@ p.note, footer { color: var(--faint); font-size: 13px } figure { margin: 1rem 0 
 
 
 def html_report(result: SuiteResult) -> str:
-    """The whole report, one HTML document that needs no other file and no network."""
+    """The report as one HTML document, which needs no other file and no network."""
     facts = result.facts
     settings = facts["settings"]
     what = [
@@ -45,7 +45,7 @@ def html_report(result: SuiteResult) -> str:
 <h2>In numbers</h2>{"".join(tables)}
 <p class="note">{html.escape(NOTES)}</p>
 <p class="note">{html.escape(DRAFT_NOTES)}</p>
-<footer>Computed from samples.jsonl beside this file, which has a line for each timed request.</footer>
+<footer>Computed from samples.jsonl next to this file, which has one line per timed request.</footer>
 </body></html>
 """
 

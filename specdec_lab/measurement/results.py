@@ -1,4 +1,4 @@
-"""Computes latency, throughput and speedup of each way to decode, each with its uncertainty, from the suite's samples.
+"""Compute latency, throughput and speedup of each way to decode, with their uncertainty, from the suite's samples.
 
 Ratios to the baseline are taken sample by sample, on the same prompt and repeat. Percentiles of latency are taken
 within one prompt length, because over a mixture of lengths they would describe the mixture. A 99th percentile comes
@@ -18,7 +18,7 @@ from specdec_ref.theory import best_k, expected_tokens
 
 BASELINE = "baseline"
 AT_ONCE = "one pass", "tree", "lookup"
-"""Kinds of drafting where k tokens do not cost k steps of a draft."""
+"""Kinds of drafting for which k tokens do not cost k steps of a draft."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class BenchmarkResult:
         latency_p99_interval: 95 %; None with fewer samples than `latency_p99_needs`.
         time_to_first_token: median; prefill and the first round.
         throughput: all tokens / all seconds.
-        acceptance_rate: accepted / judged over all samples; None where nothing was drafted.
+        acceptance_rate: accepted / examined over all samples; None where nothing was drafted.
         speedup: median ratio of tokens per second to the baseline's on the same prompt and repeat, with its 95 %
             interval (None with fewer than 6 ratios).
         decoding_speedup: the same after the first round, which is what `predicted_speedup` predicts; None where no
@@ -65,12 +65,11 @@ class DraftResult:
     """One draft at its best k among those measured, on prompts of one length.
 
     Attributes:
-        parameters: 0 where no network drafts.
-        speed_ratio: target step / draft step, 1/c (where all tokens come from one pass or one search: target step /
-            that); None where the steps were not measured.
+        parameters: number of parameters; 0 for drafters without a network.
+        speed_ratio: target step / draft step, 1/c; None if the steps were not measured. If all tokens come from one
+            pass or one search, target step / that pass or search.
         acceptance_rate, speedup, predicted_speedup: at `best_k`; both speedups are after the first round.
-        predicted_best_k: the best k by the formula, up to the largest measured; None where k tokens do not cost k
-            steps.
+        predicted_best_k: the best k by the formula, up to the largest measured k; None if k tokens do not cost k steps.
     """
 
     name: str
@@ -85,12 +84,12 @@ class DraftResult:
 
 
 def reaches(interval: Interval | None, figure: float) -> bool:
-    """Whether an interval reaches the best value, so that this run cannot tell the two apart."""
+    """Whether an interval reaches the best value, so that this run cannot rank the two."""
     return interval is not None and interval[1] >= figure
 
 
 def first_names(names: list[str]) -> str:
-    """The first three, and how many more."""
+    """The first three names, and the number of further ones."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
@@ -128,10 +127,10 @@ def _step_costs(records: Iterable[Record]) -> dict[tuple[str, str], Costs]:
 
 
 def predicted(drafted: Iterable[tuple[int, int]], alpha: float, costs: Costs, c: float, overhead: float = 0.0) -> float:
-    """Predicted speedup where rounds differ in length: `drafted` says how many rounds drafted how many tokens.
+    """Predicted speedup of rounds with different numbers of drafted tokens: Σ E[tokens] / Σ (n·c + v(n + 1) + o).
 
-    E[tokens] / (n·c + v(n + 1) + o), numerator and denominator summed over the rounds. With the same n in all rounds
-    it is `theory.predicted_speedup`. c, overhead: in target steps.
+    With the same n in all rounds it is `theory.predicted_speedup`. c and overhead are in target steps. `drafted` has
+    the number of rounds for each number of drafted tokens.
     """
     tokens = spent = 0.0
     for n, rounds in drafted:
@@ -144,8 +143,8 @@ def _result(
     facts: Record, way: Record, length: str, ran: list[Record], both: list[tuple[Record, Record]], costs: Costs | None
 ) -> BenchmarkResult:
     seconds = [r["seconds"] for r in ran]
-    tokens, judged = sum(r["tokens"] for r in ran), sum(r["judged"] for r in ran)
-    alpha = sum(r["accepted"] for r in ran) / judged if judged else None
+    tokens, examined = sum(r["tokens"] for r in ran), sum(r["judged"] for r in ran)
+    alpha = sum(r["accepted"] for r in ran) / examined if examined else None
     drafted = _drafted(ran)
     rounds = sum(count for _, count in drafted)
     ratios = [_pace(mine) / _pace(theirs) for mine, theirs in both]
@@ -204,7 +203,7 @@ def draft_results(facts: Record, results: list[BenchmarkResult], records: Iterab
 def _draft_result(
     facts: Record, kind: str, draft: str, k: int, best: BenchmarkResult, costs: Costs | None, ran: list[Record]
 ) -> DraftResult:
-    """One draft, from its best result and the samples behind it. draft: '' where only the text is needed."""
+    """One draft, from its best result and that result's samples. draft: '' for a draft that only needs the text."""
     ratio = predicted_k = None
     if costs is not None and kind not in AT_ONCE:
         ratio = 1 / costs.c
@@ -232,7 +231,7 @@ def _costs(record: Record) -> Costs:
 
 
 def _any_draft(facts: Record) -> str:
-    """A draft with whose costs the target's were measured: any will do, they are the target's."""
+    """Any draft for which the target's costs were measured."""
     return next(iter(facts["drafts"]), "")
 
 

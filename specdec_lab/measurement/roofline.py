@@ -1,8 +1,8 @@
-"""The machine's own limits, measured: how fast memory is read, how fast it multiplies, and where a step stands.
+"""The measured limits of a machine, memory bandwidth and arithmetic, and where a step is relative to them.
 
-A step of a model reads every weight once and does two operations with each for every token that it scores. Divided,
-that is its arithmetic intensity, operations per byte. Below the ridge (arithmetic / bandwidth) memory sets the pace,
-and more tokens in the same step cost nothing; above it arithmetic does. Williams, Waterman, Patterson 2009.
+A step of a model reads every weight once, and does two operations per weight and scored token. Operations per byte are
+its arithmetic intensity. Below the ridge (arithmetic / bandwidth) memory is the limit, and more tokens in the same step
+cost nothing. Above the ridge, arithmetic is the limit. Williams, Waterman, Patterson 2009.
 """
 
 import time
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a device can do. bandwidth: bytes/s read from memory. arithmetic: operations/s of a large product."""
+    """The limits of a device. bandwidth: bytes/s read from memory. arithmetic: operations/s of a large product."""
 
     device: str
     dtype: str
@@ -40,7 +40,7 @@ class Limits:
         return self.arithmetic / self.bandwidth
 
     def floor(self, step: "Step") -> float:
-        """The least seconds that a step can take here."""
+        """The shortest possible time of a step on this device, in seconds."""
         return max(step.bytes / self.bandwidth, step.operations / self.arithmetic)
 
     def _cells(self) -> list[list[str]]:
@@ -59,7 +59,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Step:
-    """What one step over `tokens` tokens asks for. bytes: weights read. operations: additions and multiplications."""
+    """The demands of a step over `tokens` tokens. bytes: weights read. operations: additions and multiplications."""
 
     tokens: int
     bytes: float
@@ -72,9 +72,9 @@ class Step:
 
 
 def step_of(model: nn.Module, tokens: int) -> Step:
-    """The step of a causal LM over so many tokens of one sequence; attention to earlier tokens is left out.
+    """The step of a causal LM over `tokens` tokens of one sequence, without the attention to earlier tokens.
 
-    Every matrix is read once however many tokens there are; of an embedding only the rows looked up. Raises
+    Every matrix is read once for any number of tokens. Of an embedding only the needed rows are read. Raises
     SpecdecError for fewer than one token.
     """
     if not is_whole(tokens) or tokens < 1:
@@ -89,7 +89,9 @@ def step_of(model: nn.Module, tokens: int) -> Step:
 def measure_limits(
     device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, *, mebibytes: int = 256, repeats: int = 7
 ) -> Limits:
-    """Measure a device: the sum of a large tensor, and a large matrix product; medians of `repeats` after a warm-up.
+    """Measure the limits of a device, by the sum of a large tensor and a large matrix product.
+
+    Both are medians of `repeats` runs after a warm-up.
 
     mebibytes: size of the tensor, which must not fit in a cache. Takes about a second on a laptop.
     """

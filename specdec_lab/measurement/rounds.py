@@ -1,4 +1,4 @@
-"""Times rounds of a whole batch: the cost of steps at this batch size, and the gain of speculating.
+"""Time rounds of a whole batch: the cost of steps at this batch size, and the gain of speculation.
 
 The prompts are read once. Every measurement rewinds to their end. All rows stay in the batch until the end, so each
 result belongs to one batch size and, within a few tokens, to one context length.
@@ -30,7 +30,7 @@ LEAST_REPEATS = 3
 
 @dataclass(frozen=True)
 class TimedRounds:
-    """Some rounds of a batch: tokens emitted by all rows, seconds, drafted tokens judged and accepted."""
+    """Some rounds of a batch: tokens emitted by all rows, seconds, and drafted tokens examined and accepted."""
 
     tokens: int
     seconds: float
@@ -40,7 +40,7 @@ class TimedRounds:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all rows together."""
+        """Tokens per second of all rows together."""
         return self.tokens / self.seconds
 
 
@@ -91,10 +91,10 @@ class Bench:
             self._drafter = self._drafter.with_model(_PrefilledModel(model, self.prompts, capacity))
 
     def time_rounds(self, k: int | Controller, seed: int) -> TimedRounds:
-        """The decoding loop itself, one round untimed, then `rounds` of them timed."""
+        """Run the decoding loop: one untimed round, then `rounds` timed rounds."""
         controller = as_controller(k)
-        most = (self.rounds + 1) * (self.max_k + 1) + 1  # so that no row finishes
-        rows = [Row(tuple(prompt), most) for prompt in self.prompts]
+        max_new_tokens = (self.rounds + 1) * (self.max_k + 1) + 1  # so that no row finishes
+        rows = [Row(tuple(prompt), max_new_tokens) for prompt in self.prompts]
         drafter = forgetful(self._drafter) if controller.max_k else None
         randomness = SeededRandomness(seed, self.target.device)
         loop = speculate(self.target, drafter, rows, controller, self.sampling, randomness)
@@ -117,7 +117,7 @@ class Bench:
         )
 
     def costs(self, ks: Sequence[int], repeats: int = 9, drafted: int | None = None, warm_up: int = WARM_UP) -> Costs:
-        """Medians of the steps at this batch size, in turn, after a warm-up: a draft step, and scoring k + 1 tokens.
+        """Median times of a draft step and of scoring k + 1 tokens at this batch size, in turn, after a warm-up.
 
         Args:
             ks: numbers of drafted tokens.
@@ -159,10 +159,10 @@ def tokens_needed(rounds: int, max_k: int) -> int:
 
 
 class _PrefilledModel:
-    """A `LanguageModel` that has read its prompts already: beginning anew takes it back behind them.
+    """A `LanguageModel` that has read its prompts already. `start` rewinds it to the end of the prompts.
 
-    The loop and the drafter begin as always, with `start`, and `prefill` with what they want to be read; that it begins
-    with the same prompts is checked.
+    The loop and the drafter call `start` and `prefill` as usual. `prefill` checks that the texts begin with the same
+    prompts.
     """
 
     def __init__(self, model: TransformersModel, prompts: list[list[int]], capacity: int):
@@ -199,7 +199,7 @@ class _PrefilledModel:
         self.model.keep_path(paths)
 
     def rewind(self, lengths: list[int]) -> None:
-        if not self._begins:  # else it is to forget what it has not been given yet
+        if not self._begins:  # before `prefill`, the loop's rewind would remove the prompts
             self.model.rewind(lengths)
 
     def keep(self, rows: list[int]) -> None:

@@ -82,16 +82,16 @@ class SuiteResult:
     @property
     def headline(self) -> str:
         """One sentence: the fastest way and its speedup."""
-        others = [r for r in self.results if r.config_name != BASELINE]
-        if not others:
+        speculative = [r for r in self.results if r.config_name != BASELINE]
+        if not speculative:
             return "Only the baseline was measured."
-        best = max(others, key=lambda r: r.speedup)
+        best = max(speculative, key=lambda r: r.speedup)
         interval = f" (95 %: {_range(best.speedup_interval)})" if best.speedup_interval else ""
-        same_length = [r for r in others if r is not best and r.prompt_length == best.prompt_length]
+        same_length = [r for r in speculative if r is not best and r.prompt_length == best.prompt_length]
         near = [r.config_name for r in same_length if reaches(r.speedup_interval, best.speedup)]
         within_noise = f" Within noise: {first_names(near)}." if near else ""
-        below = sum((r.speedup_interval or (0, r.speedup))[1] < 1 for r in others)
-        slower = f" {below} of {len(others)} were slower than the baseline." if below else ""
+        below = sum((r.speedup_interval or (0, r.speedup))[1] < 1 for r in speculative)
+        slower = f" {below} of {len(speculative)} were slower than the baseline." if below else ""
         return (
             f"Fastest: {best.config_name} on {best.prompt_length} prompts, {best.speedup:.2f} times the "
             f"baseline{interval}, {best.samples} requests.{within_noise}{slower}"

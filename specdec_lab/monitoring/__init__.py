@@ -1,1 +1,1 @@
-"""Watching rounds as they pass: statistics, a live view, Prometheus counters and plots."""
+"""Monitoring of rounds: statistics, a live view, Prometheus counters and plots."""

@@ -1,8 +1,10 @@
-"""What rounds add up to, and how that looks: sums and rates, as a table, and in a notebook while text streams.
+"""Sums and rates over rounds, and two views of them: a table, and a live display while text streams.
 
-Two rates are easily confused. Accepted / judged estimates α = Σ min(p, q); a round judges its tokens up to the first
-that it rejects. Accepted / drafted, which vLLM and most dashboards call the draft acceptance rate, falls as k grows at
-the same α.
+Two rates are easily confused:
+
+- Accepted / examined estimates α = Σ min(p, q). A round examines its drafted tokens up to the first rejection. The
+  statistics call examined tokens `judged`.
+- Accepted / drafted falls as k grows, at the same α. vLLM and most dashboards call it the draft acceptance rate.
 """
 
 import html
@@ -25,11 +27,17 @@ REFRESH_SECONDS = 0.25
 
 
 class RoundRecord(NamedTuple):
-    """One round as one row saw it; NaN is what nobody told.
+    """One round of one row. NaN: not recorded.
 
-    drafted, accepted: of a tree, its number of levels and the length of the accepted path.
-    step: the batch's round, from 0. Its rows share it, and its seconds. ended: Unix time. other_seconds: neither
-    drafting nor verifying, since the round before; what a stream's reader did in between is in it.
+    Attributes:
+        step: the round of the batch, counted from 0. All rows of a batch share its step and its seconds.
+        ended: Unix time in seconds.
+        drafted: drafted tokens; of a tree, its number of levels.
+        accepted: accepted tokens; of a tree, the length of the accepted path.
+        emitted: tokens added to the text.
+        draft_seconds, verify_seconds: time to draft and to verify.
+        other_seconds: the rest of the time since the previous round. It includes the time that the reader of a stream
+            took.
     """
 
     step: int
@@ -46,16 +54,25 @@ class RoundRecord(NamedTuple):
 class MonitorStatistics:
     """Sums and rates of all rounds so far, also by name: `statistics["rounds"]`. NaN where there is nothing to divide.
 
-    rounds: of every row. drafts: those with k > 0. drafted, judged, accepted, emitted: tokens. acceptance_rate:
-    accepted / judged, estimates α; acceptance_interval: Wilson's for 95 %, as if tokens were independent of each other.
-    draft_acceptance_rate: accepted / drafted. tokens_per_round: accepted / rounds + 1, also where a generation ended
-    inside a round. accepted_histogram: drafts of which 0, 1, … k tokens were accepted. conditional_rates: [k],
-    accepted / judged at each position; unconditional_rates: [k], accepted there / all drafts, as vLLM has it. Seconds
-    are sums over steps, NaN unless all told. rolling_…: of the last `window` rounds.
-
-    per_round: seven statistics of each round's own accepted / drafted (0 where nothing was drafted), by name. They
-    mislead, since each round has the same weight whatever its k. Example: 1 of 1 and then 4 of 8 tokens are accepted;
-    the mean is 0.75, pooled it is 5/9, and α is estimated as 5/6.
+    Attributes:
+        window: rounds in the rolling values.
+        rounds: all rounds of all rows.
+        drafts: the rounds with k > 0.
+        drafted, accepted, emitted: tokens.
+        judged: drafted tokens that were examined, up to the first rejection of their round.
+        acceptance_rate: accepted / judged, an estimate of α.
+        acceptance_interval: its 95 % interval (Wilson), which treats tokens as independent of each other.
+        draft_acceptance_rate: accepted / drafted.
+        tokens_per_round: accepted / rounds + 1, also where a generation ended inside a round.
+        accepted_histogram: [k + 1], the number of drafts with 0, 1, … k accepted tokens.
+        conditional_rates: [k], accepted / judged at each position.
+        unconditional_rates: [k], accepted at each position / all drafts, as in vLLM.
+        draft_seconds, verify_seconds, other_seconds: sums over steps; NaN where a step did not record them.
+        rolling_acceptance_rate, rolling_draft_acceptance_rate, rolling_tokens_per_round: the same over the last
+            `window` rounds.
+        per_round: seven statistics of accepted / drafted of each round (0 where nothing was drafted), by name. They
+            mislead, since each round has the same weight whatever its k. Example: if 1 of 1 and then 4 of 8 tokens
+            are accepted, their mean is 0.75, the pooled rate is 5/9, and the estimate of α is 5/6.
     """
 
     window: int
@@ -89,7 +106,7 @@ class MonitorStatistics:
         return self.to_dict()[name]
 
     def rows(self) -> list[tuple[str, str]]:
-        """What a reader wants to see, in words: pairs of a name and its value."""
+        """The lines of the table: pairs of a name and its value, both as text."""
         low, high = self.acceptance_interval
         seconds = self.draft_seconds, self.verify_seconds, self.other_seconds
         recent = percent(self.rolling_acceptance_rate), _number(self.rolling_tokens_per_round)
@@ -130,33 +147,41 @@ def summarize(
     seconds: tuple[float, float, float],
     window: int,
 ) -> MonitorStatistics:
-    """pairs: how many rounds drafted and accepted so many, (drafted, accepted) → rounds; every rate follows from it."""
+    """Compute the statistics of all rounds.
+
+    Args:
+        pairs: (drafted, accepted) → the number of such rounds. All rates follow from it.
+        recent: the last rounds, for the rolling values.
+        emitted: tokens emitted in all rounds.
+        seconds: drafting, verifying and other, summed over steps.
+        window: rounds in the rolling values.
+    """
     d, a, n = np.array([(*pair, n) for pair, n in pairs.items()], dtype=np.int64).reshape(-1, 3).T
-    rounds, drafted, judged, accepted = _sums(d, a, n)
+    rounds, drafted, examined, accepted = _sums(d, a, n)
     last = np.array([(r.drafted, r.accepted, 1) for r in recent], dtype=np.int64).reshape(-1, 3).T
-    last_rounds, last_drafted, last_judged, last_accepted = _sums(*last)
+    last_rounds, last_drafted, last_examined, last_accepted = _sums(*last)
     drafts, k = int(n[d > 0].sum()), int(d.max(initial=0))
-    kept = [int(n[a > i].sum()) for i in range(k)]
-    reached = [int(n[(a >= i) & (d > i)].sum()) for i in range(k)]
+    accepted_at = [int(n[a > i].sum()) for i in range(k)]
+    examined_at = [int(n[(a >= i) & (d > i)].sum()) for i in range(k)]
     return MonitorStatistics(
         window=window,
         rounds=rounds,
         drafts=drafts,
         drafted=drafted,
-        judged=judged,
+        judged=examined,
         accepted=accepted,
         emitted=emitted,
-        acceptance_rate=_share(accepted, judged),
-        acceptance_interval=share_interval(accepted, judged) if judged else (nan, nan),
+        acceptance_rate=_share(accepted, examined),
+        acceptance_interval=share_interval(accepted, examined) if examined else (nan, nan),
         draft_acceptance_rate=_share(accepted, drafted),
         tokens_per_round=_share(accepted + rounds, rounds),
         accepted_histogram=tuple(int(n[(a == i) & (d > 0)].sum()) for i in range(k + 1)),
-        conditional_rates=tuple(map(_share, kept, reached)),
-        unconditional_rates=tuple(_share(count, drafts) for count in kept),
+        conditional_rates=tuple(map(_share, accepted_at, examined_at)),
+        unconditional_rates=tuple(_share(count, drafts) for count in accepted_at),
         draft_seconds=seconds[0],
         verify_seconds=seconds[1],
         other_seconds=seconds[2],
-        rolling_acceptance_rate=_share(last_accepted, last_judged),
+        rolling_acceptance_rate=_share(last_accepted, last_examined),
         rolling_draft_acceptance_rate=_share(last_accepted, last_drafted),
         rolling_tokens_per_round=_share(last_accepted + last_rounds, last_rounds),
         per_round=_of_each_round(d, a, n),
@@ -164,12 +189,15 @@ def summarize(
 
 
 def _sums(d: NDArray[np.int64], a: NDArray[np.int64], n: NDArray[np.int64]) -> tuple[int, int, int, int]:
-    """Rounds, and tokens drafted, judged and accepted."""
+    """Rounds, and tokens drafted, examined and accepted."""
     return int(n.sum()), int(n @ d), int(n @ np.minimum(a + 1, d)), int(n @ a)
 
 
 def _of_each_round(d: NDArray[np.int64], a: NDArray[np.int64], n: NDArray[np.int64]) -> dict[str, float]:
-    """Statistics of the rounds' own rates: numpy's for the list of all of them, without making that list."""
+    """Statistics of accepted / drafted over rounds, as numpy computes them for a list with one rate per round.
+
+    The list itself is never built, since it has one entry for each of millions of rounds.
+    """
     names = [f"{which}_acceptance_rate" for which in ("mean", "std", "min", "max", "p50", "p95")]
     if not len(n):
         return dict.fromkeys(names, nan) | {"total_iterations": 0}
@@ -178,9 +206,9 @@ def _of_each_round(d: NDArray[np.int64], a: NDArray[np.int64], n: NDArray[np.int
     rates, n = rates[order], n[order]
     mean = float(np.average(rates, weights=n))
     spread = sqrt(float(np.average((rates - mean) ** 2, weights=n)))
-    last = n.cumsum() - 1  # in the sorted list, each rate stands from `first` to `last`
-    ends = np.stack([last - n + 1, last], 1).ravel()
-    median, high = np.interp([0.5 * last[-1], 0.95 * last[-1]], ends, rates.repeat(2)).tolist()
+    last = n.cumsum() - 1  # index of the last occurrence of each rate in the sorted list
+    first_and_last = np.stack([last - n + 1, last], 1).ravel()
+    median, high = np.interp([0.5 * last[-1], 0.95 * last[-1]], first_and_last, rates.repeat(2)).tolist()
     values = mean, spread, float(rates[0]), float(rates[-1]), median, high
     return dict(zip(names, values, strict=True)) | {"total_iterations": int(n.sum())}
 
@@ -201,7 +229,7 @@ def _number(value: float) -> str:
 class LiveView:
     """`with LiveView(monitor): …` shows its statistics while text streams, and once more at the end.
 
-    In a notebook they are renewed in place, at most every `REFRESH_SECONDS`. Elsewhere they are printed at the end.
+    A notebook updates them in place, at most once per `REFRESH_SECONDS`. Elsewhere they are printed at the end.
     """
 
     def __init__(self, monitor: Any):
@@ -213,7 +241,7 @@ class LiveView:
 
     def __enter__(self) -> "LiveView":
         ipython = sys.modules.get("IPython")
-        if ipython is not None and hasattr(ipython.get_ipython(), "kernel"):  # only a notebook renews what it shows
+        if ipython is not None and hasattr(ipython.get_ipython(), "kernel"):  # only a notebook can update an output
             from IPython.display import display
 
             self._handle = display(self, display_id=True)
@@ -233,7 +261,10 @@ class LiveView:
             self._next_refresh = time.perf_counter() + REFRESH_SECONDS
 
     def trace(self) -> str:
-        """The last 60 rounds, oldest first: how much of each draft was accepted, low to high; · drafted nothing."""
+        """One character for each of the last 60 rounds, oldest first.
+
+        The height of the bar is the accepted share of the draft. A dot is a round that drafted nothing.
+        """
         recent = list(islice(reversed(self.monitor.rounds), 60))[::-1]
         return "".join(BLOCKS[round(7 * r.accepted / r.drafted)] if r.drafted else "·" for r in recent)
 

@@ -1,7 +1,7 @@
-"""What watches the rounds of a generation: it notes each as it ends, and hands out what it noted.
+"""The monitor records the rounds of generations and reports statistics of them.
 
-Noting is a few appends, microseconds beside the milliseconds of a round; everything is added up when somebody asks.
-What the sums and rates mean is in live.py.
+Recording a round takes microseconds, where the round itself takes milliseconds. Sums and rates are computed only when
+they are read. live.py defines them.
 """
 
 import json
@@ -28,16 +28,24 @@ if TYPE_CHECKING:
     from specdec_ref.decoding import Controller, Round
 
 HISTORY = 100_000
-"""So many of the last rounds are kept one by one; sums, rates and counters count all."""
+"""The number of last rounds that are stored individually. Sums, rates and counters include all rounds."""
 File = str | os.PathLike[str] | IO[str]
 
 
 class SpeculativeDecodingMonitor:
-    """Pass it as `monitor=` to any generation, call its hook from a loop of your own, or `add` what is done already.
+    """Records rounds. Pass it as `monitor=` to any generation, call its hook from your own loop, or `add` generations.
 
-    One monitor may watch many generations, one after the other or at once. window: rounds of the rolling values.
-    rounds: the last ones, oldest first, at most `HISTORY`. listeners: called with the records of each step as it ends.
-    Raises SpecdecError for arguments it cannot use.
+    One monitor may watch many generations, one after the other or at the same time.
+
+    Args:
+        window: rounds in the rolling values.
+
+    Attributes:
+        rounds: the last rounds, oldest first, at most `HISTORY`.
+        listeners: functions that are called with the records of each step when it ends.
+
+    Raises:
+        SpecdecError: `window` is not a whole number in range.
     """
 
     def __init__(self, window: int = 100):
@@ -51,68 +59,94 @@ class SpeculativeDecodingMonitor:
         self._lock = threading.Lock()
 
     def watch(self, controller: "Controller") -> "Controller":
-        """A controller that chooses as `controller` does and shows this monitor every round."""
+        """A controller that makes the choices of `controller` and passes every round to this monitor."""
         return _Watched(as_controller(controller), self._note)
 
     def on_iteration_complete(self, accepted: int, proposed: int) -> None:
-        """For a loop of your own: one row's round proposed so many tokens, and so many of them were accepted."""
+        """Record one round of one row, from your own loop.
+
+        Args:
+            accepted: accepted tokens.
+            proposed: drafted tokens.
+
+        Raises:
+            SpecdecError: unless both are whole numbers and 0 ≤ accepted ≤ proposed.
+        """
         if not is_whole(accepted) or not is_whole(proposed) or not 0 <= accepted <= proposed:
             raise SpecdecError(f"{accepted=!r:.40}, {proposed=!r:.40}: take whole numbers, 0 ≤ accepted ≤ proposed")
         self._note([(int(proposed), int(accepted), int(accepted) + 1)], time.time(), nan, nan, nan)
 
     def add(self, done: Any) -> None:
-        """What was generated without a monitor: a Generation, a list of them, or the rounds of one.
+        """Record what was generated without a monitor.
 
-        Rows that took the same seconds were one batch. The seconds beside draft and verify are not known then: NaN.
+        Rows whose rounds took the same seconds count as one batch. Its other seconds are unknown, so they are NaN.
+
+        Args:
+            done: a Generation, a list of them, or the rounds of one.
+
+        Raises:
+            SpecdecError: for anything else.
         """
         from specdec_ref.decoding import Round  # here, since it loads PyTorch
 
         listed = list(done) if isinstance(done, Sequence) else [done]
-        one_row = all(isinstance(one, Round) for one in listed)
-        rows: list[Any] = [listed] if one_row else [getattr(one, "rounds", None) for one in listed]
-        for one in (one for row in rows for one in (row if isinstance(row, Sequence) else [done])):
-            if not isinstance(one, Round) or not 0 <= one.accepted <= len(one.drafted):
-                raise SpecdecError(f"done: has {one!r:.80}; takes a Generation, a list of them, or the rounds of one")
+        one_row = all(isinstance(item, Round) for item in listed)
+        rows: list[Any] = [listed] if one_row else [getattr(item, "rounds", None) for item in listed]
+        for item in (item for row in rows for item in (row if isinstance(row, Sequence) else [done])):
+            if not isinstance(item, Round) or not 0 <= item.accepted <= len(item.drafted):
+                raise SpecdecError(f"done: has {item!r:.80}; takes a Generation, a list of them, or the rounds of one")
         for step in zip_longest(*rows):
             batches: dict[Any, list[Round]] = {}
-            for one in filter(None, step):
-                batches.setdefault((one.draft_seconds, one.verify_seconds), []).append(one)
+            for row_round in filter(None, step):
+                seconds_key = row_round.draft_seconds, row_round.verify_seconds
+                batches.setdefault(seconds_key, []).append(row_round)
             for seconds, batch in batches.items():
-                self._note([_facts(one) for one in batch], nan, *seconds, nan)
+                self._note([_facts(row_round) for row_round in batch], nan, *seconds, nan)
 
     def _note(self, rows: list[tuple[int, int, int]], ended: float, *seconds: float) -> None:
-        """A step that ended. Of each row: tokens drafted, accepted, emitted. Seconds: draft, verify, other."""
+        """Record a step that has ended.
+
+        Args:
+            rows: (drafted, accepted, emitted) tokens of each row.
+            ended: Unix time.
+            seconds: draft, verify, other.
+        """
         with self._lock:
             records = [RoundRecord(self._steps, ended, *row, *seconds) for row in rows]
             self.rounds += records
             for drafted, accepted, emitted in rows:
                 self._pairs[drafted, accepted] += 1
                 self._emitted += emitted
-            draft, verify, other = self._seconds
-            self._seconds = draft + seconds[0], verify + seconds[1], other + seconds[2]
+            draft, verify, rest = self._seconds
+            self._seconds = draft + seconds[0], verify + seconds[1], rest + seconds[2]
             self._steps += 1
         for listener in tuple(self.listeners):
             listener(records)
 
     def get_statistics(self) -> MonitorStatistics:
-        """All sums and rates as they are now."""
+        """The sums and rates up to now."""
         with self._lock:
             recent = list(islice(reversed(self.rounds), self.window))
             pairs, emitted, seconds = self._pairs.copy(), self._emitted, self._seconds
         return summarize(pairs, recent, emitted, seconds, self.window)
 
     def live(self) -> LiveView:
-        """`with monitor.live(): …` shows the statistics while text streams: in a notebook at once, else at the end."""
+        """`with monitor.live(): …` shows the statistics: in a notebook while text streams, elsewhere at the end."""
         return LiveView(self)
 
     def plot_acceptance_over_time(self, path: "str | os.PathLike[str] | None" = None) -> "Figure":
-        """Both rates over the last `window` rounds (of a short run a quarter), beside α. path: to save it as well."""
+        """Plot both acceptance rates over the last `window` rounds (a quarter of a short run), and α over all rounds.
+
+        path: where to save the figure; None: nowhere.
+        """
         now, records = self.get_statistics(), list(self.rounds)
         drafted, accepted = np.array([(r.drafted, r.accepted) for r in records], dtype=np.int64).reshape(-1, 2).T
         width = min(self.window, max(1, len(records) // 4))
         sums = [np.append(0, x.cumsum()) for x in (accepted, np.minimum(accepted + 1, drafted), drafted)]
-        kept, judged, proposed = (x[width:] - x[:-width] for x in sums)
-        rate, of_drafted = (np.divide(kept, x, out=np.full(len(x), nan), where=x > 0) for x in (judged, proposed))
+        num_accepted, examined, num_drafted = (x[width:] - x[:-width] for x in sums)
+        rate, of_drafted = (
+            np.divide(num_accepted, x, out=np.full(len(x), nan), where=x > 0) for x in (examined, num_drafted)
+        )
         last = np.arange(len(rate)) + now.rounds - len(rate) + 1
         title = f"α is {percent(now.acceptance_rate)} % over all rounds, {percent(*rate[-1:])} % over the last {width}"
         figure, axes = plotting.new_figure(title if now.judged else "No draft yet", "round", "tokens accepted (%)")
@@ -127,10 +161,17 @@ class SpeculativeDecodingMonitor:
         return figure
 
     def to_prometheus(self, registry: Any = None, model_name: str = "specdec_ref") -> Any:
-        """A prometheus_client registry with vLLM's counters, by its names and labels; read when somebody scrapes.
+        """A prometheus_client registry with vLLM's counters, under the same names and labels.
 
-        registry: default a new one. Only rounds that drafted count, as in vLLM. `start_http_server(8000,
-        registry=monitor.to_prometheus())` serves them. Raises SpecdecError where the registry has such already.
+        The counters are read at each scrape. As in vLLM, they include only rounds that drafted.
+        `start_http_server(8000, registry=monitor.to_prometheus())` serves them.
+
+        Args:
+            registry: default a new registry.
+            model_name: the label `model_name`.
+
+        Raises:
+            SpecdecError: the registry has counters of these names already, or is not a registry.
         """
         from prometheus_client import CollectorRegistry, Metric
         from prometheus_client.registry import Collector
@@ -140,8 +181,8 @@ class SpeculativeDecodingMonitor:
         class Counters(Collector):
             def collect(_) -> Iterator[Metric]:
                 now = self.get_statistics()
-                kept = [sum(now.accepted_histogram[i + 1 :]) for i in range(len(now.conditional_rates))]
-                positions = [({"position": str(i)}, n) for i, n in enumerate(kept)]
+                accepted_at = [sum(now.accepted_histogram[i + 1 :]) for i in range(len(now.conditional_rates))]
+                positions = [({"position": str(i)}, n) for i, n in enumerate(accepted_at)]
                 for name, words, values in (
                     ("drafts", "Rounds that drafted.", [({}, now.drafts)]),
                     ("draft_tokens", "Drafted tokens.", [({}, now.drafted)]),
@@ -153,7 +194,7 @@ class SpeculativeDecodingMonitor:
                         counter.add_sample(f"{counter.name}_total", labels | where, value)
                     yield counter
 
-            describe = collect  # by which a registry tells that it has them already
+            describe = collect  # a registry calls it to find duplicate names
 
         registry = CollectorRegistry() if registry is None else registry
         try:
@@ -163,13 +204,16 @@ class SpeculativeDecodingMonitor:
         return registry
 
     def to_json_lines(self, file: File) -> None:
-        """Write the last rounds, one JSON object each: a `RoundRecord` with null for NaN. file: path or open file."""
+        """Write the last rounds, one JSON object per line: a `RoundRecord` with null for NaN.
+
+        file: a path, or a text file open for writing.
+        """
         with _opened(file, "w") as lines:
             lines.writelines(map(_as_json, list(self.rounds)))
 
     @contextmanager
     def log_json_lines(self, file: File) -> Iterator[None]:
-        """Inside `with`, such a line is added to `file` as soon as a round ends."""
+        """Inside `with`, append a line as in `to_json_lines` to `file` whenever a round ends."""
         with _opened(file, "a") as lines:
 
             def write(records: list[RoundRecord]) -> None:
@@ -182,7 +226,7 @@ class SpeculativeDecodingMonitor:
                 self.listeners.remove(write)
 
     def to_dataframe(self) -> Any:
-        """The last rounds as a pandas DataFrame, a row each, columns as in `RoundRecord`."""
+        """The last rounds as a pandas DataFrame: one line per round, the columns of `RoundRecord`."""
         try:
             import pandas
         except ImportError as error:
@@ -196,7 +240,7 @@ class SpeculativeDecodingMonitor:
 
 
 class _Watched:
-    """Stands between a loop and its controller, and takes the time from round to round."""
+    """A controller that records each round and the time since the previous one, and otherwise delegates."""
 
     def __init__(self, controller: "Controller", note: Callable[..., None]):
         self.controller, self.max_k = controller, controller.max_k
@@ -212,13 +256,14 @@ class _Watched:
         self.controller.observe(rounds)
         now = time.perf_counter()
         draft, verify = rounds[0].draft_seconds, rounds[0].verify_seconds
-        other = nan if self._since is None else now - self._since - draft - verify
+        rest = nan if self._since is None else now - self._since - draft - verify
         self._since = now
-        self._note([_facts(one) for one in rounds], time.time(), draft, verify, other)
+        self._note([_facts(row_round) for row_round in rounds], time.time(), draft, verify, rest)
 
 
-def _facts(one: "Round") -> tuple[int, int, int]:
-    return one.depth, int(one.accepted), len(one.emitted)  # of a tree one path counts: α is about positions
+def _facts(row_round: "Round") -> tuple[int, int, int]:
+    # A tree counts by its depth, since α is a rate per position.
+    return row_round.depth, int(row_round.accepted), len(row_round.emitted)
 
 
 def _as_json(record: RoundRecord) -> str:
@@ -227,7 +272,7 @@ def _as_json(record: RoundRecord) -> str:
 
 
 def _opened(file: File, mode: str) -> AbstractContextManager[IO[str]]:
-    """The file, to be closed again if it was a path. Every line is written at once."""
+    """The file; it is closed afterwards only if it was given as a path. Every line is written immediately."""
     if isinstance(file, (str, os.PathLike)):
         return open(file, mode, encoding="utf-8", buffering=1)
     if not hasattr(file, "write"):

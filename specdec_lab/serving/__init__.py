@@ -1,1 +1,1 @@
-"""From the reference to the engine that people deploy: vLLM's configuration, written, translated and explained."""
+"""From the reference to deployment: vLLM's configuration, and measurements of its servers."""

@@ -20,7 +20,7 @@ class MeasuredCase:
 
     Attributes:
         name: in words.
-        situation: what the decision may use.
+        situation: the inputs of the decision.
         speedups: k → tokens per second relative to k = 0, which has 1.0.
     """
 
@@ -67,8 +67,12 @@ def peer_cases(path: Path) -> list[MeasuredCase]:
         for name, mode in report["modes"].items():
             costs = mode["costs"]
             v = {int(n): cost for n, cost in costs["v"].items() if int(n) > 1}
-            ours = {n.removeprefix("ours, k = "): one for n, one in mode["contenders"].items() if n.startswith("ours")}
-            speedups = {int(k): one["speedup"] for k, one in ours.items() if k.isdigit()}
+            ours = {
+                n.removeprefix("ours, k = "): contender
+                for n, contender in mode["contenders"].items()
+                if n.startswith("ours")
+            }
+            speedups = {int(k): contender["speedup"] for k, contender in ours.items() if k.isdigit()}
             situation = Situation(1, mode["ratios"]["acceptance"], costs["c"], v)
             cases.append(MeasuredCase(f"batch 1, {name}", situation, {0: 1.0} | speedups))
         return cases
@@ -77,19 +81,23 @@ def peer_cases(path: Path) -> list[MeasuredCase]:
 
 
 def held_out(cases: Sequence[MeasuredCase]) -> list[MeasuredCase]:
-    """The same cases, each with costs from the other cases of its batch size, so that none is judged by its own.
+    """The same cases, each with costs from the other cases of its batch size, so that no case predicts itself.
 
-    c and v become the medians over the other cases of that batch size. Raises SpecdecError where there is no other.
+    c and v become the medians over the other cases of the same batch size. Raises SpecdecError if there are none.
     """
     return [replace(case, situation=_from_others(case, cases)) for case in cases]
 
 
 def _from_others(case: MeasuredCase, cases: Sequence[MeasuredCase]) -> Situation:
-    others = [one.situation for one in cases if one is not case and one.situation.batch == case.situation.batch]
-    if not others:
+    situations = [
+        candidate.situation
+        for candidate in cases
+        if candidate is not case and candidate.situation.batch == case.situation.batch
+    ]
+    if not situations:
         raise SpecdecError(f"cases: hold no other case of batch {case.situation.batch} than {case.name!r:.60}")
-    v = {n: median(other.v[n] for other in others) for n in case.situation.v}
-    return replace(case.situation, c=median(other.c for other in others), v=v)
+    v = {n: median(situation.v[n] for situation in situations) for n in case.situation.v}
+    return replace(case.situation, c=median(situation.c for situation in situations), v=v)
 
 
 def _read(path: Path, read: Callable[[dict[str, Any]], list[MeasuredCase]]) -> list[MeasuredCase]:

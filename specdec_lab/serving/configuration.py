@@ -34,7 +34,7 @@ class Translation:
 
     Attributes:
         engine: arguments that stay the engine's own.
-        speculative_config: vLLM's dict; None where no speculation was asked for.
+        speculative_config: vLLM's dict; None without speculation.
         notes: what became of every legacy argument, in words.
     """
 
@@ -76,7 +76,7 @@ def speculative_config(
         synthetic_length: tokens per round, 1 to k + 1, for the rule 'synthetic'.
 
     Raises:
-        SpecdecError: a value vLLM would refuse, or settings that exclude each other.
+        SpecdecError: a value that vLLM would reject, or settings that exclude each other.
     """
     if not is_whole(k) or k < 1:
         raise SpecdecError(f"k={k!r:.80}: takes a whole number ≥ 1; to switch speculation off, leave the config out")
@@ -128,7 +128,7 @@ def _parallel(method: str) -> dict[str, bool]:
     """The key that switches parallel drafting on; none where the method always drafts so."""
     kind = METHODS[method].parallel
     if kind == "no":
-        able = ", ".join(name for name, one in METHODS.items() if one.parallel != "no")
+        able = ", ".join(name for name, drafting_method in METHODS.items() if drafting_method.parallel != "no")
         raise SpecdecError(f"parallel_drafting: takes method {able}, not {method!r}")
     return {"parallel_drafting": True} if kind == "optional" else {}
 

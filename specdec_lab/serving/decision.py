@@ -140,7 +140,7 @@ def decision_figure(decision: Decision | None = None) -> "Figure":
     }
     for leaf, (words, spot) in LEAVES.items():
         boxes[leaf] = _box(axes, words, *spot, strong=leaf in path, leaf=True)
-    figure.draw_without_rendering()  # from here on the boxes have a size, and arrows can run from side to side
+    figure.draw_without_rendering()  # now the boxes have a size, so arrows can be drawn between them
     to_data = axes.transData.inverted()
     sides = {name: box.get_window_extent().transformed(to_data) for name, box in boxes.items()}
     for edge, there in [*NEXT.items(), *((leaf, leaf) for leaf in LEAVES)]:
@@ -174,12 +174,15 @@ def _box(axes: Any, words: str, x: float, y: float, *, strong: bool, leaf: bool)
     return text.get_bbox_patch()
 
 
-def _between(one: Any, other: Any) -> tuple[tuple[float, float], tuple[float, float], bool]:
-    """Where an arrow leaves one box and meets another, and whether it runs down, else to the right."""
-    if other.x0 < (one.x0 + one.x1) / 2:
-        return ((one.x0 + one.x1) / 2, one.y0), ((other.x0 + other.x1) / 2, other.y1), True
-    y, margin = (one.y0 + one.y1) / 2, 0.25 * (other.y1 - other.y0)  # tips that come from different heights keep apart
-    return (one.x1, y), (other.x0, min(max(y, other.y0 + margin), other.y1 - margin)), False
+def _between(start: Any, end: Any) -> tuple[tuple[float, float], tuple[float, float], bool]:
+    """The start and end of an arrow between two boxes, and whether it runs down (else to the right)."""
+    if end.x0 < (start.x0 + start.x1) / 2:
+        return ((start.x0 + start.x1) / 2, start.y0), ((end.x0 + end.x1) / 2, end.y1), True
+    y, margin = (
+        (start.y0 + start.y1) / 2,
+        0.25 * (end.y1 - end.y0),
+    )  # arrows from different heights end at different points
+    return (start.x1, y), (end.x0, min(max(y, end.y0 + margin), end.y1 - margin)), False
 
 
 def parallel_for(

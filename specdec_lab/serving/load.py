@@ -70,7 +70,7 @@ class ServerMeasurement:
 
     @property
     def tokens(self) -> int:
-        return sum(one.tokens for one in self.requests)
+        return sum(answer.tokens for answer in self.requests)
 
     @property
     def tokens_per_second(self) -> float:
@@ -88,12 +88,12 @@ class ServerMeasurement:
             One value per share. Answers in one piece have no time per token; NaN where no other answer exists.
         """
         shares = shares or (50, 99)
-        values = [value for one in self.requests if not isnan(value := getattr(one, what))]
+        values = [value for answer in self.requests if not isnan(value := getattr(answer, what))]
         return tuple(map(float, np.percentile(values, shares))) if values else (nan,) * len(shares)
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain values; times in seconds, None where there is none."""
-        found: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "url": self.url,
             "model": self.model,
             "concurrency": self.concurrency,
@@ -105,10 +105,10 @@ class ServerMeasurement:
             "no_counters": self.no_counters,
         }
         for what in ("first_seconds", "seconds_per_token"):
-            found[what] = dict(zip(("p50", "p99"), map(_known, self.percentiles(what)), strict=True))
+            facts[what] = dict(zip(("p50", "p99"), map(_known, self.percentiles(what)), strict=True))
         if self.counters is not None:
-            found |= {"acceptance_length": _known(self.counters.acceptance_length), "counters": vars(self.counters)}
-        return found
+            facts |= {"acceptance_length": _known(self.counters.acceptance_length), "counters": vars(self.counters)}
+        return facts
 
 
 def measure_server(
@@ -121,7 +121,7 @@ def measure_server(
     model: str | None = None,
     timeout: float = 120.0,
     api_key: str | None = None,
-    on_done: Callable[[int, int], None] = lambda done, total: None,
+    on_done: Callable[[int, int], None] = lambda completed, total: None,
 ) -> ServerMeasurement:
     """Request a continuation of every prompt and measure the answers.
 
@@ -217,9 +217,9 @@ class _Asker:
                     return
                 prompt = self.waiting.pop()
             try:
-                one = self._one(prompt)
+                answer = self._one(prompt)
                 with self.lock:
-                    self.done.append(one)
+                    self.done.append(answer)
                     self.on_done(len(self.done), self.total)
             except Exception as error:  # a thread would end without a message
                 problem = str(error) if isinstance(error, SpecdecError) else f"{type(error).__name__}: {error}"

@@ -37,12 +37,14 @@ class SpeculationCounters:
     def __sub__(self, earlier: "SpeculationCounters") -> "SpeculationCounters":
         """The growth since `earlier`. Raises SpecdecError where a counter fell, because the server was restarted."""
         positions = max(len(self.per_position), len(earlier.per_position))
-        kept, before = ((*one.per_position, *[0] * (positions - len(one.per_position))) for one in (self, earlier))
+        now_accepted, before = (
+            (*counters.per_position, *[0] * (positions - len(counters.per_position))) for counters in (self, earlier)
+        )
         passed = SpeculationCounters(
             self.drafts - earlier.drafts,
             self.draft_tokens - earlier.draft_tokens,
             self.accepted_tokens - earlier.accepted_tokens,
-            tuple(now - then for now, then in zip(kept, before, strict=True)),
+            tuple(now - then for now, then in zip(now_accepted, before, strict=True)),
         )
         if min(passed.drafts, passed.draft_tokens, passed.accepted_tokens, *passed.per_position, 0) < 0:
             raise SpecdecError("counters: fell since they were last read; the server was restarted")
@@ -89,8 +91,8 @@ def parse_counters(text: str) -> SpeculationCounters:
         raise SpecdecError(f"metrics: not in Prometheus' text format ({error})") from error
     if "drafts" not in sums:
         raise SpecdecError(f"metrics: no {PREFIX}…: the server does not speculate, or is no vLLM")
-    kept = tuple(positions[i] for i in range(max(positions, default=-1) + 1))
-    return SpeculationCounters(sums["drafts"], sums["draft_tokens"], sums["accepted_tokens"], kept)
+    accepted_at = tuple(positions[i] for i in range(max(positions, default=-1) + 1))
+    return SpeculationCounters(sums["drafts"], sums["draft_tokens"], sums["accepted_tokens"], accepted_at)
 
 
 def read_counters(url: str, timeout: float = 10.0, headers: Mapping[str, str] | None = None) -> SpeculationCounters:

@@ -49,7 +49,7 @@ class SideBySide:
     Attributes:
         source: where the figures come from, in words.
         contenders: by name.
-        alpha: mode → accepted / judged of our own loop on the same prompts, where it was measured.
+        alpha: mode → accepted / examined of our own loop on the same prompts, where it was measured.
     """
 
     source: str
@@ -66,21 +66,21 @@ def recorded(path: str | Path) -> SideBySide:
             f"recorded on {machine['date']}: {report['vllm']}, torch {machine['torch']}, {machine['cores']} cores of "
             f"an {machine['processor']}, {machine['dtype']}"
         )
-        contenders = {name: _contender(one) for name, one in report["contenders"].items()}
+        contenders = {name: _contender(contender) for name, contender in report["contenders"].items()}
         return SideBySide(source, contenders, report["our acceptance"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SpecdecError(f"path={str(path)!r:.80}: holds no such recorded run ({error!r:.80})") from error
 
 
-def _contender(one: Mapping[str, Any]) -> Contender:
-    speed = {mode: {int(size): pace for size, pace in paces.items()} for mode, paces in one["speed"].items()}
+def _contender(facts: Mapping[str, Any]) -> Contender:
+    speed = {mode: {int(size): pace for size, pace in paces.items()} for mode, paces in facts["speed"].items()}
     counters = {}
-    for mode, said in one.get("acceptance", {}).items():
-        numbers = said["counters"]
+    for mode, acceptance in facts.get("acceptance", {}).items():
+        numbers = acceptance["counters"]
         counters[mode] = SpeculationCounters(
             numbers["drafts"], numbers["draft_tokens"], numbers["accepted_tokens"], tuple(numbers["per_position"])
         )
-    return Contender(speed, counters, one.get("latency", {}), one.get("equivalence"))
+    return Contender(speed, counters, facts.get("latency", {}), facts.get("equivalence"))
 
 
 class IncompleteError(SpecdecError):
@@ -125,18 +125,21 @@ def live(
                     try:
                         if turn == 0:
                             measure_server(server.url, texts[:1], max_new_tokens=8, sampling=sampling)  # warm-up
-                        found = measure_server(
+                        measured = measure_server(
                             server.url, texts, concurrency=size, max_new_tokens=max_new_tokens, sampling=sampling
                         )
-                        if found.problem is not None:
-                            raise SpecdecError(found.problem)
+                        if measured.problem is not None:
+                            raise SpecdecError(measured.problem)
                     except SpecdecError as error:
                         raise _incomplete(f"{name}: {error}", figures) from error
-                    figures[name].add(mode, size, found)
+                    figures[name].add(mode, size, measured)
     for name, missing in servers.items():
         if isinstance(missing, SpecdecError):
             raise _incomplete(f"{name}: {missing}", figures) from missing
-    return SideBySide("measured live on this machine", {name: one.contender() for name, one in figures.items()})
+    return SideBySide(
+        "measured live on this machine",
+        {name: figures_of_contender.contender() for name, figures_of_contender in figures.items()},
+    )
 
 
 @dataclass
@@ -147,15 +150,15 @@ class _Figures:
     counters: dict[str, SpeculationCounters] = field(default_factory=dict)
     latency: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
-    def add(self, mode: str, size: int, found: ServerMeasurement) -> None:
-        self.speed.setdefault(mode, {})[size] = found.tokens_per_second
+    def add(self, mode: str, size: int, measured: ServerMeasurement) -> None:
+        self.speed.setdefault(mode, {})[size] = measured.tokens_per_second
         if size == 1:
             self.latency[mode] = {
-                what: dict(zip(("p50", "p99"), found.percentiles(what), strict=True))
+                what: dict(zip(("p50", "p99"), measured.percentiles(what), strict=True))
                 for what in ("first_seconds", "seconds_per_token")
             }
-        if size == 1 and found.counters is not None and found.counters.drafts:
-            self.counters[mode] = found.counters
+        if size == 1 and measured.counters is not None and measured.counters.drafts:
+            self.counters[mode] = measured.counters
 
     def contender(self) -> Contender:
         return Contender(self.speed, self.counters, self.latency)
@@ -192,13 +195,13 @@ def _together(
 def _incomplete(problem: str, figures: Mapping[str, _Figures]) -> IncompleteError:
     measured = SideBySide(
         f"measured live on this machine, incomplete: {problem}",
-        {name: one.contender() for name, one in figures.items() if one.speed},
+        {name: contender.contender() for name, contender in figures.items() if contender.speed},
     )
     paces = [
         f"{name}, {mode}, {size} at once: {pace:.1f}"
-        for name, one in measured.contenders.items()
-        for mode, by_size in one.speed.items()
+        for name, contender in measured.contenders.items()
+        for mode, by_size in contender.speed.items()
         for size, pace in by_size.items()
     ]
-    kept = f"tokens/s measured until then: {'; '.join(paces)}" if paces else "nothing was measured until then"
-    return IncompleteError(f"{problem} ({kept})", measured)
+    progress = f"tokens/s measured until then: {'; '.join(paces)}" if paces else "nothing was measured until then"
+    return IncompleteError(f"{problem} ({progress})", measured)

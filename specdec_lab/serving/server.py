@@ -35,20 +35,20 @@ for number in signal.SIGTERM, signal.SIGKILL:
         break
     time.sleep(10)
 """
-"""A process that waits until this one ends, for whatever reason, and then stops the server, which would go on."""
+"""A process that waits until this one ends, for any reason, and then stops the server, which would otherwise run on."""
 
 
 def find_vllm() -> Path | None:
-    """The `vllm` command: $SPECDEC_VLLM, this environment's, the one that `make vllm-env` made, or one on the PATH."""
+    """The `vllm` command: $SPECDEC_VLLM, or this environment's, or that of `make vllm-env`, or one on the PATH."""
     named = os.environ.get("SPECDEC_VLLM")
     if named:
         return Path(named) if Path(named).is_file() else None
-    beside = Path(specdec_ref.__file__).parent.parent / ENVIRONMENT / "bin" / "vllm"
-    for candidate in (Path(sys.executable).with_name("vllm"), beside):
+    separate = Path(specdec_ref.__file__).parent.parent / ENVIRONMENT / "bin" / "vllm"
+    for candidate in (Path(sys.executable).with_name("vllm"), separate):
         if candidate.is_file():
             return candidate
-    found = shutil.which("vllm")
-    return Path(found) if found else None
+    on_path = shutil.which("vllm")
+    return Path(on_path) if on_path else None
 
 
 class VLLMServer:
@@ -58,10 +58,11 @@ class VLLMServer:
         target: a folder or hub name.
         config: vLLM's `speculative_config`; None for no speculation.
         options: further words for `vllm serve`.
-        patience: seconds until it has to answer. The first start compiles, which takes one to three minutes.
+        patience: seconds until the server has to answer. The first start compiles, which takes one to three minutes.
         cache_gib: memory for the KV cache on a CPU.
         environment: more environment variables.
-        log: a file for its output; default a temporary one that is deleted unless the start fails.
+        vllm: the `vllm` command; default what `find_vllm` returns.
+        log: a file for the server's output; default a temporary file, which is deleted unless the start fails.
 
     Raises:
         SpecdecError: the server did not start, with the line of the log that explains it.
@@ -79,10 +80,10 @@ class VLLMServer:
         vllm: str | os.PathLike[str] | None = None,
         log: str | os.PathLike[str] | None = None,
     ):
-        found = find_vllm() if vllm is None else Path(vllm)
-        if found is None or not found.is_file():
-            raise SpecdecError(f"vllm: {found or 'not found'}; `make vllm-env` builds an environment with it")
-        self.vllm, self.patience, self.cache_gib = found, patience, cache_gib
+        command = find_vllm() if vllm is None else Path(vllm)
+        if command is None or not command.is_file():
+            raise SpecdecError(f"vllm: {command or 'not found'}; `make vllm-env` builds an environment with it")
+        self.vllm, self.patience, self.cache_gib = command, patience, cache_gib
         self.environment = dict(environment or {})
         self.target, self.config, self.options = target, config, tuple(options)
         self.log = Path(log) if log is not None else None
@@ -100,8 +101,10 @@ class VLLMServer:
         self.stop()
 
     def launch(self) -> None:
-        """Start the process and return at once: several servers start together in less time than one by one. `stop`
-        has to follow, whatever happens; `with` does all three."""
+        """Start the process and return at once, so that several servers can start at the same time.
+
+        `wait` and `stop` have to follow; a `with` block does all three.
+        """
         port = _free_port()
         words = shlex.split(serve_command(self.target, self.config, port=port))
         words = [*_serve(self.vllm, words[2]), *words[3:], "--host", "127.0.0.1", *self.options]
@@ -137,7 +140,7 @@ class VLLMServer:
             raise
 
     def wait(self) -> None:
-        """Wait until it answers. Raises SpecdecError where it ends first, or takes longer than `patience`."""
+        """Wait until the server answers. Raises SpecdecError if it ends first or takes longer than `patience`."""
         try:
             self._wait()
         except BaseException:
@@ -200,10 +203,10 @@ class VLLMServer:
 
 def fast_libraries(vllm: Path) -> list[str]:
     """The libraries that vLLM's guide recommends to preload on a CPU, if present: Intel's OpenMP and tcmalloc."""
-    found = sorted(vllm.parent.parent.glob("lib/libiomp5.so"))[:1]
+    libraries = sorted(vllm.parent.parent.glob("lib/libiomp5.so"))[:1]
     for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/aarch64-linux-gnu"):
-        found += sorted(Path(folder).glob("libtcmalloc_minimal.so.4"))[:1]
-    return [str(path) for path in found]
+        libraries += sorted(Path(folder).glob("libtcmalloc_minimal.so.4"))[:1]
+    return [str(path) for path in libraries]
 
 
 def preloaded(libraries: list[str], inherited: str) -> str:
@@ -227,9 +230,9 @@ def _serve(vllm: Path, target: str) -> list[str]:
 
 
 def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
         return port
 
 

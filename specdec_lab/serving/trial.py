@@ -60,16 +60,18 @@ def try_in_vllm(
     texts = list(held_out_prompts().values())[:4] if prompts is None else list(prompts)
     paces, length = [], float("nan")
     try:
-        for one in (None, config):
-            with VLLMServer(str(PRETRAINED / "target"), one) as server:
+        for server_config in (None, config):
+            with VLLMServer(str(PRETRAINED / "target"), server_config) as server:
                 measure_server(server.url, texts[:2], max_new_tokens=16, sampling=sampling)  # warm-up
-                found = measure_server(server.url, texts, max_new_tokens=max_new_tokens, sampling=sampling)
-            if found.problem is not None:
-                done = f"{len(found.requests)} of {len(texts)} requests, {found.tokens_per_second:.0f} tokens/s"
-                return VLLMTrial(problem=f"vLLM: {found.problem} (after {done})")
-            paces.append(found.tokens_per_second)
-            if found.counters is not None:
-                length = found.counters.acceptance_length
+                measured = measure_server(server.url, texts, max_new_tokens=max_new_tokens, sampling=sampling)
+            if measured.problem is not None:
+                progress = (
+                    f"{len(measured.requests)} of {len(texts)} requests, {measured.tokens_per_second:.0f} tokens/s"
+                )
+                return VLLMTrial(problem=f"vLLM: {measured.problem} (after {progress})")
+            paces.append(measured.tokens_per_second)
+            if measured.counters is not None:
+                length = measured.counters.acceptance_length
     except (SpecdecError, OSError) as error:
         return VLLMTrial(problem=f"vLLM: {error}")
     return VLLMTrial(paces[0], paces[1], length)

@@ -35,7 +35,7 @@ METHODS = {
     "dflash": Method("a draft model that predicts all k tokens in one pass", True, True, "always"),
 }
 REMOVED_METHODS = ("medusa", "mlp_speculator")
-"""They left vLLM in 0.33."""
+"""Methods that vLLM 0.33 removed."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,10 @@ def _of_the_rule(deployment: _Deployment) -> list[str]:
 def _of_sampling(deployment: _Deployment) -> list[str]:
     if not deployment.samples:
         return []
-    found = ["probabilistic: before vLLM 0.33, draft and residual tokens could share random numbers (#54282)"]
+    warnings = ["probabilistic: before vLLM 0.33, draft and residual tokens could share random numbers (#54282)"]
     if deployment.config.get("use_heterogeneous_vocab"):
-        found.append("use_heterogeneous_vocab: vLLM refuses it together with 'probabilistic'")
-    return found
+        warnings.append("use_heterogeneous_vocab: vLLM refuses it together with 'probabilistic'")
+    return warnings
 
 
 def _of_the_cpu(deployment: _Deployment) -> list[str]:
@@ -151,23 +151,27 @@ def _of_the_schedule(deployment: _Deployment) -> list[str]:
         return [f"schedule: dropped with data parallelism ({deployment.data_parallel}); the largest k always applies"]
     if deployment.method == "suffix":
         return ["schedule: dropped with suffix decoding, which chooses its own draft length"]
-    found = []
+    warnings = []
     if deployment.runner_v1_because is None:
-        found.append("schedule: model runner V2 is reported to ignore it (#51510); set VLLM_USE_V2_MODEL_RUNNER=0")
+        warnings.append("schedule: model runner V2 is reported to ignore it (#51510); set VLLM_USE_V2_MODEL_RUNNER=0")
     if deployment.cpu:
-        found.append("schedule: a change of k is reported to end the server on a CPU (#47014); try it first")
+        warnings.append("schedule: a change of k is reported to end the server on a CPU (#47014); try it first")
     if deployment.rule == "block":
-        found.append("schedule and block: the schedule is reported to work in model runner V1 only, block in V2 only")
-    return found
+        warnings.append(
+            "schedule and block: the schedule is reported to work in model runner V1 only, block in V2 only"
+        )
+    return warnings
 
 
 def _of_the_drafter(deployment: _Deployment) -> list[str]:
-    found = []
+    warnings = []
     if deployment.method == "suffix":
-        found.append("suffix: needs `pip install arctic-inference`, and keeps tokens of up to 10,000 finished requests")
+        warnings.append(
+            "suffix: needs `pip install arctic-inference`, and keeps tokens of up to 10,000 finished requests"
+        )
     if deployment.config.get("parallel_drafting"):
-        found.append("parallel_drafting: needs a draft that was trained to predict k tokens in one pass")
-    return found
+        warnings.append("parallel_drafting: needs a draft that was trained to predict k tokens in one pass")
+    return warnings
 
 
 _LOOKS: tuple[Callable[[_Deployment], list[str]], ...] = (

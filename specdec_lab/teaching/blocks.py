@@ -1,4 +1,4 @@
-"""Token and block verification of the same drafts, enumerated: what each rule can do in a round, and how likely it is.
+"""Token and block verification of the same drafts, enumerated: outcomes of a round and their probabilities.
 
 Token verification (lesson 02) decides each drafted token by itself. Block verification decides them together
 (`specdec_ref/beyond/block.py`; Sun et al., 2024, arXiv 2403.10444, algorithm 2). Both functions here call the
@@ -97,7 +97,7 @@ def enumerate_rounds(target: Tensor, draft: Tensor, k: int, block: bool) -> tupl
     if not is_whole(k) or not 1 <= k <= 4:
         raise SpecdecError(f"k={k!r:.80}: takes 1 … 4")
     target, draft = target.double(), draft.double()
-    found: Counter[tuple[int, ...]] = Counter()
+    probabilities: Counter[tuple[int, ...]] = Counter()
     mean = 0.0
     for tokens in product(range(len(target)), repeat=k):
         drafted = _joint(draft, tokens)
@@ -105,8 +105,8 @@ def enumerate_rounds(target: Tensor, draft: Tensor, k: int, block: bool) -> tupl
             mean += drafted * probability * accepted
             for rest in product(range(len(target)), repeat=k + 1 - accepted):
                 continued = float(next_token[rest[0]]) * _joint(target, rest[1:], rest[0])
-                found[tokens[:accepted] + rest] += drafted * probability * continued  # type: ignore[assignment]
-    return dict(found), mean
+                probabilities[tokens[:accepted] + rest] += drafted * probability * continued  # type: ignore[assignment]
+    return dict(probabilities), mean
 
 
 def _joint(table: Tensor, tokens: tuple[int, ...], start: int = 0) -> float:

@@ -21,7 +21,7 @@ def cache_figure(
     """The target's cache in each round, one line per round.
 
     Args:
-        rounds: as `replay` returns them, from the first on; only as many as fit into 32 slots are drawn.
+        rounds: as `replay` returns them, from the first on. The figure shows those that fit into 32 slots.
         decode: token id → text, written into the cells.
         last: the prompt's last token, which the first round reads; slot 0 holds it.
 

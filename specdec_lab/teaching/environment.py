@@ -19,7 +19,14 @@ NEEDED = {
 
 @dataclass(frozen=True)
 class EnvironmentCheck:
-    """One line: what was looked at, whether it is in order, what was found, and what to do where it is not."""
+    """One line of the check.
+
+    Attributes:
+        what: the item, in words.
+        fine: whether it is all right.
+        found: its version or state.
+        remedy: what to do if it is not all right.
+    """
 
     what: str
     fine: bool
@@ -82,7 +89,7 @@ def check_environment() -> Environment:
 
 
 def _models_and_machine() -> list[EnvironmentCheck]:
-    """What only torch and transformers can tell."""
+    """The checks that need torch and transformers."""
     import torch
 
     from specdec_ref.loading import shipped

@@ -1,4 +1,4 @@
-"""Figures that lessons and their explorers share: p, q and the two parts of the output; one round, token by token."""
+"""Figures of the lessons and their explorers: the two parts of the output for p and q, and one round in detail."""
 
 import io
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ def acceptance_figure(p: Sequence[float], q: Sequence[float], names: Sequence[st
 
     Args:
         p, q: one distribution each, over the same tokens.
-        names: of the tokens; default their numbers.
+        names: labels of the tokens; default their numbers.
 
     Raises:
-        SpecdecError: p or q is no distribution, or their sizes differ.
+        SpecdecError: p or q is not a distribution, or their sizes differ.
     """
     target, draft = (torch.tensor(list(x), dtype=torch.float64) for x in (p, q))
     if target.ndim != 1 or target.shape != draft.shape or not len(target):
@@ -67,7 +67,7 @@ def acceptance_figure(p: Sequence[float], q: Sequence[float], names: Sequence[st
 
 
 @plotting.styled
-def round_figure(played: "PlayedRound", decode: Any, most: int = 5) -> "Figure":
+def round_figure(played: "PlayedRound", decode: Any, num_shown: int = 5) -> "Figure":
     """Left: u against min(1, p/q) for each drafted token. Right: the distribution of the round's last token.
 
     Args:
@@ -101,7 +101,7 @@ def round_figure(played: "PlayedRound", decode: Any, most: int = 5) -> "Figure":
     left.grid(axis="x", visible=False)
     left.legend(loc="upper left", bbox_to_anchor=(-0.02, 1.03), handlelength=1.2)
 
-    shown = played.next_from.argsort(descending=True)[:most].tolist()
+    shown = played.next_from.argsort(descending=True)[:num_shown].tolist()
     if played.next_token not in shown:
         shown[-1] = played.next_token
     color = plotting.BONUS if full else plotting.REJECTED

@@ -7,12 +7,19 @@ from specdec_ref.errors import SpecdecError, is_number, is_whole
 
 
 class AdaptiveSpeculation:
-    """Raise k by one while accepted/proposed is 0.1 above the target, lower it while 0.1 below: a common heuristic.
+    """A common heuristic: raise k while accepted / proposed is 0.1 above a target, lower it while it is 0.1 below.
 
     It averages accepted / proposed over the last 100 rounds, from the tenth on. This ratio depends on k itself: at the
     same α, accepted / proposed = (α + … + αᵏ)/k falls as k grows (α = 0.8: 0.72 at k = 2, 0.42 at k = 8). So the
     heuristic finds the k at which 70 % of the proposed tokens are accepted, whatever a draft step costs, and it never
-    chooses 0. Rows of a batch are pooled. Raises SpecdecError for arguments out of range.
+    chooses 0. Rows of a batch are pooled.
+
+    Args:
+        min_k, max_k: the smallest and the largest k.
+        target_acceptance: accepted / proposed to aim at.
+
+    Raises:
+        SpecdecError: an argument is out of range.
     """
 
     def __init__(self, min_k: int = 2, max_k: int = 8, target_acceptance: float = 0.7):
@@ -25,7 +32,7 @@ class AdaptiveSpeculation:
         self.recent_acceptances: deque[float] = deque(maxlen=100)
 
     def update(self, num_accepted: int, num_proposed: int) -> None:
-        """One round: how many of the proposed tokens, at least 1, were accepted."""
+        """Adjust k after a round that proposed at least one token."""
         if not (is_whole(num_accepted) and is_whole(num_proposed) and 0 <= num_accepted <= num_proposed > 0):
             raise SpecdecError(f"{num_accepted=!r:.40}, {num_proposed=!r:.40}: take 0 ≤ accepted ≤ proposed > 0")
         self.recent_acceptances.append(num_accepted / num_proposed)
@@ -42,12 +49,12 @@ class AdaptiveSpeculation:
     next_k = get_current_k
 
     def observe(self, rounds: list[Round]) -> None:
-        if proposed := sum(one.depth for one in rounds):  # a text's last round may have no room for a draft
-            self.update(sum(one.accepted for one in rounds), proposed)
+        if proposed := sum(r.depth for r in rounds):  # the last round of a text may have no room for a draft
+            self.update(sum(r.accepted for r in rounds), proposed)
 
 
 def get_optimal_speculation_config(batch_size: int, sequence_length: float) -> dict[str, int | bool | str]:
-    """Four common rules of thumb: num_speculative_tokens, enable and a reason in words.
+    """Four common rules of thumb. Returns num_speculative_tokens, enable and a reason in words.
 
     The rules do not fit together: one sequence of 2,048 to 4,096 tokens counts as a 'Medium batch'.
 

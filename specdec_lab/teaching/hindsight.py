@@ -65,23 +65,23 @@ def regret_figure(names: Sequence[str], relative: Mapping[str, Sequence[float]])
 
 
 @plotting.styled
-def break_even_figure(batches: Sequence[int], least: Mapping[int, Sequence[float]], alpha: float) -> "Figure":
+def break_even_figure(batches: Sequence[int], break_even: Mapping[int, Sequence[float]], alpha: float) -> "Figure":
     """The break-even α of each k over the batch size, with the pair's own α as a dashed line.
 
     Args:
         batches: batch sizes.
-        least: k → one break-even α for each batch size. Infinity, where even α = 1 does not pay, is shown above 1.
+        break_even: k → one break-even α per batch size. Infinity, where even α = 1 does not pay, is shown above 1.
         alpha: the pair's acceptance rate.
 
     Raises:
         SpecdecError: the lengths differ, or there is no batch size.
     """
-    if not batches or any(len(values) != len(batches) for values in least.values()):
-        raise SpecdecError("batches, least: take one α for each batch size, at least one")
+    if not batches or any(len(values) != len(batches) for values in break_even.values()):
+        raise SpecdecError("batches, break_even: take one α for each batch size, at least one")
     figure, axes = plotting.new_figure(
         "Where a line lies above the dashed one, that k loses", "batch size (sequences)", "break-even α", height=3.4
     )
-    for (k, values), mark in zip(least.items(), "os^D", strict=False):
+    for (k, values), mark in zip(break_even.items(), "os^D", strict=False):
         axes.plot(batches, np.minimum(values, 1.05), f"{mark}-", color=plotting.DRAFT, label=f"k = {k}")
     axes.axhline(alpha, color=plotting.TARGET, linestyle="--", label=f"this pair's α, {alpha:.2f}")
     axes.set_xscale("log", base=2)
@@ -119,18 +119,18 @@ def batch_figure(policy: SpeculationPolicy, context: int) -> "Figure":
 
 def _losses(batches: Sequence[int], curves: Mapping[int, Sequence[float]]) -> str:
     """In words: which k is slower than no speculation, and at which batch sizes."""
-    found = []
+    sentences = []
     for k, values in curves.items():
         slower = [str(batch) for batch, value in zip(batches, values, strict=True) if value < 1]
         if slower:
-            found.append(f"k = {k} loses at batch {' and '.join(slower)}" if len(slower) < 3 else
+            sentences.append(f"k = {k} loses at batch {' and '.join(slower)}" if len(slower) < 3 else
                          f"k = {k} loses at {len(slower)} of {len(batches)} batch sizes")  # fmt: skip
-    return "; ".join(found) or "Every k gains at every batch size measured"
+    return "; ".join(sentences) or "Every k gains at every batch size measured"
 
 
 @plotting.styled
 def judged_figure(rows: Sequence[tuple[str, float, float, float]], title: str) -> "Figure":
-    """Row by row, the measured speedup of what was decided.
+    """The measured speedup of each decision, row by row.
 
     Args:
         rows: (case, tree, rule of thumb, best in hindsight).

@@ -1,8 +1,8 @@
 """Run notebooks and write them back: `python -m specdec_lab.teaching.lessons notebooks/*.ipynb`, or `make notebooks`.
 
 A committed notebook is one clean run: cells numbered 1…n, no errors, outputs that belong to their sources
-(their hash is kept in the notebook, and the seconds that it took), pictures with their caption as alternative text, no
-widget state, nothing of the machine it ran on.
+(the notebook stores their hash and the run's seconds), pictures with their caption as alternative text, no widget
+state, and nothing specific to the machine.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ def source_hash(notebook: Any) -> str:
 
 
 def caption(notebook: Any, i: int) -> str:
-    """What the text behind cell i says in italics, at its beginning: the description of the cell's picture, or ''."""
+    """The description of the picture of cell i: the italic text at the beginning of the next cell, or ''."""
     following = notebook.cells[i + 1] if i + 1 < len(notebook.cells) else None
     if following is None or following.cell_type != "markdown" or not following.source.startswith("*"):
         return ""
@@ -45,7 +45,7 @@ def caption(notebook: Any, i: int) -> str:
 
 
 def words_of(table: str) -> str:
-    """An HTML table as plain text, one row a line, for front ends that show no HTML."""
+    """An HTML table as plain text, one line per row, for front ends without HTML."""
     lines = re.sub(r"</(?:tr|caption|p|div)>|<br>", "\n", table)
     text = unescape(re.sub(r"<[^>]*>", "", re.sub(r"</t[dh]>", "  ", lines)))
     return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
@@ -73,7 +73,7 @@ def run(path: Path) -> float:
 
 
 def _tidy(notebook: Any, seconds: float) -> None:
-    """Leave out what differs from run to run and says nothing: times of cells, versions, widget state."""
+    """Remove outputs and metadata that differ from run to run without meaning: times of cells, versions, widgets."""
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -84,7 +84,7 @@ def _tidy(notebook: Any, seconds: float) -> None:
         cell.metadata.pop("execution", None)
         if cell.cell_type != "code":
             continue
-        kept = []
+        outputs = []
         for output in cell.outputs:
             if output.output_type == "stream" and output.name == "stderr":
                 continue  # progress bars
@@ -96,12 +96,12 @@ def _tidy(notebook: Any, seconds: float) -> None:
             if "image/png" in output.get("data", {}) and (words := caption(notebook, i)):
                 output.metadata.setdefault("image/png", {})["alt"] = words
             if output.get("data") != {}:
-                kept.append(output)
-        cell.outputs = kept
+                outputs.append(output)
+        cell.outputs = outputs
 
 
 def too_slow(seconds: Mapping[str, float]) -> list[str]:
-    """A complaint for every lesson that took longer than it may, and one for all together. seconds: by lesson."""
+    """A message for every lesson that exceeds its limit, and for all together. seconds: by lesson."""
     complaints = [
         f"{name} took {took:.0f} s, and a lesson may take {SECONDS_PER_LESSON}"
         for name, took in seconds.items()
@@ -113,7 +113,7 @@ def too_slow(seconds: Mapping[str, float]) -> list[str]:
 
 
 def main() -> None:
-    """Run the notebooks named on the command line, one after the other; fail where that takes too long."""
+    """Run the notebooks of the command line in turn. Fails if they take too long."""
     paths = [Path(name) for name in sys.argv[1:]]
     if not paths or not all(p.suffix == ".ipynb" and p.is_file() for p in paths):
         raise SpecdecError(f"takes notebooks, got {sys.argv[1:]}")

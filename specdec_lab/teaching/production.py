@@ -35,23 +35,23 @@ def pace_figure(speeds: Mapping[str, Mapping[str, Mapping[int, float]]], batch: 
         SpecdecError: no contender was measured at that batch size.
     """
     names = list(speeds)
-    modes = list(dict.fromkeys(mode for one in speeds.values() for mode in one))
+    modes = list(dict.fromkeys(mode for by_mode in speeds.values() for mode in by_mode))
     looks: list[dict[str, Any]] = [{"color": plotting.TARGET}, {"color": plotting.DRAFT, "hatch": "//"}]
-    if not any(batch in one.get(mode, {}) for one in speeds.values() for mode in modes):
+    if not any(batch in by_mode.get(mode, {}) for by_mode in speeds.values() for mode in modes):
         raise SpecdecError(f"batch={batch!r:.40}: no contender was measured there")
     figure, axes = plotting.new_figure(title, "tokens per second", "", width=7.6, height=1.2 + 0.46 * len(names))
     height = 0.8 / len(modes)
-    most = max(one.get(mode, {}).get(batch, 0.0) for one in speeds.values() for mode in modes)
+    fastest = max(by_mode.get(mode, {}).get(batch, 0.0) for by_mode in speeds.values() for mode in modes)
     for i, mode in enumerate(modes):
         at = np.arange(len(names)) + (i - (len(modes) - 1) / 2) * height
         paces = [speeds[name].get(mode, {}).get(batch, np.nan) for name in names]
         axes.barh(at, paces, height * 0.94, label=mode, edgecolor="white", **looks[i % len(looks)])
         for y, pace in zip(at, paces, strict=True):
             if not np.isnan(pace):
-                axes.text(pace + most / 100, y, f"{pace:.0f}", va="center", fontsize=9)
+                axes.text(pace + fastest / 100, y, f"{pace:.0f}", va="center", fontsize=9)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlim(0, most * 1.12)
+    axes.set_xlim(0, fastest * 1.12)
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside lower center", ncols=len(modes), frameon=False)
     return figure

@@ -1,4 +1,4 @@
-"""A generation with every random decision recorded, to be looked at round by round."""
+"""A generation with every random decision recorded, for inspection round by round."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ class PlayedRound:
     """One round of one sequence.
 
     Attributes:
-        number: of the round, from 1.
+        number: the number of the round, from 1.
         drafted: token ids.
-        q: the draft's probability of each.
-        chances: min(1, p/q) of each, its acceptance probability.
-        u: the random number for each; a token is accepted if u < min(1, p/q).
+        q: the draft's probability of each token.
+        chances: acceptance probability of each token, min(1, p/q).
+        u: the random number for each token; it is accepted if u < min(1, p/q).
         accepted: accepted tokens, up to the first rejection.
         next_from: [V], the distribution of the round's last token: the residual, or the target's own.
         next_token: that token.
@@ -77,7 +77,7 @@ def replay(
         k: drafted tokens per round, ≥ 1.
         rounds: how many, ≥ 1; fewer are returned if the text ends.
         sampling: default temperature 1.
-        seed: of the random numbers.
+        seed: seed of the random numbers.
 
     Raises:
         SpecdecError: the pair has no draft model, or k or rounds is below 1.
@@ -94,14 +94,14 @@ def replay(
     played: list[PlayedRound] = []
     for _ in speculate(target, drafter, [row], as_controller(k), sampling or Sampling(), recorder, pair.eos):
         *drafts, (next_from, next_token) = recorder.draws
-        chances, u = recorder.accepts[-1]
+        probabilities, u = recorder.accepts[-1]
         n = len(row.rounds[-1].drafted)
         played.append(
             PlayedRound(
                 len(row.rounds),
                 row.rounds[-1].drafted,
                 tuple(float(q[0, token]) for q, token in drafts),
-                tuple(chances[0, :n].tolist()),
+                tuple(probabilities[0, :n].tolist()),
                 tuple(u[0, :n].tolist()),
                 row.rounds[-1].accepted,
                 next_from[0],

@@ -19,7 +19,7 @@ _BOX = (
     "font-family:ui-monospace,Menlo,Consolas,monospace;font-size:13px;line-height:1.75;white-space:pre-wrap;"
     "border:1px solid #8884;border-radius:6px;padding:10px 12px;max-width:900px"
 )
-# The plots' colors, darkened until text in them stands 4.5 : 1 from white, and still 4 : 1 from a dark theme.
+# The plots' colors, darkened for text: contrast 4.5 : 1 with white, and at least 4 : 1 with a dark theme.
 _STYLES = {
     "accepted": "color:#008562;text-decoration:underline;text-underline-offset:3px",
     "rejected": "color:#C25500;text-decoration:line-through;font-size:11.5px;margin:0 2px",
@@ -35,14 +35,19 @@ _TERMINAL_STYLES = {
 
 @dataclass(frozen=True)
 class Token:
-    """One piece of a strip. kind: 'accepted', 'rejected', 'residual', 'bonus', or 'plain' where nothing was drafted."""
+    """One token of a strip.
+
+    Attributes:
+        text: the decoded token.
+        kind: 'accepted', 'rejected', 'residual' or 'bonus'; 'plain' in a round without a draft.
+    """
 
     text: str
     kind: str
 
 
 def tokens_of(played: Round, tokenizer: Any) -> list[Token]:
-    """Every token that a round examined or emitted, in order. Drafted tokens after a rejection are left out."""
+    """The tokens that a round examined or emitted, in order. Drafted tokens after a rejection are left out."""
 
     def text(token: int) -> str:
         return str(tokenizer.decode([token]))
@@ -58,13 +63,13 @@ def tokens_of(played: Round, tokenizer: Any) -> list[Token]:
 
 
 def rejected_tokens(played: Round) -> list[int]:
-    """The drafted token that was rejected, if any; of a tree, all siblings that were tried after the accepted path."""
+    """The rejected drafted token, if any. In a tree, all siblings that were tried after the accepted path."""
     if played.parents is None:
         return list(played.drafted[played.accepted : played.accepted + 1])
     nodes = list(enumerate(zip(played.parents, played.drafted, strict=True)))
     last = -1
     for token in played.emitted[: played.accepted]:
-        last = next((node for node, one in nodes if one == (last, token)), len(nodes))
+        last = next((node for node, edge in nodes if edge == (last, token)), len(nodes))
     return [token for _, (parent, token) in nodes if parent == last]
 
 
@@ -91,7 +96,7 @@ def strip_text(rounds: Sequence[Sequence[Token]]) -> "Text":
 
 
 def legend_text() -> "Text":
-    """What the marks of `round_text` mean, in one line."""
+    """A legend for the marks of `round_text`, in one line."""
     from rich.text import Text
 
     legend = Text()
@@ -106,7 +111,7 @@ def legend_text() -> "Text":
 
 @dataclass(frozen=True)
 class Strip:
-    """Rounds as marked text: HTML in a notebook, plain marks elsewhere. `prompt` stands before them, dimmed."""
+    """Rounds as marked text: HTML in a notebook, plain marks elsewhere. `prompt` comes first, dimmed."""
 
     rounds: tuple[tuple[Token, ...], ...]
     prompt: str = ""
@@ -151,7 +156,7 @@ def token_strip(rounds: Sequence[Round], tokenizer: Any, prompt: str = "") -> St
 
 
 def recorded_rounds(rounds: Sequence[Round], tokenizer: Any) -> list[list[tuple[str, str]]]:
-    """What a strip needs of these rounds, for a JSON file: the text and the kind of every token, by round."""
+    """The data of a strip, for a JSON file: for each round, the text and the kind of every token."""
     return [[(token.text, token.kind) for token in tokens_of(r, tokenizer)] for r in rounds]
 
 
@@ -167,7 +172,7 @@ def recorded_strip(rounds: Sequence[Sequence[Sequence[str]]], prompt: str = "") 
 
 
 def stream_strip(pair: Pair, prompt: str, *, prompt_lines: int = 4, **arguments: Any) -> Generation:
-    """Decode as `stream_speculative(pair, prompt, …)` does, and show the strip while it grows, round by round.
+    """Decode as `stream_speculative(pair, prompt, …)` does, and show the strip after every round.
 
     Outside a notebook, the strip is printed at the end.
 
@@ -178,9 +183,9 @@ def stream_strip(pair: Pair, prompt: str, *, prompt_lines: int = 4, **arguments:
     Returns:
         The generation.
     """
-    ends: list[Generation] = []
+    generations: list[Generation] = []
     before = "\n".join(prompt.splitlines()[-prompt_lines:]) + "\n" * prompt.endswith("\n") if prompt_lines else ""
-    stream = stream_speculative(pair, prompt, on_end=ends.append, **arguments)
+    stream = stream_speculative(pair, prompt, on_end=generations.append, **arguments)
     rounds: list[Round] = []
     handle = _display_handle(token_strip(rounds, pair.tokenizer, before))
     for chunk in stream:
@@ -189,11 +194,11 @@ def stream_strip(pair: Pair, prompt: str, *, prompt_lines: int = 4, **arguments:
             handle.update(token_strip(rounds, pair.tokenizer, before))
     if handle is None:
         print(token_strip(rounds, pair.tokenizer, before))
-    return ends[0]
+    return generations[0]
 
 
 def _display_handle(strip: Strip) -> Any:
-    """A place in a notebook whose content can be renewed; None elsewhere."""
+    """A notebook output that can be updated; None outside a notebook."""
     ipython = sys.modules.get("IPython")
     if ipython is None or not hasattr(ipython.get_ipython(), "kernel"):
         return None

@@ -37,11 +37,11 @@ def acceptance_explorer(tokens: int = 6) -> None:
     import ipywidgets as w
 
     scores = torch.linspace(1.5, -1.5, tokens, dtype=torch.float64)
-    other = scores.roll(2)
+    rolled_scores = scores.roll(2)
 
     def distributions(sure: float, apart: float) -> tuple[list[float], list[float]]:
         p = (scores * sure).softmax(-1)
-        q = (scores * sure * (1 - apart) + other * apart).softmax(-1)
+        q = (scores * sure * (1 - apart) + rolled_scores * apart).softmax(-1)
         return p.tolist(), q.tolist()
 
     sure = w.FloatSlider(value=1.0, min=0, max=3, step=0.1, description="confidence", continuous_update=False)

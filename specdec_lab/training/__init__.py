@@ -1,1 +1,1 @@
-"""Making the pair that ships: corpus, tokenizer, target, distilled drafts, model card."""
+"""Training of the pair that ships: corpus, tokenizer, target, distilled drafts, heads, model card."""

@@ -1,4 +1,4 @@
-"""The model card: measured, not typed. `specdec train --card FOLDER` measures a pair again and rewrites it."""
+"""The model card, made from measurements. `specdec train --card FOLDER` measures a pair again and rewrites it."""
 
 import json
 import platform
@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 QUICK_CHARACTERS = 4_000
 
 HEAD_CHARACTERS = 100_000
-"""Held-out text for the heads: five simulated draft steps take five times as long as one."""
+"""Characters of held-out text for the heads, fewer than for drafts, since five simulated draft steps take five times
+as long as one step."""
 
 DRAFTED = 4
-"""Tokens drafted per round where the card counts tokens per round."""
+"""The k for the card's tokens per round."""
 
 _CARD = """\
 # The models that ship with specdec_ref
@@ -107,10 +108,10 @@ def write_card(
     quick: bool = False,
     on_stage: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
-    """Measure the models in `folder` on held-out text of this interpreter; write README.md and measurements.json there.
+    """Measure the models in a folder on held-out text of this Python, and write README.md and measurements.json there.
 
     Args:
-        folder: holds target, draft-* and, where heads were trained, head-*.
+        folder: has the folders target, draft-* and, if heads were trained, head-*.
         device: where to measure.
         quick: use a small part of the held-out text, and time less.
         on_stage: receives what is being measured.

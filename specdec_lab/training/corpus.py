@@ -1,7 +1,7 @@
-"""The text the shipped models learn from: the source of Python's own standard library.
+"""The training text of the shipped models: the source of Python's standard library.
 
-Every user has it, and the PSF license permits it. Whole modules, with their tests, are held out from training:
-prompts and measurements come from those, so no figure of the course is about text a model has seen.
+Every user has it, and the PSF license permits its use. Whole modules, with their tests, are held out from training.
+Prompts and measurements come from these, so no figure of the course is about text that a model was trained on.
 """
 
 import ast
@@ -17,10 +17,10 @@ HELD_OUT = frozenset(
     "calendar csv difflib fractions graphlib heapq imaplib json queue sched selectors shlex statistics textwrap wave "
     "zipfile".split()
 )
-"""Modules no model trains on. Chosen by subject (text, numbers, files, network, data structures) before any
-training."""
+"""Modules that no model is trained on. They were chosen by subject (text, numbers, files, network, data structures)
+before any training."""
 
-# Tables written by programs, vendored copies and files that are broken on purpose: not what people write.
+# Generated tables, vendored copies and files that are broken on purpose. People did not write these.
 _NOT_PROSE = frozenset("encodings pydoc_data site-packages ensurepip lib2to3 __pycache__ config-3".split())
 _TEST_FOLDERS = frozenset("test tests idle_test".split())
 _LONGEST = 400_000  # characters; longer files are generated tables
@@ -28,7 +28,7 @@ _LONGEST = 400_000  # characters; longer files are generated tables
 
 @dataclass(frozen=True)
 class Document:
-    """One source file. `module` is the top-level module it belongs to (tests belong to what they test)."""
+    """One source file. module: the top-level module that it belongs to; tests belong to the module that they test."""
 
     path: str
     module: str
@@ -38,22 +38,22 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Three piles of documents: what people call the library, its tests, and the modules held out of both."""
+    """The documents in three groups: the library, its tests, and the held-out modules."""
 
     library: tuple[Document, ...]
     tests: tuple[Document, ...]
     held_out: tuple[Document, ...]
 
     def characters(self) -> dict[str, int]:
-        """Number of characters in each pile."""
+        """Number of characters in each group."""
         return {name: sum(len(d.text) for d in getattr(self, name)) for name in ("library", "tests", "held_out")}
 
 
 def collect(folder: Path | None = None, at_most: int | None = None) -> Corpus:
-    """Read the standard library of the running interpreter (or `folder`) in a fixed order; `at_most` files of a pile.
+    """Read the standard library of this Python (or of `folder`) in a fixed order, at most `at_most` files of a group.
 
-    Files that are not UTF-8 or do not parse are left out: the tests hold such files on purpose. Held-out tests are
-    dropped altogether; `held_out` has library files only. Raises SpecdecError where there is no source.
+    Files that are not UTF-8 or do not parse are left out; the tests contain such files on purpose. Tests of held-out
+    modules are dropped, so `held_out` has library files only. Raises SpecdecError if there is no source.
     """
     root = Path(folder or sysconfig.get_path("stdlib"))
     documents = list(_read(root))

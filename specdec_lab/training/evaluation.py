@@ -1,7 +1,7 @@
-"""How good the models are on text they have not seen: loss per character, and how much of a draft the target accepts.
+"""Evaluation on held-out text: loss per character, and the acceptance rate of drafts.
 
-Documents are read in overlapping windows; every token is scored once, and, but for a document's beginning, with at
-least half a window of text before it.
+Documents are read in overlapping windows. Every token is scored once, with at least half a window of text before it,
+except at the beginning of a document.
 """
 
 import math
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Agreement:
-    """A draft beside its target, over all scored tokens, at temperature 1.
+    """A draft compared with its target, over all scored tokens, at temperature 1.
 
-    acceptance: mean Σ min(p, q). agreement: share of tokens where both find the same token most likely.
-    nats_per_character: the draft's own loss.
+    Attributes:
+        acceptance: mean Σ min(p, q).
+        agreement: share of positions at which both have the same most likely token.
+        nats_per_character: the draft's own loss.
     """
 
     acceptance: float
@@ -39,7 +41,7 @@ def windows(documents: Iterable[Document], tokenizer: Tokenizer, context: int) -
     start = int(tokenizer.token_to_id(END_OF_TEXT) or 0)
     for document in documents:
         ids = torch.tensor([start, *tokenizer.encode(document.text).ids])
-        scored = 0  # predictions done so far; prediction i is of token i + 1
+        scored = 0  # number of scored predictions; prediction i is for token i + 1
         while scored < len(ids) - 1:
             begin = max(0, scored - context // 2)
             end = min(begin + context, len(ids) - 1)
@@ -85,7 +87,7 @@ def compare(
 
 
 def excerpt(documents: tuple[Document, ...], characters: int) -> tuple[Document, ...]:
-    """The beginnings of all `documents`, `characters` together: a quick look that leaves none out."""
+    """The beginnings of all documents, `characters` in all, for a quick evaluation."""
     each = math.ceil(characters / max(1, len(documents)))
     return tuple(Document(d.path, d.module, d.text[:each], d.is_test) for d in documents)
 

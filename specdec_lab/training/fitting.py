@@ -1,7 +1,7 @@
 """The training loop: the same for the target, a plain draft and distilled drafts, on CPU and on CUDA.
 
-Several models may learn from one batch at once: distillation pays for the target's forward pass only once for all
-drafts. Every batch is a function of (seed, step), so an interrupted run that resumes goes through the same batches.
+Several models may be trained on one batch, so distillation needs the target's forward pass only once for all drafts.
+Every batch is a function of (seed, step), so a resumed run uses the same batches.
 """
 
 import itertools
@@ -24,10 +24,17 @@ from specdec_ref.errors import SpecdecError
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How long and how fast to learn.
+    """The schedule of a training.
 
-    contexts: (share of the steps, window length in tokens), in order. restarts: steps at which the whole schedule,
-    contexts and learning rate, begins anew (Loshchilov and Hutter 2016, 'warm restarts').
+    Attributes:
+        steps: number of steps.
+        tokens_per_step: tokens in a batch.
+        learning_rate: the largest learning rate.
+        contexts: (share of the steps, window length in tokens), in order.
+        warmup: steps of linear warm-up.
+        weight_decay: weight decay.
+        restarts: steps at which the schedule of contexts and learning rate starts again (Loshchilov and Hutter 2016,
+            'warm restarts').
     """
 
     steps: int
@@ -41,11 +48,11 @@ class TrainingPlan:
     def context_at(self, step: int) -> int:
         """Window length in tokens at `step`."""
         begin, end = self._cycle(step)
-        done = (step - begin) / (end - begin)
+        rest = (step - begin) / (end - begin)
         for share, context in self.contexts:
-            if done < share:
+            if rest < share:
                 return context
-            done -= share
+            rest -= share
         return self.contexts[-1][1]
 
     def learning_rate_at(self, step: int) -> float:
@@ -60,7 +67,7 @@ class TrainingPlan:
 
 
 class Windows:
-    """Random windows of token streams; stream i is drawn from with probability `shares[i]`."""
+    """Random windows of token streams. Stream i is chosen with probability `shares[i]`."""
 
     def __init__(self, streams: Sequence[Tensor], shares: Sequence[float], seed: int):
         self._streams = streams
@@ -69,18 +76,18 @@ class Windows:
 
     def batch(self, step: int, rows: int, context: int) -> Tensor:
         """`rows` windows of `context` + 1 token ids, [rows, context + 1]; the same for the same (seed, step)."""
-        chance = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
         windows = []
-        for which in torch.multinomial(self._shares, rows, replacement=True, generator=chance).tolist():
+        for which in torch.multinomial(self._shares, rows, replacement=True, generator=generator).tolist():
             stream = self._streams[which]
-            start = int(torch.randint(0, max(1, len(stream) - context), (), generator=chance))
+            start = int(torch.randint(0, max(1, len(stream) - context), (), generator=generator))
             windows.append(stream[start : start + context + 1])
         return torch.stack(windows).long()
 
 
 @dataclass
 class Tick:
-    """What the loop reports as it goes."""
+    """The progress that the training loop reports."""
 
     step: int
     steps: int
@@ -107,39 +114,39 @@ def fit(
     save_every: float = 120.0,
     compiled: bool = False,
 ) -> None:
-    """Train `models` in place for `plan.steps` steps; resume from `checkpoint` where it exists.
+    """Train `models` in place for `plan.steps` steps, and resume from `checkpoint` if it exists.
 
-    The state is saved every `save_every` seconds and when interrupted (Ctrl-C), atomically; nothing but the step under
-    way is lost. `evaluate(step)` is called every `evaluate_every` steps and after the last.
+    The state is saved every `save_every` seconds and at an interrupt (Ctrl-C). Saving is atomic, and only the current
+    step is lost. `evaluate(step)` is called every `evaluate_every` steps and after the last step.
     """
     device = next(next(iter(models.values())).parameters()).device
     optimizers = [o for model in models.values() for o in _optimizers(model, plan)]
-    done = _load(checkpoint, models, optimizers)
-    if done >= plan.steps:
+    num_done = _load(checkpoint, models, optimizers)
+    if num_done >= plan.steps:
         return
     if compiled:
         losses = torch.compile(losses, dynamic=False)
     for model in models.values():
         model.train()
     saved_at = time.monotonic()
-    pace = _Pace(plan, done)
+    pace = _Pace(plan, num_done)
     with _Interrupt() as interrupt:
-        for step in range(done, plan.steps):
+        for step in range(num_done, plan.steps):
             pace.begin(step)
             context = plan.context_at(step)
             batch = windows.batch(step, plan.tokens_per_step // context, context).to(device, non_blocking=True)
             now = losses(batch, torch.tensor(step / plan.steps, device=device))
             torch.stack(list(now.values())).sum().backward()
             _update(models, optimizers, plan.learning_rate_at(step))
-            done = step + 1
-            last = done == plan.steps
+            num_done = step + 1
+            last = num_done == plan.steps
             pace.add(now)
-            if done % 10 == 0 or last:
-                on_tick(pace.tick(done))
-            if done % evaluate_every == 0 or last:
-                evaluate(done)
+            if num_done % 10 == 0 or last:
+                on_tick(pace.tick(num_done))
+            if num_done % evaluate_every == 0 or last:
+                evaluate(num_done)
             if time.monotonic() - saved_at > save_every or last or interrupt.came:
-                _save(checkpoint, models, optimizers, done)
+                _save(checkpoint, models, optimizers, num_done)
                 saved_at = time.monotonic()
             if interrupt.came:
                 raise KeyboardInterrupt
@@ -157,7 +164,7 @@ def _update(models: Mapping[str, nn.Module], optimizers: list[torch.optim.Optimi
 
 
 class _Pace:
-    """Seconds a step, without compilation and warm-up, and the mean losses of the last 50 steps."""
+    """Seconds per step, without compilation and warm-up, and the mean losses of the last 50 steps."""
 
     def __init__(self, plan: TrainingPlan, first: int):
         self.plan, self.first = plan, first
@@ -171,18 +178,18 @@ class _Pace:
     def add(self, losses: Mapping[str, Tensor]) -> None:
         self.recent.append({name: loss.detach() for name, loss in losses.items()})
 
-    def tick(self, done: int) -> Tick:
-        """How far the training is. Raises FloatingPointError where a loss is no longer a number."""
-        seconds = (time.monotonic() - self.began) / max(1, done - self.first - 3)
-        mean = {name: float(torch.stack([one[name] for one in self.recent]).mean()) for name in self.recent[0]}
+    def tick(self, step: int) -> Tick:
+        """The progress of the training. Raises FloatingPointError if a loss is NaN."""
+        seconds = (time.monotonic() - self.began) / max(1, step - self.first - 3)
+        mean = {name: float(torch.stack([losses[name] for losses in self.recent]).mean()) for name in self.recent[0]}
         if not all(map(math.isfinite, mean.values())):
-            raise FloatingPointError(f"the loss is no longer a number at step {done - 1}: {mean}")
+            raise FloatingPointError(f"the loss is no longer a number at step {step - 1}: {mean}")
         plan = self.plan
-        return Tick(done, plan.steps, mean, seconds * (plan.steps - done), plan.tokens_per_step / seconds)
+        return Tick(step, plan.steps, mean, seconds * (plan.steps - step), plan.tokens_per_step / seconds)
 
 
 class _Interrupt:
-    """Holds Ctrl-C back until the step is done, so that the saved weights are whole. A second one acts at once."""
+    """Delays Ctrl-C until the step is done, so that the saved weights are complete. A second Ctrl-C acts at once."""
 
     came = False
 
@@ -238,7 +245,7 @@ def _load(path: Path, models: Mapping[str, nn.Module], optimizers: list[torch.op
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         return int(state["step"])
-    except Exception as error:  # a broken file and one of other shapes fail in many ways
+    except Exception as error:  # broken files and other shapes raise many kinds of exception
         raise SpecdecError(
             f"{path}: is no checkpoint of this training; delete {path.parent.name} or choose another output"
         ) from error

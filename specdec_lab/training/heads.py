@@ -1,11 +1,11 @@
-"""Training of heads on the target's features (`specdec train --head`): the target is frozen, the head learns to agree.
+"""Training of heads on the features of a frozen target (`specdec train --head`).
 
-The text is the corpus that the drafts were distilled on, in the same windows. A head and a draft can then be compared
-after equally many tokens of the same text, and nothing has to be generated first. The target's features would fill
-hundreds of gigabytes, so its forward pass runs again for each batch.
+The text is the corpus that the drafts were distilled on, in the same windows. So a head and a draft can be compared
+after training on the same tokens, and no text has to be generated first. The target's features would fill hundreds of
+gigabytes, so its forward pass runs again for each batch.
 
-A feature head drafts from its own output after the first token, so it has to practice that. Training simulates its
-draft steps over a whole window at once (EAGLE-3, arXiv 2503.01840, 'training-time test').
+After the first token, a feature head drafts from its own output, so it has to be trained on that. Training simulates
+its draft steps over a whole window at once (EAGLE-3, arXiv 2503.01840, 'training-time test').
 """
 
 import json
@@ -42,20 +42,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LATER_STEP = 0.8
-"""Weight of a draft step relative to the one before it: later steps matter only where all earlier tokens were
-accepted."""
+"""Weight of a draft step relative to the step before it. A step only matters if all earlier tokens were accepted."""
 
 
 @dataclass(frozen=True)
 class HeadRecipe:
-    """Everything that decides a head's weights, but the text and the target.
+    """Everything that determines a head's weights, except the text and the target.
 
     Attributes:
-        plan: how long and how fast to learn.
-        draft_steps: tokens drafted in a row while training; for a parallel head the tokens of one pass.
-        library_share: share of the windows that come from the library, the rest from its tests.
-        seed: of the weights and the windows.
-        documents: read only so many files of each pile; None reads all.
+        plan: the schedule of the training.
+        draft_steps: tokens drafted in a row during training; for a parallel head, the tokens of one pass.
+        library_share: share of the windows from the library; the rest is from its tests.
+        seed: seed of the weights and the windows.
+        documents: read at most this many files of each group; None reads all.
         evaluation_characters: held-out text for the evaluations.
     """
 
@@ -68,7 +67,7 @@ class HeadRecipe:
 
 
 # The feature head was to end with 2,000 steps on windows of 1,024 tokens. On two cores these took four times as long as
-# the others, so after 894 of them it returned to windows of 256. This recipe says what the shipped head saw.
+# the others, so after 894 of them it returned to windows of 256. This recipe is that of the shipped head.
 HEAD_RECIPES = {
     "feature": HeadRecipe(TrainingPlan(10_000, 1024, 2e-3, ((0.8, 256), (0.0894, 1024), (0.1106, 256))), draft_steps=5),
     "parallel": HeadRecipe(TrainingPlan(2_000, 1024, 2e-3, ((1.0, 256),)), draft_steps=5),
@@ -79,7 +78,7 @@ HEAD_RECIPES = {
 
 
 class DraftStepKeys:
-    """Stands for a KV cache in training: the keys and values of all draft steps so far, one block of T for each."""
+    """Replaces the KV cache in training: the keys and values of all draft steps so far, one block of T per step."""
 
     def __init__(self) -> None:
         self.keys: list[Tensor] = []
@@ -95,10 +94,11 @@ class DraftStepKeys:
 
 
 def draft_mask(length: int, step: int, device: torch.device | str = "cpu") -> Tensor:
-    """What each position sees in a simulated draft step.
+    """The attention mask of a simulated draft step.
 
-    At position j and draft step i, the draft began after token j − i. Features exist up to there, so the position sees
-    the keys of step 0 up to j − i. Of the steps 1 … i it sees its own draft only: one key each.
+    At position j and draft step i, the draft began after token j − i. The target's features exist up to there, so the
+    position attends to the keys of step 0 up to j − i. Of each of the steps 1 … i it attends to one key, that of its
+    own draft.
 
     Args:
         length: T, positions of the window.
@@ -115,7 +115,7 @@ def draft_mask(length: int, step: int, device: torch.device | str = "cpu") -> Te
 
 
 def shifted(states: Tensor) -> Tensor:
-    """At each position what stood at the one before it, [B, T, d]; zeros at position 0."""
+    """The states shifted by one position, [B, T, d]; zeros at position 0."""
     return F.pad(states, (0, 0, 1, 0))[:, :-1]
 
 
@@ -156,20 +156,20 @@ def target_pass(
 
 
 def head_losses(target: "PreTrainedModel", head: Head, steps: int, half: bool) -> Losses:
-    """The head learns the target's distributions at every position and draft step, as the drafts do.
+    """The loss of a head: the drafts' distillation loss at every position and draft step.
 
     Args:
-        target: frozen.
-        head: learns.
-        steps: draft steps. Each counts `LATER_STEP` of the one before it.
-        half: compute in bfloat16 where autocast takes it for safe.
+        target: the frozen target.
+        head: the head to train.
+        steps: draft steps. The weight of each is `LATER_STEP` times that of the step before.
+        half: compute in bfloat16 where autocast allows it.
 
     Returns:
-        A function that gives one loss, named 'head'.
+        A function that returns one loss, named 'head'.
     """
     weights = [LATER_STEP**step for step in range(steps)]
 
-    def losses(tokens: Tensor, done: Tensor) -> dict[str, Tensor]:
+    def losses(tokens: Tensor, progress: Tensor) -> dict[str, Tensor]:
         text = tokens[:, :-1]
         features, log_p = target_pass(target, text, head.config.feature_layers, half)
         total = torch.zeros((), device=text.device)
@@ -177,7 +177,7 @@ def head_losses(target: "PreTrainedModel", head: Head, steps: int, half: bool) -
             all_logits = list(draft_logits(head, features, text, steps))
         for step, logits in enumerate(all_logits):
             log_q = logits.float().log_softmax(-1)
-            total = total + weights[step] * distillation_loss(log_p[:, step:], log_q, done)
+            total = total + weights[step] * distillation_loss(log_p[:, step:], log_q, progress)
         return {"head": total / sum(weights)}
 
     return losses
@@ -215,14 +215,14 @@ class HeadTraining:
 
     Attributes:
         kind: 'feature' or 'parallel'.
-        target: what the head reads; it is not changed.
+        target: the target, which is not changed.
         tokenizer: the target's.
         recipe: how to train.
         work: folder of the checkpoints.
         output: folder of the finished head.
         compiled: use torch.compile.
-        stdlib: folder of the text; None for that of this Python.
-        on_stage, on_tick: receive what is being done, and how far it is.
+        stdlib: folder of the text; None for the standard library of this Python.
+        on_stage, on_tick: receive the name of each stage, and the progress.
         on_evaluation: receives the step and the acceptance of each draft step on held-out text.
     """
 
@@ -239,10 +239,10 @@ class HeadTraining:
     on_evaluation: Callable[[int, list[float]], None] = lambda step, acceptance: None
 
     def run(self) -> dict[str, Any]:
-        """Train from the last checkpoint on, write the head. Returns its facts, as in measurements.json.
+        """Train from the last checkpoint, and write the head. Returns its facts, as in measurements.json.
 
         Raises:
-            KeyboardInterrupt: after saving, when interrupted.
+            KeyboardInterrupt: the training was interrupted; its state is saved.
         """
         self.work.mkdir(parents=True, exist_ok=True)
         self.on_stage("reading the standard library")
@@ -299,7 +299,7 @@ class HeadTraining:
 
 
 def new_head(target: "PreTrainedModel", kind: str, recipe: HeadRecipe) -> Head:
-    """A head with random weights, and with all that it can take over from its target (`begin_from`)."""
+    """A head with random weights, initialized from its target (`begin_from`)."""
     config: HeadConfig = replace(head_config(target, kind), num_tokens=recipe.draft_steps)
     torch.manual_seed(recipe.seed)
     head: Head = FeatureHead(config) if kind == "feature" else ParallelHead(config)
@@ -314,8 +314,8 @@ def head_costs(
     """Time a head's draft steps against steps of its target, batch 1.
 
     Args:
-        drafter: what `load_head` returned.
-        k: tokens drafted at once to time one of them.
+        drafter: the result of `load_head`.
+        k: tokens drafted at once; the time is per token.
         context: tokens in the cache.
         repeats: timed turns.
         warm_up: untimed turns before them.

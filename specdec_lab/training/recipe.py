@@ -1,4 +1,4 @@
-"""What `specdec train` makes: the shapes of the models and how long each learns. `tiny` is the same in miniature."""
+"""The recipe of `specdec train`: the shapes of the models and their schedules. `tiny` is a miniature."""
 
 from dataclasses import dataclass
 
@@ -17,10 +17,10 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights, but the text.
+    """Everything that determines the weights, except the text.
 
     `drafts` are distilled from the target. The draft `plain_of` is trained a second time, on the text alone, with the
-    same batches and as many steps: what differs between the two is what they learn from.
+    same batches and steps. So these two drafts differ only in their training signal.
     """
 
     vocab_size: int
@@ -32,8 +32,8 @@ class Recipe:
     plain_of: str
     library_share: float = 0.7
     seed: int = 0
-    documents: int | None = None  # read only so many of the library's files, and of the tests'
-    evaluation_characters: int = 100_000  # held-out text looked at while training; the card measures all of it
+    documents: int | None = None  # largest number of files of the library, and of its tests
+    evaluation_characters: int = 100_000  # held-out text for evaluations during training; the card uses all of it
 
 
 RECIPES = {

@@ -1,6 +1,6 @@
-"""`specdec train`, start to end: corpus, tokenizer, target, drafts, the folder of the pair, measurements, model card.
+"""All steps of `specdec train`: corpus, tokenizer, target, drafts, the folder of the pair, measurements, model card.
 
-Every step leaves its result in the work folder, and a run that was interrupted goes on from there.
+Every step writes its result to the work folder, and an interrupted run continues from there.
 """
 
 import ast
@@ -41,7 +41,7 @@ class Training:
     on_tick: Callable[[Tick], None] = lambda tick: None
 
     def run(self) -> None:
-        """Everything, from where it stands. Raises KeyboardInterrupt after saving when interrupted."""
+        """Make all remaining steps. After an interrupt, saves the state and raises KeyboardInterrupt."""
         self.work.mkdir(parents=True, exist_ok=True)
         self.on_stage("reading the standard library")
         corpus = collect(self.stdlib, self.recipe.documents)
@@ -90,7 +90,7 @@ class Training:
         held_out = excerpt(corpus.held_out, recipe.evaluation_characters)
         losses = losses_from_target(target, distilled, plain, half_precision_pays(self.device))
 
-        def scores() -> dict[str, float]:  # what a draft is for
+        def scores() -> dict[str, float]:  # a draft is as good as its acceptance
             return {name: a.acceptance for name, a in compare(target, models, held_out, tokenizer).items()}
 
         self._fit("drafts", models, losses, scores, recipe.drafts_plan, self._windows(corpus, tokenizer))
@@ -121,7 +121,7 @@ class Training:
 
 
 class BestWeights:
-    """Keeps, of each model, the weights with the highest score seen at an evaluation."""
+    """Stores the weights of each model with the highest score of all evaluations."""
 
     def __init__(self, path: Path, models: Mapping[str, nn.Module], scores: Callable[[], dict[str, float]]):
         self._path, self._models, self._scores = path, models, scores
@@ -144,10 +144,10 @@ class BestWeights:
 
 
 def corpus_windows(corpus: Corpus, tokenizer: Tokenizer, library_share: float, context: int, seed: int) -> Windows:
-    """Random windows of the library and its tests; windows of `context` tokens at most."""
+    """Random windows of the library and its tests, of at most `context` tokens."""
     streams = [encode(corpus.library, tokenizer), encode(corpus.tests, tokenizer)]
     shares = [library_share, 1 - library_share]
-    if len(streams[1]) <= context:  # some distributions of Python leave the tests out
+    if len(streams[1]) <= context:  # some distributions of Python have no tests
         streams, shares = streams[:1], [1.0]
     return Windows(streams, shares, seed)
 
@@ -194,14 +194,14 @@ def write_prompts(corpus: Corpus, tokenizer: Tokenizer, path: Path, tokens: int 
     """One prompt from each held-out file that has a function to complete: about `tokens` of text up to its body."""
     prompts = {}
     for document in corpus.held_out:
-        if found := _prompt(document, tokenizer, tokens):
-            name, text = found
+        if named_prompt := _prompt(document, tokenizer, tokens):
+            name, text = named_prompt
             prompts[f"{document.module}.{name}"] = text
     path.write_text(json.dumps(prompts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _prompt(document: Document, tokenizer: Tokenizer, tokens: int) -> tuple[str, str] | None:
-    """The function with a docstring that begins nearest to the middle of the file, with what stands before its body."""
+    """The function with a docstring nearest to the middle of the file: its name, and the text before its body."""
     functions = [
         node
         for node in ast.walk(ast.parse(document.text))

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer: any text goes in and comes back unchanged; a small vocabulary keeps the models small."""
+"""A byte-level BPE tokenizer: lossless for any text, with a small vocabulary that keeps the models small."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END_OF_TEXT = "<|endoftext|>"
-"""Id 0. Stands between documents in training, begins a prompt, and ends a generation."""
+"""The token with id 0. It separates documents in training, begins a prompt, and ends a generation."""
 
-# Words with their leading blank, digits one by one, runs of punctuation, a line end with the indentation that follows.
+# Words with their leading blank, single digits, runs of punctuation, line ends with the indentation that follows.
 _SPLIT = r"\n+[ \t]*| ?[\p{L}_]+| ?\p{N}| ?[^\s\p{L}\p{N}_]+|[ \t]+"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Learn `vocab_size` byte-level tokens (256 bytes, END_OF_TEXT, merges) from `texts`. Deterministic."""
+    """Learn a vocabulary of `vocab_size` tokens (256 bytes, END_OF_TEXT, merges) from `texts`. Deterministic."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -33,7 +33,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
-    """Write `tokenizer` as a transformers tokenizer folder that AutoTokenizer reads; `context` in tokens."""
+    """Write the tokenizer as a folder that AutoTokenizer reads. `context` is the models' context in tokens."""
     from transformers import PreTrainedTokenizerFast
 
     PreTrainedTokenizerFast(

@@ -1,2 +1,2 @@
-"""Beyond one draft model and one decision per token: other ways to draft and to verify, all
+"""Other ways to draft and to verify, beyond a draft model and one decision per token. All are
 exact."""

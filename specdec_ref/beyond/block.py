@@ -1,9 +1,10 @@
-"""Block verification: one decision about the drafted tokens of a round, not one for each token.
+"""Block verification: one decision about all drafted tokens of a round, instead of one per token.
 
-Token verification cuts each ratio p/q at 1, so a token that the draft proposes too rarely cannot
-make up for an earlier one that it proposes too often. Here it can: a prefix of the drafted tokens
-has a weight, and only the product of the ratios so far is cut. The output still has exactly the
-target's distribution, and on average no fewer tokens are accepted than by token verification.
+Token verification clips each ratio p/q at 1. So a token that the draft proposes too rarely cannot
+make up for an earlier token that it proposes too often. Block verification gives each prefix of the
+drafted tokens a weight, the product of the ratios so far, and clips only the weight. The output
+still has exactly the target's distribution. On average at least as many tokens are accepted as by
+token verification.
 """
 
 import torch
@@ -17,12 +18,12 @@ from specdec_ref.sampling import Randomness
 def verify_block(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) -> Verdict:
     """Accept the longest prefix of the drafted tokens that passes, then sample one more token.
 
-    Leading dimensions are sequences, each decided on its own.
+    Leading dimensions are sequences. Each sequence is decided on its own.
 
     Args:
         p: [..., k + 1, V], the target's distribution at each drafted position and after the last.
-        q: [..., k, V], what each token was sampled from: one-hot for a deterministic draft, zero
-            for 'not drafted'.
+        q: [..., k, V], the distribution that each token was sampled from: one-hot for a
+            deterministic draft, zeros where no token was drafted.
         drafted: [..., k] int64. k may be 0.
         randomness: decides and samples.
 
@@ -34,9 +35,9 @@ def verify_block(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) 
     check_verify_arguments(p, q, drafted)
     p = p.to(torch.promote_types(p.dtype, torch.float32))  # 16 bits are too coarse to decide with
     q = q.to(torch.promote_types(q.dtype, torch.float32))
-    # After the last drafted token nothing was drafted (q = 0). There the surplus is the weight, so
-    # the whole block passes with its weight, and the residual is p. The bonus token is no special
-    # case, and neither is a row that drafted fewer than k tokens.
+    # Append a row of zeros to q, for the position after the last drafted token. There the surplus
+    # is the weight, so the whole block passes with its weight, and the residual is p. So the bonus
+    # token needs no special case, and neither does a row with fewer than k tokens.
     q = F.pad(q, (0, 0, 0, 1))
     drafted = F.pad(drafted, (0, 1))
     p_drafted = p.gather(-1, drafted.unsqueeze(-1)).squeeze(-1)
@@ -44,8 +45,8 @@ def verify_block(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) 
 
     # 1. The weight of the first i tokens is min(1, weight before · p/q). It is the probability that
     #    at least i are accepted, on average over the tokens drafted after them.
-    # 2. They pass with surplus / (surplus + 1 − weight), where the surplus is the sum of
-    #    max(0, weight·p − q) at the next position. No token at all always passes.
+    # 2. These i tokens pass with probability surplus / (surplus + 1 − weight), where the surplus is
+    #    the sum of max(0, weight·p − q) at the next position. The empty prefix always passes.
     largest = torch.finfo(p.dtype).max  # a ratio that overflows would give NaN after a weight of 0
     ratios = torch.where(q_drafted > 0, p_drafted / q_drafted, 0).clamp(max=largest)
     weights = [torch.ones_like(p_drafted[..., 0])]
@@ -56,7 +57,7 @@ def verify_block(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) 
     surplus = (weighted - q).clamp(min=0).sum(-1)
     passing = torch.where(weight < 1, surplus / (surplus + (1 - weight)), 1)
 
-    # 3. The longest prefix that passes is accepted, also where a shorter one does not.
+    # 3. The longest prefix that passes is accepted, even if a shorter one does not pass.
     passes = randomness.accept(passing)
     accepted = (passes * torch.arange(passes.shape[-1], device=passes.device)).amax(-1)
 

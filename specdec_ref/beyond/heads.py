@@ -1,18 +1,18 @@
 """Heads draft from the target's own hidden states, in place of a draft model.
 
-The target computes hidden states whenever it scores a text, so a head gets them for nothing. They
-already hold what the target knows about the text, and a single small layer on top of them can draft
-well. Two kinds:
+The target computes hidden states whenever it scores a text, so they cost a head nothing. They
+already describe the text as the target sees it, so a single small layer on top of them can draft
+well. There are two kinds:
 
-- `FeatureHead` (EAGLE-3, arXiv 2503.01840) drafts one token after the other. For tokens that it
-  drafted itself there are no hidden states of the target yet; its own output takes their place.
-- `ParallelHead` (as Medusa, arXiv 2401.10774) drafts k tokens in one pass, each without knowing the
-  others.
+- `FeatureHead` (EAGLE-3, arXiv 2503.01840) drafts one token at a time. The target has no hidden
+  states yet for tokens that the head drafted, so the head's own output takes their place.
+- `ParallelHead` (as Medusa, arXiv 2401.10774) drafts k tokens in one pass. No token depends on the
+  other drafted tokens.
 
-Mind the offset. The newest token of a text was sampled but not yet read by the target, so the
+Mind the offset. The newest token of a text was sampled, but the target has not read it yet. So the
 target's hidden states end one token earlier. At token j a head therefore reads the embedding of
-token j with the hidden states of token j − 1, and predicts token j + 1. Token 0 has nothing before
-it and reads zeros.
+token j with the hidden states of token j − 1, and predicts token j + 1. At token 0 it reads zeros
+in place of hidden states.
 """
 
 import json
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 KINDS = "feature", "parallel"
-"""Kinds of head: one token after the other, or all in one pass."""
+"""Kinds of head: one token at a time, or all in one pass."""
 
 EPSILON = 1e-6
 """Added to the mean square in each norm, as in Llama."""
@@ -51,15 +51,17 @@ class HeadConfig:
 
     Attributes:
         kind: 'feature' or 'parallel'.
-        hidden_size, layers, vocab_size, context: the target's width, number of layers, number of
-            token ids that it scores, and longest text in tokens.
+        hidden_size: the target's width.
+        layers: the target's number of layers.
+        vocab_size: the number of token ids that the target scores.
+        context: the target's longest text, in tokens.
         feature_layers: layers of the target that the head reads, as in `TransformersModel`.
         inner: width of a feature head's feed-forward part.
-        attention_heads: of a feature head.
+        attention_heads: number of attention heads in a feature head.
         num_tokens: tokens that a parallel head drafts in one pass.
 
     Raises:
-        SpecdecError: another kind, or a number that does not fit.
+        SpecdecError: the kind is unknown, or a number is out of range.
     """
 
     kind: str
@@ -94,10 +96,10 @@ class HeadConfig:
 def head_config(
     target: "PreTrainedModel", kind: str = "feature", *, num_tokens: int = 4
 ) -> HeadConfig:
-    """The usual head for a target.
+    """The default shape of a head for a target.
 
-    A feature head reads the layers at a third, two thirds and the whole of the depth; its layer has
-    the shape of the target's own. A parallel head reads the last layer.
+    A feature head reads the layers at one third, two thirds and the full depth. Its own layer has
+    the shape of the target's layers. A parallel head reads the last layer.
 
     Args:
         target: the target, a transformers model.
@@ -105,7 +107,7 @@ def head_config(
         num_tokens: tokens that a parallel head drafts in one pass.
 
     Raises:
-        SpecdecError: another kind.
+        SpecdecError: the kind is unknown.
     """
     config = target.config.get_text_config(decoder=True)
     layers = config.num_hidden_layers
@@ -124,7 +126,7 @@ def head_config(
 
 
 def normalized(norm: nn.RMSNorm, states: Tensor) -> Tensor:
-    """`norm(states)` in the number type of the norm: in training under autocast the two differ."""
+    """`norm(states)` in the number type of the norm; under autocast in training, types differ."""
     result: Tensor = norm(states.to(norm.weight.dtype))
     return result
 
@@ -133,11 +135,12 @@ class FeatureHead(nn.Module):
     """One decoder layer that drafts from features of several layers of the target.
 
     The features of token j − 1 are projected from m · d to d numbers and joined with the embedding
-    of token j. The layer's output at token j gives the logits of token j + 1. It also takes the
-    place of the projected features of token j where the head drafts on. EAGLE-3, arXiv 2503.01840.
+    of token j. The layer's output at token j gives the logits of token j + 1. For the next drafted
+    token, this output takes the place of the projected features of token j. EAGLE-3, arXiv
+    2503.01840.
 
     Args:
-        config: the shape.
+        config: the shape of the head.
     """
 
     def __init__(self, config: HeadConfig):
@@ -171,12 +174,12 @@ class FeatureHead(nn.Module):
         """The layer's output at these tokens.
 
         Args:
-            states: [B, n, d], what is known of the token before each: the target's features after
-                `fuse`, or this method's own output there.
+            states: [B, n, d], for the token before each: the target's features after `fuse`, or
+                this method's own output.
             tokens: [B, n] token ids.
             positions: [B or 1, n].
-            mask: [B or 1, 1, n, W] bool, True where a token may look.
-            cache: keeps the keys and values; None where nothing comes before these tokens.
+            mask: [B or 1, 1, n, W] bool, True where a token may attend.
+            cache: stores the keys and values; None if no tokens come before these.
 
         Returns:
             [B, n, d].
@@ -201,7 +204,7 @@ class FeatureHead(nn.Module):
         return scores
 
     def begin_from(self, target: "PreTrainedModel") -> None:
-        """Copy the target's vocabulary layers, and pass the last of its features straight on."""
+        """Initialize from the target: its vocabulary layers, and an identity path for features."""
         copy_vocabulary(target, self.body.embed_tokens, self.body.norm, self.output)
         pass_on_features(self.fuse, self.join)
 
@@ -209,12 +212,12 @@ class FeatureHead(nn.Module):
 class ParallelHead(nn.Module):
     """Drafts k tokens in one pass from the last hidden state of the target and the newest token.
 
-    Each of the k tokens has a small layer of its own, and knows nothing of the tokens drafted
-    before it. One output layer serves all. As Medusa (arXiv 2401.10774), but the newest token is an
-    input: it was sampled after that hidden state.
+    Each of the k tokens has its own small layer, which does not see the tokens drafted before it.
+    All share one output layer. As Medusa (arXiv 2401.10774), except that the newest token is an
+    input, since it was sampled after that hidden state.
 
     Args:
-        config: the shape.
+        config: the shape of the head.
     """
 
     def __init__(self, config: HeadConfig):
@@ -234,7 +237,7 @@ class ParallelHead(nn.Module):
         """Logits of the k tokens after each of these.
 
         Args:
-            features: [B, n, m · d], the target's at the token before each.
+            features: [B, n, m · d], the target's features of the token before each.
             tokens: [B, n] token ids.
 
         Returns:
@@ -248,7 +251,7 @@ class ParallelHead(nn.Module):
         return scores
 
     def begin_from(self, target: "PreTrainedModel") -> None:
-        """Copy the target's vocabulary layers, and pass its feature straight on."""
+        """Initialize from the target: its vocabulary layers, and an identity for its feature."""
         copy_vocabulary(target, self.embedding, self.norm, self.output)
         pass_on_features(self.fuse, self.join)
 
@@ -258,7 +261,7 @@ Head = FeatureHead | ParallelHead
 
 @torch.no_grad()
 def copy_vocabulary(target: Any, embedding: nn.Embedding, norm: Any, output: nn.Linear) -> None:
-    """Copy the target's embedding, output layer and, where it is found, the norm before that."""
+    """Copy the target's embedding, its output layer and, if it has one, its final norm."""
     rows, width = embedding.weight.shape
     embedding.weight.copy_(target.get_input_embeddings().weight[:rows])
     output.weight.copy_(target.get_output_embeddings().weight[:rows])
@@ -269,9 +272,9 @@ def copy_vocabulary(target: Any, embedding: nn.Embedding, norm: Any, output: nn.
 
 @torch.no_grad()
 def pass_on_features(fuse: nn.Linear, join: nn.Linear) -> None:
-    """Add to the random weights a path that leaves the last feature as it is.
+    """Add to the random weights an identity path for the last feature.
 
-    Training then starts from a state that holds what the target knew, instead of a random mixture.
+    Training then starts from the target's hidden state instead of a random mixture.
     """
     width = fuse.out_features
     identity = torch.eye(width, dtype=fuse.weight.dtype, device=fuse.weight.device)
@@ -283,13 +286,13 @@ def features_before(target: TransformersModel, positions: Tensor) -> Tensor:
     """The target's features of the token before each position, [B, n, m · d]; zeros before token 0.
 
     Args:
-        target: keeps features, and has read the text up to those tokens.
+        target: a model that keeps features and has read the text up to these tokens.
         positions: [B or 1, n].
     """
     features = target.features
     batch, n_features, width = features.shape
     positions = positions.expand(batch, -1)
-    if n_features == 0:  # every text has a single token, which the target has not read
+    if n_features == 0:  # every text has a single token, so the target has read none
         return features.new_zeros(batch, positions.shape[1], width)
     before = (positions - 1).clamp(0, n_features - 1)
     rows = torch.arange(batch, device=positions.device)[:, None]
@@ -311,8 +314,7 @@ def check_features(target: TransformersModel, sequences: list[list[int]]) -> Non
 
 
 def check_fits(head: Head, target: TransformersModel) -> None:
-    """Raise SpecdecError unless the head was made for a target of this shape, and gets its
-    features."""
+    """Raise SpecdecError unless the head fits this target's shape and feature layers."""
     check_target(head.config, target.model, "head")
     if target.feature_layers != head.config.feature_layers:
         raise SpecdecError(
@@ -339,17 +341,17 @@ def no_tokens(batch: int, device: torch.device) -> Draft:
 class HeadDrafter:
     """Drafts with a `FeatureHead`: k tokens cost k steps of one layer.
 
-    The head has a cache of its own, with one slot for each token. Slots of drafted tokens are
-    computed again once the target has read them, since only then their features exist.
+    The head has its own cache, with one slot for each token. After the target has read drafted
+    tokens, their slots are computed again with the target's features, which did not exist before.
 
     Args:
         head: the head.
-        target: the model that verifies, with `feature_layers` of the head. `speculate` must get
-            this very object; `generate_speculative` makes one for each call.
+        target: the model that verifies, with the `feature_layers` of the head. `speculate` must get
+            the same object; `generate_speculative` makes a new one for each call.
 
     Raises:
-        SpecdecError: the head belongs to a target of another shape, or `target` does not keep its
-            features.
+        SpecdecError: the head belongs to a target of another shape, or `target` does not keep the
+            head's feature layers.
     """
 
     def __init__(self, head: FeatureHead, target: TransformersModel):
@@ -367,8 +369,8 @@ class HeadDrafter:
         return type(self)(self.head, target)
 
     def start(self, batch: int, capacity: int) -> None:
-        # Short rows of a ragged batch are padded, at most by as much as the longest row holds.
-        # Slots exist only once they are needed.
+        # Short rows of a ragged batch are padded, up to the length of the longest row, so a row
+        # may need twice its capacity. Slots are allocated only when they are needed.
         self.cache = RewindableCache(batch, 2 * capacity, self.target.device)
         recorded = self.target.device.type == "cpu" and steps_of(self.target.model) == "recorded"
         self._steps = RecordedHeadSteps(self.head) if recorded else PlainHeadSteps(self.head)
@@ -394,18 +396,18 @@ class HeadDrafter:
             distributions.append(q)
             if len(drafted) == k:
                 return Draft(torch.stack(drafted, 1), torch.stack(distributions, 1))
-            # The head's own output stands for the features that do not exist yet.
+            # The head's own output replaces the target's features, which do not exist yet.
             hidden = self._step(hidden, token[:, None])
 
     @torch.inference_mode()
     def read_texts(self, sequences: list[list[int]]) -> Tensor:
-        """Read what is new of each text with the target's features. Returns the output at its last
-        token, [B, 1, d]."""
+        """Read the new tokens of each text with the target's features. Returns the head's output at
+        the last token, [B, 1, d]."""
         check_features(self.target, sequences)
         known = [min(n, len(s) - 1) for n, s in zip(self._read, sequences, strict=True)]
         new = [s[n:] for n, s in zip(known, sequences, strict=True)]
         longest = max(map(len, new))
-        # Short rows are padded on the right. The rewind at the end takes the padding back.
+        # Short rows are padded on the right. The rewind at the end removes the padding.
         padded = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in new])
         last = torch.tensor([len(tokens) - 1 for tokens in new])
         self.cache.rewind(known)
@@ -419,7 +421,7 @@ class HeadDrafter:
 
     @torch.inference_mode()
     def read_nodes(self, states: Tensor, tokens: Tensor, parents: Tensor) -> Tensor:
-        """Append nodes of a tree after each text. Returns the output there, [B, n, d].
+        """Append nodes of a tree after each text. Returns the head's output at them, [B, n, d].
 
         Args:
             states: the output at the parent of each node, [B, n, d].
@@ -435,9 +437,9 @@ class HeadDrafter:
         return self._steps.logits(hidden)[..., : self.target.vocab_size]
 
     def _step(self, states: Tensor | None, tokens: Tensor) -> Tensor:
-        """Append tokens [B, n] to the head's cache. Returns its output there, [B, n, d].
+        """Append tokens [B, n] to the head's cache. Returns the head's output at them, [B, n, d].
 
-        states: [B, n, d]; None for the target's features.
+        states: [B, n, d], as in `FeatureHead.forward`; None for the target's features.
         """
         positions, visible = self.cache.advance(tokens.shape[1])
         if states is None:
@@ -446,14 +448,14 @@ class HeadDrafter:
 
 
 class ParallelHeadDrafter:
-    """Drafts with a `ParallelHead`: all tokens cost one pass, and there is nothing to cache.
+    """Drafts with a `ParallelHead`: all tokens cost one pass, and no cache is needed.
 
     Args:
-        head: the head. It drafts at most `num_tokens` tokens, however many are asked for.
+        head: the head. It drafts at most `num_tokens` tokens, even if more are requested.
         target: as in `HeadDrafter`.
 
     Raises:
-        SpecdecError: as `HeadDrafter` does.
+        SpecdecError: as in `HeadDrafter`.
     """
 
     def __init__(self, head: ParallelHead, target: TransformersModel):
@@ -501,7 +503,7 @@ def save_head(head: Head, folder: str | os.PathLike[str]) -> None:
 
     Args:
         head: the head.
-        folder: made where it does not exist.
+        folder: the folder; it is created if it does not exist.
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
@@ -519,12 +521,12 @@ def load_head(
     """Load a head as the drafter of a target: `generate_speculative(…, drafter=load_head(…))`.
 
     Args:
-        target: the target that the head was trained on, for instance `pair.target`. The head is
-            put on its device, in its number type.
-        folder: what `save_head` or `specdec train --head` wrote.
+        target: the target that the head was trained on, for instance `pair.target`. The head gets
+            the target's device and number type.
+        folder: a folder that `save_head` or `specdec train --head` wrote.
 
     Raises:
-        SpecdecError: no such head, broken files, or a target of another shape.
+        SpecdecError: the folder has no head, its files are broken, or the target has another shape.
     """
     if not hasattr(target, "get_output_embeddings"):
         raise SpecdecError(f"target={target!r:.80}: takes a transformers causal LM, as pair.target")
@@ -534,7 +536,9 @@ def load_head(
     head: Head = FeatureHead(config) if config.kind == "feature" else ParallelHead(config)
     try:
         head.load_state_dict(load_file(Path(folder) / "model.safetensors"))
-    except Exception as error:  # a missing file, a broken one, other shapes: each its own exception
+    except (
+        Exception
+    ) as error:  # missing file, broken file, other shapes: each raises its own exception
         raise SpecdecError(f"{role}: cannot be loaded: {one_line(error)}") from error
     head = head.to(device=target.device, dtype=target.dtype).requires_grad_(False)
     if target.device.type == "cpu":

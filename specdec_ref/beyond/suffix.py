@@ -1,12 +1,13 @@
-"""Suffix decoding: a drafter without a model, which counts what followed a suffix of the text.
+"""Suffix decoding: a drafter without a model, which counts the tokens that followed a suffix.
 
-`PromptLookupDrafter` copies what followed the last place where the text ended like this.
-`SuffixDrafter` counts what followed every such place, also in earlier texts. So it can choose the
-most frequent continuation, estimate how likely it is, and stop where the estimate is low.
+`PromptLookupDrafter` copies the tokens after the latest earlier occurrence of the text's last
+tokens. `SuffixDrafter` counts the tokens after all earlier occurrences, including those in earlier
+texts. So it can choose the most frequent continuation, estimate its probability, and stop if the
+estimate is low.
 
-Oliaro et al. 2024 (arXiv 2411.04975); 'suffix' in vLLM. The paper keeps a tree for each request and
-one for earlier outputs, and proposes a tree of tokens. Here one table holds all texts, and a
-proposal is a chain.
+Oliaro et al. 2024 (arXiv 2411.04975); 'suffix' in vLLM. The paper has one tree per request and one
+for earlier outputs, and proposes a tree of tokens. Here one table holds all texts, and a proposal
+is a chain.
 """
 
 from collections import deque
@@ -20,8 +21,8 @@ from specdec_ref.sampling import Randomness, Sampling
 class SuffixCounts:
     """How often each token followed each sequence of 1 … max_length tokens, in a set of texts.
 
-    This is a suffix tree of that depth, stored by path: a sequence is the path from the root to a
-    node, and its counts are those of the node's children.
+    This is a suffix tree of depth max_length, stored by path. A sequence is the path from the root
+    to a node, and its counts are the counts of the node's children.
 
     Args:
         max_length: tokens of the longest sequence.
@@ -32,13 +33,13 @@ class SuffixCounts:
         self._counts: dict[tuple[int, ...], dict[int, int]] = {}
 
     def add(self, text: Sequence[int], start: int = 0) -> None:
-        """Count the tokens of `text` from index `start` on; those before were counted already."""
+        """Count the tokens of `text` from index `start` on. Earlier tokens were counted before."""
         for sequence, token in self._occurrences(text, start):
             followers = self._counts.setdefault(sequence, {})
-            followers[token] = followers.pop(token, 0) + 1  # moves to the end: the latest is last
+            followers[token] = followers.pop(token, 0) + 1  # moves to the end, as the latest
 
     def remove(self, text: Sequence[int]) -> None:
-        """Take back the counts of a text that was added."""
+        """Remove the counts of a text that was added."""
         for sequence, token in self._occurrences(text, 0):
             followers = self._counts[sequence]
             followers[token] -= 1
@@ -51,7 +52,7 @@ class SuffixCounts:
         """Counts of the tokens that followed the longest suffix of `text` that occurred before.
 
         Returns:
-            By token, the latest last; empty where not even the last token occurred before.
+            Counts by token, the latest token last. Empty if the last token did not occur before.
         """
         for length in range(min(self.max_length, len(text)), 0, -1):
             followers = self._counts.get(tuple(text[-length:]))
@@ -73,29 +74,31 @@ class SuffixCounts:
 
 
 class SuffixDrafter:
-    """Proposes the most frequent continuation of the text. Needs no model; a point mass.
+    """Proposes the most frequent continuation of the text. It needs no model, and its proposals are
+    point masses.
 
-    Token by token, it looks for the longest suffix of the text (and of what it has proposed) that
-    occurred before, and proposes the token that followed it most often; of equals the latest. The
-    probability of the proposal is estimated as the product of these tokens' relative frequencies.
-    The proposal ends before the estimate would fall below `min_probability`.
+    For each token it looks for the longest suffix of the text and the tokens proposed so far that
+    occurred before. It proposes the token that followed this suffix most often, and of equally
+    frequent tokens the latest. The probability of the proposal is estimated as the product of these
+    tokens' relative frequencies. The proposal ends before the estimate falls below
+    `min_probability`.
 
-    It searches the texts of all rows, prompt and output, and earlier texts. A drafter that is used
-    for one generation after the other remembers them; a new drafter has forgotten them all. When
-    the earlier texts together hold more than `memory` tokens, the oldest of them is forgotten as a
-    whole. The tokens of a row's last round are not remembered, since no drafter receives them.
+    It searches the texts of all rows (prompt and output) and earlier texts. A drafter remembers
+    the texts of all generations that it was used for. When the earlier texts together have more
+    than `memory` tokens, the oldest text is forgotten as a whole. The tokens of a row's last round
+    are not remembered, since drafters do not receive them.
 
-    What other texts contain changes the speed of a generation, never its distribution. A seed gives
-    the same tokens again only with the same memory.
+    The remembered texts change the speed of a generation, never its distribution. A seed gives the
+    same tokens again only with the same memory.
 
     Args:
         max_match: tokens of the longest suffix to look for.
         min_probability: the smallest estimated probability of a proposal; 0 never stops.
-        memory: tokens of earlier texts to remember, ≥ 0. One takes some 2 KiB at the default
+        memory: tokens of earlier texts to remember, ≥ 0. A token takes about 2 KiB at the default
             `max_match`.
 
     Raises:
-        SpecdecError: arguments that it cannot use.
+        SpecdecError: an argument is out of range.
     """
 
     def __init__(self, max_match: int = 8, min_probability: float = 0.3, memory: int = 10_000):
@@ -128,7 +131,7 @@ class SuffixDrafter:
         """Add token ids to the earlier texts, for instance those of a file that is to be edited.
 
         Raises:
-            SpecdecError: they are no token ids.
+            SpecdecError: `text` is not a list of token ids.
         """
         listed = isinstance(text, Sequence) and not isinstance(text, str)
         if not listed or not all(is_whole(token) and token >= 0 for token in text):
@@ -147,7 +150,7 @@ class SuffixDrafter:
         return point_masses([self._continuation(sequence, k) for sequence in sequences])
 
     def _continuation(self, sequence: list[int], k: int) -> list[int]:
-        """At most k tokens, the most likely after `sequence` by the counts."""
+        """At most k tokens, the most frequent continuation of `sequence`."""
         text = sequence[-self.max_match :]
         proposed: list[int] = []
         probability = 1.0

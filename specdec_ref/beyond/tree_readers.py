@@ -1,9 +1,9 @@
-"""What a tree is drafted from: a draft model, a feature head or a parallel head.
+"""Readers let a draft model, a feature head or a parallel head draft a tree.
 
-A reader reads the texts, then the tree that follows each of them, one level at a time. It returns
-the draft's scores after each node, from which `trees` chooses the next level. After a round it
-reads the accepted tokens once more, in the same step as the newest token: a step of a few tokens
-takes hardly longer than a step of one, and nothing has to be remembered of the tree.
+A reader reads the texts, then the tree after each text, one level at a time. It returns the draft's
+logits after each node, from which `trees` chooses the next level. After a round it reads the
+accepted tokens again, in the same step as the newest token. A step of a few tokens takes hardly
+longer than a step of one, and the tree need not be kept.
 """
 
 from typing import Protocol
@@ -17,7 +17,7 @@ from specdec_ref.errors import SpecdecError
 from specdec_ref.models import LanguageModel, TreeModel, tree_model
 
 TreeSource = LanguageModel | HeadDrafter | ParallelHeadDrafter
-"""What a tree can be drafted from. A `LanguageModel` has to score trees (`TreeModel`)."""
+"""Models and heads that can draft a tree. A `LanguageModel` has to score trees (`TreeModel`)."""
 
 
 class TreeReader(Protocol):
@@ -42,7 +42,7 @@ class TreeReader(Protocol):
         ...
 
     def after_text(self, sequences: list[list[int]]) -> Tensor:
-        """Read what is new of each text. Returns the logits after its last token, [B, 1, V]."""
+        """Read the new tokens of each text. Returns the logits after its last token, [B, 1, V]."""
         ...
 
     def after_level(self, tokens: Tensor, parents: Tensor) -> Tensor:
@@ -66,11 +66,11 @@ def tree_reader(source: TreeSource, depth: int) -> TreeReader:
     """The reader for a draft model or head.
 
     Args:
-        source: what drafts.
+        source: the draft model or head.
         depth: levels of the trees.
 
     Raises:
-        SpecdecError: the source cannot score trees, or none so deep.
+        SpecdecError: the source cannot score trees of this depth.
     """
     if isinstance(source, HeadDrafter):
         return HeadReader(source)
@@ -80,13 +80,13 @@ def tree_reader(source: TreeSource, depth: int) -> TreeReader:
 
 
 class ModelReader:
-    """A draft model that reads texts, and appends one level of a tree after the other to its cache.
+    """A draft model that reads texts, and appends a tree to its cache one level at a time.
 
     Args:
         model: the draft.
         depth: levels of the trees. A round adds at most depth + 1 tokens to a text, so the last
-            depth + 1 tokens are read each time. All these steps have one shape, and can be
-            recorded once (see `fast`).
+            depth + 1 tokens are read each time. All these steps have one shape, so a single
+            recording serves them (see `fast`).
     """
 
     def __init__(self, model: TreeModel, depth: int):
@@ -129,10 +129,10 @@ class ModelReader:
 
 
 class HeadReader:
-    """A feature head. It reads a node with its own output at the node's parent, which takes the
-    place of the target's features.
+    """A feature head. At a node it reads its own output at the parent, in place of the target's
+    features.
 
-    drafter: holds the head, its cache and the target.
+    drafter: the drafter with the head, its cache and the target.
     """
 
     def __init__(self, drafter: HeadDrafter):
@@ -159,15 +159,15 @@ class HeadReader:
 
 
 class ParallelHeadReader:
-    """A parallel head. It drafts each position without knowing the tokens drafted before it, so the
-    scores are the same after all nodes of a level.
+    """A parallel head. Its logits for a position do not depend on the tokens drafted before it, so
+    they are the same after all nodes of a level.
 
     Args:
-        drafter: holds the head and the target.
+        drafter: the drafter with the head and the target.
         depth: levels of the trees.
 
     Raises:
-        SpecdecError: the head drafts fewer tokens in one pass.
+        SpecdecError: the head drafts fewer than `depth` tokens in one pass.
     """
 
     def __init__(self, drafter: ParallelHeadDrafter, depth: int):

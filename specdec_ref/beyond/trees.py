@@ -1,10 +1,10 @@
 """Several candidates for a position: the draft is a tree of tokens.
 
-A chain ends at its first rejection. In a tree the next sibling is tried, by the same rule as
-always: a token that was sampled from q is accepted with probability min(1, p/q), and after a
-rejection the residual max(0, p − q) takes the place of p. So every sibling needs the q that it was
-sampled from, given the siblings before it, and nothing else. The schemes differ in that q alone,
-and `verify_tree` need not know which one was used.
+A chain ends at its first rejection. In a tree the next sibling is tried, by the same rule: a token
+that was sampled from q is accepted with probability min(1, p/q), and after a rejection the residual
+max(0, p − q) takes the place of p. So each sibling only needs the q that it was sampled from, given
+the siblings before it. The schemes below differ only in this q, and `verify_tree` does not depend
+on the scheme.
 """
 
 from collections.abc import Sequence
@@ -23,31 +23,31 @@ from specdec_ref.sampling import Randomness, Sampling
 SCHEMES = "iid", "without replacement", "top-k"
 """How the siblings of a node are chosen, and the q of each:
 
-- 'iid': independent samples from the draft's distribution, which is the q of each. A token that is
-  sampled twice is two siblings (SpecInfer, arXiv 2305.09781).
-- 'without replacement': one sample after the other. The q of each is the draft's distribution
-  without the tokens sampled before, normalized again.
-- 'top-k': the most likely tokens of the draft. Nothing is random about them, so each is a point
-  mass, q = 1 (EAGLE-2, arXiv 2406.16858).
+- 'iid': independent samples. The q of each is the draft's distribution. A token that is sampled
+  twice gives two siblings (SpecInfer, arXiv 2305.09781).
+- 'without replacement': successive samples. The q of each is the draft's distribution without the
+  tokens sampled before, normalized again.
+- 'top-k': the draft's most likely tokens. They are deterministic, so each is a point mass, q = 1
+  (EAGLE-2, arXiv 2406.16858).
 """
 
 
 class TreeDrafter:
-    """Proposes a tree of tokens from a draft model or a head, with the same number of siblings
-    everywhere on a level.
+    """Proposes a tree of tokens from a draft model or a head, with a fixed number of siblings on
+    each level.
 
-    The k of a round limits the depth of the tree. At temperature 0 samples are all alike, so only
-    'top-k' proposes different siblings there.
+    The k of a round limits the depth of the tree. At temperature 0 all samples are the same token,
+    so only 'top-k' proposes different siblings.
 
     Args:
         model: the draft, a `LanguageModel` that can score trees (`TreeModel`), or a head, as
             `load_head` returns it.
-        branching: the number of siblings on each level: (3, 2, 1) proposes three tokens, two after
-            each of these, and one after each of those, 15 nodes in all.
+        branching: the number of siblings on each level. (3, 2, 1) proposes three tokens, two after
+            each of the three, and one after each of the six: 15 nodes in all.
         scheme: one of `SCHEMES`.
 
     Raises:
-        SpecdecError: arguments that it cannot use.
+        SpecdecError: an argument is out of range or of the wrong type.
     """
 
     def __init__(
@@ -125,12 +125,12 @@ class TreeDrafter:
 
 
 class BestFirstDrafter:
-    """Proposes the tree of the most probable continuations by a draft, as point masses.
+    """Proposes the tree of a draft's most probable continuations, as point masses.
 
-    On each level the `width` most probable nodes get their `width` most likely tokens. Of all these
-    the `nodes` most probable are proposed. No node is more probable than the one that it follows,
-    so they form a tree. The k of a round limits its depth. Li et al. 2024 (EAGLE-2, arXiv
-    2406.16858).
+    On each level, the `width` most probable nodes are continued by their `width` most likely
+    tokens. Of all these nodes, the `nodes` most probable are proposed. They form a tree, since no
+    node is more probable than its parent. The k of a round limits the depth. Li et al. 2024
+    (EAGLE-2, arXiv 2406.16858).
 
     Args:
         model: the draft, as in `TreeDrafter`.
@@ -139,7 +139,7 @@ class BestFirstDrafter:
         width: how many nodes of a level are continued, and by how many tokens.
 
     Raises:
-        SpecdecError: arguments that it cannot use.
+        SpecdecError: an argument is out of range or of the wrong type.
     """
 
     def __init__(self, model: TreeSource, nodes: int = 10, depth: int = 4, width: int = 4):
@@ -176,7 +176,7 @@ class BestFirstDrafter:
         if k == 0:
             return empty_draft(len(sequences), self._reader.device)
         logits = self._reader.after_text(sequences)
-        # The nodes so far, and those of the last level that are continued: at first the text.
+        # All nodes so far, and the nodes of the last level that are continued; at first, the text.
         tokens = torch.empty(len(sequences), 0, dtype=torch.int64, device=logits.device)
         parents, log_p = tokens, tokens.to(logits)
         level = _for_rows([-1], sequences).to(logits.device)
@@ -198,7 +198,7 @@ class BestFirstDrafter:
             read_parents = torch.cat([read_parents, first_parent + best // self.width], 1)
             level, log_p_level = first + best, added.gather(1, best)
         self._reader.forget_tree()
-        # 3. Of all nodes the most probable are proposed, and numbered anew.
+        # 3. The most probable of all nodes are proposed. They get new indices.
         best = most_probable(log_p, self.nodes)
         parents = parents.gather(1, best)
         numbers = torch.searchsorted(best, parents)
@@ -207,7 +207,7 @@ class BestFirstDrafter:
 
 
 def most_probable(log_p: Tensor, count: int) -> Tensor:
-    """The indices of the largest entries of each row in rising order; of equal ones, the first.
+    """The indices of each row's largest entries, in rising order. Of equal entries, the first.
 
     [B, m] → [B, min(count, m)] int64.
     """
@@ -216,13 +216,13 @@ def most_probable(log_p: Tensor, count: int) -> Tensor:
 
 
 def tree_draft(tokens: Tensor, parents: Tensor, q: Tensor | None) -> Draft:
-    """A `Draft` of a tree, with the decision that suits it.
+    """A `Draft` of a tree, with the verification rule for trees.
 
     Args:
         tokens: [B, n] int64.
         parents: [B, n] int64 on the host.
-        q: [B, n, V], what each token was sampled from, given the siblings before it; None for point
-            masses.
+        q: [B, n, V], the distribution that each token was sampled from, given the siblings before
+            it; None for point masses.
     """
     return Draft(tokens, q, parents=parents, verify=partial(verify_tree, parents=parents))
 
@@ -238,7 +238,7 @@ def _checked_branching(branching: Sequence[int]) -> tuple[int, ...]:
 
 
 def _check_size(branching: tuple[int, ...], reader: TreeReader) -> None:
-    """Raise SpecdecError for a tree that is too large for what drafts it."""
+    """Raise SpecdecError for a tree that is too large for its draft."""
     if max(branching) > reader.vocab_size:
         raise SpecdecError(
             f"branching={branching!r:.80}: has {max(branching)} siblings on a level; "
@@ -258,7 +258,7 @@ def _for_rows(parents: list[int], sequences: list[list[int]]) -> Tensor:
 
 
 def without(q: Tensor, token: Tensor) -> Tensor:
-    """q without a token, normalized again; q itself where nothing else is left.
+    """q without a token, normalized again; q itself if the token has all of its mass.
 
     Args:
         q: [..., V].
@@ -277,16 +277,16 @@ def verify_tree(
 ) -> Verdict:
     """Walk from the text along accepted nodes, then sample one more token.
 
-    At each node its children are tried in order. Each is accepted with probability min(1, p/q);
-    after each rejection p becomes the residual. When all of them are rejected, the next token is
-    sampled from what p became. After a node without children it is sampled from p: the bonus token.
-    A chain is the tree in which every node has one child. Miao et al. 2023 (SpecInfer, arXiv
-    2305.09781).
+    The children of a node are tried in order. Each is accepted with probability min(1, p/q), and
+    after each rejection the residual takes the place of p. If all children are rejected, the next
+    token is sampled from the last residual. After a node without children, it is sampled from p
+    (the bonus token). A chain is the tree in which every node has one child. Miao et al. 2023
+    (SpecInfer, arXiv 2305.09781).
 
     Args:
         p: [B, n + 1, V], the target's distribution after the text and after each node.
-        q: [B, n, V], what each token was sampled from, given the siblings before it: one-hot for a
-            deterministic draft, zero for 'not drafted'.
+        q: [B, n, V], the distribution that each token was sampled from, given the siblings before
+            it: one-hot for a deterministic draft, zeros where no token was drafted.
         drafted: [B, n] int64.
         randomness: decides and samples.
         parents: [B, n] int64, the node that each node follows, −1 for the text; parents come first.
@@ -308,12 +308,12 @@ def verify_tree(
     rows = torch.arange(batch, device=p.device)
     path = torch.zeros(batch, n, dtype=torch.bool, device=p.device)
     last = torch.full((batch,), -1, device=p.device)  # the last accepted node, or the text
-    remaining = p[:, 0]  # what the token after it still has to be sampled from
+    remaining = p[:, 0]  # the distribution of the token after it, given the rejections so far
     for i in range(n):
         # Once a sibling is accepted, those after it no longer follow the last accepted node.
         tried = parents[:, i] == last
         if p.device.type == "cpu" and not tried.any():
-            continue  # a GPU goes through all nodes, since the host would have to wait for `tried`
+            continue  # not on a GPU, where reading `tried` would make the host wait
         token = drafted[:, i]
         ratio = acceptance_probability(remaining[rows, token], q[rows, i, token])
         accepted = randomness.accept(torch.where(tried, ratio, 0))

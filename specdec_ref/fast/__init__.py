@@ -1,6 +1,5 @@
-"""What makes a step quick and is no part of the method: recorded steps, packed weights, CUDA
-graphs.
+"""Faster steps: recorded steps, packed weights and CUDA graphs. None of them is part of the method.
 
-`steps.choose_runner` is the one door. Without this folder everything would still be right, and
+`steps.choose_runner` is the entry point. Without this folder all results would be the same, and
 slower.
 """

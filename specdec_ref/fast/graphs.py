@@ -2,9 +2,9 @@
 
 A step of a small draft is hundreds of short kernels, and Python launches them more slowly than a
 GPU runs them. A graph launches them all at once, but reads and writes fixed addresses. So it
-belongs to a `Workspace`: the slots of a cache, and the steps captured over them, which outlive one
-generation and serve the next of the same size. On a CPU there is nothing to capture: there a
-workspace runs the same step on the same buffers, which is how tests without a GPU use it.
+belongs to a `Workspace`: the slots of a cache, and the steps captured over them. A workspace
+outlives a generation, and serves the next one of the same size. On a CPU nothing is captured. There
+a workspace runs the same step on the same buffers, so that tests need no GPU.
 """
 
 import warnings
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from specdec_ref.cache import FixedSlots, RewindableCache
 
 USES_BEFORE_CAPTURE = 3
-"""How often a shape runs plainly before it is captured."""
+"""Uncaptured runs of a shape before it is captured."""
 
 IDLE_WORKSPACES = 3
-"""Workspaces of one model that are kept when nobody uses them. Each holds the memory of a cache."""
+"""Unused workspaces that are kept for each model. Each holds the memory of a cache."""
 
 WARM_UP_RUNS = 3
-"""Runs before a capture, in which libraries set themselves up: no graph can hold that."""
+"""Runs before a capture, in which libraries initialize themselves. A graph cannot record that."""
 
 Forward = Callable[[Any, Tensor, Tensor, tuple[Tensor, ...]], Tensor]
 """(cache, tokens [B, n], positions, masks) → logits [B, n, V], at addresses that do not change."""
@@ -61,8 +61,8 @@ class Workspace:
 
 
 class CapturedStep:
-    """One step over buffers of its own and the slots of a workspace. It holds neither the cache nor
-    the model."""
+    """One step, over its own buffers and the slots of a workspace. It holds no reference to the
+    cache or the model."""
 
     def __init__(
         self, forward: Forward, cache: RewindableCache, tokens: Tensor, masks: tuple[Tensor, ...]
@@ -114,8 +114,8 @@ def step_in_workspace(
     masks: tuple[Tensor, ...],
     compiled: bool = False,
 ) -> Tensor | None:
-    """Replay the step of this shape, or capture it when it comes often. None where there is nothing
-    to replay.
+    """Replay the step of this shape, or capture it once it has occurred often. Returns None if the
+    step has to run uncaptured.
 
     compiled: compile the forward pass before it is captured.
     """
@@ -131,7 +131,7 @@ def step_in_workspace(
             forward = torch.compile(forward, dynamic=False)
         try:
             workspace.captured[shape] = CapturedStep(forward, cache, tokens, masks)
-        except Exception as error:  # whatever a model does that a graph cannot hold
+        except Exception as error:  # a model may do many things that a graph cannot record
             _refused[model] = " ".join(str(error).split())[:200]
             reason = f"steps of {type(model).__name__} cannot be captured ({_refused[model]})"
             warnings.warn(f"{reason}; they run one kernel after the other", stacklevel=2)
@@ -145,10 +145,10 @@ def step_in_workspace(
 
 @torch.inference_mode()
 def workspace_for(model: nn.Module, cache: RewindableCache) -> Workspace:
-    """A workspace for this cache: a free one of its size, zeroed, where the cache is empty; else a
-    new one.
+    """A workspace for this cache.
 
-    A cache that has grown keeps its slots. An empty cache takes over those of the workspace.
+    An empty cache gets a free workspace of its size, if there is one, and takes over its slots,
+    which are set to zero. Otherwise a new workspace takes the slots of the cache.
     """
     workspaces = _workspaces.setdefault(model, [])
     size = cache.batch, cache.allocated
@@ -175,6 +175,6 @@ def workspace_for(model: nn.Module, cache: RewindableCache) -> Workspace:
 
 
 def forget_workspaces(model: nn.Module) -> None:
-    """Give up what was captured of a model, and that it could not be captured."""
+    """Discard the captured steps of a model. If a capture has failed, it may be tried again."""
     _workspaces.pop(model, None)
     _refused.pop(model, None)

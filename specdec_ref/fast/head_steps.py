@@ -1,4 +1,4 @@
-"""Steps of a feature head, recorded on a CPU as those of a model are (see `trace`)."""
+"""Steps of a feature head, recorded on a CPU like the steps of a model (see `trace`)."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from specdec_ref.fast.trace import model_state, packed_weights, replay
 
 
 class PlainHeadSteps:
-    """One operation after the other.
+    """Runs the steps of a head without recording.
 
     Args:
         head: a `FeatureHead`.
@@ -22,7 +22,7 @@ class PlainHeadSteps:
     def hidden(
         self, states: Tensor, tokens: Tensor, mask: Tensor, cache: RewindableCache
     ) -> Tensor:
-        """The layer's output, as in `FeatureHead.forward`, where the cache has made room."""
+        """The layer's output, as in `FeatureHead.forward`. Call `advance` of the cache before."""
         output: Tensor = self.head(states, tokens, cache.positions, mask, cache)
         return output
 
@@ -33,7 +33,7 @@ class PlainHeadSteps:
 
 
 class RecordedHeadSteps(PlainHeadSteps):
-    """Records a step when its shape comes often, and replays it."""
+    """Records a step once its shape has occurred often, then replays it."""
 
     def __init__(self, head: Any):
         super().__init__(head)
@@ -53,9 +53,9 @@ class RecordedHeadSteps(PlainHeadSteps):
             slot_mapping: Tensor,
             mask: Tensor,
             rows: Tensor,
-            *others: Tensor,
+            *keys_values_weights: Tensor,
         ) -> Tensor:
-            keys, values, *packed = others
+            keys, values, *packed = keys_values_weights
             slots = FixedSlots({0: (keys, values)}, slot_mapping, rows)
             with Packed(tuple(packed), places):
                 output: Tensor = self.head(states, tokens, positions, mask, slots)

@@ -1,9 +1,9 @@
-"""The weights of a model once more, laid out by oneDNN for products with a few rows at a time.
+"""A second copy of a model's weights, laid out by oneDNN for products with a few rows.
 
-On a CPU PyTorch's usual product of five rows with a matrix takes up to one and a half times as long
-as that of one row, and most of what drafting gains is lost there. With packed weights it takes
-hardly longer. Layers that read the same input (queries, keys and values; both halves of a gated
-MLP) are packed as one matrix. The model itself stays as it is.
+On a CPU, PyTorch's usual product of five rows with a matrix takes up to 1.5 times as long as the
+product of one row. That loses most of the gain of drafting. With packed weights it takes hardly
+longer. Layers with the same input (queries, keys and values; both halves of a gated MLP) are packed
+as one matrix. The model itself does not change.
 """
 
 import functools
@@ -17,22 +17,21 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 ROWS = 5
-"""Rows that weights are laid out for. The layout is as good for 1 to 9, and no worse than plain
-weights for more."""
+"""The number of rows that the layout is made for. It is as good for 1 to 9 rows, and no worse than
+plain weights for more."""
 
 SAME_INPUT = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 """Linear layers of one module that the plain families (see `trace`) feed with the same tensor."""
 
 Places = dict[int, tuple[int, slice | None]]
-"""By id of a layer's weight: which of the packed matrices holds it, and its own outputs there
+"""By the id of a layer's weight: the index of the packed matrix, and the layer's outputs in it
 (None: all)."""
 Packing = tuple[tuple[Tensor, ...], Places]
 NOTHING: Packing = (), {}
 
 
 def pack(model: nn.Module) -> Packing:
-    """Pack the linear layers of a model that are in float32. Nothing is packed where this PyTorch
-    cannot do it."""
+    """Pack the float32 linear layers of a model, or nothing if this PyTorch does not support it."""
     weights: list[Tensor] = []
     places: Places = {}
     for layers in _groups(model) if packed_product() else ():
@@ -46,7 +45,7 @@ def pack(model: nn.Module) -> Packing:
 
 
 def _groups(model: nn.Module) -> Iterator[list[nn.Linear]]:
-    """Every linear layer in float32 once, those that read the same input together."""
+    """All float32 linear layers, grouped by their input."""
     seen: set[nn.Module] = set()
     for module in model.modules():
         for names in SAME_INPUT:
@@ -58,17 +57,17 @@ def _groups(model: nn.Module) -> Iterator[list[nn.Linear]]:
 
 
 def packable(module: Any) -> TypeGuard[nn.Linear]:
-    """Whether that is a layer that `pack` packs."""
+    """Whether `pack` packs this module."""
     return type(module) is nn.Linear and module.weight.dtype == torch.float32
 
 
 @functools.cache
 def packed_product() -> Any:
-    """hidden [..., in], packed weight → [..., out], by operators that torch.compile uses and that
-    have no other name.
+    """A function (hidden [..., in], packed weight) → [..., out].
 
-    Scripted, since the tracer cannot hold one of the arguments. None where they are missing or do
-    something else.
+    It calls internal operators of torch.compile, which have no public name. It is scripted, since
+    the tracer cannot record one of the arguments. None if the operators are missing or give other
+    results.
     """
     call = 'torch.ops.mkldnn._linear_pointwise(hidden, weight, None, "none", [], "")'
     script = f"def product(hidden: Tensor, weight: Tensor) -> Tensor:\n    return {call}\n"
@@ -87,7 +86,7 @@ def packed_product() -> Any:
 
 
 class Packed(TorchFunctionMode):
-    """While it lasts, linear layers multiply by their packed weight: the same sums in another
+    """A context in which linear layers multiply by their packed weight: the same sums in another
     order."""
 
     def __init__(self, weights: tuple[Tensor, ...], places: Places):

@@ -1,5 +1,4 @@
-"""How the steps of a model are run: one operation after the other, recorded on a CPU, or captured
-as CUDA graphs."""
+"""Ways to run the steps of a model: plainly, recorded on a CPU, or captured as CUDA graphs."""
 
 import warnings
 from collections.abc import Callable
@@ -14,12 +13,18 @@ from specdec_ref.fast.graphs import forget_workspaces, step_in_workspace, worksp
 from specdec_ref.fast.trace import is_plain, model_state, recorded_step, untouched
 
 STEPS = "auto", "plain", "recorded", "graphs", "compiled"
-"""Ways to run steps: as suits the device; one operation after the other; recorded on a CPU (see
-`trace`); captured as CUDA graphs; compiled, then captured."""
+"""Ways to run steps.
+
+- 'auto': the best for the device.
+- 'plain': one operation after the other.
+- 'recorded': recorded and replayed on a CPU (see `trace`).
+- 'graphs': captured as CUDA graphs.
+- 'compiled': compiled, then captured.
+"""
 
 CAPACITY_STEP = 256
-"""A captured step belongs to one size of cache, so capacities are rounded up to multiples of this
-to be used again."""
+"""Cache capacities are rounded up to a multiple of this, so that captured steps can be reused. Each
+belongs to one size of cache."""
 
 Forward = Callable[[Any, Tensor, Tensor, tuple[Tensor, ...]], Tensor]
 """(cache, tokens [B, n], positions, masks) → logits [B, n, V]."""
@@ -28,14 +33,14 @@ _chosen: "WeakKeyDictionary[nn.Module, str]" = WeakKeyDictionary()
 
 
 def choose_steps(model: nn.Module, steps: str) -> None:
-    """Run this model's steps that way from now on.
+    """Choose how this model's steps are run from now on.
 
     Args:
         model: a transformers model.
         steps: one of `STEPS`. 'plain' gives transformers' own numbers to the last bit.
 
     Raises:
-        SpecdecError: for another word.
+        SpecdecError: `steps` is not one of `STEPS`.
     """
     if steps not in STEPS:
         raise SpecdecError(f"steps={steps!r:.80}: takes one of {', '.join(STEPS)}")
@@ -44,8 +49,7 @@ def choose_steps(model: nn.Module, steps: str) -> None:
 
 
 def steps_of(model: nn.Module) -> str:
-    """How this model's steps are run: what was chosen, else 'graphs' on CUDA and 'recorded'
-    elsewhere."""
+    """How this model's steps are run: as chosen, else 'graphs' on CUDA and 'recorded' elsewhere."""
     steps = _chosen.get(model, "auto")
     if steps != "auto":
         return steps
@@ -54,8 +58,8 @@ def steps_of(model: nn.Module) -> str:
 
 
 class Runner(Protocol):
-    """Runs the steps of one generation over one cache. It does not hold the forward pass, which
-    holds it."""
+    """Runs the steps of one generation over one cache. The forward pass is passed to each step, to
+    avoid a reference cycle."""
 
     def step(self, forward: Forward, tokens: Tensor, masks: tuple[Tensor, ...]) -> Tensor:
         """Logits [B, n, V] after each of tokens [B, n], a chain or a tree for which the cache has
@@ -72,8 +76,8 @@ class Runner(Protocol):
 def choose_runner(
     model: nn.Module, cache: RewindableCache, steps: str, feature_layers: tuple[int, ...] = ()
 ) -> Runner:
-    """The runner for `steps`, one of `STEPS`, or the plain one where the model or the device cannot
-    do better. Steps that keep features are not captured: a captured step serves every cache of its
+    """The runner for `steps`, one of `STEPS`; a plain one if the model or device does not support
+    it. Steps that store features are not captured, since a captured step serves every cache of its
     size."""
     if cache.capacity == 0:
         return PlainRunner(cache)
@@ -83,15 +87,14 @@ def choose_runner(
         if untouched(model):
             return CapturingRunner(cache, model, compiled=steps == "compiled")
         warnings.warn(
-            "the model has hooks, which no graph sees: its steps run one kernel by one",
+            "the model has hooks, which no graph records: its steps run one kernel after the other",
             stacklevel=3,
         )
     return PlainRunner(cache)
 
 
 def rounded_capacity(capacity: int, context: int, steps: str) -> int:
-    """The capacity in tokens of a cache for these steps: more than was asked for where that lets
-    graphs be reused."""
+    """The capacity of a cache for these steps, in tokens: rounded up if graphs can be reused."""
     if steps not in ("graphs", "compiled"):
         return capacity
     rounded = -(-capacity // CAPACITY_STEP) * CAPACITY_STEP
@@ -99,7 +102,7 @@ def rounded_capacity(capacity: int, context: int, steps: str) -> int:
 
 
 class PlainRunner:
-    """One operation after the other."""
+    """Runs one operation after the other."""
 
     def __init__(self, cache: RewindableCache):
         self.cache = cache
@@ -109,7 +112,7 @@ class PlainRunner:
 
 
 class RecordingRunner(PlainRunner):
-    """Records a step when its shape comes often, and replays it (see `trace`)."""
+    """Records a step once its shape has occurred often, then replays it (see `trace`)."""
 
     def __init__(
         self, cache: RewindableCache, model: nn.Module, feature_layers: tuple[int, ...] = ()
@@ -128,7 +131,7 @@ class RecordingRunner(PlainRunner):
 
 
 class CapturingRunner(PlainRunner):
-    """Captures a step when its shape comes often, and replays the graph (see `graphs`)."""
+    """Captures a step once its shape has occurred often, then replays the graph (see `graphs`)."""
 
     def __init__(self, cache: RewindableCache, model: nn.Module, compiled: bool):
         super().__init__(cache)

@@ -1,11 +1,10 @@
-"""Steps recorded once and replayed: on a CPU, half the time of a small model's step is Python's own
+"""Steps recorded once and replayed. On a CPU, half of the time of a small model's step is Python
 overhead.
 
-A step of fixed shape does the same operations every time, so it is recorded by PyTorch's tracer
-when its shape has come often, and replayed from then on. In steps of a single sequence the linear
+A step of fixed shape runs the same operations every time. So PyTorch's tracer records it once its
+shape has occurred often, and it is replayed from then on. In steps of a single sequence the linear
 layers multiply by packed weights (see `packing`): the same sums in another order. Autoregressive
-steps and steps that score drafted tokens use the same weights, so that a speedup compares like with
-like.
+steps and steps that score drafted tokens use the same weights, so the speedup is a fair comparison.
 """
 
 import logging
@@ -23,12 +22,11 @@ from specdec_ref.cache import FixedSlots, RewindableCache, cache_argument, store
 from specdec_ref.fast.packing import NOTHING, Packed, Packing, Places, pack
 
 PLAIN_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-"""Model types whose forward pass is embedding, rotary positions, layers, norm and head, and nothing
-more."""
+"""Model types with a forward pass of only embedding, rotary positions, layers, norm and head."""
 
 USES_BEFORE_RECORDING = 12
-"""A record costs as much as some hundred steps, so shapes that only the last round of a text has
-are not worth one."""
+"""Plain runs of a shape before it is recorded. A recording costs as much as about a hundred steps,
+so rare shapes, as in the last round of a text, are not worth it."""
 
 Shape = tuple[object, ...]
 State = tuple[object, ...]
@@ -36,10 +34,13 @@ State = tuple[object, ...]
 
 @dataclass
 class Records:
-    """What is recorded of one model.
+    """The recordings of one model.
 
-    state: what `model_state` was when the weights were packed. packing: those weights. steps:
-    recorded steps by shape. uses: how often each shape was run before it was recorded.
+    Attributes:
+        state: the `model_state` when the weights were packed.
+        packing: the packed weights.
+        steps: recorded steps by shape.
+        uses: how often each shape was run before it was recorded.
     """
 
     state: State = ()
@@ -66,7 +67,7 @@ def layer_by_layer(
         model: a causal LM of one of `PLAIN_FAMILIES`.
         tokens, positions: [B, n].
         mask: additive, [B or 1, 1, n, W], or one for each kind of layer.
-        cache: what the layers write to; None for none.
+        cache: the cache that the layers write to; None for no cache.
         keep_logits: the number of last tokens to score; 0 scores all.
         feature_layers: layers whose hidden states the cache keeps as well (see `store_features`).
 
@@ -97,10 +98,10 @@ def layer_by_layer(
 
 
 def model_state(model: nn.Module) -> State:
-    """A value that changes where a module or parameter is replaced, moved, converted or written to.
+    """A value that changes if a module or parameter is replaced, moved, converted or written to.
 
-    Records and packed weights of another state are not used. (Writing through `.data` goes
-    unnoticed.)
+    Recordings and packed weights of another state are not used. (Writes through `.data` are not
+    detected.)
     """
     modules = [id(module) for module in model.modules()]
     parameters = list(model.parameters())
@@ -110,8 +111,8 @@ def model_state(model: nn.Module) -> State:
 
 
 def untouched(model: nn.Module) -> bool:
-    """Whether the model has no hooks and no patched `forward`, which `layer_by_layer` and replays
-    leave out."""
+    """Whether the model has no hooks and no patched `forward`. `layer_by_layer` and replays would
+    skip them."""
     return not any(
         "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
         for module in model.modules()
@@ -124,8 +125,7 @@ def is_plain(model: Any) -> bool:
 
 
 def takes_packed(batch: int) -> bool:
-    """Whether a step multiplies by packed weights. Several sequences gain hardly anything from
-    them."""
+    """Whether a step multiplies by packed weights. Batches of several sequences hardly gain."""
     return batch == 1
 
 
@@ -137,8 +137,8 @@ V]."""
 def step_of(
     model: nn.Module, num_weights: int, places: Places, feature_layers: tuple[int, ...] = ()
 ) -> Step:
-    """A step whose packed weights and cache come in as tensors: the weights, then keys and values
-    of every layer."""
+    """A step that takes its packed weights and cache as tensors: first the weights, then the keys
+    and values of every layer."""
 
     def step(
         tokens: Tensor,
@@ -146,9 +146,9 @@ def step_of(
         slot_mapping: Tensor,
         mask: Tensor,
         rows: Tensor,
-        *others: Tensor,
+        *weights_and_slots: Tensor,
     ) -> Tensor:
-        weights, slots = others[:num_weights], others[num_weights:]
+        weights, slots = weights_and_slots[:num_weights], weights_and_slots[num_weights:]
         layers = dict(enumerate(zip(slots[::2], slots[1::2], strict=True)))
         cache = FixedSlots(layers, slot_mapping, rows)
         with Packed(weights, places):
@@ -167,10 +167,10 @@ def step_of(
 def record(model: nn.Module, step: Step, inputs: tuple[Tensor, ...]) -> Step:
     """Record the operations of `step` on these inputs.
 
-    The weights become constants of the recording, without a copy. `torch.jit.trace` does the same,
-    but what it makes stays in the process for good, with a class for each module of the model: 70
-    MB for each shape of a step of 30 layers. This recording takes half of that, and is freed with
-    the last reference to it.
+    The weights become constants of the recording, without a copy. `torch.jit.trace` would do the
+    same, but its result is never freed, and has a class for each module of the model: 70 MB for
+    each shape of a step of 30 layers. This recording takes half of that, and is freed with the last
+    reference to it.
 
     Args:
         model: owns the weights that `step` uses.
@@ -182,7 +182,7 @@ def record(model: nn.Module, step: Step, inputs: tuple[Tensor, ...]) -> Step:
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        for parameter in trained:  # no constant may ask for a gradient
+        for parameter in trained:  # a constant must not require a gradient
             parameter.requires_grad_(False)
         with _without_warnings():
             graph, _ = torch._C._create_graph_by_tracing(
@@ -210,8 +210,8 @@ def recorded_step(
         state: what `model_state` returned when decoding began.
         tokens: [B, n].
         mask: additive, [B or 1, 1, n, W].
-        cache: has made room for the tokens, a chain or a tree. One record serves any number of
-            slots, and trees of any shape with so many nodes.
+        cache: the cache, after `advance` or `advance_tree` for the tokens. One recording serves any
+            number of slots, and trees of any shape with the same number of nodes.
         feature_layers: as in `layer_by_layer`.
 
     Returns:
@@ -226,7 +226,7 @@ def recorded_step(
 
 
 def packed_weights(model: nn.Module, state: State, batch: int) -> Packing:
-    """The packed weights of a model in this state; none where steps of so many rows take none."""
+    """The packed weights of a model in this state; `NOTHING` if steps of this batch use none."""
     if not takes_packed(batch):
         return NOTHING
     records = _records.setdefault(model, Records())
@@ -237,11 +237,11 @@ def packed_weights(model: nn.Module, state: State, batch: int) -> Packing:
 
 
 def replay(model: nn.Module, shape: Shape, step: Step, inputs: tuple[Tensor, ...]) -> Tensor:
-    """`step(*inputs)`, recorded when it comes often and replayed from then on.
+    """Compute `step(*inputs)`, recorded once it has occurred often and replayed from then on.
 
     Args:
-        model: whose step it is; the records live as long as it does.
-        shape: what tells this step from others of the model.
+        model: the model of the step. Its recordings are freed with it.
+        shape: a key that distinguishes this step from other steps of the model.
         step: takes `inputs`, and is the same function for the same shape.
         inputs: all tensors that change from step to step.
     """
@@ -258,7 +258,7 @@ def replay(model: nn.Module, shape: Shape, step: Step, inputs: tuple[Tensor, ...
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Without what tracing complains of: it reads every property of a model, and fixes Python
+    """Suppress the warnings of tracing, which reads every property of a model and fixes Python
     values by shape."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -143,7 +143,7 @@ def test_greedy_output_with_a_draft_model_is_that_of_transformers(
     assert least <= generation.acceptance_rate < most
 
 
-def test_a_text_that_is_not_greedy_is_told_apart(pair: sd.Pair, reference: "PreTrainedModel") -> None:
+def test_a_text_that_is_not_greedy_is_recognized(pair: sd.Pair, reference: "PreTrainedModel") -> None:
     """A wrong token is far beyond rounding: the least margin between two tokens of these texts is 0.003."""
     generation = sd.generate_speculative(pair, PROMPTS["a story"], k=0, max_new_tokens=16, sampling=sd.GREEDY)
     wrong = [*generation.tokens]

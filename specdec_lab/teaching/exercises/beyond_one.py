@@ -446,8 +446,8 @@ def distance(sampler: Callable[[Tensor, Tensor, Any], int], p: Any, q: Any) -> f
     """Exact total variation between the output of a sampler and p. p, q: [V], each sums to one."""
     target = torch.as_tensor(p, dtype=torch.float64)
     draft = torch.as_tensor(q, dtype=torch.float64)
-    found = distribution(lambda chance: [sampler(target, draft, chance)])
-    return sum(abs(found.get((x,), 0.0) - float(target[x])) for x in range(len(target))) / 2
+    sampled = distribution(lambda chance: [sampler(target, draft, chance)])
+    return sum(abs(sampled.get((x,), 0.0) - float(target[x])) for x in range(len(target))) / 2
 
 
 def counterexamples() -> dict[str, Any]:
@@ -461,31 +461,31 @@ LOSSLESS, LOSSY, MISSED, NO_COUNTEREXAMPLE = "lossless", "lossy", "called lossle
 
 def _first_wrong(function: Function, case: ExerciseCase) -> Any:
     """The first sampler with a wrong answer, and that answer; all answers if none is wrong."""
-    said = called(function)
-    if not isinstance(said, dict) or set(said) != set(SAMPLERS):
+    answer = called(function)
+    if not isinstance(answer, dict) or set(answer) != set(SAMPLERS):
         raise BadRequest(
-            f"counterexamples returns {shape_of(said)}; expected a dict with the keys {', '.join(SAMPLERS)}"
+            f"counterexamples returns {shape_of(answer)}; expected a dict with the keys {', '.join(SAMPLERS)}"
         )
-    judged = {}
+    results = {}
     for letter, sampler in SAMPLERS.items():
         truth = LOSSLESS if letter in "ADF" else LOSSY
-        found = _judged(letter, sampler, said[letter])
-        if found != truth:
-            return {letter: MISSED if found == LOSSLESS else NO_COUNTEREXAMPLE}
-        judged[letter] = found
-    return judged
+        examined = _judged(letter, sampler, answer[letter])
+        if examined != truth:
+            return {letter: MISSED if examined == LOSSLESS else NO_COUNTEREXAMPLE}
+        results[letter] = examined
+    return results
 
 
-def _judged(letter: str, sampler: Callable[[Tensor, Tensor, Any], int], said: Any) -> str:
+def _judged(letter: str, sampler: Callable[[Tensor, Tensor, Any], int], answer: Any) -> str:
     """Whether the answer calls a sampler lossless, or shows that it is lossy, or shows nothing."""
-    if said is None:
+    if answer is None:
         return LOSSLESS
-    if not isinstance(said, (tuple, list)) or len(said) != 2:
-        raise BadRequest(f"{letter} is {shown(said)}; expected None or a pair (p, q)")
+    if not isinstance(answer, (tuple, list)) or len(answer) != 2:
+        raise BadRequest(f"{letter} is {shown(answer)}; expected None or a pair (p, q)")
     try:
-        p, q = (torch.as_tensor(row, dtype=torch.float64) for row in said)
+        p, q = (torch.as_tensor(row, dtype=torch.float64) for row in answer)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise BadRequest(f"{letter}: p and q are {shown(said)}; expected two lists of probabilities") from error
+        raise BadRequest(f"{letter}: p and q are {shown(answer)}; expected two lists of probabilities") from error
     for name, row in (("p", p), ("q", q)):
         if row.ndim != 1 or len(row) != len(p) or not 2 <= len(row) <= 6:
             raise BadRequest(
@@ -499,8 +499,8 @@ def _judged(letter: str, sampler: Callable[[Tensor, Tensor, Any], int], said: An
 _PAIR = [0.5, 0.3, 0.2], [0.2, 0.3, 0.5]
 
 
-def _with(letter: str, said: Any) -> Function:
-    return lambda: counterexamples() | {letter: said}
+def _with(letter: str, answer: Any) -> Function:
+    return lambda: counterexamples() | {letter: answer}
 
 
 LOSSLESS_OR_NOT = Exercise(

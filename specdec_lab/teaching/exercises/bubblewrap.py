@@ -103,10 +103,10 @@ def _mounts(python: str, packages: dict[Path, Path], hidden: set[Path]) -> list[
     for folder in folders:
         options += ["--ro-bind", str(folder), str(folder)]
     options += ["--ro-bind", python, python, "--ro-bind", CPU_INFO, CPU_INFO]
-    others = {found for folder in folders for found in folder.glob("python3*/*-packages") if found.is_dir()}
-    others |= {found for folder in folders for found in folder.glob("*-packages") if found.is_dir()}
+    package_folders = {site for folder in folders for site in folder.glob("python3*/*-packages") if site.is_dir()}
+    package_folders |= {site for folder in folders for site in folder.glob("*-packages") if site.is_dir()}
     hidden = {path.resolve() for path in hidden}
-    covered = _covered({*hidden, *others}, folders)
+    covered = _covered({*hidden, *package_folders}, folders)
     for path in covered:
         options += ["--tmpfs", str(path)]
     for mount_point, source in packages.items():
@@ -155,18 +155,18 @@ def _packages() -> dict[Path, Path]:
 
 def _with_dependencies(names: Sequence[str]) -> list[importlib.metadata.Distribution]:
     """The installed distributions among these and all their requirements."""
-    found: dict[str, importlib.metadata.Distribution] = {}
+    distributions: dict[str, importlib.metadata.Distribution] = {}
     todo = list(names)
     while todo:
         name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
-        if name in found:
+        if name in distributions:
             continue
         try:
-            found[name] = importlib.metadata.distribution(name)
+            distributions[name] = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-        for requirement in found[name].requires or ():
+        for requirement in distributions[name].requires or ():
             project = re.match(r"[\w.-]+", requirement)
             if project is not None and "extra ==" not in requirement:
                 todo.append(project[0])
-    return list(found.values())
+    return list(distributions.values())

@@ -32,9 +32,9 @@ def _compiled(source: str, name: str) -> CodeType:
     return code
 
 
-def _sets_variable(found: re.Match[str]) -> str:
+def _sets_variable(match: re.Match[str]) -> str:
     """`%env NAME=value` as Python."""
-    indentation, name, value = found.groups()
+    indentation, name, value = match.groups()
     return f"{indentation}__import__('os').environ[{name!r}] = {value.strip()!r}"
 
 
@@ -42,7 +42,7 @@ def run(sources: list[str], names: dict[str, Any], through: tuple[type[BaseExcep
     """Run cells in order, and continue after an exception unless it is one of `through`. Returns one line per failure,
     syntax errors first."""
     syntax: list[str] = []
-    others: list[str] = []
+    other_errors: list[str] = []
     runner = asyncio.Runner()  # its loop starts when a cell first awaits something
     for number, source in enumerate(sources, 1):
         try:
@@ -55,14 +55,14 @@ def run(sources: list[str], names: dict[str, Any], through: tuple[type[BaseExcep
         except through:
             raise
         except BaseException as error:
-            others.append(describe_error(error))
+            other_errors.append(describe_error(error))
     try:
         runner.close()
     except through:
         raise
     except BaseException as error:
-        others.append(describe_error(error))
-    return [*syntax, *others]
+        other_errors.append(describe_error(error))
+    return [*syntax, *other_errors]
 
 
 def describe_error(error: BaseException) -> str:

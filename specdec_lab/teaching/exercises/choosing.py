@@ -83,9 +83,9 @@ def _as_good(value: Any, right: Any, case: ExerciseCase) -> bool:
     return gain > 0.999 * best
 
 
-def _wrongly(score: Any, off: bool = True, most: int = MAX_K) -> Any:
+def _wrongly(score: Any, off: bool = True, max_k: int = MAX_K) -> Any:
     def choose(drafts: Mapping[str, tuple[float, float]], slope: float) -> tuple[str, int]:
-        options = {(name, k): score(a, k, c, slope) for name, (a, c) in drafts.items() for k in range(1, most + 1)}
+        options = {(name, k): score(a, k, c, slope) for name, (a, c) in drafts.items() for k in range(1, max_k + 1)}
         winner = max(options, key=lambda option: options[option])
         return winner if not off or options[winner] > 1 else ("none", 0)
 
@@ -171,13 +171,13 @@ BEST_DRAFT = Exercise(
             "stops-at-seven",
             "You try k only up to 7. range(1, 8) ends before 8, and 8 is allowed",
             2,
-            _wrongly(_gain, most=7),
+            _wrongly(_gain, max_k=7),
         ),
         Misconception(
             "goes-beyond-eight",
             "You try k beyond 8. At most 8 tokens may be drafted",
             2,
-            _wrongly(_gain, most=20),
+            _wrongly(_gain, max_k=20),
         ),
         Misconception(
             "always-four",

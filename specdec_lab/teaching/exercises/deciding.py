@@ -115,18 +115,18 @@ def _sampled(seed: int) -> list[ExerciseCase]:
     would not do as hidden cases, because they are listed in this file.)
     """
     chance = np.random.default_rng(seed)
-    found: dict[int, list[ExerciseCase]] = {0: [], 2: [], 4: []}
+    cases_by_k: dict[int, list[ExerciseCase]] = {0: [], 2: [], 4: []}
     unseen = [mistake.wrong for mistake in DECIDE.misconceptions]
-    while unseen or any(len(cases) < SAMPLED for cases in found.values()):
-        row = _sampled_row(chance, perfect=not any(found.values()))
-        predicted = {k: _predicted(k, *row[2:]) for k in found}
+    while unseen or any(len(cases) < SAMPLED for cases in cases_by_k.values()):
+        row = _sampled_row(chance, perfect=not any(cases_by_k.values()))
+        predicted = {k: _predicted(k, *row[2:]) for k in cases_by_k}
         second, best = sorted(predicted.values())[1:]
         k = max(predicted, key=lambda k: predicted[k])
         still_unseen = [wrong for wrong in unseen if _decides(wrong, row) == k]
-        if best > 1.15 * second and (len(found[k]) < SAMPLED or len(still_unseen) < len(unseen)):
-            found[k].append(_case(row))
+        if best > 1.15 * second and (len(cases_by_k[k]) < SAMPLED or len(still_unseen) < len(unseen)):
+            cases_by_k[k].append(_case(row))
             unseen = still_unseen
-    return [case for cases in found.values() for case in cases]
+    return [case for cases in cases_by_k.values() for case in cases]
 
 
 def _sampled_row(chance: np.random.Generator, perfect: bool) -> tuple[Any, ...]:

@@ -57,8 +57,8 @@ def _line_defines(text: str, name: str) -> bool:
 
 def _imports(text: str, word: str) -> bool:
     """`import name`, `from module import other, name`; not `import name as other`."""
-    found = re.search(r"\bimport\b", text)
-    return found is not None and re.search(rf"\b{word}\b(?!\s+as\b)", text[found.end() :]) is not None
+    match = re.search(r"\bimport\b", text)
+    return match is not None and re.search(rf"\b{word}\b(?!\s+as\b)", text[match.end() :]) is not None
 
 
 def _loops_over(text: str, word: str) -> bool:
@@ -74,8 +74,8 @@ def _assigns(text: str, name: str) -> bool:
     if opening := COMPOUND.match(plain):
         plain = plain[opening.end() :]
     for statement in plain.split(";"):
-        first, *others = statement.split("=")[:-1] or [""]
-        if any(_is_target(target, name) for target in (first.partition(":")[0], *others)):
+        first, *further = statement.split("=")[:-1] or [""]
+        if any(_is_target(target, name) for target in (first.partition(":")[0], *further)):
             return True
     return False
 

@@ -59,8 +59,8 @@ class PlayedStream:
 
 def _speedup(choose: Callable[..., Any], case: ExerciseCase) -> float:
     """The mean speedup over several plays of the case's stream."""
-    alphas, c, slope, seed, least = case.arguments
-    plays = [(alphas, c, slope, seed * PLAYS + i, least) for i in range(PLAYS)]
+    alphas, c, slope, seed, minimum = case.arguments
+    plays = [(alphas, c, slope, seed * PLAYS + i, minimum) for i in range(PLAYS)]
     return sum(play(choose, replace(case, arguments=arguments)).speedup for arguments in plays) / PLAYS
 
 
@@ -129,8 +129,8 @@ def stream_cases(seed: int) -> list[ExerciseCase]:
     half, quarter = ROUNDS // 2, ROUNDS // 4
     slack = SLACK if seed else 0.0
 
-    def stream(words: str, alphas: list[float], c: float, least: float, slope: float = 0.1) -> ExerciseCase:
-        return ExerciseCase((alphas, c, slope, seed, least - slack), words)
+    def stream(words: str, alphas: list[float], c: float, minimum: float, slope: float = 0.1) -> ExerciseCase:
+        return ExerciseCase((alphas, c, slope, seed, minimum - slack), words)
 
     useless, easy = [0.05] * half, [0.9] * ROUNDS
     return [
@@ -158,8 +158,8 @@ def _heuristic_speedup(alphas: tuple[float, ...], c: float, slope: float) -> flo
 
 def _is_fast_enough(value: Any, right: Any, case: ExerciseCase) -> bool:
     """Whether this speedup reaches the required one."""
-    alphas, c, slope, _, least = case.arguments
-    return bool(float(value) > least * _heuristic_speedup(tuple(alphas), c, slope))
+    alphas, c, slope, _, minimum = case.arguments
+    return bool(float(value) > minimum * _heuristic_speedup(tuple(alphas), c, slope))
 
 
 def _always(k: int) -> Callable[..., int]:
@@ -172,8 +172,8 @@ def _by_ratio(history: History, c: float, slope: float) -> int:
     return max(1, min(MAX_K, round(MAX_K * sum(a for _, a in history[-10:]) / drafted))) if history else 4
 
 
-def _by_alpha(history: History, estimate: Callable[[History], float], least: int, c: float, slope: float) -> int:
-    return max(range(least, MAX_K + 1), key=lambda k: _gain(estimate(history), k, c, slope))
+def _by_alpha(history: History, estimate: Callable[[History], float], min_k: int, c: float, slope: float) -> int:
+    return max(range(min_k, MAX_K + 1), key=lambda k: _gain(estimate(history), k, c, slope))
 
 
 def _alpha(history: History) -> float:

@@ -322,16 +322,16 @@ def given(function: Function, case: ExerciseCase, at: tuple[int, ...] = ()) -> s
     return clean(", ".join(parts), 600)
 
 
-def clean(text: Any, most: int = 300) -> str:
+def clean(text: Any, max_length: int = 300) -> str:
     """Untrusted text as one line of at most `most` printable characters."""
     try:
-        text = str(text)[: 4 * most]
+        text = str(text)[: 4 * max_length]
     except BaseException as error:
         if isinstance(error, TooSlow):
             raise
         text = f"({type(error).__name__} while printing it)"
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= most else line[: most - 1] + "…"
+    return line if len(line) <= max_length else line[: max_length - 1] + "…"
 
 
 def _key(key: Any) -> str:

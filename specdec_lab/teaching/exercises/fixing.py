@@ -92,14 +92,14 @@ def next_tokens(function: Function, case: ExerciseCase) -> dict[tuple[int, ...],
 def _rounds(function: Function, case: ExerciseCase) -> dict[tuple[int, ...], float]:
     """The exact distribution of the tokens of one round. Raises BadRequest for a round of a wrong length."""
     k = case.arguments[3]
-    found = distribution(lambda chance: called(function, *case.arguments, chance))
-    for emitted in found:
+    outcomes = distribution(lambda chance: called(function, *case.arguments, chance))
+    for emitted in outcomes:
         if not isinstance(emitted, tuple) or not 1 <= len(emitted) <= k + 1:
             raise BadRequest(f"a round with k = {k} returns {emitted!r:.60}; expected a list of 1 to {k + 1} tokens")
-    if max(map(len, found)) <= k:
+    if max(map(len, outcomes)) <= k:
         message = f"no round emits {k + 1} tokens: if all {k} drafted tokens are accepted, the target gives one more"
-        raise BadRequest(message, found)
-    return found
+        raise BadRequest(message, outcomes)
+    return outcomes
 
 
 def _drafted(function: Function, case: ExerciseCase) -> dict[tuple[int, ...], float]:
@@ -107,8 +107,8 @@ def _drafted(function: Function, case: ExerciseCase) -> dict[tuple[int, ...], fl
     target, draft, *rest = case.arguments
     rounds = _rounds(function, case)
     text = _continued(rounds, case)
-    other = replace(case, arguments=(target, draft.roll(1, -1), *rest))
-    if same(text, next_tokens(fixed_round, case), 1e-4) and same(rounds, _rounds(function, other), 1e-6):
+    swapped = replace(case, arguments=(target, draft.roll(1, -1), *rest))
+    if same(text, next_tokens(fixed_round, case), 1e-4) and same(rounds, _rounds(function, swapped), 1e-6):
         raise BadRequest("your rounds do not use the draft: with a different draft, their results are the same")
     return text
 

@@ -132,14 +132,14 @@ class SubmissionRun:
         failed: CheckResult | None = None
         unknown: CheckResult | None = None
         for i, notebook in enumerate(candidates):
-            found, was_judged = self._in_notebook(exercise, notebook)
-            if found is None:
+            result, was_judged = self._in_notebook(exercise, notebook)
+            if result is None:
                 continue
-            if was_judged and found.outcome != "not attempted":
-                return _noted(found, _which_counts(exercise, candidates, i))
-            where = _noted(found, f"in {notebook.shown}" if len(ordered) > 1 else "")
+            if was_judged and result.outcome != "not attempted":
+                return _noted(result, _which_counts(exercise, candidates, i))
+            where = _noted(result, f"in {notebook.shown}" if len(ordered) > 1 else "")
             if was_judged:
-                stub = stub or found
+                stub = stub or result
             elif notebook.seems_to_define(exercise.function):
                 failed = failed or where
             else:
@@ -177,9 +177,9 @@ class SubmissionRun:
         verdict, was_judged = self._with_cells(exercise, notebook, notebook.sources)
         if was_judged and verdict is not None and verdict.outcome == "not attempted":
             stubs = [source for source in notebook.sources if _is_stub(source, exercise.function)]
-            others = [source for source in notebook.sources if source not in stubs]
-            if stubs and any(defines(source, exercise.function) for source in others):
-                again, judged_again = self._with_cells(exercise, notebook, [*stubs, *others])
+            other_sources = [source for source in notebook.sources if source not in stubs]
+            if stubs and any(defines(source, exercise.function) for source in other_sources):
+                again, judged_again = self._with_cells(exercise, notebook, [*stubs, *other_sources])
                 if again is not None and judged_again and again.outcome != "not attempted":
                     return again, True
         return verdict, was_judged
@@ -281,7 +281,7 @@ def _which_counts(exercise: Exercise, candidates: Sequence[Notebook], at: int) -
     """
 
     def named(notebooks: Sequence[Notebook]) -> str:
-        names = [clean(one.shown, 40) for one in notebooks if one.seems_to_define(exercise.function)]
+        names = [clean(notebook.shown, 40) for notebook in notebooks if notebook.seems_to_define(exercise.function)]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         return ", ".join(names[:3]) + more
 
@@ -316,8 +316,8 @@ def _is_stub(source: str, name: str) -> bool:
 def _broken_definition(broken: Sequence[str], sources: Sequence[str], name: str) -> str:
     """The syntax error of a cell that defines this name, which an earlier stub can hide; empty if there is none."""
     for line in broken:
-        found = re.match(r"SyntaxError: .*of cell (\d{1,6})\)$", line)
-        if found and 0 < int(found[1]) <= len(sources) and defines(sources[int(found[1]) - 1], name):
+        match = re.match(r"SyntaxError: .*of cell (\d{1,6})\)$", line)
+        if match and 0 < int(match[1]) <= len(sources) and defines(sources[int(match[1]) - 1], name):
             return line
     return ""
 
@@ -331,7 +331,7 @@ def grade_folder(
     jobs: int | None = None,
     trusted: bool = False,
     single: bool = False,
-    on_graded: Callable[[int, int], None] = lambda done, of: None,
+    on_graded: Callable[[int, int], None] = lambda completed, total: None,
     on_stopping: Callable[[], None] = lambda: None,
 ) -> list[Graded]:
     """Grade every submission in a folder. Ctrl-C stops at once, and finished results are kept in `out`.

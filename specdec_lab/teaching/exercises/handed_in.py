@@ -86,9 +86,11 @@ def submissions_in(folder: Path, out: Path | None = None, *, single: bool = Fals
         return FoundSubmissions((_submission(folder, folder.resolve().name, reports),))
     loose, subfolders, linked = _top_level(folder)
     students = [_submission(sub, sub.name, reports) for sub in subfolders if sub.resolve() != reports]
-    students = [one for one in students if one.notebooks or not _holds_reports(folder / one.name, reports)]
+    students = [
+        student for student in students if student.notebooks or not _holds_reports(folder / student.name, reports)
+    ]
     links = _shortened([f"{clean(name, 80)} {A_LINK}" for name in linked])
-    if loose and not any(one.notebooks for one in students):
+    if loose and not any(student.notebooks for student in students):
         return FoundSubmissions((Submission(folder.resolve().name, _in_order(loose), links),))
     folders = [name for name in linked if not os.path.isfile(folder / name)]
     students += [Submission(name, notes=(f"the submission {A_LINK}",)) for name in folders]
@@ -96,7 +98,7 @@ def submissions_in(folder: Path, out: Path | None = None, *, single: bool = Fals
         students = [Submission(folder.resolve().name, notes=links)]
     if not students:
         raise SpecdecError(f"{shown}: contains no notebooks and no folders; takes a notebook or a folder of notebooks")
-    return FoundSubmissions(tuple(sorted(students, key=lambda one: one.name)), _loose_line(loose, folder))
+    return FoundSubmissions(tuple(sorted(students, key=lambda student: student.name)), _loose_line(loose, folder))
 
 
 def _top_level(folder: Path) -> tuple[list[Path], list[Path], list[str]]:

@@ -34,21 +34,21 @@ def findings() -> dict[str, str]:
 
 def _first_wrong(function: Function, case: ExerciseCase) -> Any:
     """The first exhibit with a wrong bug, and that bug; the whole answer if all are right."""
-    said = called(function)
-    if not isinstance(said, dict):
-        return said
-    for letter in said:
+    answer = called(function)
+    if not isinstance(answer, dict):
+        return answer
+    for letter in answer:
         if letter not in EXHIBITS:
             raise BadRequest(f"findings has the key {shown(letter)}; expected 'A', 'B' and 'C'")
     for letter in EXHIBITS:
-        bug = said.get(letter)
+        bug = answer.get(letter)
         if bug is None:
             raise BadRequest(f"findings has no key '{letter}'; expected 'A', 'B' and 'C'")
         if isinstance(bug, (int, float)):
             raise BadRequest(f"{letter} is {shown(bug)}; expected the text itself, for example BUGS[0], not its number")
         if not isinstance(bug, str) or bug not in BUGS:
             raise BadRequest(f"{letter} is {shown(bug)}; expected one of the texts in BUGS, word for word")
-    return next(({letter: said[letter]} for letter, bug in findings().items() if said[letter] != bug), said)
+    return next(({letter: answer[letter]} for letter, bug in findings().items() if answer[letter] != bug), answer)
 
 
 def _with(letter: str, bug: int) -> Any:
@@ -185,8 +185,8 @@ def _sampled(
 def first_token(p: Sequence[float], q: Sequence[float], **mistakes: Any) -> list[float]:
     """The exact distribution of the first token that a step emits, with one of the mistakes of the museum."""
     rows = torch.tensor([p, p], dtype=torch.float64), torch.tensor([q], dtype=torch.float64)
-    found = distribution(lambda chance: played_step(*rows, [chance.draw(q)], chance, **mistakes)[:1])
-    return [found.get((token,), 0.0) for token in range(len(p))]
+    outcomes = distribution(lambda chance: played_step(*rows, [chance.draw(q)], chance, **mistakes)[:1])
+    return [outcomes.get((token,), 0.0) for token in range(len(p))]
 
 
 def _consistency_cases(seed: int) -> list[ExerciseCase]:
@@ -268,12 +268,12 @@ def _chi(counts: Sequence[int], probabilities: Sequence[float]) -> float:
     return _chi_of_possible(counts, probabilities)
 
 
-def _chi_of_possible(counts: Sequence[int], probabilities: Sequence[float], least: float = 0.0) -> float:
+def _chi_of_possible(counts: Sequence[int], probabilities: Sequence[float], minimum: float = 0.0) -> float:
     """χ² of the tokens with p > 0 and an expected count of `least` or more."""
     counted, p = _possible(counts, probabilities)
     expected = p * sum(counts)
     cells = (counted - expected) ** 2 / expected
-    return float(cells[expected >= least].sum())
+    return float(cells[expected >= minimum].sum())
 
 
 def _chi_with_nan(counts: Sequence[int], probabilities: Sequence[float]) -> float:

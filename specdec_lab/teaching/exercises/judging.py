@@ -210,17 +210,23 @@ class _AnswerComparison:
         """Whether enough cases distinguish this mistake from right answers and from the other mistakes."""
         if len(self._differing) < self._needed:
             return False
-        others = [other for other in self._exercise.misconceptions if other.says != mistake.says]
+        other_mistakes = [
+            other_mistake for other_mistake in self._exercise.misconceptions if other_mistake.says != mistake.says
+        ]
         given = [i for i in range(len(self._values)) if self._gives(mistake, i)]
-        return all(sum(not self._gives(other, i) for i in given) >= self._needed for other in others)
+        return all(
+            sum(not self._gives(other_mistake, i) for i in given) >= self._needed for other_mistake in other_mistakes
+        )
 
     def _is_resembled(self, mistake: Misconception) -> bool:
         """Whether the first wrong value, and enough others, come from this mistake and from no other."""
         telling = [i for i in self._differing if _tells_much(self._values[i]) and self._gives(mistake, i)]
         if self._differing[0] not in telling:
             return False
-        others = [other for other in self._exercise.misconceptions if other.says != mistake.says]
-        alone = [i for i in telling if not any(self._gives(other, i) for other in others)]
+        other_mistakes = [
+            other_mistake for other_mistake in self._exercise.misconceptions if other_mistake.says != mistake.says
+        ]
+        alone = [i for i in telling if not any(self._gives(other_mistake, i) for other_mistake in other_mistakes)]
         right = [i for i in range(len(self._values)) if i not in self._differing]
         return len(alone) >= self._needed and _does_not_show(self._exercise, mistake, self._seeds, right)
 
@@ -317,7 +323,7 @@ def _fails_like(
     """The only known mistake that fails like this answer in case i and in enough later cases."""
     cases = _cases(exercise, seeds)
     needed = min(NEEDED, len(cases))
-    found = []
+    alike = []
     for mistake in exercise.misconceptions:
         if not _fails_alike(exercise, mistake.wrong, cases[i], error):
             continue
@@ -325,8 +331,8 @@ def _fails_like(
             continue
         later = [case for case in cases[i + 1 :] if _error_of(exercise, mistake.wrong, case) is not None]
         if len(later) + 1 >= needed and all(_both_fail_alike(exercise, mistake, function, case) for case in later):
-            found.append(mistake)
-    return found[0] if len({mistake.says for mistake in found}) == 1 else None
+            alike.append(mistake)
+    return alike[0] if len({mistake.says for mistake in alike}) == 1 else None
 
 
 def _error_of(exercise: Exercise, function: Function, case: ExerciseCase) -> Exception | None:

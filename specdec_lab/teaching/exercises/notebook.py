@@ -121,22 +121,22 @@ class Progress:
 
     def lines(self) -> list[tuple[str, str, int]]:
         """Outcome, title and number of tries of each exercise, in the order of the course."""
-        found = []
+        lines = []
         for name, exercise in EXERCISES.items():
             entry = self.noted.get(name, {})
             outcome = entry.get("outcome")
             known = outcome if outcome in MARKS else "not attempted"
-            found.append((str(known), exercise.title, _count(entry, "tries")))
-        return found
+            lines.append((str(known), exercise.title, _count(entry, "tries")))
+        return lines
 
     def __repr__(self) -> str:
         lines = self.lines()
-        done = sum(outcome == "passed" for outcome, *_ in lines)
+        num_passed = sum(outcome == "passed" for outcome, *_ in lines)
         table = [
             f"  {MARKS[outcome]} {title:36} {f'{tries} tries' if tries > 1 else '1 try' if tries else ''}".rstrip()
             for outcome, title, tries in lines
         ]
-        return "\n".join([f"{done} of {len(lines)} exercises passed", *table])
+        return "\n".join([f"{num_passed} of {len(lines)} exercises passed", *table])
 
 
 def _file() -> Path:

@@ -70,7 +70,7 @@ def _ways(weights: list[float]) -> list[int]:
 
 def distribution(play: Callable[[Chance], Any]) -> dict[Any, float]:
     """Result → probability, over all random decisions in `play`. Raises BadRequest if there are too many."""
-    found: dict[Any, float] = {}
+    probabilities: dict[Any, float] = {}
     script: list[int] | None = []
     plays = decisions = 0
     while script is not None:
@@ -78,14 +78,16 @@ def distribution(play: Callable[[Chance], Any]) -> dict[Any, float]:
         key = frozen(result := play(chance))
         if not isinstance(key, tuple) or not all(isinstance(token, int) for token in key):
             raise BadRequest(f"the result is {_kind_of(result, key)}; expected a flat list of token ids")
-        found[key] = found.get(key, 0.0) + math.prod(weights[choice] for choice, weights in chance.taken)
+        probabilities[key] = probabilities.get(key, 0.0) + math.prod(
+            weights[choice] for choice, weights in chance.taken
+        )
         plays, decisions = plays + 1, decisions + len(chance.taken)
         if plays > MOST_OUTCOMES or decisions > MOST_DECISIONS:
             raise BadRequest(
                 f"too many random decisions: over {MOST_OUTCOMES:,} outcomes or over {MOST_DECISIONS:,} decisions"
             )
         script = _next_script(chance.taken)
-    return found
+    return probabilities
 
 
 def _next_script(taken: list[tuple[int, list[float]]]) -> list[int] | None:

@@ -121,11 +121,11 @@ def rewind_figure(lengths_after: Function) -> "Figure":
     return figure
 
 
-def _outcomes(found: dict[Any, float], title: str, right: dict[Any, float] | None = None) -> "Figure":
-    figure, axes = plotting.new_figure(title, "probability", "", height=max(2.6, 0.3 * len(found) + 1.2))
-    keys = sorted({*found, *(right or {})}, key=str)
+def _outcomes(probabilities: dict[Any, float], title: str, right: dict[Any, float] | None = None) -> "Figure":
+    figure, axes = plotting.new_figure(title, "probability", "", height=max(2.6, 0.3 * len(probabilities) + 1.2))
+    keys = sorted({*probabilities, *(right or {})}, key=str)
     for i, key in enumerate(keys):
-        axes.barh(-i, found.get(key, 0.0), 0.6, color=plotting.ACCEPTED, label="" if i else "yours")
+        axes.barh(-i, probabilities.get(key, 0.0), 0.6, color=plotting.ACCEPTED, label="" if i else "yours")
         if right is not None:
             position = [right.get(key, 0.0)] * 2
             axes.plot(
@@ -142,8 +142,8 @@ def step_figure(step: Function) -> "Figure":
     """Every outcome of a step for two drafted tokens 0 0, with its exact probability."""
     p = torch.tensor([[0.5, 0.5], [0.9, 0.1], [0.3, 0.7]], dtype=torch.float64)
     q = torch.tensor([[0.8, 0.2], [0.5, 0.5]], dtype=torch.float64)
-    found = distribution(lambda chance: step(p.clone(), q.clone(), [0, 0], chance))
-    return _outcomes(found, "Drafted 0 0: what your step emits")
+    probabilities = distribution(lambda chance: step(p.clone(), q.clone(), [0, 0], chance))
+    return _outcomes(probabilities, "Drafted 0 0: what your step emits")
 
 
 def findings_table(findings: Function) -> None:
@@ -156,10 +156,10 @@ def findings_table(findings: Function) -> None:
 def fixed_figure(fixed_round: Function) -> "Figure":
     """The distribution of the next three tokens: of the fixed round, of the broken round, and of the target."""
     case = fixing.cases(0)[1]
-    found, broken, right = (fixing.next_tokens(f, case) for f in (fixed_round, fixing.broken_round, fixing.fixed_round))
-    figure = _outcomes(found, "The next three tokens after your rounds", right)
+    yours, broken, right = (fixing.next_tokens(f, case) for f in (fixed_round, fixing.broken_round, fixing.fixed_round))
+    figure = _outcomes(yours, "The next three tokens after your rounds", right)
     axes = figure.axes[0]
-    for i, key in enumerate(sorted({*found, *right}, key=str)):
+    for i, key in enumerate(sorted({*yours, *right}, key=str)):
         axes.plot(broken.get(key, 0.0), -i, "x", color=plotting.REJECTED, label="" if i else "broken round's")
     axes.legend()
     return figure
@@ -189,9 +189,9 @@ def decode_figure(decode: Function) -> "Figure":
     """The exact distribution of two tokens, and that of the target."""
     noise = torch.Generator().manual_seed(1)
     target, draft = (torch.randn(2, 2, 2, generator=noise, dtype=torch.float64) * 1.5).softmax(-1)
-    found = distribution(lambda chance: decode(target.clone(), draft.clone(), 0, 2, 2, chance))
+    probabilities = distribution(lambda chance: decode(target.clone(), draft.clone(), 0, 2, 2, chance))
     right = {(a, b): float(target[0, a] * target[a, b]) for a in range(2) for b in range(2)}
-    return _outcomes(found, "Your first two tokens", right)
+    return _outcomes(probabilities, "Your first two tokens", right)
 
 
 @plotting.styled
@@ -200,10 +200,10 @@ def draft_figure(best_draft: Function) -> "Figure":
     drafts = {"small": (0.62, 0.09), "medium": (0.74, 0.13), "large": (0.78, 0.2)}
     name, k = best_draft(dict(drafts), 0.1)
     figure, axes = plotting.new_figure(f"You choose: {clean(name, 20)}, k = {int(k)}", "k", "speedup", height=3.2)
-    for (one, (alpha, c)), style in zip(drafts.items(), (":", "-", "--"), strict=True):
+    for (draft, (alpha, c)), style in zip(drafts.items(), (":", "-", "--"), strict=True):
         gains = [rule.speedup(alpha, n, c, 1 + 0.1 * n) for n in range(1, 9)]
-        axes.plot(range(1, 9), gains, style, color=plotting.DRAFT, label=one)
-        if one == name and 1 <= int(k) <= 8:
+        axes.plot(range(1, 9), gains, style, color=plotting.DRAFT, label=draft)
+        if draft == name and 1 <= int(k) <= 8:
             axes.plot(int(k), gains[int(k) - 1], "o", color=plotting.ACCEPTED, markersize=11, label="your choice")
     axes.axhline(1, color=plotting.FORMULA, linestyle="--", linewidth=1)
     axes.legend(ncols=2)
@@ -261,10 +261,10 @@ def decide_figure(draft_tokens: Function) -> "Figure":
         measured = {0: 1.0, 2: case["speedup at k = 2"], 4: case["speedup at k = 4"]}
         lowest, highest = min(lowest, *measured.values()), max(highest, *measured.values())
         positions = {
-            one: i + (one - 2) * 0.14 for one in measured
+            measured_k: i + (measured_k - 2) * 0.14 for measured_k in measured
         }  # side by side, so that equal speedups do not overlap
-        for one, speedup in measured.items():
-            axes.text(positions[one], speedup, str(one), ha="center", va="center", fontsize=9)
+        for measured_k, speedup in measured.items():
+            axes.text(positions[measured_k], speedup, str(measured_k), ha="center", va="center", fontsize=9)
         ring = {"markersize": 13, "markerfacecolor": "none", "markeredgewidth": 1.8, "color": plotting.ACCEPTED}
         axes.plot(positions.get(k, i), measured.get(k, np.nan), "o", label="" if i else "your k", **ring)
     labels = [f"batch {case['batch']:.0f}\nα {case['alpha']}" for case in shown_cases()]
@@ -291,8 +291,8 @@ def block_figure(block_round: Function) -> "Figure":
         "accepted, your rule",
         height=3.4,
     )
-    ends = [min(tokenwise) - 0.05, max(tokenwise) + 0.05]
-    axes.plot(ends, ends, "--", color=plotting.FORMULA, label="equal")
+    limits = [min(tokenwise) - 0.05, max(tokenwise) + 0.05]
+    axes.plot(limits, limits, "--", color=plotting.FORMULA, label="equal")
     axes.plot(tokenwise, yours, "o", color=plotting.ACCEPTED, label="one pair of p and q")
     axes.legend()
     return figure
@@ -303,8 +303,10 @@ def candidates_figure(emit_one: Function) -> "Figure":
     """The distribution of the emitted token when both candidates are sampled from q, against p."""
     p = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
     q = torch.tensor([0.2, 0.3, 0.1, 0.4], dtype=torch.float64)
-    found = distribution(lambda chance: [emit_one(p.clone(), q.clone(), [chance.draw(q), chance.draw(q)], chance)])
-    shares = [found.get((token,), 0.0) for token in range(len(p))]
+    probabilities = distribution(
+        lambda chance: [emit_one(p.clone(), q.clone(), [chance.draw(q), chance.draw(q)], chance)]
+    )
+    shares = [probabilities.get((token,), 0.0) for token in range(len(p))]
     off = max(abs(share - float(x)) for share, x in zip(shares, p, strict=True))
     message = (
         "The emitted token has exactly p" if off < 1e-6 else f"The emitted token differs from p by up to {off:.2f}"

@@ -110,11 +110,11 @@ def _used(function: Any) -> Iterator[tuple[str, Any]]:
         if plain is None or plain.__module__ != "__main__":
             continue
         read, imported = _names_in(plain.__code__)
-        known = {other: plain.__globals__[other] for other in read if other in plain.__globals__}
-        known |= {other: sys.modules[other] for other in imported if other in sys.modules}
-        for other in sorted(known.keys() - seen):
-            seen.add(other)
-            waiting.append((other, known[other]))
+        known = {dependency: plain.__globals__[dependency] for dependency in read if dependency in plain.__globals__}
+        known |= {dependency: sys.modules[dependency] for dependency in imported if dependency in sys.modules}
+        for dependency in sorted(known.keys() - seen):
+            seen.add(dependency)
+            waiting.append((dependency, known[dependency]))
 
 
 def _plain_function(value: Any) -> types.FunctionType | None:

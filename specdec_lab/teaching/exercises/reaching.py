@@ -29,8 +29,8 @@ def _package_in(value: Any, seen: set[int]) -> str | None:
     names, imports = _names(value.__code__)
     closure = [cell.cell_contents for cell in value.__closure__ or () if _filled(cell)]
     used = [value.__globals__[name] for name in names if name in value.__globals__]
-    found = [*map(_package_of, imports), *(_package_in(inner, seen) for inner in (*used, *closure))]
-    return next((package for package in found if package is not None), None)
+    packages = [*map(_package_of, imports), *(_package_in(inner, seen) for inner in (*used, *closure))]
+    return next((package for package in packages if package is not None), None)
 
 
 def _package_of(module: str) -> str | None:

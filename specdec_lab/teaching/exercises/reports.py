@@ -63,9 +63,9 @@ def write_reports(graded: Sequence[Graded], out: Path) -> None:
     If a file cannot be written, raises SpecdecError after all other files were written.
     """
     problems = [_written(out / "scores.csv", _table(graded))]
-    for one in graded:
-        folder = out if len(graded) == 1 else out / REPORTS / one.submission
-        problems.append(_written(folder / "results.json", [json.dumps(one.gradescope(), indent=1)]))
+    for submission in graded:
+        folder = out if len(graded) == 1 else out / REPORTS / submission.submission
+        problems.append(_written(folder / "results.json", [json.dumps(submission.gradescope(), indent=1)]))
     failed = [problem for problem in problems if problem]
     if failed:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
@@ -94,12 +94,12 @@ def _table(graded: Sequence[Graded]) -> Sequence[str]:
     lines = _Lines()
     table = csv.DictWriter(lines, ["submission", "score", "of", *EXERCISES, "notes"])
     table.writeheader()
-    for one in graded:
-        row: dict[str, Any] = {v.exercise: v.outcome for v in one.verdicts}
-        row["submission"] = _cell(one.submission)
-        row["score"] = one.score
-        row["of"] = POINTS * len(one.verdicts)
-        row["notes"] = _cell("; ".join(one.notes))
+    for submission in graded:
+        row: dict[str, Any] = {v.exercise: v.outcome for v in submission.verdicts}
+        row["submission"] = _cell(submission.submission)
+        row["score"] = submission.score
+        row["of"] = POINTS * len(submission.verdicts)
+        row["notes"] = _cell("; ".join(submission.notes))
         table.writerow(row)
     return lines
 
@@ -116,16 +116,16 @@ def record_line(key: str, graded: Graded) -> str:
 
 def recorded(record: Path) -> dict[str, Graded]:
     """Results of an earlier run. Incomplete lines, and results that the machine may have caused, are left out."""
-    found: dict[str, Graded] = {}
+    by_key: dict[str, Graded] = {}
     if not record.is_file():
-        return found
+        return by_key
     for line in record.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry = json.loads(line)
             verdicts = tuple(CheckResult(**verdict) for verdict in entry["verdicts"])
             if any(verdict.diagnosis in TRANSIENT for verdict in verdicts):
                 continue
-            found[entry["key"]] = Graded(entry["submission"], verdicts, entry["isolation"], tuple(entry["notes"]))
+            by_key[entry["key"]] = Graded(entry["submission"], verdicts, entry["isolation"], tuple(entry["notes"]))
         except (ValueError, KeyError, TypeError):
             continue
-    return found
+    return by_key

@@ -158,11 +158,12 @@ class _Process:
                 f"grading the work of others needs bubblewrap, and bwrap does not start here ({self._last_line()}):"
                 f" {bubblewrap.INSTALL}"
             )
-        found = json.loads(ready)
-        if found != {"interfaces": ["lo"], "parent": 1, "writable": [], "restricted": True}:
+        isolation = json.loads(ready)
+        if isolation != {"interfaces": ["lo"], "parent": 1, "writable": [], "restricted": True}:
             self.kill()
             raise SpecdecError(
-                f"grading the work of others: bwrap starts but does not isolate ({clean(found)}); grade in a container"
+                f"grading the work of others: bwrap starts but does not isolate ({clean(isolation)}); "
+                "grade in a container"
                 " that allows it, or use --trusted for your own work"
             )
         self._control.settimeout(None)

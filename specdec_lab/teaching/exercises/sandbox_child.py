@@ -257,7 +257,7 @@ def restrict(user: int, blocked: SystemCallFilter, memory: int, cpu_seconds: int
         os.setgroups([])
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
-    for what, most in (
+    for what, limit in (
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_CPU, cpu_seconds),
         (resource.RLIMIT_FSIZE, FILE_BYTES),
@@ -265,7 +265,7 @@ def restrict(user: int, blocked: SystemCallFilter, memory: int, cpu_seconds: int
         (resource.RLIMIT_NOFILE, OPEN_FILES),
         (resource.RLIMIT_NPROC, TASKS),
     ):
-        resource.setrlimit(what, (most, most))
+        resource.setrlimit(what, (limit, limit))
     blocked.load()
 
 
@@ -366,11 +366,11 @@ def main() -> None:
     blocked = SystemCallFilter()
     torch.set_num_threads(1)
     null = os.open(os.devnull, os.O_RDWR)
-    found = surroundings(user, blocked)
+    isolation = surroundings(user, blocked)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
     sys.stdout = sys.stderr = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), write_through=True)
-    control.send(json.dumps(found).encode())
+    control.send(json.dumps(isolation).encode())
     serve(control, user, blocked)
 
 

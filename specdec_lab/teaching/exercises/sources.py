@@ -29,7 +29,7 @@ def exercise_of(solution: Any) -> Any:
             continue
         cell.outputs, cell.execution_count = [], None
         cell.metadata.pop("nbgrader", None)
-        cell.source = TOOL_COMMENT.sub("", HIDDEN.sub("", SOLUTION.sub(lambda found: found[1] + STUB, cell.source)))
+        cell.source = TOOL_COMMENT.sub("", HIDDEN.sub("", SOLUTION.sub(lambda match: match[1] + STUB, cell.source)))
         if "### BEGIN" in cell.source or "### END" in cell.source:
             raise SpecdecError(f"cell {cell.id}: a marker (### BEGIN …, ### END …) has no partner")
     return notebook
