@@ -302,10 +302,11 @@ CANDIDATES = Exercise(
     3,
     (
         "The first candidate was rejected. Which distribution must the next token have now: still p, or another one?",
-        "After each rejection, its residual takes the place of p. q stays as it is, because both "
-        "candidates were sampled from q independently, even if they are the same token.",
-        "Accept x₁ with probability min(1, p/q), else p′ = norm(max(0, p − q)). Accept x₂ with "
-        "probability min(1, p′/q), else sample from norm(max(0, p′ − q)).",
+        "After each rejection, the residual takes the place of p. The distribution q stays as it is, because "
+        "both candidates were sampled from q independently, even if they are the same token.",
+        "Accept x₁ with probability min(1, p/q). After its rejection, p′ = norm(max(0, p − q)), where norm "
+        "divides by the sum. Accept x₂ with probability min(1, p′/q). After both rejections, sample from "
+        "norm(max(0, p′ − q)).",
     ),
     emit_one,
     (
@@ -341,7 +342,7 @@ CANDIDATES = Exercise(
         ),
         Misconception(
             "sorted-by-draft",
-            "You first try the candidate that the draft prefers. Then its distribution is no longer q",
+            "You first try the candidate that the draft prefers. Its distribution is then no longer q",
             2,
             lambda p, q, c, chance: _two(p, q, c, chance, sort=q),
         ),
@@ -408,7 +409,7 @@ def sampler_d(p: Tensor, q: Tensor, chance: Any) -> int:
 
 
 def sampler_e(p: Tensor, q: Tensor, chance: Any) -> int:
-    """A sample of q, accepted where the target finds it typical; else a sample of p."""
+    """A sample of q, accepted if p(x) is above a threshold; else a sample of p."""
     x = chance.draw(q)
     entropy = -float((p * p.clamp(min=1e-30).log()).sum())
     if p[x] > min(0.09, 0.3 * math.exp(-entropy)):
@@ -513,9 +514,9 @@ LOSSLESS_OR_NOT = Exercise(
         "Does the choice of the candidates, or their order, depend on the target? What happens with p and"
         " q of two or three tokens?",
         '`distance(SAMPLERS["B"], p, q)` computes the exact total variation. Search over random p and q.',
-        "A token that depends on the draft alone may be accepted with probability p(x) and then removed "
-        "from p. A token that was sampled from q needs min(1, p/q) and the residual. A threshold on p(x) "
-        "is neither.",
+        "Two rules are lossless. A candidate x that q determines is accepted with probability p(x), and removed "
+        "from p after a rejection. A candidate that was sampled from q is accepted with probability "
+        "min(1, p/q), and the residual replaces p after a rejection. Which samplers follow neither rule?",
     ),
     counterexamples,
     (
@@ -528,7 +529,7 @@ LOSSLESS_OR_NOT = Exercise(
         ),
         Misconception(
             "b-called-lossless",
-            "B is lossy. After a rejection, it samples from p, so tokens that the draft proposes too often "
+            "B is lossy. After a rejection, it samples from p, so tokens that the draft samples too often "
             "come out too often",
             3,
             _with("B", None),
@@ -542,13 +543,13 @@ LOSSLESS_OR_NOT = Exercise(
         Misconception(
             "d-called-lossy",
             "D is lossless, so there is no counterexample. Both candidates depend on the draft alone, and "
-            "each is accepted with the probability that is left for it",
+            "each is accepted with its probability under the rest of p",
             3,
             _with("D", _PAIR),
         ),
         Misconception(
             "e-called-lossless",
-            "E is lossy. Its threshold accepts every typical token, however often q proposes that token",
+            "E is lossy. Its threshold accepts every typical token, however often the draft samples that token",
             3,
             _with("E", None),
         ),

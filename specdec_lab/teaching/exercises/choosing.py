@@ -102,7 +102,8 @@ BEST_DRAFT = Exercise(
         "What does a draft with a large α usually cost? Which single number takes α, c, k and the slope into account?",
         "Compute the speedup of every draft with every k from 1 to 8. If the largest is not above 1, "
         'return ("none", 0).',
-        "What does the closed form of the sum give at α = 1? All k tokens are accepted there, and k + 1 are emitted.",
+        "What does the closed form of 1 + α + … + αᵏ give at α = 1? All k tokens are accepted there, and "
+        "k + 1 are emitted.",
         "(1 + α + … + αᵏ) / (k·c + 1 + slope·k).",
     ),
     best_draft,

@@ -86,7 +86,7 @@ VLLM = Exercise(
     5,
     1,
     (
-        "Which three facts does vLLM need in order to draft? `specdec vllm-config --help` and lesson 09 show its keys.",
+        "Which three facts does vLLM need in order to draft? `specdec vllm-config --help` and lesson 09 show the keys.",
         "The keys are 'method', 'model' and 'num_speculative_tokens'. Return the dictionary itself, "
         "neither inside another dictionary nor as text.",
         "The method of a draft model is 'draft_model'. The other two values are the arguments `draft` and `k`.",
@@ -113,7 +113,7 @@ VLLM = Exercise(
         ),
         Misconception(
             "wrapped",
-            "You return the argument's name with its value. Return only the dictionary that is its value",
+            "You put the dictionary into another one, under the name of the argument. Return only the inner one",
             2,
             lambda draft, k: {"speculative_config": vllm_config(draft, k)},
         ),

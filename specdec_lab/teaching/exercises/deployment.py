@@ -39,9 +39,9 @@ def _gain(alpha: float, k: int, c: float, slope: float) -> float:
 
 def choose_k(history: History, c: float, slope: float) -> int:
     """Estimate α from recent rounds and return the k with the largest predicted speedup, or 1 now and then."""
-    judged = sum(min(accepted + 1, drafted) for drafted, accepted in history[-20:])
+    examined = sum(min(accepted + 1, drafted) for drafted, accepted in history[-20:])
     accepted = sum(accepted for _, accepted in history[-20:])
-    alpha = (accepted + 1.4) / (judged + 2)
+    alpha = (accepted + 1.4) / (examined + 2)
     alpha = min(alpha, 0.98)
     best = max(range(9), key=lambda k: (1 - alpha ** (k + 1)) / (1 - alpha) / (k * c + 1 + slope * k))
     if best == 0 and len(history) >= 15 and all(drafted == 0 for drafted, _ in history[-15:]):
@@ -177,13 +177,13 @@ def _by_alpha(history: History, estimate: Callable[[History], float], min_k: int
 
 
 def _alpha(history: History) -> float:
-    judged = sum(min(a + 1, d) for d, a in history[-20:])
-    return min(0.98, (sum(a for _, a in history[-20:]) + 1.4) / (judged + 2))
+    examined = sum(min(a + 1, d) for d, a in history[-20:])
+    return min(0.98, (sum(a for _, a in history[-20:]) + 1.4) / (examined + 2))
 
 
 def _without_a_limit(history: History) -> float:
-    judged = sum(min(a + 1, d) for d, a in history[-10:])
-    return sum(a for _, a in history[-10:]) / judged if judged else 0.7
+    examined = sum(min(a + 1, d) for d, a in history[-10:])
+    return sum(a for _, a in history[-10:]) / examined if examined else 0.7
 
 
 def _of_drafted(history: History) -> float:
@@ -198,13 +198,13 @@ ADAPTIVE = Exercise(
     4,
     (
         "Which numbers in the history tell you α? What can you learn about α in a round that drafts nothing?",
-        "Estimate α from the tokens that were judged in recent rounds: the accepted ones, and the first "
+        "Estimate α from the tokens that were examined in recent rounds: the accepted ones, and the first "
         "rejected one of each round. Then compare all k from 0 to 8 by the speedup that your estimate "
         "predicts.",
-        "While k is 0, nothing is judged, so your estimate stays the same. How can you notice that the "
+        "While k is 0, nothing is examined, so your estimate stays the same. How can you notice that the "
         "text became easier?",
-        "Predicted speedup: (1 − αᵏ⁺¹)/(1 − α) / (k·c + 1 + slope·k), with α = accepted / judged, kept "
-        "below 1. Before anything was judged, start from a guess. After some rounds without a draft, "
+        "Predicted speedup: (1 − αᵏ⁺¹)/(1 − α) / (k·c + 1 + slope·k), with α = accepted / examined, kept "
+        "below 1. Before anything was examined, start from a guess. After some rounds without a draft, "
         "draft one token.",
     ),
     choose_k,
@@ -237,8 +237,7 @@ ADAPTIVE = Exercise(
         ),
         Misconception(
             "empty-history",
-            "Before the first round, the history is empty, and rounds with k = 0 judged nothing. Then you "
-            "divide 0 by 0",
+            "You divide 0 by 0 if nothing was examined yet: before the first round, or after rounds with k = 0 only",
             1,
             lambda history, c, slope: round(8 * sum(a for _, a in history) / sum(d for d, _ in history)),
         ),
@@ -249,8 +248,8 @@ ADAPTIVE = Exercise(
             lambda history, c, slope: _by_alpha(history, _without_a_limit, 0, c, slope),
         ),
         Misconception(
-            "counts-unjudged",
-            "You divide by all drafted tokens. Tokens after a rejection were never judged",
+            "counts-unexamined",
+            "You divide by all drafted tokens. Tokens after a rejection were never examined",
             2,
             lambda history, c, slope: _by_alpha(history, _of_drafted, 0, c, slope),
         ),

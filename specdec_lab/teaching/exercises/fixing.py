@@ -155,7 +155,7 @@ FIX = Exercise(
         "Which line belongs to each exhibit, and what should it compute instead? Nothing else in the "
         "broken round is wrong.",
         "A: the rule must use the q that the token was sampled from. Either sample the token from `row`, "
-        "or report a one-hot q.",
+        "or report a q that is a point mass (one-hot) on the token.",
         "C: only the tokens before the first rejection are accepted. How many entries of `keep` come "
         "before its first False?",
         "B: after a rejection at position i, sample from max(0, p[i] − q[i]), divided by its sum.",
@@ -173,7 +173,7 @@ FIX = Exercise(
         ),
         Misconception(
             "b-left",
-            "Exhibit B is still in your round: after a rejection, it samples from the target and not from the residual",
+            "Exhibit B is still in your round: after a rejection, it samples from the target, not the residual",
             4,
             _with(left=_target),
         ),
@@ -203,7 +203,7 @@ FIX = Exercise(
         ),
         Misconception(
             "residual-of-q",
-            "After a rejection, you sample from q − p, which is the part that the draft has too much of. Use p − q",
+            "After a rejection, you sample from q − p, the part by which the draft exceeds the target. Use p − q",
             4,
             _with(left=lambda p, q: residual(q, p)),
         ),

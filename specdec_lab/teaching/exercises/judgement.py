@@ -91,7 +91,7 @@ FIND_BUG = Exercise(
         ),
         Misconception(
             "a-looks-harmless",
-            "Exhibit A does not touch a cache. A greedy draft is allowed, but then q is one-hot and not `row`",
+            "Exhibit A does not touch a cache. A greedy draft is allowed, but its q is a point mass, not `row`",
             2,
             _with("A", 4),
         ),
@@ -310,7 +310,7 @@ EQUIVALENCE = Exercise(
     20,
     4,
     (
-        "30 heads in 50 throws of a coin can be chance, but 50,600 in 100,000 cannot. How must your limit"
+        "30 heads in 50 throws of a coin can be luck, but 50,600 in 100,000 cannot. How must your limit"
         " depend on the number of samples?",
         "Compare each count with the expected count. Add up the squared differences, each divided by its "
         "expected count. CRITICAL has the limit for each number of degrees of freedom.",

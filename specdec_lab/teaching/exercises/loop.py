@@ -78,8 +78,8 @@ STEP = Exercise(
     20,
     4,
     (
-        "With which probability is drafted token i accepted, and which row of p tells it? Is a token "
-        "after a rejection still useful?",
+        "With which probability is drafted token i accepted, and which row of p do you need for it? Is a "
+        "token after a rejection still useful?",
         "Go through the drafted tokens in order. At the first rejection, sample a replacement from the "
         "residual of that row, and stop. If all are accepted, the last row of p gives one more token.",
         "Accept token x at position i with probability min(1, p[i, x] / q[i, x]). The residual is max(0, "
@@ -286,8 +286,8 @@ DECODE = Exercise(
         "Verify them as in exercise 05, append the result, and repeat. The rows of the target belong to "
         "the text's last token and the k drafted tokens.",
         "Accept drafted token x with probability min(1, p[x]/q[x]), where p and q are the rows of the "
-        "token before x. After a rejection: max(0, p − q), normalized. After k accepted tokens: the "
-        "target's row of the last one. Return n tokens.",
+        "token before x. After a rejection, sample from max(0, p − q), normalized. After k accepted tokens, "
+        "sample from the target's row of the last one. Return n tokens.",
     ),
     speculative_decode,
     (

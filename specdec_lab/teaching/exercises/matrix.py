@@ -11,9 +11,11 @@ INTRODUCTION = """# Exercises and the mistakes they recognize
 
 <!-- Written by `python -m specdec_lab.teaching.exercises.matrix > docs/exercises.md`. Do not edit. -->
 
-Every exercise is a function whose results can be compared. Randomness is an argument, so a check runs every outcome. A
-mistake is recognized by the values that it computes. Each row below was made by running the check on a wrong answer. It
-shows the name of the mistake, the diagnosis, the smallest case that fails, and the text that the learner reads."""
+Every exercise asks for a function whose results can be compared. Where the function needs random numbers, their source
+is an argument, so the check can run every outcome. A mistake is recognized by the values that the function returns.
+
+Each row below was made by running the check on a wrong answer. It shows the name of the mistake, the diagnosis, the
+smallest case that fails, and the text that the learner reads."""
 
 
 def page() -> str:

@@ -16,10 +16,10 @@ Runs = Sequence[Sequence[float]]
 
 
 def acceptance_rate(rounds: Rounds) -> float:
-    """Accepted tokens divided by judged tokens: the accepted ones and the first rejected one of each round."""
+    """Accepted tokens divided by examined tokens: the accepted ones and the first rejected one of each round."""
     accepted = sum(accepted for _, accepted in rounds)
-    judged = sum(min(accepted + 1, drafted) for drafted, accepted in rounds)
-    return accepted / judged
+    examined = sum(min(accepted + 1, drafted) for drafted, accepted in rounds)
+    return accepted / examined
 
 
 def _round_cases(seed: int) -> list[ExerciseCase]:
@@ -66,17 +66,17 @@ ACCEPTANCE = Exercise(
     10,
     2,
     (
-        "In the round (4, 2), four tokens were drafted and two were accepted. Was the third one judged? "
+        "In the round (4, 2), four tokens were drafted and two were accepted. Was the third one examined? "
         "Was the fourth?",
-        "A round judges its accepted tokens and the first rejected one, if there is one. Add up over all "
-        "rounds before you divide.",
+        "Each round examines its accepted tokens and the first rejected one, if there is one. Add up over "
+        "all rounds before you divide.",
         "Σ accepted / Σ min(accepted + 1, drafted).",
     ),
     acceptance_rate,
     (
         Misconception(
             "accepted-over-drafted",
-            "You divide by all drafted tokens. Tokens after a rejection are never judged, so your rate falls "
+            "You divide by all drafted tokens. Tokens after a rejection are never examined, so your rate falls "
             "as k grows",
             1,
             _over(lambda d, a: d),
@@ -89,39 +89,39 @@ ACCEPTANCE = Exercise(
         ),
         Misconception(
             "mean-of-rounds",
-            "You average the rates of the rounds, so a round that judged one token counts as much as one that"
-            " judged eight",
+            "You average the rates of the rounds, so a round with one examined token counts as much as a round "
+            "with eight",
             2,
             _mean(lambda d, a: a / min(a + 1, d)),
         ),
         Misconception(
             "mean-of-accepted-over-drafted",
-            "You average accepted / drafted over the rounds. Tokens after a rejection are never judged, and "
+            "You average accepted / drafted over the rounds. Tokens after a rejection are never examined, and "
             "rounds differ in size",
             2,
             _mean(lambda d, a: a / d),
         ),
         Misconception(
             "accepted-per-round",
-            "You return accepted tokens per round. The rate is a share of the judged TOKENS",
+            "You return accepted tokens per round. The rate is a share of the examined TOKENS",
             3,
             _over(lambda d, a: 1),
         ),
         Misconception(
             "tokens-per-round",
-            "You return emitted tokens per round. The rate is a share of the judged tokens",
+            "You return emitted tokens per round. The rate is a share of the examined tokens",
             3,
             _over(lambda d, a: 1, lambda d, a: a + 1),
         ),
         Misconception(
             "emitted-over-drafted",
-            "You count the token that every round adds. The target sampled it, so it was not judged",
+            "You count the token that every round adds. The target sampled it, so it was not examined",
             2,
             _over(lambda d, a: d, lambda d, a: a + 1),
         ),
         Misconception(
             "emitted-over-scored",
-            "You count the token that the target adds. k + 1 positions are scored, but only drafted tokens are judged",
+            "You count the token that the target adds. It scores k + 1 positions, but only drafted tokens are examined",
             2,
             _over(lambda d, a: d + 1, lambda d, a: a + 1),
         ),
@@ -133,13 +133,13 @@ ACCEPTANCE = Exercise(
         ),
         Misconception(
             "first-token-only",
-            "You use only the first token of each round. All judged tokens count",
+            "You use only the first token of each round. All examined tokens count",
             2,
             _mean(lambda d, a: float(a > 0)),
         ),
         Misconception(
             "rejection-rate",
-            "You return the share of judged tokens that were rejected. The acceptance rate is 1 minus this",
+            "You return the share of examined tokens that were rejected. The acceptance rate is 1 minus this",
             3,
             lambda rounds: 1 - acceptance_rate(rounds),
         ),

@@ -136,7 +136,9 @@ MEMORY = Exercise(
             lambda target, draft, batch, tokens, k: sum(_model_bytes(m, batch, tokens + k) for m in (target, draft)),
         ),
         Misconception("in-32-bits", "You count 4 bytes per number. A number in 16 bits has 2", 3, _counted(size=4)),
-        Misconception("cache-only", "You leave out the weights, which are the larger part", 2, _counted(weights=False)),
+        Misconception(
+            "cache-only", "You leave out the weights. Each model stores its parameters once", 2, _counted(weights=False)
+        ),
     ),
     _memory_cases,
     tolerance=1e-9,

@@ -81,7 +81,7 @@ REWIND = Exercise(
         ),
         Misconception(
             "target-one-short",
-            "Your target's cache is one token short if all k are accepted. Only the draft has not read the last one",
+            "Your target's cache is one token short if all k are accepted. The target has read the last drafted token",
             2,
             lambda n, k, a: _pair(min(n + 1 + a, n + k)),
         ),

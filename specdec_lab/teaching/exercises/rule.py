@@ -63,15 +63,15 @@ ACCEPT = Exercise(
     (
         "If the target finds a token at least as likely as the draft did, should it ever be rejected? And"
         " if p is half of q, how often should it be accepted?",
-        "An event with probability x happens when u < x, for u uniform in [0, 1). Try u = 0 and p = 0 to "
-        "see why it is '<' and not '<='. Each token is decided by its own p, q and u.",
+        "If u is uniform in [0, 1), then u < x is true with probability x. To see why it is '<' and not "
+        "'<=', try u = 0 and p = 0. Each token is decided by its own p, q and u.",
         "Each token is accepted with probability min(1, p/q).",
     ),
     accepts,
     (
         Misconception(
             "at-most",
-            "You also accept at u = p/q. With u = 0, this accepts a token of p = 0, which the target never emits",
+            "You also accept at u = p/q. With u = 0, this accepts a token with p = 0, which the target never emits",
             2,
             lambda p, q, u: u <= p / q,
         ),
@@ -83,7 +83,7 @@ ACCEPT = Exercise(
         ),
         Misconception(
             "ignores-q",
-            "You compare u with p alone. The draft proposed the token with probability q, so divide p by q",
+            "You compare u with p alone. The draft sampled the token with probability q, so divide p by q",
             1,
             lambda p, q, u: u < p,
         ),
@@ -218,13 +218,13 @@ RESIDUAL = Exercise(
         ),
         Misconception(
             "absolute",
-            "You take |p − q|. This also gives probability to tokens that the draft proposes too often",
+            "You take |p − q|. This also gives probability to tokens that the draft samples too often",
             1,
             lambda p, q: torch.where((p - q).abs().sum(-1, keepdim=True) > 0, _divided((p - q).abs()), p),
         ),
         Misconception(
             "swapped",
-            "You take q − p, which is the part that the draft has too much of. Take p − q",
+            "You take q − p, the part by which the draft exceeds the target. Take p − q",
             1,
             lambda p, q: residual(q, p),
         ),
