@@ -137,7 +137,7 @@ def of_vllm(
                     statistics = counters.statistics()
                     facts["acceptance"][mode] = {
                         "counters": vars(counters),
-                        "accepted / judged": statistics.acceptance_rate,
+                        "accepted / examined": statistics.acceptance_rate,
                         "interval": statistics.acceptance_interval,
                         "acceptance length": counters.acceptance_length,
                         "at each position": statistics.unconditional_rates,
@@ -276,10 +276,10 @@ def show(console: Console, report: dict[str, Any]) -> None:
     for mode in MODES:
         for size in BATCHES:
             table.add_column(f"{mode}, batch {size}", justify="right")
-    table.add_column("accepted / judged", justify="right")
+    table.add_column("accepted / examined", justify="right")
     for name, contender in report["contenders"].items():
         cells = [contender["speed"][mode].get(str(size)) for mode in MODES for size in BATCHES]
-        rates = [contender.get("acceptance", {}).get(mode, {}).get("accepted / judged") for mode in MODES]
+        rates = [contender.get("acceptance", {}).get(mode, {}).get("accepted / examined") for mode in MODES]
         shown = ", ".join(f"{rate:.2f}" for rate in rates if rate is not None)
         table.add_row(name, *(f"{cell:.0f}" if cell else "" for cell in cells), shown)
     console.print(table)

@@ -299,8 +299,8 @@ def best_draft_by_numpy(drafts: Any, slope: Any) -> Any:
 
 def adaptive_with_a_prior(history: Any, c: Any, slope: Any) -> Any:
     kept = 2.0 + sum(a for _, a in history[-16:])
-    judged = 3.0 + sum(min(a + 1, d) for d, a in history[-16:])
-    alpha = min(0.97, kept / judged)
+    examined = 3.0 + sum(min(a + 1, d) for d, a in history[-16:])
+    alpha = min(0.97, kept / examined)
     gains = [sum(alpha**i for i in range(k + 1)) / (1 + k * (c + slope)) for k in range(9)]
     best = int(np.argmax(gains))
     resting = len(history) >= 12 and not any(d for d, _ in history[-12:])
@@ -308,10 +308,10 @@ def adaptive_with_a_prior(history: Any, c: Any, slope: Any) -> Any:
 
 
 def adaptive_with_forgetting(history: Any, c: Any, slope: Any) -> Any:
-    kept, judged = 0.7, 1.0
+    kept, examined = 0.7, 1.0
     for d, a in history:
-        kept, judged = 0.9 * kept + a, 0.9 * judged + min(a + 1, d)
-    alpha = min(0.97, (kept + 0.05) / (judged + 0.1))
+        kept, examined = 0.9 * kept + a, 0.9 * examined + min(a + 1, d)
+    alpha = min(0.97, (kept + 0.05) / (examined + 0.1))
     best = max(range(9), key=lambda k: (1 - alpha ** (k + 1)) / (1 - alpha) / (1 + k * (c + slope)))
     return best or int(len(history) >= 18 and not any(d for d, _ in history[-18:]))
 
@@ -326,22 +326,22 @@ def adaptive_by_moving_average(history: Any, c: Any, slope: Any) -> Any:
 
 
 def adaptive_without_a_prior(history: Any, c: Any, slope: Any) -> Any:
-    judged = sum(min(accepted + 1, drafted) for drafted, accepted in history)
-    alpha = sum(accepted for _, accepted in history) / judged if judged else 0.8
+    examined = sum(min(accepted + 1, drafted) for drafted, accepted in history)
+    alpha = sum(accepted for _, accepted in history) / examined if examined else 0.8
     return best_k_or_look_again(min(alpha, 0.95), history, 20, c, slope)
 
 
 def adaptive_that_looks_again_late(history: Any, c: Any, slope: Any) -> Any:
-    judged = 1 + sum(min(accepted + 1, drafted) for drafted, accepted in history)
-    alpha = (0.7 + sum(accepted for _, accepted in history)) / judged
+    examined = 1 + sum(min(accepted + 1, drafted) for drafted, accepted in history)
+    alpha = (0.7 + sum(accepted for _, accepted in history)) / examined
     return best_k_or_look_again(min(alpha, 0.98), history, 39, c, slope)
 
 
 def adaptive_after_a_warm_up(history: Any, c: Any, slope: Any) -> Any:
     if len(history) < 3:
         return 4
-    judged = 1 + sum(min(accepted + 1, drafted) for drafted, accepted in history[-20:])
-    alpha = (0.5 + sum(accepted for _, accepted in history[-20:])) / judged
+    examined = 1 + sum(min(accepted + 1, drafted) for drafted, accepted in history[-20:])
+    alpha = (0.5 + sum(accepted for _, accepted in history[-20:])) / examined
     return best_k_or_look_again(min(alpha, 0.98), history, 15, c, slope)
 
 
@@ -409,8 +409,8 @@ def rate_by_numpy(rounds: Any) -> Any:
 
 
 def rate_without_empty_rounds(rounds: Any) -> Any:
-    judged = [(accepted, accepted + 1 if accepted < drafted else accepted) for drafted, accepted in rounds if drafted]
-    return sum(accepted for accepted, _ in judged) / sum(number for _, number in judged)
+    examined = [(accepted, accepted + 1 if accepted < drafted else accepted) for drafted, accepted in rounds if drafted]
+    return sum(accepted for accepted, _ in examined) / sum(number for _, number in examined)
 
 
 def rate_of_verdicts(rounds: Any) -> Any:

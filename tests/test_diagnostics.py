@@ -283,7 +283,7 @@ def test_a_draft_that_is_drawn_at_another_temperature_is_found(healthy: sd.Pair)
     drafter = Hot(sd.TransformersModel(healthy.draft))
     found = diagnose(healthy, drafter=drafter, sampling=sd.Sampling(temperature=0.4), **QUICK)
     assert codes(found) == ["acceptance-lost"]
-    assert found[0].numbers["own_accepted"] == found[0].numbers["own_judged"]  # not the loop: the drafter
+    assert found[0].numbers["own_accepted"] == found[0].numbers["own_examined"]  # not the loop: the drafter
 
 
 def test_a_self_draft_that_is_rejected_is_found(healthy: sd.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +319,7 @@ def test_a_draft_that_knows_nothing_is_found(
 def test_a_draft_that_is_the_target_is_found(healthy: sd.Pair) -> None:
     found = diagnose(sd.Pair(healthy.target, healthy.target, healthy.tokenizer), **QUICK)
     assert codes(found) == ["acceptance-always-one"]
-    assert found[0].numbers["accepted"] == found[0].numbers["judged"] >= 30
+    assert found[0].numbers["accepted"] == found[0].numbers["examined"] >= 30
 
 
 def test_a_drafter_that_ignores_k_is_found(healthy: sd.Pair) -> None:
@@ -805,8 +805,8 @@ def test_a_healthy_pair_shows_its_figures(healthy: sd.Pair, monkeypatch: pytest.
     speed, acceptance = outcomes["speed"].numbers, outcomes["acceptance"].numbers
     k, costs = speed["k"], (speed["c"], speed["v"], speed["o"])
     assert speed["break_even_alpha"] == sd.break_even_alpha(k, *costs)
-    assert speed["alpha"] == acceptance["accepted"] / acceptance["judged"]
-    assert acceptance["judged"] == setup.accepted[1]
+    assert speed["alpha"] == acceptance["accepted"] / acceptance["examined"]
+    assert acceptance["examined"] == setup.accepted[1]
     for figure in ("actual", "predicted", "best_speedup"):
         assert f"{speed[figure]:.2f}" in outcomes["speed"].evidence
     assert f"best k = {speed['best_k']}" in outcomes["speed"].evidence

@@ -88,7 +88,7 @@ class Cycle:
 def test_a_small_history_counted_by_hand() -> None:
     """Drafted 4, 4, 4, 0, 2; accepted 4, 0, 2, 0, 1: examined 4, 1, 3, 0, 2."""
     found = monitor_of([(4, 4), (0, 4), (2, 4), (0, 0), (1, 2)]).get_statistics()
-    assert (found.rounds, found.drafts, found.drafted, found.judged, found.accepted) == (5, 4, 14, 10, 7)
+    assert (found.rounds, found.drafts, found.drafted, found.examined, found.accepted) == (5, 4, 14, 10, 7)
     assert found.emitted == 12
     assert found.acceptance_rate == 7 / 10
     assert found.draft_acceptance_rate == 7 / 14
@@ -128,7 +128,7 @@ def test_statistics_are_those_of_counting_token_by_token(history: list[tuple[int
         ]
 
     assert (found.rounds, found.drafts) == (len(history), len(drafting))
-    assert (found.judged, found.accepted) == (sum(map(len, said)), sum(map(sum, said)))
+    assert (found.examined, found.accepted) == (sum(map(len, said)), sum(map(sum, said)))
     ours = [found.acceptance_rate, found.draft_acceptance_rate, found.tokens_per_round]
     np.testing.assert_allclose(ours, rates(history), rtol=1e-12)
     rolling = [found.rolling_acceptance_rate, found.rolling_draft_acceptance_rate, found.rolling_tokens_per_round]
@@ -158,10 +158,10 @@ def test_the_source_texts_seven_are_numpys_of_each_rounds_rate(history: list[tup
 @given(histories)
 def test_the_interval_is_wilsons(history: list[tuple[int, int]]) -> None:
     found = monitor_of(history).get_statistics()
-    if not found.judged:
+    if not found.examined:
         assert all(math.isnan(end) for end in found.acceptance_interval)
         return
-    oracle = stats.binomtest(found.accepted, found.judged).proportion_ci(0.95, method="wilson")
+    oracle = stats.binomtest(found.accepted, found.examined).proportion_ci(0.95, method="wilson")
     np.testing.assert_allclose(found.acceptance_interval, [oracle.low, oracle.high], rtol=0, atol=1e-6)
 
 
@@ -217,7 +217,7 @@ def test_a_pair_of_known_alpha_is_measured_right() -> None:
     found = monitor.get_statistics()
     assert (found.rounds, found.drafts, found.drafted) == (1800, 1800, 5400)
     # A rejection ends a round, so examined tokens are independent tries and the counts are binomial.
-    assert stats.binomtest(found.accepted, found.judged, ALPHA).pvalue > 1e-6
+    assert stats.binomtest(found.accepted, found.examined, ALPHA).pvalue > 1e-6
     reached = 1800
     for i, rate in enumerate(found.conditional_rates):
         accepted_here = round(rate * reached)
@@ -241,7 +241,7 @@ def test_accepted_over_drafted_falls_with_k_and_accepted_over_judged_does_not() 
         for _ in range(3):
             next(loop)
         found[k] = monitor.get_statistics()
-        error = math.sqrt(ALPHA * (1 - ALPHA) / found[k].judged)
+        error = math.sqrt(ALPHA * (1 - ALPHA) / found[k].examined)
         assert abs(found[k].acceptance_rate - ALPHA) < 5 * error
     # E[accepted] / k is α at k = 1, and (α − α⁹) / (1 − α) / 8 at k = 8: 0.70 and 0.28.
     assert found[1].draft_acceptance_rate > 0.6
@@ -648,7 +648,7 @@ def test_without_a_notebook_the_live_view_is_printed_once_at_the_end(
         for _ in stream_speculative(pair, PROMPT, k=2, max_new_tokens=9, seed=0, monitor=monitor):
             assert capsys.readouterr().out == ""
     assert capsys.readouterr().out == f"{view!r}\n"
-    assert "accepted / judged" in repr(view)
+    assert "accepted / examined" in repr(view)
     assert len(view.trace()) == len(monitor.rounds)
     assert monitor.listeners == []
 

@@ -308,7 +308,7 @@ def test_beginning_again_behind_the_prompts_changes_nothing(pair: sd.Pair, batch
         for k in (3, 0, 2):
             played = bench.time_rounds(k, seed)
             expected = plain_loop(pair, prompts, k, 4, sampling, seed)
-            assert (played.tokens, played.accepted, played.judged) == expected
+            assert (played.tokens, played.accepted, played.examined) == expected
             assert played.row_rounds == 4 * batch
             assert played.seconds > 0
 
@@ -332,7 +332,7 @@ class LateStart:
 def test_a_draft_may_begin_some_rounds_after_the_prompts(pair: sd.Pair) -> None:
     bench = Bench(pair, [[5, 6, 7, 8]] * 2, rounds=5, max_k=3, sampling=sd.GREEDY)
     first = bench.time_rounds(LateStart(), 0)
-    assert first.judged > 0
+    assert first.examined > 0
     assert bench.time_rounds(LateStart(), 0).tokens == first.tokens
 
 

@@ -24,7 +24,7 @@ def test_what_stands_there_is_read() -> None:
             assert one.speed[mode] == {int(size): pace for size, pace in paces.items()}
         for mode, said in report["contenders"][name].get("acceptance", {}).items():
             assert one.counters[mode].acceptance_length == pytest.approx(said["acceptance length"])
-            assert one.counters[mode].statistics().acceptance_rate == pytest.approx(said["accepted / judged"])
+            assert one.counters[mode].statistics().acceptance_rate == pytest.approx(said["accepted / examined"])
 
 
 def test_a_rounds_price_is_tokens_over_speedup() -> None:

@@ -148,7 +148,7 @@ def test_what_counters_say_is_what_the_monitor_says_of_the_same_rounds(pair: sd.
     for name in (
         "rounds",
         "drafted",
-        "judged",
+        "examined",
         "accepted",
         "acceptance_rate",
         "acceptance_interval",
@@ -380,7 +380,7 @@ def test_the_command_line_measures_a_server(server: Server) -> None:
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0, shown.output
     assert "6 requests, 1 at a time" in shown.output
-    assert "accepted / judged" in shown.output
+    assert "accepted / examined" in shown.output
     shown = CliRunner().invoke(app, [*arguments, "--json"])
     assert shown.exit_code == 0, shown.output
     report = json.loads(shown.stdout)

@@ -343,7 +343,7 @@ def made(
             sample = {
                 "kind": "sample", "config": name, "length": "short", "prompt": i, "repeat": 0, "seconds": s,
                 "first_seconds": s / 10, "first_tokens": 1, "tokens": 11, "accepted": 6 if k else 0,
-                "judged": 8 if k else 0, "drafted": [[k, 5 if k else 11]], "draft_seconds": 0.2 if k else 0.0,
+                "examined": 8 if k else 0, "drafted": [[k, 5 if k else 11]], "draft_seconds": 0.2 if k else 0.0,
                 "memory": 2**20 * (i + 1),
             }  # fmt: skip
             records.append(sample | same)

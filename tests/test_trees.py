@@ -394,7 +394,7 @@ def test_a_round_of_a_tree_adds_up(scheme: str, pair: Pair) -> None:
     assert all(0 < g.acceptance_rate <= 1 for g in generations)
     found = monitor.get_statistics()
     assert found.accepted == sum(r.accepted for r in rounds)
-    assert found.judged == sum(r.examined for r in rounds)
+    assert found.examined == sum(r.examined for r in rounds)
     assert found.drafted == sum(r.depth for r in rounds)
 
 

@@ -71,12 +71,12 @@ def speculative_decode(target, draft, start, n, k, chance):
 """,
     "acceptance": """
 def acceptance_rate(rounds):
-    judged = 0
+    examined = 0
     accepted = sum(kept for _, kept in rounds)
     while rounds:
         drafted, kept = rounds.pop()
-        judged += min(drafted, kept + 1)
-    return accepted / judged
+        examined += min(drafted, kept + 1)
+    return accepted / examined
 """,
     "speedup_of": """
 def speedup_of(plain, speculative):
@@ -101,10 +101,10 @@ def best_draft(drafts, slope):
     "adaptive_k": """
 def choose_k(history, c, slope):
     history.reverse()
-    kept, judged = 1.4, 2.0
+    kept, examined = 1.4, 2.0
     for drafted, accepted in history[:20]:
-        kept, judged = kept + accepted, judged + min(accepted + 1, drafted)
-    alpha = min(0.98, kept / judged)
+        kept, examined = kept + accepted, examined + min(accepted + 1, drafted)
+    alpha = min(0.98, kept / examined)
     best = max(range(9), key=lambda k: (1 - alpha ** (k + 1)) / (1 - alpha) / (1 + k * (c + slope)))
     return best or int(len(history) >= 15 and not any(drafted for drafted, _ in history[:15]))
 """,
@@ -448,8 +448,8 @@ def draft_of_none(drafts: Any, slope: Any) -> Any:
 
 
 def k_without_a_limit_on_alpha(history: Any, c: Any, slope: Any) -> Any:
-    judged = sum(min(accepted + 1, drafted) for drafted, accepted in history[-10:])
-    alpha = sum(accepted for _, accepted in history[-10:]) / judged if judged else 0.6
+    examined = sum(min(accepted + 1, drafted) for drafted, accepted in history[-10:])
+    alpha = sum(accepted for _, accepted in history[-10:]) / examined if examined else 0.6
     return max(range(9), key=lambda k: (1 - alpha ** (k + 1)) / (1 - alpha) / (1 + k * (c + slope)))
 
 
@@ -1042,8 +1042,8 @@ def config_of_a_tensor(draft: Any, k: Any) -> Any:
 
 def k_by_estimate(history: Any, c: Any, slope: Any) -> Any:
     """A right controller."""
-    judged = sum(min(accepted + 1, drafted) for drafted, accepted in history[-16:])
-    alpha = min(0.97, (sum(accepted for _, accepted in history[-16:]) + 2) / (judged + 3))
+    examined = sum(min(accepted + 1, drafted) for drafted, accepted in history[-16:])
+    alpha = min(0.97, (sum(accepted for _, accepted in history[-16:]) + 2) / (examined + 3))
     best = max(range(9), key=lambda k: terms(alpha, k + 1) / (1 + k * (c + slope)))
     resting = len(history) >= 12 and not any(drafted for drafted, _ in history[-12:])
     return 1 if best == 0 and resting else best
@@ -1063,8 +1063,8 @@ def k_that_looks_by_length(history: Any, c: Any, slope: Any) -> Any:
 
 
 def k_of_accepted_per_draft(history: Any, c: Any, slope: Any) -> Any:
-    judged = sum(drafted for drafted, _ in history[-16:])
-    alpha = min(0.97, (sum(accepted for _, accepted in history[-16:]) + 2) / (judged + 3))
+    examined = sum(drafted for drafted, _ in history[-16:])
+    alpha = min(0.97, (sum(accepted for _, accepted in history[-16:]) + 2) / (examined + 3))
     best = max(range(9), key=lambda k: terms(alpha, k + 1) / (1 + k * (c + slope)))
     return best or int(len(history) >= 12 and not any(drafted for drafted, _ in history[-12:]))
 

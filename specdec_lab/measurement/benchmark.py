@@ -23,7 +23,7 @@ class Sample:
     Attributes:
         tokens: the new ids.
         seconds: wall clock.
-        accepted, judged, rounds: counts of accepted tokens, examined tokens and rounds; 0 where unknown.
+        accepted, examined, rounds: counts of accepted tokens, examined tokens and rounds; 0 where unknown.
         draft_seconds: time spent drafting.
         shapes: (levels, drafted tokens) of each round; these numbers differ for trees.
         accepts: accepted tokens of each round.
@@ -32,7 +32,7 @@ class Sample:
     tokens: tuple[int, ...]
     seconds: float
     accepted: int = 0
-    judged: int = 0
+    examined: int = 0
     rounds: int = 0
     draft_seconds: float = 0.0
     shapes: tuple[tuple[int, int], ...] = ()
@@ -103,7 +103,7 @@ def race(
     pace = {name: [len(s.tokens) / s.seconds for s in ran] for name, ran in samples.items()}
     results = {}
     for name, ran in samples.items():
-        examined, rounds = sum(s.judged for s in ran), sum(s.rounds for s in ran)
+        examined, rounds = sum(s.examined for s in ran), sum(s.rounds for s in ran)
         results[name] = Result(
             name,
             median(pace[name]),

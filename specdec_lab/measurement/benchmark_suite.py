@@ -287,7 +287,7 @@ def _timed(
         "first_tokens": len(rounds[0].emitted),
         "tokens": len(generation.tokens),
         "accepted": sum(r.accepted for r in rounds),
-        "judged": sum(r.examined for r in rounds),
+        "examined": sum(r.examined for r in rounds),
         "drafted": sorted(drafted.items()),  # [drafted tokens or levels, number of such rounds]
         "draft_seconds": sum(r.draft_seconds for r in rounds),
         "memory": peak_memory(pair.device),

@@ -63,21 +63,21 @@ def check_acceptance(setup: Setup) -> list[Finding] | None:
         expected, variance = sum(b for b, _ in rates), sum(b * (1 - b) for b, _ in rates)
         if setup.pair.target.dtype.itemsize < 4:
             slack += 0.02 * examined  # q as sampled from and q as computed here differ by rounding
-        counted = f"{accepted} of {examined} judged tokens accepted"
+        counted = f"{accepted} of {examined} examined tokens accepted"
     else:
         decisions = _decisions(setup)
         accepted, examined = sum(d.accepted for d in decisions), len(decisions)
         expected, variance = sum(d.mean for d in decisions), sum(d.variance for d in decisions)
         counted = f"{accepted} tokens accepted in {examined} rounds"
     slack += SIGMAS * math.sqrt(variance)
-    numbers: dict[str, Any] = {"accepted": accepted, "judged": examined, "expected": expected, "slack": slack}
+    numbers: dict[str, Any] = {"accepted": accepted, "examined": examined, "expected": expected, "slack": slack}
     numbers["false_alarm_rate"] = FALSE_ALARM
     words = f"{counted}, {expected:.1f} ± {slack:.1f} computed"
     if draft is not None:
         numbers |= _own_draft(setup)
     setup.measurements["acceptance"] = Measurement(words, numbers)
-    own, own_judged = numbers.get("own_accepted", 0), numbers.get("own_judged", 0)
-    alone = f"; with the target as its own draft {own} of {own_judged}" if draft is not None else ""
+    own, own_examined = numbers.get("own_accepted", 0), numbers.get("own_examined", 0)
+    alone = f"; with the target as its own draft {own} of {own_examined}" if draft is not None else ""
     evidence = f"{words} from p and q (a right rule leaves this range once in {1 / FALSE_ALARM:,.0f} checks){alone}"
     if accepted > expected + slack:
         limit = "the proven optimum for blocks" if setup.verification == "block" else "Σ min(p, q) for each token"
@@ -95,7 +95,7 @@ def check_acceptance(setup: Setup) -> list[Finding] | None:
             )
         ]
     smallest_share = CONTROL_LEAST[min(4, setup.pair.target.dtype.itemsize)]
-    if accepted < expected - slack or own < smallest_share * own_judged:
+    if accepted < expected - slack or own < smallest_share * own_examined:
         return [
             Finding(
                 "acceptance-lost",
@@ -122,7 +122,7 @@ def _own_draft(setup: Setup) -> dict[str, int]:
         lambda i: setup.generate(setup.prompts[i], k=setup.max_k, pair=itself, seed=i),
         minimum=0,
     )
-    return {"own_accepted": sum(p.accepted for p in recordings), "own_judged": sum(p.judged for p in recordings)}
+    return {"own_accepted": sum(p.accepted for p in recordings), "own_examined": sum(p.examined for p in recordings)}
 
 
 def _decisions(setup: Setup) -> list[RecordedDecision]:
@@ -160,8 +160,8 @@ def check_stuck(setup: Setup) -> list[Finding]:
     if examined < FEW_JUDGED:
         return []
     low, high = share_interval(accepted, examined, LEVEL)
-    numbers = {"accepted": accepted, "judged": examined, "alpha": accepted / examined, "interval": (low, high)}
-    evidence = f"{accepted} of {examined} judged tokens accepted, α between {low:.2f} and {high:.2f}"
+    numbers = {"accepted": accepted, "examined": examined, "alpha": accepted / examined, "interval": (low, high)}
+    evidence = f"{accepted} of {examined} examined tokens accepted, α between {low:.2f} and {high:.2f}"
     setup.measurements["stuck"] = Measurement(f"α between {low:.2f} and {high:.2f}", numbers)
     draft = setup.draft_model
     if high < NEAR_ZERO and draft is not None:

@@ -192,5 +192,5 @@ def _plan(
         tries.append(pilot(prompts[i % len(prompts)], 1000))
     if not drafts_one_at_a_time(pair):
         return usual, costs
-    alpha = sum(t.accepted for t in tries) / max(1, sum(t.judged for t in tries))
+    alpha = sum(t.accepted for t in tries) / max(1, sum(t.examined for t in tries))
     return max(1, best_k(alpha, costs.c, costs.v, max_k=MAX_K)), costs

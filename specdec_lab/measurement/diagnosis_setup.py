@@ -82,7 +82,7 @@ class RecordedGeneration:
         return sum(r.accepted for r in self.generation.rounds)
 
     @property
-    def judged(self) -> int:
+    def examined(self) -> int:
         """Drafted tokens up to each round's first rejection."""
         return sum(r.examined for r in self.generation.rounds)
 
@@ -288,7 +288,7 @@ class Setup:
     @property
     def accepted(self) -> tuple[int, int]:
         """(accepted, examined) tokens over all generations."""
-        return sum(p.accepted for p in self.recordings), sum(p.judged for p in self.recordings)
+        return sum(p.accepted for p in self.recordings), sum(p.examined for p in self.recordings)
 
     @property
     def alpha(self) -> float:

@@ -310,7 +310,7 @@ def _take_turns(benches: Sequence[Bench], ks: Sequence[int], turns: int, rounds:
 def _measured_alpha(timed: Mapping[tuple[int, int], list[Turn]]) -> float:
     """Accepted / examined over all rounds; 0 where nothing was drafted."""
     everything = [rounds for all_turns in timed.values() for turn in all_turns for rounds in turn.values()]
-    examined = sum(rounds.judged for rounds in everything)
+    examined = sum(rounds.examined for rounds in everything)
     return sum(rounds.accepted for rounds in everything) / examined if examined else 0.0
 
 

@@ -143,7 +143,7 @@ def _result(
     facts: Record, way: Record, length: str, ran: list[Record], both: list[tuple[Record, Record]], costs: Costs | None
 ) -> BenchmarkResult:
     seconds = [r["seconds"] for r in ran]
-    tokens, examined = sum(r["tokens"] for r in ran), sum(r["judged"] for r in ran)
+    tokens, examined = sum(r["tokens"] for r in ran), sum(r["examined"] for r in ran)
     alpha = sum(r["accepted"] for r in ran) / examined if examined else None
     drafted = _drafted(ran)
     rounds = sum(count for _, count in drafted)

@@ -35,7 +35,7 @@ class TimedRounds:
     tokens: int
     seconds: float
     accepted: int
-    judged: int
+    examined: int
     row_rounds: int
 
     @property
@@ -112,7 +112,7 @@ class Bench:
             tokens=sum(len(row.new) for row in rows) - before,
             seconds=seconds,
             accepted=sum(r.accepted for r in timed),
-            judged=sum(r.examined for r in timed),
+            examined=sum(r.examined for r in timed),
             row_rounds=len(timed),
         )
 

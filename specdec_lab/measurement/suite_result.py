@@ -31,12 +31,12 @@ LATENCY = ["way", "mean", "p50", "p95", "p99", "95 % of p99", "first", "requests
 DRAFTS = ["draft", "size", "1/c", "α", "k", "speedup", "95 %", "formula", "its k"]
 NOTES = (
     "speedup: median ratio of tokens per second to the baseline's on the same prompt and repeat, whole requests · "
-    "decoding: the same after the first round, which is what the formula predicts · α: accepted / judged · round: "
+    "decoding: the same after the first round, which is what the formula predicts · α: accepted / examined · round: "
     "tokens per round · first: time to the first token · MiB: peak of the tensors on CUDA (on a CPU, see "
     "memory_profile) · 95 %: between two of the samples; – or 'needs n' where there are too few samples"
 )
 DRAFT_NOTES = (
-    "1/c: target step / draft step (parallel head, tree, suffix, lookup: / drafting of a round) · α: accepted / judged "
+    "1/c: target step / draft step (parallel head, tree, suffix, lookup: / drafting of a round) · α: accepted / examined "
     "· k: the best one measured · formula: predicted speedup · its k: the best one by the formula"
 )
 

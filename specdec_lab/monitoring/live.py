@@ -2,8 +2,7 @@
 
 Two rates are easily confused:
 
-- Accepted / examined estimates α = Σ min(p, q). A round examines its drafted tokens up to the first rejection. The
-  statistics call examined tokens `judged`.
+- Accepted / examined estimates α = Σ min(p, q). A round examines its drafted tokens up to the first rejection.
 - Accepted / drafted falls as k grows, at the same α. vLLM and most dashboards call it the draft acceptance rate.
 """
 
@@ -59,13 +58,13 @@ class MonitorStatistics:
         rounds: all rounds of all rows.
         drafts: the rounds with k > 0.
         drafted, accepted, emitted: tokens.
-        judged: drafted tokens that were examined, up to the first rejection of their round.
-        acceptance_rate: accepted / judged, an estimate of α.
+        examined: drafted tokens that were examined, up to the first rejection of their round.
+        acceptance_rate: accepted / examined, an estimate of α.
         acceptance_interval: its 95 % interval (Wilson), which treats tokens as independent of each other.
         draft_acceptance_rate: accepted / drafted.
         tokens_per_round: accepted / rounds + 1, also where a generation ended inside a round.
         accepted_histogram: [k + 1], the number of drafts with 0, 1, … k accepted tokens.
-        conditional_rates: [k], accepted / judged at each position.
+        conditional_rates: [k], accepted / examined at each position.
         unconditional_rates: [k], accepted at each position / all drafts, as in vLLM.
         draft_seconds, verify_seconds, other_seconds: sums over steps; NaN where a step did not record them.
         rolling_acceptance_rate, rolling_draft_acceptance_rate, rolling_tokens_per_round: the same over the last
@@ -79,7 +78,7 @@ class MonitorStatistics:
     rounds: int
     drafts: int
     drafted: int
-    judged: int
+    examined: int
     accepted: int
     emitted: int
     acceptance_rate: float
@@ -114,7 +113,7 @@ class MonitorStatistics:
         return [
             ("rounds", f"{self.rounds:,}{plain}"),
             ("tokens per round", _number(self.tokens_per_round)),
-            ("accepted / judged, α", f"{percent(self.acceptance_rate)} % ({percent(low)} to {percent(high)})"),
+            ("accepted / examined, α", f"{percent(self.acceptance_rate)} % ({percent(low)} to {percent(high)})"),
             (f"… in the last {self.window:,} rounds", "{} %, {} tokens per round".format(*recent)),
             ("… at position 1, 2, …", f"{percent(*self.conditional_rates)} %"),
             ("accepted / drafted", f"{percent(self.draft_acceptance_rate)} %"),
@@ -168,7 +167,7 @@ def summarize(
         rounds=rounds,
         drafts=drafts,
         drafted=drafted,
-        judged=examined,
+        examined=examined,
         accepted=accepted,
         emitted=emitted,
         acceptance_rate=_share(accepted, examined),

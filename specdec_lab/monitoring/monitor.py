@@ -149,7 +149,7 @@ class SpeculativeDecodingMonitor:
         )
         last = np.arange(len(rate)) + now.rounds - len(rate) + 1
         title = f"α is {percent(now.acceptance_rate)} % over all rounds, {percent(*rate[-1:])} % over the last {width}"
-        figure, axes = plotting.new_figure(title if now.judged else "No draft yet", "round", "tokens accepted (%)")
+        figure, axes = plotting.new_figure(title if now.examined else "No draft yet", "round", "tokens accepted (%)")
         axes.axhline(100 * now.acceptance_rate, color=plotting.FORMULA, linestyle="--", label="α, all rounds")
         axes.axhspan(*(100 * end for end in now.acceptance_interval), color=plotting.FORMULA, alpha=0.2, linewidth=0)
         axes.plot(last, 100 * rate, "o-", c=plotting.ACCEPTED, markevery=len(rate) // 10 + 1, label=f"α, last {width}")

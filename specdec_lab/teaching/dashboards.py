@@ -109,7 +109,11 @@ def _positions(title: str, conditional: Any, unconditional: Any, pooled: float) 
     at = np.arange(1, k + 1)
     figure, axes = plotting.new_figure(title, "position in the draft", "share of tokens accepted")
     axes.bar(
-        at - 0.2, conditional, 0.38, color=plotting.ACCEPTED, label="of judged tokens (all tokens before were accepted)"
+        at - 0.2,
+        conditional,
+        0.38,
+        color=plotting.ACCEPTED,
+        label="of examined tokens (all tokens before were accepted)",
     )
     axes.bar(at + 0.2, unconditional, 0.38, color=plotting.DRAFT, hatch="//", edgecolor="white", label="of all drafts")
     axes.axhline(pooled, color=plotting.FORMULA, linestyle="--", label="accepted / drafted, all positions")

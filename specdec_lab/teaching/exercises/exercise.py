@@ -1,4 +1,4 @@
-"""Exercises, cases and results, and the comparison of values. Answers are judged by their values, not by their code."""
+"""Exercises, cases and results, and the comparison of values. Answers are graded by their values, not by their code."""
 
 import inspect
 from collections.abc import Callable, Sequence
