@@ -36,8 +36,8 @@ NOTES = (
     "memory_profile) · 95 %: between two of the samples; – or 'needs n' where there are too few samples"
 )
 DRAFT_NOTES = (
-    "1/c: target step / draft step (parallel head, tree, suffix, lookup: / drafting of a round) · α: accepted / examined "
-    "· k: the best one measured · formula: predicted speedup · its k: the best one by the formula"
+    "1/c: target step / draft step (parallel head, tree, suffix, lookup: / drafting of a round) · α: accepted / "
+    "examined · k: the best one measured · formula: predicted speedup · its k: the best one by the formula"
 )
 
 

@@ -113,7 +113,7 @@ def _positions(title: str, conditional: Any, unconditional: Any, pooled: float) 
         conditional,
         0.38,
         color=plotting.ACCEPTED,
-        label="of examined tokens (all tokens before were accepted)",
+        label="of examined tokens (all before were accepted)",
     )
     axes.bar(at + 0.2, unconditional, 0.38, color=plotting.DRAFT, hatch="//", edgecolor="white", label="of all drafts")
     axes.axhline(pooled, color=plotting.FORMULA, linestyle="--", label="accepted / drafted, all positions")
