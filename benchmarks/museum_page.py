@@ -22,9 +22,9 @@ INTRODUCTION = """# The museum of wrong versions
 
 <!-- Written by `python benchmarks/museum_page.py docs`. Do not edit. -->
 
-Speculative decoding is easy to get wrong without noticing. The text reads well, but its probabilities are not the
-target's. Or the text is right, but the speedup is missing. Each exhibit is one such mistake, made in one place of this
-package's own code. To see one at work:
+Speculative decoding is easy to get wrong without noticing. A wrong version may write fluent text whose probabilities
+are not the target's. Or it may write the right text without the speedup. Each exhibit is one such mistake, made in one
+place of this package's own code. To see one at work:
 
 ```python
 from specdec_lab.equivalence import mutant
@@ -41,8 +41,8 @@ with a star are tests of public projects, rewritten from their descriptions. The
 verification rule alone.
 
 The exact proof refutes everything that changes the distribution, with one kind of exception: mistakes inside
-`SeededRandomness` (see below). Whatever only loses speed passes the proof, because the text is right. How many wrong
-versions each test catches:"""
+`SeededRandomness` (see below). A mistake that only loses speed passes the proof, because the text is right. How many
+wrong versions each test catches:"""
 
 RESULTS = Path("benchmarks", "results")
 
@@ -50,15 +50,14 @@ PICTURE = """![Every wrong version against every test: caught, caught by the tes
 
 DEPENDENCE = """## Random numbers that are not independent
 
-The exact proof enumerates every outcome. For this it replaces the random numbers, and its own make each decision
-independently of the others. So it cannot see that the real random numbers depend on each other, although the sampler
-then has the wrong distribution. [`noise-shared`](#noise-shared) and [`u-shared-in-row`](#u-shared-in-row) are of this
-kind, and pass the proof.
+The exact proof enumerates every outcome. To do so, it replaces the sampler's random numbers by independent ones. So it
+cannot detect that the real random numbers depend on each other. [`noise-shared`](#noise-shared) and
+[`u-shared-in-row`](#u-shared-in-row) pass the proof for this reason, although their output distribution is wrong.
 
-Two tests catch them, because they sample with the real random numbers and compare joint distributions of several
+Two tests catch both of them, because they use the real random numbers and compare joint distributions of several
 tokens. `joint`, on small tables, is part of the matrix above. The empirical test does the same for any sampler. It
-needs enough samples: with a shared u, the first token is right, and only later ones are not. `u-shared-in-round` is the
-same mistake inside the verification rule, where the proof sees it."""
+needs enough samples: with a shared u, the first token is right, and only later tokens are not. `u-shared-in-round` is
+the same mistake inside the verification rule, where the proof detects it."""
 
 ENGINES = """## Other engines under the same test
 
@@ -66,13 +65,15 @@ ENGINES = """## Other engines under the same test
 
 ON_THE_PAIR = """## On the pair that ships
 
-`benchmarks/museum.py` samples from the trained pair while a wrong version is in effect, in two ways: at temperature 1;
-and at temperature 0.7 with top-k 40 and a draft that stops when it is unsure. TV is the total variation between the
-distribution of the first four tokens and the target's, estimated without bias; the table shows the larger of the two
-ways. An unbiased estimate of a TV near 0 may come out negative, and is shown as 0. The interval holds the true TV with
-95 %, and is wide because it makes no assumption. Where the TV is 0.03 or more, the empirical test has to refute the
-wrong version in every run, with as many samples as detect such a difference 99 times in 100. Both ways decode chains
-with token verification, so the wrong versions of blocks, trees and heads are not in this table."""
+`benchmarks/museum.py` samples from the trained pair while a wrong version is in effect, with two settings: temperature
+1; and temperature 0.7 with top-k 40 and a draft that stops when it is unsure. TV is the total variation between the
+distribution of the first four tokens and the target's, estimated without bias. The table shows the setting with the
+larger TV. An unbiased estimate of a TV near 0 can be negative, and is then shown as 0. The interval contains the true
+TV with a probability of 95 %. It is wide because it assumes nothing about the distribution.
+
+Where the TV is 0.03 or more, the empirical test has to refute the wrong version in every run. A run has as many samples
+as detect such a difference 99 times in 100. Both settings decode chains with token verification, so the wrong versions
+of blocks, trees and heads are not in this table."""
 
 
 def page(
