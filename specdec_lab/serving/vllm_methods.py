@@ -164,7 +164,7 @@ def _of_the_schedule(deployment: _Deployment) -> list[str]:
 def _of_the_drafter(deployment: _Deployment) -> list[str]:
     found = []
     if deployment.method == "suffix":
-        found.append("suffix: needs `pip install arctic-inference`, and keeps tokens of up to 10,000 finished requests")
+        found.append("suffix: needs `pip install arctic-inference==0.1.1`; keeps up to 10,000 finished requests")
     if deployment.config.get("parallel_drafting"):
         found.append("parallel_drafting: needs a draft that was trained to predict k tokens in one pass")
     return found
