@@ -56,12 +56,12 @@ def warned(config: dict[str, Any], *words: str, **deployment: Any) -> bool:
 def test_block_is_warned_of_wherever_vllm_uses_runner_v1(
     config: dict[str, Any], deployment: dict[str, Any], reason: str
 ) -> None:
-    assert warned(config, "block: has no effect", reason, **deployment)
+    assert warned(config, "block: ", f"{reason} runs on model runner V1, which still decides", **deployment)
 
 
 def test_block_on_runner_v1_also_loses_the_sampled_draft() -> None:
-    assert warned(BLOCK, "block", "drafts greedily", cpu=True)
-    assert not warned(OTHER_VOCABULARY, "block", "drafts greedily")  # it was greedy before
+    assert warned(BLOCK, "block", "its draft becomes greedy", cpu=True)
+    assert not warned(OTHER_VOCABULARY, "block", "its draft becomes greedy")  # it was greedy before
 
 
 def test_block_is_silent_on_a_gpu_and_gains_nothing_from_a_one_hot_q() -> None:

@@ -122,8 +122,8 @@ def _of_the_rule(deployment: _Deployment) -> list[str]:
     if rule != "block":
         return []
     if reason is not None:
-        then = ", and drafts greedily instead of 'probabilistic'" if deployment.samples else ""
-        return [f"block: has no effect, because {reason} runs on model runner V1, which decides token by token{then}"]
+        then = "; but its draft becomes greedy instead of 'probabilistic'" if deployment.samples else ""
+        return [f"block: {reason} runs on model runner V1, which still decides token by token{then}"]
     if not deployment.samples:
         return ["block: gains nothing here; with a one-hot q it accepts exactly as 'standard' does"]
     return []
