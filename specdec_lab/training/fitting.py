@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from specdec_lab.training.distillation import Losses
+from specdec_lab.training.muon import Muon
 from specdec_ref.errors import SpecdecError
 
 
@@ -217,6 +218,8 @@ def _optimizers(model: nn.Module, plan: TrainingPlan) -> list[torch.optim.Optimi
     adam = torch.optim.AdamW(rest, lr=plan.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     if not matrices:
         return [adam]
+    if matrices[0].device.type == "cpu":
+        return [Muon(matrices, lr=plan.learning_rate, weight_decay=plan.weight_decay), adam]
     muon = torch.optim.Muon(
         matrices, lr=plan.learning_rate, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw"
     )
