@@ -121,7 +121,8 @@ def _stream(console: Console, way: "Way", prompt: str) -> None:
 
 
 def _demo_table(modes: "list[Mode]") -> Table:
-    table = result_table("", "", "", "tokens/s", "speedup", "accepted", "per round", "formula", "repeats")
+    table = result_table("", "", "", "tok/s", "speedup", "accepted", "per round", "formula", "repeats")
+    table.padding = (0, 1, 0, 0)  # fits a terminal of 80 columns
     for mode in modes:
         plain = result_facts(mode.baseline)
         table.add_row(mode.name, "no drafts", "", *result_cells(plain), "", f"{plain['repeated_share']:.0%}")
