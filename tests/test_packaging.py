@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from importlib import import_module
@@ -255,3 +257,19 @@ def test_the_figures_of_the_benchmarks_page_are_those_on_record() -> None:
     steps = record("real_model")["v"]
     assert f"and {steps['plain']['5']:.1f} times as long with plain ones" in words
     assert round(steps["auto"]["5"], 1) == 1.0  # 'as long as a step of one'
+
+
+def test_the_readmes_lessons_have_the_titles_and_minutes_of_the_lessons() -> None:
+    rows = re.findall(r"\| (\d\d) \| \[(.+)\]\(notebooks/(.+)\) \| (\d+) \|", (ROOT / "README.md").read_text("utf-8"))
+    assert len(rows) == 11
+    for number, title, name, minutes in rows:
+        first = "".join(json.loads((ROOT / "notebooks" / name).read_text("utf-8"))["cells"][0]["source"])
+        assert first.startswith(f"# {number} · {title}\n"), name
+        assert re.search(r"^\*\*(\d+) minutes", first, re.MULTILINE)[1] == minutes, name  # type: ignore[index]
+
+
+def test_the_readmes_picture_is_drawn_from_the_record(tmp_path: Path) -> None:
+    drawn = tmp_path / "picture.svg"
+    script = ROOT / "benchmarks" / "real_model.py"
+    subprocess.run([sys.executable, script, "--svg", drawn], check=True, cwd=ROOT)
+    assert drawn.read_text("utf-8") == (ROOT / "docs" / "real_model.svg").read_text("utf-8")

@@ -90,7 +90,7 @@ class SuiteResult:
         same_length = [r for r in speculative if r is not best and r.prompt_length == best.prompt_length]
         near = [r.config_name for r in same_length if reaches(r.speedup_interval, best.speedup)]
         within_noise = f" Within noise: {first_names(near)}." if near else ""
-        below = sum((r.speedup_interval or (0, r.speedup))[1] < 1 for r in speculative)
+        below = sum(_is_slower(r) for r in speculative)
         slower = f" {below} of {len(speculative)} were slower than the baseline." if below else ""
         return (
             f"Fastest: {best.config_name} on {best.prompt_length} prompts, {best.speedup:.2f} times the "
@@ -179,6 +179,12 @@ def _number(value: float | None) -> str:
 
 def _share(value: float | None) -> str:
     return DASH if value is None else f"{value:.0%}"
+
+
+def _is_slower(result: BenchmarkResult) -> bool:
+    """Whether a way to decode is slower than the baseline, also at the upper end of its interval."""
+    highest = result.speedup_interval[1] if result.speedup_interval else result.speedup
+    return highest < 1
 
 
 def _range(interval: Interval | None) -> str:
