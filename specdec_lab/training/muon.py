@@ -24,7 +24,7 @@ ITERATIONS = 5
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalized, with decoupled weight decay.
 
-    Its state has the same names as that of `torch.optim.Muon`, so that either continues the other's checkpoint.
+    Its state has the names that `torch.optim.Muon` uses, so it continues a checkpoint of that optimizer.
 
     Args:
         params: matrices, [rows, columns].
