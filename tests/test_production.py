@@ -22,6 +22,13 @@ def test_bars_are_the_paces_of_that_batch() -> None:
         pace_figure(SPEEDS, 3, "t")
 
 
+def test_contenders_of_one_engine_stand_together() -> None:
+    names = ["ours, alone", "ours, k = 4", "vLLM, alone", "vLLM, k = 4"]
+    axes = pace_figure({name: {"greedy": {1: 50.0}} for name in names}, 1, "t").axes[0]
+    first, second, third, fourth = axes.get_yticks()
+    assert third - second > second - first == fourth - third
+
+
 GIB = 2**30
 TARGET, DRAFT = ModelMemory(weights=128 * GIB, kv=16 * GIB, activations=0), ModelMemory(12 * GIB, 8 * GIB, 0)
 PROFILE = MemoryProfile(8, 4096, 4, "bfloat16", TARGET, DRAFT, TARGET, 5, 1)

@@ -173,7 +173,7 @@ def tradeoff(rule: LossyRule, blocks: DraftedBlocks) -> Tradeoff:
 
 STYLES = {"lenience": "--", "ensemble": "-", "typical acceptance": ":"}
 MARKERS = {"lenience": "s", "ensemble": "o", "typical acceptance": "D", "longest match": "X"}
-LABELS = {"lenience": (4, -13, "left"), "ensemble": (-4, 7, "right"), "typical acceptance": (7, -4, "left")}
+LABELS = {"lenience": (4, -13, "left"), "ensemble": (-4, 7, "right"), "typical acceptance": (7, -10, "left")}
 """Where a setting is written next to its marker: points to the right, points up, alignment."""
 
 
@@ -184,7 +184,7 @@ def tradeoff_figure(tradeoffs: Sequence[Tradeoff], k: int) -> "Figure":
         "Every lossy rule changes the distribution;\nmost settings gain tokens per round",
         "total variation distance of the next token from the target's",
         f"tokens per round, k = {k}",
-        height=4.2,
+        height=5.0,
     )
     families: dict[str, list[Tradeoff]] = {}
     for point in tradeoffs:

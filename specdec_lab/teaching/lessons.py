@@ -20,16 +20,10 @@ HASH = "source_sha256"
 """Key in the notebook's metadata: of the code cells' sources that its outputs belong to."""
 
 SECONDS = "seconds"
-"""Key in the notebook's metadata: how long its committed run took on the machine of that run, to a tenth."""
+"""Key in the notebook's metadata: how long its committed run took, to a tenth."""
 
 LONGEST_LINE = 200
 """Characters of a table's plain text in one line; a longer one is what Python prints of an object, and no reading."""
-
-SLOWNESS = "slowness"
-"""Key in the notebook's metadata: how many times slower than a laptop the machine of the committed run was."""
-
-LAPTOP_RATE = 170
-"""Tokens per second that the target that ships decodes alone on the laptop that the promise below is made for."""
 
 SECONDS_PER_CELL = 300
 SECONDS_PER_LESSON, SECONDS_IN_ALL = 90, 600
@@ -57,28 +51,8 @@ def words_of(table: str) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
 
 
-def slowness() -> float:
-    """How many times slower than a laptop this machine decodes; 1 if it is as fast or faster."""
-    import specdec_ref as sd
-
-    pair = sd.load_pair()
-    rates = [
-        sd.generate_speculative(pair, "def mean(values):\n", k=0, max_new_tokens=64, seed=seed).tokens_per_second
-        for seed in range(4)
-    ]
-    return max(1.0, LAPTOP_RATE / max(rates))
-
-
-def run(path: Path, slower: float = 1.0) -> float:
-    """Execute a notebook in its own folder and write it back. Raises where a cell fails.
-
-    Args:
-        path: of the notebook.
-        slower: how many times slower than a laptop the machine is.
-
-    Returns:
-        Seconds that it would take on a laptop.
-    """
+def run(path: Path) -> float:
+    """Execute a notebook in its own folder and write it back. Returns seconds. Raises where a cell fails."""
     import nbformat
     from nbclient import NotebookClient
 
@@ -92,20 +66,19 @@ def run(path: Path, slower: float = 1.0) -> float:
         notebook, timeout=SECONDS_PER_CELL, kernel_name="python3", resources=resources, store_widget_state=False
     ).execute()
     seconds = time.perf_counter() - began
-    _tidy(notebook, seconds, slower)
+    _tidy(notebook, seconds)
     nbformat.validate(notebook)
     nbformat.write(notebook, path)
-    return seconds / slower
+    return seconds
 
 
-def _tidy(notebook: Any, seconds: float, slower: float) -> None:
+def _tidy(notebook: Any, seconds: float) -> None:
     """Remove outputs and metadata that differ from run to run without meaning: times of cells, versions, widgets."""
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
         HASH: source_hash(notebook),
         SECONDS: round(seconds, 1),
-        SLOWNESS: round(slower, 1),
     }
     for i, cell in enumerate(notebook.cells):
         cell.metadata.pop("execution", None)
@@ -128,7 +101,7 @@ def _tidy(notebook: Any, seconds: float, slower: float) -> None:
 
 
 def too_slow(seconds: Mapping[str, float]) -> list[str]:
-    """A message for every lesson that exceeds its limit, and for all together. seconds: on a laptop, by lesson."""
+    """A message for every lesson that exceeds its limit, and for all together. seconds: by lesson."""
     complaints = [
         f"{name} took {took:.0f} s, and a lesson may take {SECONDS_PER_LESSON}"
         for name, took in seconds.items()
@@ -145,11 +118,9 @@ def main() -> None:
     if not paths or not all(p.suffix == ".ipynb" and p.is_file() for p in paths):
         raise SpecdecError(f"takes notebooks, got {sys.argv[1:]}")
     seconds = {}
-    slower = slowness()
-    print(f"seconds on a laptop; this machine is {slower:.1f} times slower" if slower > 1 else "seconds")
     for path in paths:
         print(f"{path} ...", end=" ", flush=True)
-        seconds[path.name] = run(path, slower)
+        seconds[path.name] = run(path)
         print(f"{seconds[path.name]:.0f} s")
     print(f"all of them: {sum(seconds.values()):.0f} s")
     if complaints := too_slow(seconds):

@@ -1,6 +1,7 @@
 """Figures of lesson 09: speed of each engine, memory of each GPU, a schedule at work; and sliders for any figure."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 
 @plotting.styled
 def pace_figure(speeds: Mapping[str, Mapping[str, Mapping[int, float]]], batch: int, title: str) -> "Figure":
-    """Tokens per second of each contender, at one number of requests at once.
+    """Tokens per second of each contender, at one number of requests at once. Contenders of one engine stand together.
 
     Args:
-        speeds: name → mode → batch → tokens per second.
+        speeds: name → mode → batch → tokens per second. A name's first word is its engine.
         batch: requests at once. A contender that was not measured there has no bar.
         title: the message.
 
@@ -39,17 +40,20 @@ def pace_figure(speeds: Mapping[str, Mapping[str, Mapping[int, float]]], batch: 
     looks: list[dict[str, Any]] = [{"color": plotting.TARGET}, {"color": plotting.DRAFT, "hatch": "//"}]
     if not any(batch in by_mode.get(mode, {}) for by_mode in speeds.values() for mode in modes):
         raise SpecdecError(f"batch={batch!r:.40}: no contender was measured there")
-    figure, axes = plotting.new_figure(title, "tokens per second", "", width=7.6, height=1.2 + 0.46 * len(names))
+    engines = [name.replace(",", " ").split()[0] for name in names]
+    changes = np.cumsum([0] + [engine != before for before, engine in pairwise(engines)])
+    rows = np.arange(len(names)) + 0.6 * changes
+    figure, axes = plotting.new_figure(title, "tokens per second", "", width=7.6, height=1.2 + 0.46 * (rows[-1] + 1))
     height = 0.8 / len(modes)
     fastest = max(by_mode.get(mode, {}).get(batch, 0.0) for by_mode in speeds.values() for mode in modes)
     for i, mode in enumerate(modes):
-        at = np.arange(len(names)) + (i - (len(modes) - 1) / 2) * height
+        at = rows + (i - (len(modes) - 1) / 2) * height
         paces = [speeds[name].get(mode, {}).get(batch, np.nan) for name in names]
         axes.barh(at, paces, height * 0.94, label=mode, edgecolor="white", **looks[i % len(looks)])
         for y, pace in zip(at, paces, strict=True):
             if not np.isnan(pace):
                 axes.text(pace + fastest / 100, y, f"{pace:.0f}", va="center", fontsize=9)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(rows, names)
     axes.invert_yaxis()
     axes.set_xlim(0, fastest * 1.12)
     axes.grid(axis="y", visible=False)
