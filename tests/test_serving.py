@@ -86,7 +86,7 @@ def test_what_vllm_would_not_start_with_is_left_out_with_a_note() -> None:
     assert new.speculative_config is not None
     assert "draft_tensor_parallel_size" not in new.speculative_config
     assert "as many GPUs as its target, here 4" in new.notes["speculative_draft_tensor_parallel_size"]
-    assert new.notes["speculative_disable_by_batch_size"].startswith("vLLM always required 2 or more")
+    assert new.notes["speculative_disable_by_batch_size"].startswith("vLLM never accepted a value below 2")
     same = translate(old | {"tensor_parallel_size": 1}).speculative_config
     assert same is not None
     assert same["draft_tensor_parallel_size"] == 1

@@ -76,7 +76,7 @@ class Proof:
     def explain(self) -> str:
         """The result in a sentence or two."""
         differences = self._differences()
-        n = f"{len(differences)} outcome{'s' if len(differences) > 1 else ''}"
+        n = f"{len(differences)} possible output{'s' if len(differences) > 1 else ''}"
         if self.holds:
             return f"Exact: over {n}, no probability differs from the target's by more than {TOLERANCE:.0e}."
         worst, d = max(differences.items(), key=lambda item: abs(item[1]))

@@ -170,8 +170,9 @@ class Equivalence:
             f"p = {self.p_value:.2g}, and a sampler is refuted below {self.false_alarm:g}."
         )
         lines.append(
-            f"Total variation {self.tv:.4f} measured; as many samples of the target itself give "
-            f"{self.tv_by_chance:.4f} on average; {CONFIDENCE:.0%} interval {low:.4f} to {high:.4f}."
+            f"Total variation measured: {self.tv:.4f}. {self.samples:,} samples of the target itself give "
+            f"{self.tv_by_chance:.4f} on average. "
+            f"{CONFIDENCE:.0%} interval of the true total variation: {low:.4f} to {high:.4f}."
         )
         if self.consistent:
             lines.append(

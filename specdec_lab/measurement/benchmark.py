@@ -165,6 +165,6 @@ def formula(result: Result, costs: Costs, pair: Pair, verification: str = "token
 
 
 def repeated_share(tokens: Sequence[int], n: int = 8) -> float:
-    """Share of the `n`-token sequences that occurred before. Small models repeat themselves, which flatters drafts."""
+    """Share of the `n`-token sequences that occurred before. Small models repeat themselves, which favors drafts."""
     grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0

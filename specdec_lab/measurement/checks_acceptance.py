@@ -72,7 +72,7 @@ def check_acceptance(setup: Setup) -> list[Finding] | None:
     slack += SIGMAS * math.sqrt(variance)
     numbers: dict[str, Any] = {"accepted": accepted, "examined": examined, "expected": expected, "slack": slack}
     numbers["false_alarm_rate"] = FALSE_ALARM
-    words = f"{counted}, {expected:.1f} ± {slack:.1f} computed"
+    words = f"{counted}, {expected:.1f} ± {slack:.1f} expected"
     if draft is not None:
         numbers |= _own_draft(setup)
     setup.measurements["acceptance"] = Measurement(words, numbers)

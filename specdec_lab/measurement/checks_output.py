@@ -52,7 +52,7 @@ def check_caches(setup: Setup) -> list[Finding]:
     compared = sum(map(len, distances.values()))
     furthest = max((max(values) for values in distances.values() if values), default=0.0)
     setup.measurements["caches"] = Measurement(
-        f"{compared} comparisons with a fresh reading, largest distance {furthest:.1g}",
+        f"{compared} comparisons with a new forward pass, largest distance {furthest:.1g}",
         {"compared": compared, "largest_distance": furthest},
     )
     findings = []
@@ -65,9 +65,10 @@ def check_caches(setup: Setup) -> list[Finding]:
                     f"{role}-cache-stale",
                     "problem",
                     f"The {role}'s cache does not hold the text",
-                    f"after {wrong} of {len(values)} rounds its next-token distribution is up to {max(values):.3f} "
-                    f"(total variation) from that of a fresh reading of the text; rounding explains {noise[role]:.1g}",
-                    "Rejected tokens were not removed, or a drafted token was never fed: the model continues "
+                    f"after {wrong} of {len(values)} rounds its next-token distribution differs from that of a new "
+                    f"forward pass over the text, by up to {max(values):.3f} (total variation); rounding errors "
+                    f"reach only {noise[role]:.1g}",
+                    "Rejected tokens stayed in the cache, or the model never read a drafted token. It now continues "
                     "another text. "
                     + (
                         "The output is wrong."

@@ -189,7 +189,9 @@ def judge_speed(setup: Setup, terms: Terms, ratios: Sequence[float]) -> list[Fin
         "best_speedup": best_speedup,
         "break_even_alpha": needed,
     }
-    words = f"{actual:.2f}× ({shown}), predicted {predicted:.2f}×; {advice}; α = {alpha:.2f}, pays {pays}"
+    words = (
+        f"measured {actual:.2f}× ({shown}), predicted {predicted:.2f}×; {advice}; α = {alpha:.2f}, this k pays {pays}"
+    )
     setup.measurements["speed"] = Measurement(words, numbers)
     if interval and (interval[1] < 1 or (actual < 1 and hoped < HOPELESS)):
         guilty = blame(alpha, k, c, v, o, terms.max_k)

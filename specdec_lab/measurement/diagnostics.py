@@ -62,7 +62,7 @@ CHECKS = (
     DoctorCheck("caches", "caches correct after rejections?", check_caches, weight=2),
     DoctorCheck("thresholds", "long texts scored as in one pass?", check_thresholds, weight=3, applies=has_thresholds),
     DoctorCheck("greedy", "same greedy output as without drafts?", check_greedy, weight=4),
-    DoctorCheck("acceptance", "as many tokens accepted as computed?", check_acceptance, weight=5),
+    DoctorCheck("acceptance", "as many tokens accepted as expected?", check_acceptance, weight=5),
     DoctorCheck("stuck", "acceptance neither 0 nor 100 %?", check_stuck, after="acceptance"),
     DoctorCheck("k", "as many tokens drafted as asked for?", check_k, after="acceptance"),
     DoctorCheck("lookup", "better than prompt lookup?", check_lookup, after="acceptance"),

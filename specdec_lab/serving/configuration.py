@@ -244,7 +244,7 @@ def _sorted_arguments(old: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
             config["num_speculative_tokens_per_batch_size"] = _positive(name, value)
             notes[name] = "speculative_config['num_speculative_tokens_per_batch_size'] (without effect since 0.10)"
             if value == 1:
-                notes[name] = "vLLM always required 2 or more; taken literally it means k = 0 for every batch"
+                notes[name] = "vLLM never accepted a value below 2; a value of 1 would mean k = 0 for every batch size"
         else:
             engine[name] = value
             notes[name] = "stays an argument of the engine"

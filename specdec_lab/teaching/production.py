@@ -156,7 +156,7 @@ def schedule_figure(trace: Sequence[tuple[int, int]]) -> "Figure":
     upper.set_ylim(0, max(requests) * 1.15)
     upper.yaxis.get_major_locator().set_params(integer=True)
     lower.step(rounds, ks, color=plotting.DRAFT, where="mid")
-    lower.set(ylabel="tokens\ndrafted, k", xlabel="round", ylim=(0, max(ks) + 0.7))
+    lower.set(ylabel="tokens\ndrafted, k", xlabel="round", ylim=(-0.3, max(ks) + 0.7))
     return figure
 
 

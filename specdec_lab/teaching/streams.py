@@ -82,12 +82,12 @@ def controllers_figure(before: float, after: float, c: float, slope: float = 0.1
     model = play_stream(CostModelSpeculation(MAX_K, c=c, v=v), alphas, c, v)
     best = [best_k(alpha, c, v, max_k=MAX_K) for alpha in alphas]
     figure, axes = plotting.new_figure(
-        f"After a change of α: heuristic {heuristic.speedup:.2f}×, cost model {model.speedup:.2f}×",
+        f"Over the whole stream: heuristic {heuristic.speedup:.2f}×, cost model {model.speedup:.2f}×",
         "round", "tokens drafted, k", width=8.0,
     )  # fmt: skip
     x = range(1, rounds + 1)
     axes.step(x, best, "--", color=plotting.FORMULA, where="mid", label="best, if α were known")
-    axes.step(x, heuristic.ks, "-", color=plotting.DRAFT, where="mid", linewidth=1.6, label="threshold heuristic")
+    axes.step(x, heuristic.ks, "-", color=plotting.DRAFT, where="mid", linewidth=1.6, label="heuristic")
     axes.step(x, model.ks, "-", color=plotting.TARGET, where="mid", linewidth=1.6, label="cost model")
     axes.vlines(rounds // 2 + 0.5, -0.4, MAX_K + 0.5, color="black", linewidth=0.8)
     for at, alpha in ((0.25, before), (0.75, after)):
