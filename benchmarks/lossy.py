@@ -9,6 +9,7 @@ acceptance are exact, and the tokens per round are exact given the drafted token
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def table(tradeoffs: list[Tradeoff]) -> Table:
             f"{point.acceptance:.1%}",
             f"{point.tokens_per_round:.2f}",
             f"{point.tv:.3f}",
-            f"{point.largest_tv:.3f}",
+            "–" if math.isnan(point.largest_tv) else f"{point.largest_tv:.3f}",
         )
     return lines
 
@@ -51,13 +52,14 @@ def facts(point: Tradeoff) -> dict[str, Any]:
         "acceptance": point.acceptance,
         "tokens_per_round": point.tokens_per_round,
         "tv": point.tv,
-        "largest_tv": point.largest_tv,
+        "largest_tv": None if math.isnan(point.largest_tv) else point.largest_tv,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--positions", type=int, default=200, help="positions of held-out text (200)")
+    parser.add_argument("--drafts", type=int, default=8, help="blocks drafted at each position (8)")
     parser.add_argument("--k", type=int, default=4, help="tokens drafted at each (4)")
     parser.add_argument("--temperature", type=float, default=1.0, help="of target and draft (1)")
     parser.add_argument("--draft", default=None, help="another draft: a shipped name or a folder")
@@ -68,7 +70,9 @@ def main() -> None:
     pair = sd.load_pair(draft=arguments.draft, device="cpu")
     draft = pair.draft
     assert draft is not None  # the pair that ships has one
-    blocks = draft_blocks(pair, arguments.positions, arguments.k, sd.Sampling(arguments.temperature))
+    blocks = draft_blocks(
+        pair, arguments.positions, arguments.k, sd.Sampling(arguments.temperature), drafts=arguments.drafts
+    )
     tradeoffs = []
     for rule in RULES:
         console.print(f"{rule.family} {rule.setting}", style="dim")
@@ -79,6 +83,7 @@ def main() -> None:
         "target": model_facts(pair.target),
         "draft": model_facts(draft),
         "positions": arguments.positions,
+        "drafts": arguments.drafts,
         "k": arguments.k,
         "temperature": arguments.temperature,
         "rules": [facts(point) for point in tradeoffs],

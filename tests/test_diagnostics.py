@@ -136,7 +136,7 @@ def test_permuted_ids_are_found_though_sizes_and_strings_are_the_same(healthy: s
     assert codes(found) == ["vocabulary-mismatch"]
     assert found[0].numbers["different"] == 4
     assert found[0].numbers["target_tokens"] == found[0].numbers["draft_tokens"]
-    assert "id 7 is 'g' and 'h'" in found[0].evidence
+    assert "id 7 is 'g' in the target and 'h' in the draft" in found[0].evidence
 
 
 def test_padding_rows_are_reported_as_harmless(healthy: sd.Pair) -> None:
@@ -989,7 +989,7 @@ def of_another_family(healthy: sd.Pair) -> tuple[PreTrainedModel, PreTrainedToke
 
 
 BROKEN = {
-    "permuted ids": (permuted, "vocabulary-mismatch", "id 7 is 'g' and 'h'"),
+    "permuted ids": (permuted, "vocabulary-mismatch", "id 7 is 'g' in the target and 'h' in the draft"),
     "the target as its own draft": (itself, "acceptance-always-one", "parameters: target"),
     "another vocabulary": (of_another_family, "vocabulary-mismatch", "(target 64 tokens, draft 50,"),
 }

@@ -7,7 +7,7 @@ import torch
 
 import specdec_ref as sd
 from specdec_lab.teaching import drafts as module
-from specdec_lab.teaching.drafts import MOST_K, draft_explorer, realised_figure, speedup_map, temperature_figure
+from specdec_lab.teaching.drafts import MOST_K, draft_explorer, realized_figure, speedup_map, temperature_figure
 from specdec_ref.errors import SpecdecError
 
 
@@ -85,19 +85,19 @@ def test_refuses(arguments: dict[str, Any]) -> None:
 
 
 def test_measured_stands_beside_what_was_predicted() -> None:
-    figure = realised_figure({"a": 1.2, "b": 1.5}, {"a": 1.3}, ["x", "y"])
+    figure = realized_figure({"a": 1.2, "b": 1.5}, {"a": 1.3}, ["x", "y"])
     assert "b, 1.50×" in title(figure)
     assert [bar.get_height() for bar in figure.axes[0].patches] == [1.2, 1.5]
     with pytest.raises(SpecdecError, match="the same drafts"):
-        realised_figure({"a": 1.2}, {"b": 1.3}, ["x"])
+        realized_figure({"a": 1.2}, {"b": 1.3}, ["x"])
 
 
 def test_drafts_that_tie_with_the_fastest_are_named() -> None:
     speedups = {"a": 1.2, "b": 1.5, "c": 1.45}
-    assert "within noise" not in title(realised_figure(speedups, {}, "xyz"))
-    assert title(realised_figure(speedups, {}, "xyz", [0.1, 0.1, 0.1])).endswith("b, 1.50×; within noise: c")
+    assert "within noise" not in title(realized_figure(speedups, {}, "xyz"))
+    assert title(realized_figure(speedups, {}, "xyz", [0.1, 0.1, 0.1])).endswith("b, 1.50×; within noise: c")
     with pytest.raises(SpecdecError, match="the same drafts"):
-        realised_figure(speedups, {}, "xyz", [0.1])
+        realized_figure(speedups, {}, "xyz", [0.1])
 
 
 def test_temperature_curves_are_the_rates_given() -> None:

@@ -687,7 +687,7 @@ def test_the_greedy_command(specdec: Any) -> None:
         (("--length", "2"), "--length 2"),
         (("--prompts", "0"), "--prompts 0"),
         (("--greedy", "--exact"), "one of them at a time"),
-        (("--drafter", "nonsense"), "takes one of draft, head, parallel-head, lookup"),
+        (("--drafter", "nonsense"), "takes one of draft, head, parallel-head, tree"),
         (("--drafter", "suffix", "--exact"), "changes nothing with --exact, which covers every method"),
         (("--drafter", "suffix", "--engine", "transformers"), "changes nothing with --engine transformers"),
         (("--drafter", "tree-iid", "--verification", "block"), "a tree of candidates has a rule of its own"),

@@ -36,8 +36,11 @@ from specdec_lab.equivalence.greedy import greedy_agreement
 from specdec_lab.equivalence.sampler import SamplerError
 from specdec_lab.equivalence.server_engine import OpenAICompletions
 from specdec_lab.equivalence.tiny import head_drafter, random_head
+from specdec_lab.measurement.methods import head_of
 from specdec_lab.serving.configuration import speculative_config
 from specdec_ref import decoding
+from specdec_ref.beyond.heads import HeadDrafter
+from specdec_ref.beyond.trees import BestFirstDrafter
 from specdec_ref.fast.steps import choose_steps
 from specdec_ref.loading import HEADS
 
@@ -63,8 +66,16 @@ def with_head(kind: str) -> MakeDrafter:
     return make
 
 
+def with_head_tree(pair: sd.Pair) -> sd.Drafter:
+    """A tree of an untrained head's proposals."""
+    head = with_head("feature")(pair)
+    assert isinstance(head, HeadDrafter)
+    return BestFirstDrafter(head)
+
+
 METHODS: dict[str, MakeDrafter] = {
-    **{name: functools.partial(drafter_by_name, name) for name in DRAFTERS if name not in HEADS},
+    **{name: functools.partial(drafter_by_name, name) for name in DRAFTERS if name not in (*HEADS, "head-tree")},
+    "head-tree": with_head_tree,
     "head": with_head("feature"),
     "parallel-head": with_head("parallel"),
 }
@@ -299,7 +310,7 @@ def test_shared_work_changes_no_sample(
     precise = sd.Pair(target, disturbed(target).double(), pair.tokenizer)
     engine = OurLoop(precise, 3, sd.Sampling(), METHODS[name](precise))
     drafter = METHODS[name](precise) or sd.ModelDrafter(sd.TransformersModel(precise.draft))
-    plain = getattr(drafter, "target", sd.TransformersModel(target))
+    plain = getattr(head_of(drafter) or drafter, "target", sd.TransformersModel(target))
     for seed in range(2):
         rows = [decoding.Row(tuple(PROMPTS[0]), 9) for _ in range(12)]
         for _ in decoding.speculate(plain, drafter, list(rows), sd.FixedK(3), sd.Sampling(), sd.SeededRandomness(seed)):

@@ -7,6 +7,7 @@ Nothing is random: all drafted tokens and all decisions are enumerated.
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -19,11 +20,14 @@ from specdec_lab.equivalence.exact import exact
 from specdec_lab.equivalence.lossy import (
     FirstToken,
     RecordingRandomness,
+    ScriptedRandomness,
     Verify,
     acceptance_by_position,
     certain_draft,
     ensemble,
+    expected_by_block,
     first_token,
+    fly,
     lenient,
     longest_match,
     typical_acceptance,
@@ -218,6 +222,16 @@ def test_the_tradeoff_of_the_exact_rule_is_distance_0_and_the_overlap_of_p_and_q
     assert 1 < found.tokens_per_round < 4
 
 
+def test_several_drafts_at_each_position_change_the_means_over_drafted_tokens_only(pair: Pair) -> None:
+    once = draft_blocks(pair, positions=3, k=2, texts=TEXTS)
+    often = draft_blocks(pair, positions=3, k=2, texts=TEXTS, drafts=4)
+    assert often.drafted.shape == (12, 2)
+    assert len({tuple(block) for block in often.drafted.tolist()}) > 3
+    torch.testing.assert_close(often.p[::4, 0], once.p[:, 0], rtol=0, atol=1e-5)
+    for rule in (RULES[0], RULES[2]):
+        assert tradeoff(rule, often).tv == pytest.approx(tradeoff(rule, once).tv, abs=1e-5)
+
+
 def test_the_blocks_are_the_models_own(pair: Pair) -> None:
     blocks = draft_blocks(pair, positions=2, k=2, texts=TEXTS[:1])
     ids = pair.tokenizer(TEXTS[0])["input_ids"][:8]  # the first position of all
@@ -252,6 +266,84 @@ def test_the_figure_names_every_rule(pair: Pair) -> None:
         assert any(rule.setting in word for word in words), rule.setting
 
 
+# FLy: a rejection is overridden if the target is uncertain and the next tokens are accepted
+
+UNCERTAIN = torch.tensor([0.4, 0.3, 0.3])  # entropy 1.09 nats
+CERTAIN = torch.tensor([0.98, 0.01, 0.01])  # entropy 0.11
+
+
+def decisions_by_fly(native: Sequence[bool], p: Tensor, **options: Any) -> int:
+    """How many tokens `fly` accepts if the exact rule decides as given. p: the same at every position."""
+    k = len(native)
+    q = torch.full((k, 3), 1 / 3)
+    script = ScriptedRandomness(torch.tensor(native))
+    return int(fly(p.expand(k + 1, 3), q, torch.zeros(k, dtype=torch.int64), script, **options).accepted)
+
+
+@pytest.mark.parametrize(
+    ("native", "window", "accepted"),
+    [
+        ((True, True, True, True), 1, 4),
+        ((False, True, True, True), 1, 4),
+        ((False, True, True, True), 3, 4),
+        ((False, True, True, False), 3, 0),  # the window is not accepted
+        ((False, True, True, False), 2, 3),
+        ((False, False, True, True), 1, 0),  # an overridden token does not count in a window
+        ((True, False, True, False), 1, 3),
+        ((True, True, True, False), 1, 3),  # no window fits after the last token
+        ((True, True, False, True), 2, 2),
+    ],
+)
+def test_fly_overrides_a_rejection_before_accepted_tokens(native: Sequence[bool], window: int, accepted: int) -> None:
+    assert decisions_by_fly(native, UNCERTAIN, window=window) == accepted
+    plain = list(itertools.takewhile(bool, native))
+    assert decisions_by_fly(native, CERTAIN, window=window) == len(plain)  # a certain target is never overridden
+
+
+def test_fly_measures_the_entropy_of_the_most_likely_tokens() -> None:
+    native = (False, True)
+    assert decisions_by_fly(native, UNCERTAIN, entropy=1.08) == 2
+    assert decisions_by_fly(native, UNCERTAIN, entropy=1.10) == 0
+    assert decisions_by_fly(native, UNCERTAIN, entropy=0.37, top_k=1) == 0  # −0.4·ln 0.4 = 0.367
+    assert decisions_by_fly(native, UNCERTAIN, entropy=0.36, top_k=1) == 2
+
+
+def test_fly_never_overrides_a_token_that_the_target_excludes() -> None:
+    assert decisions_by_fly((False, True), torch.tensor([0.0, 0.5, 0.5])) == 0
+
+
+def test_the_distance_of_fly_is_the_probability_of_an_override() -> None:
+    """Against an enumeration of all blocks of two tokens and of all decisions."""
+    p, q = torch.stack([P, P, P]), torch.stack([Q, Q])
+    first, tokens = played(fly, p, q)
+    overridden, accepted = 0.0, 0.0
+    for drafted in itertools.product(range(3), repeat=2):
+        block = p, q, torch.tensor(drafted)
+        number, first_accepted = expected_by_block(fly, *block)
+        probability = float(q[0, drafted[0]] * q[1, drafted[1]])
+        overridden += probability * float(first_accepted - acceptance_by_position(verify, *block)[0])
+        accepted += probability * float(number)
+    assert overridden == pytest.approx(0.3 * 0.7, abs=1e-12)  # token 0 is rejected, token 1 is accepted
+    assert sum(abs(x - y) for x, y in zip(first, P.tolist(), strict=True)) / 2 == pytest.approx(overridden, abs=1e-12)
+    assert tokens == pytest.approx(1 + accepted, abs=1e-12)
+
+
+def test_the_proof_refutes_the_loop_with_fly(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = random_table(3, 1), ModelDrafter(random_table(3, 2))
+    monkeypatch.setitem(VERIFICATIONS, "token", fly)
+    assert exact(*tables, [0], k=2, max_new_tokens=3).tv > 0.01
+    monkeypatch.setitem(VERIFICATIONS, "token", partial(fly, entropy=1.1))  # above ln 3: never overrides
+    assert exact(*tables, [0], k=2, max_new_tokens=3).holds
+
+
+def test_over_all_decisions_the_exact_rule_accepts_what_its_probabilities_say(pair: Pair) -> None:
+    blocks = draft_blocks(pair, positions=3, k=3, texts=TEXTS)
+    accepted, first = expected_by_block(verify, blocks.p, blocks.q, blocks.drafted)
+    by_position = acceptance_by_position(verify, blocks.p, blocks.q, blocks.drafted)
+    torch.testing.assert_close(accepted, by_position.cumprod(-1).sum(-1))
+    torch.testing.assert_close(first, by_position[:, 0])
+
+
 # Bad input
 
 ONE = torch.ones(1, 1)
@@ -275,6 +367,9 @@ TOKEN = torch.zeros(1, dtype=torch.int64)
         ),
         (lambda: typical_acceptance(ONE, ONE, TOKEN, RecordingRandomness(), epsilon=0), "epsilon=0: takes a number"),
         (lambda: typical_acceptance(ONE, ONE, TOKEN, RecordingRandomness(), alpha=-1), "alpha=-1: takes a number"),
+        (lambda: fly(ONE, ONE, TOKEN, RecordingRandomness(), window=0), "window=0: takes a whole number"),
+        (lambda: fly(ONE, ONE, TOKEN, RecordingRandomness(), top_k=1.5), "top_k=1.5: takes a whole number"),
+        (lambda: fly(ONE, ONE, TOKEN, RecordingRandomness(), entropy=-1), "entropy=-1: takes a number"),
         *[
             (
                 lambda rule=rule: rule(ONE, ONE, TOKEN, RecordingRandomness()),

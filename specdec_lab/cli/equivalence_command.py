@@ -58,8 +58,8 @@ def equivalence(
     drafter: Annotated[
         str,
         typer.Option(
-            help="With --engine ours: draft (the draft model), head, parallel-head, lookup, suffix, tree-iid, "
-            "tree-without-replacement, tree-top-k, tree-best-first, or the folder of a head."
+            help="With --engine ours: draft (the draft model), head, parallel-head, tree, head-tree, lookup, "
+            "suffix, tree-iid, tree-without-replacement, tree-top-k, or the folder of a head."
         ),
     ] = "draft",
     temperature: Annotated[float, typer.Option(help="Temperature of the sampling to test.")] = 1.0,

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from specdec_lab.measurement.methods import with_method
+from specdec_lab.measurement.methods import METHODS, with_method
 from specdec_ref.beyond.heads import load_head
-from specdec_ref.beyond.trees import SCHEMES, BestFirstDrafter, TreeDrafter
+from specdec_ref.beyond.trees import SCHEMES, TreeDrafter
 from specdec_ref.drafting import Drafter
 from specdec_ref.errors import SpecdecError
 from specdec_ref.loading import Pair
@@ -16,10 +16,7 @@ BRANCHING = 2, 2
 TREES = {f"tree-{scheme.replace(' ', '-')}": scheme for scheme in SCHEMES}
 """The names of the trees with a fixed shape, and their schemes."""
 
-CHAINS = "draft", "head", "parallel-head", "lookup", "suffix"
-"""The methods without a tree, as `measurement.methods` makes them."""
-
-DRAFTERS = (*CHAINS, *TREES, "tree-best-first")
+DRAFTERS = (*METHODS, *TREES)
 """The names that `drafter_by_name` takes, apart from the folder of a head."""
 
 
@@ -35,12 +32,10 @@ def drafter_by_name(name: str, pair: Pair) -> Drafter | None:
     """
     if name == "draft":
         return None
-    if name in CHAINS:
+    if name in METHODS:
         return with_method(pair, name).drafter
     if name in TREES:
         return TreeDrafter(draft_model(name, pair), BRANCHING, TREES[name])
-    if name == "tree-best-first":
-        return BestFirstDrafter(draft_model(name, pair))
     if not Path(name).is_dir():
         raise SpecdecError(f"drafter={name!r:.80}: takes one of {', '.join(DRAFTERS)}, or the folder of a head")
     return load_head(pair.target, name)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from specdec_lab.equivalence.sampler import Sampler, crash, function_of
+from specdec_lab.measurement.methods import head_of
 from specdec_ref import decoding
 from specdec_ref.api import MODEL_DRAFTERS, TREE_DRAFTERS, verification_rule
-from specdec_ref.beyond.heads import HeadDrafter, ParallelHeadDrafter
 from specdec_ref.beyond.suffix import SuffixDrafter
 from specdec_ref.cache import FixedSlots, RewindableCache
 from specdec_ref.control import as_controller
@@ -256,9 +256,11 @@ def shared_models(pair: Pair, drafter: Drafter | None, max_k: int) -> tuple[Shar
         SpecdecError: nothing can draft.
     """
     drafter = drafter or pair.drafter
-    if isinstance(drafter, (HeadDrafter, ParallelHeadDrafter)):
-        target = SharedWork(pair.target, feature_layers=drafter.target.feature_layers)
-        return target, drafter.with_target(target)
+    head = head_of(drafter)
+    if head is not None:
+        target = SharedWork(pair.target, feature_layers=head.target.feature_layers)
+        head = head.with_target(target)
+        return target, drafter.with_model(head) if isinstance(drafter, TREE_DRAFTERS) else head
     target = SharedWork(pair.target)
     if isinstance(drafter, MODEL_DRAFTERS) and isinstance(drafter.model, TransformersModel):
         return target, drafter.with_model(SharedWork(drafter.model.model, target.vocab_size))

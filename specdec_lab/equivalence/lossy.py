@@ -1,9 +1,11 @@
 """Rules that accept more drafted tokens than the exact rule, or seem to, and their effect on the distribution.
 
 Each rule takes the place of `acceptance.verify` and has its arguments. Their distance from the target is computed, not
-sampled: `first_token` enumerates every drafted token and both decisions. For `verify` the distance is 0.
+sampled: `first_token` enumerates every drafted token and both decisions. For `verify` the distance is 0. `fly` looks at
+the tokens that follow, so `expected_by_block` enumerates the decisions of a whole block.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from specdec_ref.acceptance import Verdict, Verify, acceptance_probability, residual, verify
-from specdec_ref.errors import SpecdecError, is_number
+from specdec_ref.errors import SpecdecError, is_number, is_whole
 from specdec_ref.sampling import Randomness
 
 
@@ -114,6 +116,49 @@ def certain_draft(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness)
     return verify(p, one_hot.to(q), drafted, randomness)
 
 
+def fly(
+    p: Tensor,
+    q: Tensor,
+    drafted: Tensor,
+    randomness: Randomness,
+    *,
+    window: int = 1,
+    entropy: float = 0.3,
+    top_k: int = 3,
+) -> Verdict:
+    """Accept a rejected token, too, if the target is uncertain and the next tokens would be accepted. Lossy.
+
+    Every drafted token is first decided by the exact rule. A rejection is overridden if the entropy of the target's
+    most likely tokens, −Σ p·ln p, reaches the threshold, if the exact rule accepts the `window` drafted tokens that
+    follow, and if p(x) > 0. Otherwise the residual replaces the token. Li et al. 2025 (FLy, arXiv 2511.22972), in the
+    form of vLLM's `rejection_sample_method="fly"`.
+
+    Args:
+        p, q, drafted, randomness: as in `acceptance.verify`.
+        window: drafted tokens that have to be accepted after a rejected one; vLLM's `fly_window_size`.
+        entropy: the threshold in nats; vLLM's `fly_entropy_threshold`.
+        top_k: how many of the most likely tokens count; vLLM's `fly_entropy_top_k`.
+
+    Raises:
+        SpecdecError: the shapes do not fit, or a parameter is out of range.
+    """
+    for name, value in (("window", window), ("top_k", top_k)):
+        if not is_whole(value) or value < 1:
+            raise SpecdecError(f"{name}={value!r:.80}: takes a whole number ≥ 1")
+    if not is_number(entropy) or entropy < 0:
+        raise SpecdecError(f"entropy={entropy!r:.80}: takes a number ≥ 0, in nats")
+    p, q = _comparable(p, q, drafted)
+    before = p[..., :-1, :]
+    p_drafted, q_drafted = _of(before, drafted), _of(q, drafted)
+    native = randomness.accept(acceptance_probability(p_drafted, q_drafted) * _is_drafted(q))
+    most_likely = before.topk(min(top_k, before.shape[-1])).values
+    uncertain = torch.special.entr(most_likely).sum(-1) >= entropy
+    override = ~native & uncertain & (p_drafted > 0) & (q_drafted > 0)
+    for distance in range(1, window + 1):
+        override &= F.pad(native, (0, distance))[..., distance:]
+    return _sample_next(p, q, native | override, residual(before, q), randomness)
+
+
 def _check_positive(name: str, value: float) -> None:
     if not is_number(value) or not 0 < value <= 1:
         raise SpecdecError(f"{name}={value!r:.80}: takes a number, 0 < {name} ≤ 1")
@@ -146,10 +191,15 @@ def _decide(p: Tensor, q: Tensor, accept: Tensor, replacement: Tensor, randomnes
         replacement: [..., k, V], the distribution that replaces each where it is rejected.
         randomness: decides and samples.
     """
-    is_drafted = _is_drafted(q)
-    replacement = torch.where(is_drafted[..., None], replacement, p[..., :-1, :])
+    keep = randomness.accept((accept * _is_drafted(q)).to(p))
+    return _sample_next(p, q, keep, replacement, randomness)
+
+
+def _sample_next(p: Tensor, q: Tensor, keep: Tensor, replacement: Tensor, randomness: Randomness) -> Verdict:
+    """Count the tokens before the first rejection, and sample one more. keep: [..., k] bool, the decisions."""
+    replacement = torch.where(_is_drafted(q)[..., None], replacement, p[..., :-1, :])
     next_token = torch.cat([replacement, p[..., -1:, :]], -2)
-    accepted = randomness.accept((accept * is_drafted).to(p)).long().cumprod(-1).sum(-1)
+    accepted = keep.long().cumprod(-1).sum(-1)
     stop = accepted[..., None, None].expand(*accepted.shape, 1, p.shape[-1])
     return Verdict(accepted, randomness.draw(next_token.gather(-2, stop).squeeze(-2)))
 
@@ -224,3 +274,47 @@ def acceptance_by_position(rule: Verify, p: Tensor, q: Tensor, drafted: Tensor) 
     recording = RecordingRandomness()
     rule(p, q, drafted, recording)
     return recording.acceptance[..., : drafted.shape[-1]]
+
+
+class ScriptedRandomness:
+    """A `Randomness` with given decisions, the same for every row.
+
+    Attributes:
+        decisions: [k] bool, which tokens are accepted.
+        acceptance: the probabilities of the last `accept`.
+    """
+
+    acceptance: Tensor
+
+    def __init__(self, decisions: Tensor):
+        self.decisions = decisions
+
+    def draw(self, probabilities: Tensor) -> Tensor:
+        return probabilities.argmax(-1)
+
+    def accept(self, probability: Tensor) -> Tensor:
+        self.acceptance = probability
+        after = probability.shape[-1] - len(self.decisions)  # `verify` adds a position at which nothing is accepted
+        return F.pad(self.decisions, (0, after)).expand(probability.shape)
+
+
+def expected_by_block(rule: Verify, p: Tensor, q: Tensor, drafted: Tensor) -> tuple[Tensor, Tensor]:
+    """What a rule accepts of drafted blocks, over all 2ᵏ decisions, also if one decision depends on later ones.
+
+    Args:
+        rule: takes the place of `acceptance.verify`; it decides about all k tokens at once.
+        p, q, drafted: as in `acceptance.verify`.
+
+    Returns:
+        The expected number of accepted tokens, and the probability that the first token is accepted; both [...].
+    """
+    accepted = torch.zeros(drafted.shape[:-1], dtype=p.dtype, device=p.device)
+    first = accepted.clone()
+    for decisions in itertools.product((False, True), repeat=drafted.shape[-1]):
+        script = ScriptedRandomness(torch.tensor(decisions, device=p.device))
+        count = rule(p, q, drafted, script).accepted
+        acceptance = script.acceptance[..., : drafted.shape[-1]]
+        probability = torch.where(script.decisions, acceptance, 1 - acceptance).prod(-1)
+        accepted += probability * count
+        first += probability * (count > 0)
+    return accepted, first

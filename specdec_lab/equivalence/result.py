@@ -167,7 +167,7 @@ class Equivalence:
         low, high = self.tv_interval
         lines.append(
             f"χ² = {self.fit.chi2:,.1f} on {self.fit.freedom:,} degrees of freedom over {self.samples:,} samples: "
-            f"p = {self.p_value:.2g}, and a sampler is refuted below {self.false_alarm:g}."
+            f"p = {self.p_value:.2g}. The test refutes a sampler if p is below {self.false_alarm:g}."
         )
         lines.append(
             f"Total variation measured: {self.tv:.4f}. {self.samples:,} samples of the target itself give "

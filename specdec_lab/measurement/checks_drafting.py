@@ -1,4 +1,4 @@
-"""Checks of the drafter: does it draft k tokens, and would a look-up in the text do as well?"""
+"""Checks of the drafter: does it draft k tokens, and would prompt lookup do as well?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,14 +13,14 @@ from specdec_ref.drafting import ModelDrafter, PromptLookupDrafter
 from specdec_ref.sampling import GREEDY, SeededRandomness
 
 LOOKUP_AS_GOOD = 0.9
-"""The share of the draft's α at which a look-up is as good as the draft. It saves draft steps, which cost more than
+"""The share of the draft's α at which prompt lookup is as good as the draft. It saves draft steps, which cost more than
 this difference in tokens. Times are not measured."""
 
 LOOKUP_WORTH = 0.3
-"""The smallest α of a look-up that is reported. At α = 0.3 a round emits only 1.4 tokens."""
+"""The smallest α of prompt lookup that is reported. At α = 0.3 a round emits only 1.4 tokens."""
 
 LOOKUP_USELESS = 0.05
-"""Share of positions below which a look-up costs more for scoring than it gains."""
+"""Share of positions below which prompt lookup costs more for scoring than it gains."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Overlap:
 
     @property
     def share(self) -> float:
-        """The share of positions at which a look-up would be accepted."""
+        """The share of positions at which prompt lookup would be accepted."""
         return self.right / self.positions if self.positions else 0.0
 
 
 def lookup_overlap(tokens: Sequence[int], start: int = 1, drafter: PromptLookupDrafter | None = None) -> Overlap:
-    """For every position from `start` on: would prompt look-up have proposed the actual token?"""
+    """For every position from `start` on: would prompt lookup have proposed the actual token?"""
     drafter = drafter or PromptLookupDrafter()
     tokens, unused = list(tokens), SeededRandomness(0)
     proposed = right = 0
@@ -106,7 +106,7 @@ def check_k(setup: Setup) -> list[Finding]:
 
 
 def check_lookup(setup: Setup) -> list[Finding]:
-    """Would prompt look-up help these prompts?"""
+    """Would prompt lookup help these prompts?"""
     overlaps = []
     for recorded in setup.recordings:
         prompt = recorded.generation.prompt_tokens
@@ -116,7 +116,7 @@ def check_lookup(setup: Setup) -> list[Finding]:
     share = right / max(1, positions)
     numbers = {"positions": positions, "right": right, "share": share, "interval": (low, high)}
     evidence = f"at {right} of {positions} positions ({share:.0%}) the text continues as it did the last time"
-    setup.measurements["lookup"] = Measurement(f"a look-up would get {share:.0%} of the tokens right", numbers)
+    setup.measurements["lookup"] = Measurement(f"prompt lookup would get {share:.0%} of the tokens right", numbers)
     if isinstance(setup.new_drafter(), PromptLookupDrafter):
         if high >= LOOKUP_USELESS:
             return []
@@ -139,7 +139,7 @@ def check_lookup(setup: Setup) -> list[Finding]:
             "note",
             "Prompt lookup would do here, without a draft model",
             f"{evidence}; of the draft's tokens {setup.alpha:.0%} are accepted, and each costs a step of the draft",
-            "The text repeats itself, and a look-up costs next to nothing.",
+            "The text repeats itself, and prompt lookup costs next to nothing.",
             "Try drafter=PromptLookupDrafter() (vLLM: method 'ngram').",
             numbers | {"alpha": setup.alpha},
         )

@@ -50,7 +50,9 @@ def compare_vocabularies(
     ours, theirs = ({i: s for s, i in tokenizer.get_vocab().items()} for tokenizer in (target, draft))
     different = [i for i in sorted(ours.keys() | theirs.keys()) if ours.get(i) != theirs.get(i)]
     if different:
-        shown = ", ".join(f"{i} is {ours.get(i)!r} and {theirs.get(i)!r}" for i in different[:EXAMPLES])
+        shown = ", ".join(
+            f"id {i} is {ours.get(i)!r} in the target and {theirs.get(i)!r} in the draft" for i in different[:EXAMPLES]
+        )
         shared = len(set(ours.values()) & set(theirs.values()))
         return [
             Finding(
@@ -58,11 +60,11 @@ def compare_vocabularies(
                 "problem",
                 "The draft's vocabulary is not the target's",
                 f"{len(different)} of {len(ours.keys() | theirs.keys())} ids differ (target {len(ours)} tokens, draft "
-                f"{len(theirs)}, {shared} strings in common): id {shown}",
+                f"{len(theirs)}, {shared} strings in common): {shown}",
                 "The draft proposes ids that mean something else to the target, which rejects them. The output stays "
                 "correct but becomes slower. Vocabularies of equal size can still differ.",
-                "Take a draft whose map from string to id is the target's: of its family, or distilled from it. vLLM "
-                "has use_heterogeneous_vocab for this setup.",
+                "Use a draft that maps every string to the same id as the target, for instance one of its family. "
+                "vLLM has use_heterogeneous_vocab for this setup.",
                 {"different": len(different), "target_tokens": len(ours), "draft_tokens": len(theirs)},
             )
         ]

@@ -57,7 +57,9 @@ RULES = {
     "standard": AcceptanceRule("token by token, with min(1, p/q)", True, "everywhere"),
     "block": AcceptanceRule("the longest prefix that passes, decided over the block", True, "model runner V2 only"),
     "synthetic": AcceptanceRule("at given rates, whatever the models say", False, "everywhere; for benchmarks"),
-    "fly": AcceptanceRule("other tokens, too, where the target's entropy is high", False, "not on a CPU"),
+    "fly": AcceptanceRule(
+        "also rejected tokens, where the target is uncertain and the next tokens are accepted", False, "not on a CPU"
+    ),
 }
 
 
@@ -141,7 +143,9 @@ def _of_sampling(deployment: _Deployment) -> list[str]:
 def _of_the_cpu(deployment: _Deployment) -> list[str]:
     if not deployment.cpu:
         return []
-    return ["CPU: above temperature 0 the output does not follow the target up to vLLM 0.33 (#55005)"]
+    return [
+        "CPU: in versions up to 0.33, the output above temperature 0 does not follow the target's distribution (#55005)"
+    ]
 
 
 def _of_the_schedule(deployment: _Deployment) -> list[str]:

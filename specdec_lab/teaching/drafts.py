@@ -96,7 +96,7 @@ def draft_explorer(drafts: Mapping[str, tuple[float, float]], v: Cost) -> None:
 
 
 @plotting.styled
-def realised_figure(
+def realized_figure(
     measured: Mapping[str, float],
     predicted: Mapping[str, float],
     words: Sequence[str],

@@ -81,9 +81,9 @@ def break_even_figure(batches: Sequence[int], break_even: Mapping[int, Sequence[
     figure, axes = plotting.new_figure(
         "Where a line lies above the dashed one, that k loses", "batch size (sequences)", "break-even α", height=3.4
     )
-    for (k, values), look in zip(break_even.items(), ("o-", "s--", "^-.", "D:"), strict=False):
+    for (k, values), look in zip(break_even.items(), ("o-", "s:", "^-.", "D-"), strict=False):
         axes.plot(batches, np.minimum(values, 1.05), look, color=plotting.DRAFT, label=f"k = {k}")
-    axes.axhline(alpha, color=plotting.TARGET, linestyle="-", linewidth=1, label=f"this pair's α, {alpha:.2f}")
+    axes.axhline(alpha, color=plotting.TARGET, linestyle="--", label=f"this pair's α, {alpha:.2f}")
     axes.set_xscale("log", base=2)
     axes.set_xticks(batches, [str(b) for b in batches])
     axes.set_ylim(0, 1.1)

@@ -301,16 +301,17 @@ def features_before(target: TransformersModel, positions: Tensor) -> Tensor:
 
 def check_features(target: TransformersModel, sequences: list[list[int]]) -> None:
     """Raise SpecdecError unless the target has read all but the last token of each text."""
+    advice = "decode with the model that is `drafter.target`"
     lengths = target.lengths()
-    short = len(lengths) != len(sequences) or any(
-        n < len(sequence) - 1 for n, sequence in zip(lengths, sequences, strict=True)
-    )
-    if short:
-        texts = [len(sequence) for sequence in sequences]
+    if len(lengths) != len(sequences):
         raise SpecdecError(
-            f"drafter: its target has read {lengths} tokens of texts of {texts}; "
-            "decode with the model that is `drafter.target`"
+            f"drafter: its target has {len(lengths)} texts instead of {len(sequences)}; {advice}"
         )
+    for length, sequence in zip(lengths, sequences, strict=True):
+        if length < len(sequence) - 1:
+            raise SpecdecError(
+                f"drafter: its target has read {length} of {len(sequence)} tokens; {advice}"
+            )
 
 
 def check_fits(head: Head, target: TransformersModel) -> None:
