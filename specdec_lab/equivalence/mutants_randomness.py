@@ -1,7 +1,8 @@
-"""Wrong versions of the random numbers: each is uniform as it should be, but two of them are not independent.
+"""Wrong versions of the random numbers: each number has the right distribution, but they are not independent.
 
-The exact proof cannot see them. It replaces `SeededRandomness` by a `Randomness` of its own, which plays every outcome
-and makes each decision independent of the others. Only samples of the real random numbers show the dependence.
+The exact proof cannot detect these mistakes. It replaces `SeededRandomness` by a `Randomness` of its own, which
+enumerates every outcome and makes each decision independent of the others. Only tests that use the real random numbers
+detect the dependence.
 """
 
 from specdec_lab.equivalence.mutation import Mutant
@@ -10,10 +11,10 @@ RANDOMNESS = (
     Mutant(
         name="noise-shared",
         title="One noise vector for the draft and the replacement",
-        what="Samples every token of a row with one Gumbel noise vector: drafted, replacement and bonus tokens.",
-        seen="vllm-project/vllm #54282, where each position has its own noise, shared by draft and replacement",
+        what="Samples every token of a row with the same Gumbel noise vector: drafted, replacement and bonus tokens.",
+        seen="vllm-project/vllm #54282, where each position has its own noise, shared by the draft and the replacement",
         effect="distribution",
-        output="Replacements depend on the noise that chose the rejected token, so they do not follow the residual.",
+        output="Replacements depend on the noise that selected the rejected token, so they do not follow the residual.",
         caught_by="joint",
         where="sampling.SeededRandomness.draw",
         right="cumulative = probabilities.double().cumsum(-1)",
@@ -25,14 +26,17 @@ cumulative = probabilities.double().cumsum(-1)""",
     Mutant(
         name="u-shared-in-row",
         title="One u for all positions of a row",
-        what="Takes one random number for each row and compares the ratios of all its drafted tokens with it.",
-        seen="by reasoning; it is 'one u for all tokens of a round', moved to where the proof does not look",
+        what="Samples one u per row in each round and compares the ratio of every drafted token with it.",
+        seen="by reasoning; it is 'one u for all tokens of a round', moved to code that the exact proof replaces",
         effect="distribution",
-        output="The first token is right. Later ones are accepted too often, because u is known to be small by then.",
+        output=(
+            "The first token of a round is right. Later tokens are accepted too often, because u was small enough to "
+            "accept the first."
+        ),
         caught_by="joint",
         where="sampling.SeededRandomness.accept",
         right="probability.shape,",
         wrong="probability[..., :1].shape,",
     ),
 )
-"""Those that change the distribution, in `sampling.SeededRandomness`."""
+"""Wrong versions of `sampling.SeededRandomness` whose random numbers depend on each other."""

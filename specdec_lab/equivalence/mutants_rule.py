@@ -1,4 +1,4 @@
-"""Wrong versions of the rule itself: what is accepted, and what replaces a rejected token."""
+"""Wrong versions of the verification rule: which tokens are accepted, and which token replaces a rejected one."""
 
 from specdec_lab.equivalence.mutation import Mutant
 
@@ -10,10 +10,10 @@ RULE = (
     Mutant(
         name="ratio-squared",
         title="p/q squared",
-        what="Accepts with (p/q)² instead of p/q.",
-        seen="by reasoning; transformers' target-distribution test passes it",
+        what="Accepts with probability (p/q)² instead of p/q.",
+        seen="by reasoning; transformers' target-distribution test does not catch it",
         effect="distribution",
-        output="Tokens that the draft overrates come out too rarely, those that it underrates too often.",
+        output="Tokens that the draft overrates come out too rarely, and tokens that it underrates too often.",
         caught_by="exact",
         where="acceptance.acceptance_probability",
         right=_RATIO,
@@ -22,8 +22,14 @@ RULE = (
     Mutant(
         name="ratio-inverted",
         title="q/p instead of p/q",
-        what="Accepts with q/p: p and q are swapped, as the letters are between the two papers.",
-        seen="by reasoning: Chen et al. call the target q and the draft p, Leviathan et al. the other way round",
+        what=(
+            "Accepts with probability q/p. The letters are easy to swap, because the two papers use them in opposite "
+            "ways."
+        ),
+        seen=(
+            "by reasoning: Chen et al. call the target q and the draft p; Leviathan et al. use the letters the other "
+            "way round"
+        ),
         effect="distribution",
         output="Tokens that the draft overrates are always accepted.",
         caught_by="exact",
@@ -33,11 +39,11 @@ RULE = (
     ),
     Mutant(
         name="ratio-floor",
-        title="A token is accepted in at least 2 of 100 cases",
-        what="The acceptance probability is never less than 0.02.",
-        seen="by reasoning; a 2 % leak of q always passes vLLM's distance test",
+        title="An acceptance probability of at least 2 %",
+        what="Raises every acceptance probability below 0.02 to 0.02.",
+        seen="by reasoning; vLLM's distance test never catches a 2 % leak of q",
         effect="distribution",
-        output="A little of the draft leaks into the text; tokens that the target excludes appear.",
+        output="A small part of the draft's distribution enters the output. Tokens that the target excludes appear.",
         caught_by="exact",
         where="acceptance.acceptance_probability",
         right=_RATIO,
@@ -45,11 +51,13 @@ RULE = (
     ),
     Mutant(
         name="ratio-with-epsilon",
-        title="A small number against division by zero",
-        what="Accepts with p/(q + 1e-5), although q is never 0 for a token that was sampled from it.",
+        title="An epsilon against division by zero",
+        what="Accepts with probability p/(q + 1e-5), although q is never 0 for a token that was sampled from q.",
         seen="by reasoning",
         effect="distribution",
-        output="The error is smaller than an experiment of reasonable size can detect. Only the proof sees it.",
+        output=(
+            "The error is too small for a sampling experiment of reasonable size. Only exact calculations detect it."
+        ),
         caught_by="exact",
         where="acceptance.acceptance_probability",
         right=_RATIO,
@@ -57,11 +65,17 @@ RULE = (
     ),
     Mutant(
         name="row-off-by-one",
-        title="The wrong row of the target is compared",
-        what="Compares a drafted token with the target's distribution after it instead of the one before it.",
+        title="A drafted token compared with the wrong row of the target",
+        what=(
+            "Compares each drafted token with the target's distribution for the next position instead of its own "
+            "position."
+        ),
         seen="huggingface/transformers #28166 ('Incorrect indexing operation')",
         effect="distribution",
-        output="Acceptance has nothing to do with the token; the text drifts towards the draft's.",
+        output=(
+            "Whether a token is accepted no longer depends on its own target probability, so the output is far from "
+            "the target's."
+        ),
         caught_by="exact",
         where="acceptance.verify",
         right="p_drafted = p.gather(-1, drafted.unsqueeze(-1)).squeeze(-1)",
@@ -70,10 +84,10 @@ RULE = (
     Mutant(
         name="u-fixed-at-zero",
         title="u fixed at 0",
-        what="Compares p/q with 0 instead of a random number: whatever the target does not exclude is accepted.",
-        seen="vllm-project/vllm-ascend #13730 ('u = 0.0', since the device had no generator for it)",
+        what="Compares p/q with 0 instead of a random number, so every token with p > 0 is accepted.",
+        seen="vllm-project/vllm-ascend #13730 ('u = 0.0', because the device had no generator for it)",
         effect="distribution",
-        output="The draft's text, with an acceptance rate close to 100 %.",
+        output="Apart from the bonus tokens, the output follows the draft. The acceptance rate is close to 100 %.",
         caught_by="exact",
         where="acceptance.verify",
         right=_KEEP,
@@ -81,11 +95,11 @@ RULE = (
     ),
     Mutant(
         name="u-constant",
-        title="Reseeded before every u",
-        what="Sets the seed before it samples u, so that u is always the same number.",
+        title="The seed reset before every u",
+        what="Resets the seed before sampling u, so u is always the same number.",
         seen="feifeibear/LLMSpeculativeSampling with random_seed set",
         effect="distribution",
-        output="Each drafted token is always accepted or always rejected.",
+        output="Acceptance is no longer random: a token with a given p/q is either always accepted or always rejected.",
         caught_by="exact",
         where="acceptance.verify",
         right=_KEEP,
@@ -96,9 +110,12 @@ keep = u < acceptance_probability(p_drafted, q_drafted)""",
         name="u-shared-in-round",
         title="One u for all tokens of a round",
         what="Samples u once per round and compares the ratio of every drafted token with it.",
-        seen="by reasoning; transformers' target-distribution test passes it",
+        seen="by reasoning; transformers' target-distribution test does not catch it",
         effect="distribution",
-        output="The first token is right. Later ones are accepted too often, because u is known to be small by then.",
+        output=(
+            "The first token of a round is right. Later tokens are accepted too often, because u was small enough to "
+            "accept the first."
+        ),
         caught_by="exact",
         where="acceptance.verify",
         right=_KEEP,
@@ -110,10 +127,13 @@ keep = u < a""",
     Mutant(
         name="u-shared-in-batch",
         title="One u for all sequences of a batch",
-        what="Compares the ratios of all sequences of a batch with the same u.",
-        seen="NVIDIA/TensorRT-LLM #19487 (a shared stream); vllm-project/vllm #6038 and #9441 (together with seeds)",
+        what="Samples one u per position and compares the ratios of all sequences in the batch with it.",
+        seen=(
+            "NVIDIA/TensorRT-LLM #19487 (a shared stream); vllm-project/vllm #6038 and #9441 (in combination with "
+            "seeds)"
+        ),
         effect="distribution",
-        output="Each text alone is right, but texts of one batch resemble each other.",
+        output="Each text by itself has the right distribution, but the texts of one batch are correlated.",
         caught_by="exact",
         where="acceptance.verify",
         right=_KEEP,
@@ -125,10 +145,10 @@ keep = (u < a).movedim(-1, 0)""",
     Mutant(
         name="u-at-most-ratio",
         title="u ≤ p/q instead of u < p/q",
-        what="Accepts also where u equals p/q, so u = 0 accepts a token that the target cannot produce.",
+        what="Also accepts if u equals p/q. At u = 0 this accepts a token that the target cannot produce.",
         seen="huggingface/transformers 5.23 (`r_i <= probability_ratio`)",
         effect="distribution",
-        output="Accepts 1 of 16,777,216 impossible tokens, since u is a multiple of 2⁻²⁴.",
+        output="About 1 in 16,777,216 drafted tokens with p = 0 is accepted, because u is a multiple of 2⁻²⁴.",
         caught_by="boundary",
         where="sampling.SeededRandomness.accept",
         right="return u < probability",
@@ -136,11 +156,13 @@ keep = (u < a).movedim(-1, 0)""",
     ),
     Mutant(
         name="typical-acceptance",
-        title="Typical acceptance sold as exact",
-        what="Accepts a token whose probability is high enough, p > min(0.09, 0.3·exp(−entropy)), whatever q is.",
-        seen="FasterDecoding/Medusa, whose README says that it is not exact; a bug only where exactness is claimed",
+        title="Typical acceptance presented as exact",
+        what=(
+            "Accepts a token if its target probability is high enough, p > min(0.09, 0.3·exp(−entropy)), whatever q is."
+        ),
+        seen="FasterDecoding/Medusa, whose README states that it is not exact; a bug only where exactness is claimed",
         effect="distribution",
-        output="Likely tokens become more likely, rare ones disappear.",
+        output="Likely tokens become more likely, and rare tokens disappear.",
         caught_by="exact",
         where="acceptance.verify",
         right=_KEEP,
@@ -149,11 +171,16 @@ keep = (p_drafted > (0.3 * torch.exp(-entropy)).clamp(max=0.09)) & (q_drafted > 
     ),
     Mutant(
         name="longest-match",
-        title="Accepts only the target's most likely token, at any temperature",
-        what="Accepts a drafted token if it is the target's argmax: the greedy rule, used while sampling.",
-        seen="apple/ml-recurrent-drafter, whose README says that it is inexact; a bug only where exactness is claimed",
+        title="Only the target's most likely token accepted, at any temperature",
+        what=(
+            "Accepts a drafted token only if it is the target's argmax. This is the greedy rule, applied while "
+            "sampling."
+        ),
+        seen=(
+            "apple/ml-recurrent-drafter, whose README states that it is inexact; a bug only where exactness is claimed"
+        ),
         effect="distribution",
-        output="The most likely token comes out too often.",
+        output="The target's most likely token comes out too often.",
         caught_by="exact",
         where="acceptance.verify",
         right=_KEEP,
@@ -161,11 +188,11 @@ keep = (p_drafted > (0.3 * torch.exp(-entropy)).clamp(max=0.09)) & (q_drafted > 
     ),
     Mutant(
         name="not-cumulative",
-        title="Goes on accepting after a rejection",
-        what="Counts the accepted tokens instead of stopping at the first rejection.",
+        title="Tokens accepted after a rejection",
+        what="Counts all accepted tokens of the round instead of stopping at the first rejection.",
         seen="by reasoning",
         effect="distribution",
-        output="Rejected tokens stay in the text, and the tokens after them were verified as part of another text.",
+        output="Rejected tokens can stay in the text, so tokens that the draft overrates come out too often.",
         caught_by="exact",
         where="acceptance.verify",
         right="accepted = keep.long().cumprod(-1).sum(-1)",
@@ -174,10 +201,14 @@ keep = (p_drafted > (0.3 * torch.exp(-entropy)).clamp(max=0.09)) & (q_drafted > 
     Mutant(
         name="residual-is-target",
         title="The residual is the target itself",
-        what="Replaces a rejected token by one that is sampled from p.",
-        seen="ShopeeLLM/Spec-RL #14 (not claimed to be exact); transformers' target-distribution test passes it",
+        what="Replaces a rejected token by a sample from p.",
+        seen=(
+            "ShopeeLLM/Spec-RL #14 (not claimed to be exact); transformers' target-distribution test does not catch it"
+        ),
         effect="distribution",
-        output="What the draft overrates comes out too often: once by way of q, and again by way of p.",
+        output=(
+            "Tokens that the draft overrates come out too often, because a rejected token can be sampled again from p."
+        ),
         caught_by="exact",
         where="acceptance.residual",
         right="rest = (p - q).clamp(min=0)",
@@ -186,10 +217,12 @@ keep = (p_drafted > (0.3 * torch.exp(-entropy)).clamp(max=0.09)) & (q_drafted > 
     Mutant(
         name="residual-absolute",
         title="The residual is |p − q|",
-        what="Takes the absolute difference instead of the positive part.",
+        what="Takes the absolute difference |p − q| instead of its positive part max(0, p − q).",
         seen="by reasoning",
         effect="distribution",
-        output="Half of what was just rejected comes back.",
+        output=(
+            "On average, half of the replacements are tokens that the draft overrates. No replacement should be one."
+        ),
         caught_by="exact",
         where="acceptance.residual",
         right="rest = (p - q).clamp(min=0)",
@@ -198,7 +231,7 @@ keep = (p_drafted > (0.3 * torch.exp(-entropy)).clamp(max=0.09)) & (q_drafted > 
     Mutant(
         name="residual-unnormalized",
         title="The residual is not normalized",
-        what="Searches the running sum of max(0, p − q) for a u in [0, 1). A larger u gives the last token.",
+        what="Does not divide max(0, p − q) by its sum. If u in [0, 1) exceeds that sum, the last token is sampled.",
         seen="by reasoning",
         effect="distribution",
         output="The last token of the vocabulary comes out far too often.",
@@ -210,10 +243,10 @@ keep = (p_drafted > (0.3 * torch.exp(-entropy)).clamp(max=0.09)) & (q_drafted > 
     Mutant(
         name="residual-softmax",
         title="The residual goes through softmax",
-        what="Normalizes max(0, p − q) by softmax instead of dividing by its sum.",
+        what="Normalizes max(0, p − q) with a softmax instead of dividing by its sum.",
         seen="huggingface/transformers #28508 ('the paper normalizes this vector, as opposed to a softmax')",
         effect="distribution",
-        output="Nearly uniform noise in place of every rejected token.",
+        output="Each rejected token is replaced by a nearly uniform sample from the vocabulary.",
         caught_by="exact",
         where="acceptance.residual",
         right=_NORMALISED,
@@ -221,11 +254,16 @@ keep = (p_drafted > (0.3 * torch.exp(-entropy)).clamp(max=0.09)) & (q_drafted > 
     ),
     Mutant(
         name="residual-of-wrong-row",
-        title="The residual of a wrong row",
-        what="Subtracts the draft's distribution at the token before the rejected one.",
-        seen="by reasoning; transformers' target-distribution test passes it",
+        title="The residual computed from the wrong row of the draft",
+        what=(
+            "Subtracts the draft's distribution at the position before the rejected token instead of at its own "
+            "position."
+        ),
+        seen="by reasoning; transformers' target-distribution test does not catch it",
         effect="distribution",
-        output="The first token is right, replacements of later ones are not.",
+        output=(
+            "The first token of a round is right. Replacements of later tokens are wrong, and so is the bonus token."
+        ),
         caught_by="exact",
         where="acceptance.verify",
         right="p_stop, q_stop = p.gather(-2, stop).squeeze(-2), q.gather(-2, stop).squeeze(-2)",
@@ -234,10 +272,12 @@ keep = (p_drafted > (0.3 * torch.exp(-entropy)).clamp(max=0.09)) & (q_drafted > 
     Mutant(
         name="bonus-from-draft",
         title="The bonus token comes from the draft",
-        what="When all drafted tokens are accepted, samples the bonus token from the draft's last distribution.",
+        what="If all drafted tokens are accepted, samples the bonus token from the draft's last distribution.",
         seen="by reasoning",
         effect="distribution",
-        output="Every token at the end of a fully accepted round is the draft's.",
+        output=(
+            "The last token of every fully accepted round follows a distribution of the draft instead of the target."
+        ),
         caught_by="exact",
         where="acceptance.verify",
         right="q = F.pad(q, (0, 0, 0, 1))",
@@ -246,4 +286,4 @@ keep = (p_drafted > (0.3 * torch.exp(-entropy)).clamp(max=0.09)) & (q_drafted > 
 q = F.pad(q, (0, 0, 0, 1))""",
     ),
 )
-"""Those in `acceptance` and `sampling`."""
+"""Wrong versions of `acceptance`, and one of `sampling`, that change the distribution."""

@@ -1,4 +1,4 @@
-"""Wrong versions of trees: what several candidates for a position invite."""
+"""Wrong versions of tree drafting and tree verification, with several candidates for each position."""
 
 from specdec_lab.equivalence.mutation import Mutant
 
@@ -8,11 +8,14 @@ _BONUS = "remaining = torch.where(accepted[:, None], p[:, i + 1], remaining)"
 TREES = (
     Mutant(
         name="tree-duplicates-merged",
-        title="Equal samples become one candidate",
-        what="Tries a token that was sampled twice only once, as a trie of the samples does, and leaves q as it is.",
+        title="Equal samples merged into one candidate",
+        what="Tries a token that was sampled twice only once, as a trie of the samples would, but leaves q unchanged.",
         seen="by reasoning",
         effect="distribution",
-        output="A small bias: after two equal rejections the replacement comes from the first residual.",
+        output=(
+            "The bias is small. Where both copies would be rejected, the replacement comes from the residual of the "
+            "first rejection."
+        ),
         caught_by="exact",
         where="beyond.trees.verify_tree",
         right="tried = parents[:, i] == last",
@@ -22,10 +25,15 @@ tried = (parents[:, i] == last) & ~twins.any(1)""",
     Mutant(
         name="tree-q-not-renormalized",
         title="Sampled without replacement, verified as if with replacement",
-        what="Samples each sibling from what the siblings before it left over, and reports the draft's own q for all.",
+        what=(
+            "Samples each sibling without the tokens sampled before it but reports the draft's full q for all siblings."
+        ),
         seen="by reasoning",
         effect="distribution",
-        output="The first candidate is right; those after it are accepted too often, and their residual is wrong.",
+        output=(
+            "The first candidate is right. Later candidates are accepted too often, and the residual after them is "
+            "wrong."
+        ),
         caught_by="exact",
         where="beyond.trees.TreeDrafter._siblings",
         right="distributions.append(q)",
@@ -33,11 +41,13 @@ tried = (parents[:, i] == last) & ~twins.any(1)""",
     ),
     Mutant(
         name="tree-sorted-by-target",
-        title="Candidates are tried in the order of the target's probabilities",
-        what="Tries the sibling first that the target finds most likely, although q describes them in sampled order.",
+        title="Candidates tried in the order of the target's probabilities",
+        what=(
+            "Tries the siblings from the target's most to its least likely token, although q assumes the sampled order."
+        ),
         seen="by reasoning",
         effect="distribution",
-        output="The target's most likely tokens come out too often. More is accepted than the rule allows.",
+        output="The target's most likely tokens come out too often. More tokens are accepted than the rule allows.",
         caught_by="exact",
         where="beyond.trees.verify_tree",
         right="for i in range(n):",
@@ -47,9 +57,9 @@ for i in sorted(range(n), key=lambda i: (order[i], -of_parent[i])):""",
     ),
     Mutant(
         name="tree-top-k-by-softmax",
-        title="The most likely tokens, verified as if they had been sampled",
-        what="Proposes the draft's most likely tokens and reports its softmax as the q of each.",
-        seen="asked for in SafeAILab/EAGLE #93, #110, #183, #221 and #283, where q = 1 is right",
+        title="Top-k tokens verified as if they had been sampled",
+        what="Proposes the draft's most likely tokens but reports the draft's softmax as the q of each.",
+        seen="requested in SafeAILab/EAGLE #93, #110, #183, #221 and #283, where q = 1 is right",
         effect="distribution",
         output="The draft's most likely token comes out too often.",
         caught_by="exact",
@@ -60,11 +70,11 @@ return logits.topk(width).indices, q[..., None, :].expand(-1, -1, width, -1)""",
     ),
     Mutant(
         name="tree-target-asked-anew",
-        title="Each candidate is compared with p again",
-        what="After a rejection compares the next sibling with p again, not with the residual.",
+        title="Every candidate compared with p instead of the residual",
+        what="After a rejection, compares the next sibling with p again instead of with the residual.",
         seen="foundation-model-stack/fms-extras #12 (one independent target sample for each candidate)",
         effect="distribution",
-        output="Rejected tokens keep their probability, and come back as the replacement.",
+        output="Rejected tokens keep their full target probability and can come back as the replacement.",
         caught_by="exact",
         where="beyond.trees.verify_tree",
         right=_RESIDUAL,
@@ -72,11 +82,11 @@ return logits.topk(width).indices, q[..., None, :].expand(-1, -1, width, -1)""",
     ),
     Mutant(
         name="tree-bonus-of-wrong-node",
-        title="The next token belongs to the node before",
-        what="After an accepted node goes on with the distribution of the node listed before it.",
+        title="The next token sampled after the wrong node",
+        what="After an accepted node, continues with the target's distribution after the node listed before it.",
         seen="SafeAILab/EAGLE #47",
         effect="distribution",
-        output="Every token after an accepted one continues another text.",
+        output="Every token after an accepted node continues the wrong text.",
         caught_by="exact",
         where="beyond.trees.verify_tree",
         right=_BONUS,
@@ -84,11 +94,11 @@ return logits.topk(width).indices, q[..., None, :].expand(-1, -1, width, -1)""",
     ),
     Mutant(
         name="tree-position-is-index",
-        title="A node's position is its index",
-        what="Numbers the nodes one after the other, so that siblings get different positions.",
+        title="A node's index used as its position",
+        what="Numbers the nodes consecutively, so siblings get different positions instead of the same one.",
         seen="lablup/mlxcel #1214",
         effect="distribution",
-        output="All nodes but the first of each level are scored at a wrong distance from the text.",
+        output="In a tree with siblings, most nodes are scored at positions too far from the text.",
         caught_by="exact",
         where="cache.RewindableCache.advance_tree",
         right="positions = (starts + depths(parents) - 1).to(self.device)",
@@ -96,11 +106,11 @@ return logits.topk(width).indices, q[..., None, :].expand(-1, -1, width, -1)""",
     ),
     Mutant(
         name="tree-siblings-visible",
-        title="A node attends to all nodes before it",
-        what="Leaves the causal mask of a chain in place, so that a node sees siblings and their children.",
+        title="A node attends to all earlier nodes",
+        what="Keeps the causal mask of a chain, so a node attends to its siblings and their descendants.",
         seen="by reasoning",
         effect="distribution",
-        output="Nodes are scored after a text that mixes several continuations.",
+        output="Nodes are scored as if they followed a text that mixes several branches.",
         caught_by="exact",
         where="cache.RewindableCache.advance_tree",
         right="ancestors = ancestor_mask(parents)[:, -n:].to(self.device)[:, None]",
@@ -110,14 +120,17 @@ ancestors = all_before[:, -n:].to(self.device)[:, None]""",
     Mutant(
         name="tree-cache-first-nodes",
         title="The cache keeps the first nodes, not the accepted ones",
-        what="Shortens the cache to the number of accepted tokens without moving their keys and values.",
+        what=(
+            "Shortens the cache to the number of accepted tokens without moving the accepted keys and values into "
+            "place."
+        ),
         seen="by reasoning",
         effect="distribution",
-        output="Later tokens attend to rejected siblings in place of the accepted tokens.",
+        output="Later tokens attend to the keys and values of rejected nodes instead of accepted ones.",
         caught_by="exact",
         where="cache.RewindableCache.keep_path",
         right="states[self.rows, :, to] = states[self.rows, :, source]",
         wrong="states[self.rows, :, to] = states[self.rows, :, to]",
     ),
 )
-"""Those that only a draft with several candidates for a position meets."""
+"""Wrong versions that only affect drafts with several candidates for a position."""
