@@ -57,9 +57,7 @@ RULES = {
     "standard": AcceptanceRule("token by token, with min(1, p/q)", True, "everywhere"),
     "block": AcceptanceRule("the longest prefix that passes, decided over the block", True, "model runner V2 only"),
     "synthetic": AcceptanceRule("at given rates, whatever the models say", False, "everywhere; for benchmarks"),
-    "fly": AcceptanceRule(
-        "also rejected tokens, where the target is uncertain and the next tokens are accepted", False, "not on a CPU"
-    ),
+    "fly": AcceptanceRule("rejected tokens, too, where the target is uncertain", False, "not on a CPU"),
 }
 
 
