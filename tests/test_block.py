@@ -16,7 +16,8 @@ from torch import Tensor
 import specdec_ref as sd
 from specdec_lab.equivalence.empirical import empirical
 from specdec_lab.equivalence.engines import OurLoop
-from specdec_lab.teaching.blocks import BlockOutcome, EveryDecision, block_verdict, enumerate_rounds, token_verdict
+from specdec_lab.equivalence.enumeration import EveryDecision
+from specdec_lab.teaching.blocks import BlockOutcome, block_verdict, enumerate_rounds, token_verdict
 from specdec_ref import Randomness, SeededRandomness, SpecdecError, Verdict, Verify, verify, verify_block
 from specdec_ref.decoding import speculate
 

@@ -114,3 +114,17 @@ def test_the_heads_cost_and_draft_as_lesson_10_says() -> None:
     assert feature["rounds"]["tokens_per_round"] > draft["rounds"]["tokens_per_round"]
     one_pass = 4 * parallel["c"]  # of the four tokens that were timed together
     assert one_pass < feature["c"]
+
+
+def test_the_gain_of_block_verification_is_largest_at_the_corners_of_the_explorer() -> None:
+    """Lesson 10: at p = 0.1 and q = 0.9, and the reverse. The sliders move in steps of 0.1."""
+
+    def gain(p: float, q: float) -> float:
+        target, draft = (torch.tensor([[x, 1 - x]] * 2, dtype=torch.float64) for x in (p, q))
+        block, token = (enumerate_rounds(target, draft, 4, rule)[1] for rule in (True, False))
+        return block / token - 1
+
+    settings = [(p / 10, q / 10) for p in range(1, 10) for q in range(1, 10)]
+    gains = {setting: gain(*setting) for setting in settings}
+    largest = max(gains.values())
+    assert {setting for setting, value in gains.items() if value > largest - 1e-9} == {(0.1, 0.9), (0.9, 0.1)}

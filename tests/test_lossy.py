@@ -5,10 +5,13 @@ Nothing is random: all drafted tokens and all decisions are enumerated.
 """
 
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -20,7 +23,6 @@ from specdec_lab.equivalence.exact import exact
 from specdec_lab.equivalence.lossy import (
     FirstToken,
     RecordingRandomness,
-    ScriptedRandomness,
     Verify,
     acceptance_by_position,
     certain_draft,
@@ -37,6 +39,7 @@ from specdec_lab.equivalence.tables import random_table
 from specdec_ref import ModelDrafter, Pair, SpecdecError, residual, verify
 from specdec_ref.api import VERIFICATIONS
 
+ROOT = Path(__file__).parents[1]
 P, Q = (torch.tensor(values, dtype=torch.float64) for values in ([0.5, 0.3, 0.2], [0.2, 0.3, 0.5]))  # Σ min = 0.7
 LOSSY: dict[str, Verify] = {
     "typical acceptance": typical_acceptance,
@@ -272,12 +275,22 @@ UNCERTAIN = torch.tensor([0.4, 0.3, 0.3])  # entropy 1.09 nats
 CERTAIN = torch.tensor([0.98, 0.01, 0.01])  # entropy 0.11
 
 
+class Scripted(RecordingRandomness):
+    """A `Randomness` with given decisions."""
+
+    def __init__(self, decisions: Sequence[bool]):
+        self.decisions = torch.tensor(decisions)
+
+    def accept(self, probability: Tensor) -> Tensor:
+        return self.decisions
+
+
 def decisions_by_fly(native: Sequence[bool], p: Tensor, **options: Any) -> int:
     """How many tokens `fly` accepts if the exact rule decides as given. p: the same at every position."""
     k = len(native)
     q = torch.full((k, 3), 1 / 3)
-    script = ScriptedRandomness(torch.tensor(native))
-    return int(fly(p.expand(k + 1, 3), q, torch.zeros(k, dtype=torch.int64), script, **options).accepted)
+    drafted = torch.zeros(k, dtype=torch.int64)
+    return int(fly(p.expand(k + 1, 3), q, drafted, Scripted(native), **options).accepted)
 
 
 @pytest.mark.parametrize(
@@ -321,8 +334,8 @@ def test_the_distance_of_fly_is_the_probability_of_an_override() -> None:
         block = p, q, torch.tensor(drafted)
         number, first_accepted = expected_by_block(fly, *block)
         probability = float(q[0, drafted[0]] * q[1, drafted[1]])
-        overridden += probability * float(first_accepted - acceptance_by_position(verify, *block)[0])
-        accepted += probability * float(number)
+        overridden += probability * (first_accepted - float(acceptance_by_position(verify, *block)[0]))
+        accepted += probability * number
     assert overridden == pytest.approx(0.3 * 0.7, abs=1e-12)  # token 0 is rejected, token 1 is accepted
     assert sum(abs(x - y) for x, y in zip(first, P.tolist(), strict=True)) / 2 == pytest.approx(overridden, abs=1e-12)
     assert tokens == pytest.approx(1 + accepted, abs=1e-12)
@@ -336,12 +349,27 @@ def test_the_proof_refutes_the_loop_with_fly(monkeypatch: pytest.MonkeyPatch) ->
     assert exact(*tables, [0], k=2, max_new_tokens=3).holds
 
 
-def test_over_all_decisions_the_exact_rule_accepts_what_its_probabilities_say(pair: Pair) -> None:
+def test_over_all_decisions_a_rule_without_overrides_accepts_what_its_probabilities_say(pair: Pair) -> None:
+    never = partial(fly, entropy=2.0)  # three tokens have at most ln 3
     blocks = draft_blocks(pair, positions=3, k=3, texts=TEXTS)
-    accepted, first = expected_by_block(verify, blocks.p, blocks.q, blocks.drafted)
     by_position = acceptance_by_position(verify, blocks.p, blocks.q, blocks.drafted)
-    torch.testing.assert_close(accepted, by_position.cumprod(-1).sum(-1))
-    torch.testing.assert_close(first, by_position[:, 0])
+    for i, block in enumerate(zip(blocks.p, blocks.q, blocks.drafted, strict=True)):
+        accepted, first = expected_by_block(never, *block)
+        assert accepted == pytest.approx(float(by_position[i].cumprod(-1).sum()), abs=1e-6)
+        assert first == pytest.approx(float(by_position[i, 0]), abs=1e-6)
+
+
+def test_on_record_fly_gives_no_more_tokens_than_an_ensemble_at_the_same_distance() -> None:
+    """Lesson 10 says so. The ensemble's curve is read off between its recorded points."""
+    rules = json.loads((ROOT / "benchmarks/results/lossy.json").read_text(encoding="utf-8"))["rules"]
+    points = {
+        name: [(r["tv"], r["tokens_per_round"]) for r in rules if r["rule"] == name] for name in ("fly", "ensemble")
+    }
+    distances, tokens = zip(*points["ensemble"], strict=True)
+    assert len(points["fly"]) == 3
+    for distance, gained in points["fly"]:
+        assert distances[0] < distance < distances[-1]
+        assert gained <= np.interp(distance, distances, tokens)
 
 
 # Bad input

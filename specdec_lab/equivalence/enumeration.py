@@ -12,6 +12,7 @@ from collections import defaultdict, deque
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import singledispatch
+from itertools import product
 from math import inf, prod
 from types import FunctionType, MethodType
 from typing import Any
@@ -326,3 +327,28 @@ def _(method: MethodType) -> tuple[Hashable, list[Any]]:
 @_contents.register
 def _(kind: type) -> tuple[Hashable, list[Any]]:
     return kind, []
+
+
+class EveryDecision:
+    """A `Randomness` for a batch that has one row for each way to decide about n drafted positions.
+
+    Attributes:
+        decisions: [2ⁿ, n] bool, all ways to decide.
+        probability: [2ⁿ], how likely each is, once `accept` was called.
+        next_token: [2ⁿ, V], what `draw` was asked to sample from.
+    """
+
+    def __init__(self, n: int):
+        self.decisions = torch.tensor(list(product((False, True), repeat=n)))
+        self.probability = torch.empty(0)
+        self.next_token = torch.empty(0)
+
+    def accept(self, probability: Tensor) -> Tensor:
+        """The decisions of each row. Where one cannot come, the row has probability 0 and gets the possible one."""
+        self.probability = torch.where(self.decisions, probability, 1 - probability).prod(-1)
+        return (self.decisions | (probability >= 1)) & (probability > 0)
+
+    def draw(self, probabilities: Tensor) -> Tensor:
+        """Any token: what matters here is the distribution."""
+        self.next_token = probabilities
+        return probabilities.argmax(-1)

@@ -5,13 +5,13 @@ sampled: `first_token` enumerates every drafted token and both decisions. For `v
 the tokens that follow, so `expected_by_block` enumerates the decisions of a whole block.
 """
 
-import itertools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from specdec_lab.equivalence.enumeration import EveryDecision
 from specdec_ref.acceptance import Verdict, Verify, acceptance_probability, residual, verify
 from specdec_ref.errors import SpecdecError, is_number, is_whole
 from specdec_ref.sampling import Randomness
@@ -276,45 +276,21 @@ def acceptance_by_position(rule: Verify, p: Tensor, q: Tensor, drafted: Tensor) 
     return recording.acceptance[..., : drafted.shape[-1]]
 
 
-class ScriptedRandomness:
-    """A `Randomness` with given decisions, the same for every row.
-
-    Attributes:
-        decisions: [k] bool, which tokens are accepted.
-        acceptance: the probabilities of the last `accept`.
-    """
-
-    acceptance: Tensor
-
-    def __init__(self, decisions: Tensor):
-        self.decisions = decisions
-
-    def draw(self, probabilities: Tensor) -> Tensor:
-        return probabilities.argmax(-1)
-
-    def accept(self, probability: Tensor) -> Tensor:
-        self.acceptance = probability
-        after = probability.shape[-1] - len(self.decisions)  # `verify` adds a position at which nothing is accepted
-        return F.pad(self.decisions, (0, after)).expand(probability.shape)
-
-
-def expected_by_block(rule: Verify, p: Tensor, q: Tensor, drafted: Tensor) -> tuple[Tensor, Tensor]:
-    """What a rule accepts of drafted blocks, over all 2ᵏ decisions, also if one decision depends on later ones.
+def expected_by_block(rule: Verify, p: Tensor, q: Tensor, drafted: Tensor) -> tuple[float, float]:
+    """What a rule accepts of one drafted block, over all 2ᵏ decisions, also if one decision depends on later ones.
 
     Args:
-        rule: takes the place of `acceptance.verify`; it decides about all k tokens at once.
-        p, q, drafted: as in `acceptance.verify`.
+        rule: takes the place of `acceptance.verify`, and decides about all k drafted tokens at once.
+        p: [k + 1, V], as in `acceptance.verify`.
+        q: [k, V].
+        drafted: [k].
 
     Returns:
-        The expected number of accepted tokens, and the probability that the first token is accepted; both [...].
+        The expected number of accepted tokens, and the probability that the first token is accepted.
     """
-    accepted = torch.zeros(drafted.shape[:-1], dtype=p.dtype, device=p.device)
-    first = accepted.clone()
-    for decisions in itertools.product((False, True), repeat=drafted.shape[-1]):
-        script = ScriptedRandomness(torch.tensor(decisions, device=p.device))
-        count = rule(p, q, drafted, script).accepted
-        acceptance = script.acceptance[..., : drafted.shape[-1]]
-        probability = torch.where(script.decisions, acceptance, 1 - acceptance).prod(-1)
-        accepted += probability * count
-        first += probability * (count > 0)
-    return accepted, first
+    randomness = EveryDecision(len(drafted))
+    ways = len(randomness.decisions)
+    accepted = rule(p.expand(ways, -1, -1), q.expand(ways, -1, -1), drafted.expand(ways, -1), randomness).accepted
+    number = randomness.probability * accepted
+    first = randomness.probability * (accepted > 0)
+    return float(number.sum()), float(first.sum())

@@ -187,17 +187,24 @@ def tradeoff(rule: LossyRule, blocks: DraftedBlocks) -> Tradeoff:
 
 
 def _tradeoff_ahead(rule: LossyRule, blocks: DraftedBlocks) -> Tradeoff:
-    """The same for a rule that overrides rejections by later tokens.
+    """The gain and the cost of a rule that overrides a rejection if later tokens are accepted.
 
     The first token comes out of three parts: accepted by the exact rule, overridden, or from the residual. Overridden
     tokens have p < q and tokens of the residual have p > q. So the total variation distance from p is the probability
     of an override. Its mean over the drafted blocks is computed here.
     """
-    accepted, first = expected_by_block(rule.verify, blocks.p, blocks.q, blocks.drafted)
-    native = acceptance_by_position(verify, blocks.p, blocks.q, blocks.drafted)[:, 0]
+    expected = [
+        expected_by_block(rule.verify, *block) for block in zip(blocks.p, blocks.q, blocks.drafted, strict=True)
+    ]
+    accepted, first = (sum(values) / len(values) for values in zip(*expected, strict=True))
+    native = acceptance_by_position(verify, blocks.p, blocks.q, blocks.drafted)[:, 0].mean()
     return Tradeoff(
-        rule, float((first - native).mean()), math.nan, float(first.mean()), 1 + float(accepted.mean())
-    )  # fmt: skip
+        rule,
+        tv=first - float(native),
+        largest_tv=math.nan,
+        acceptance=first,
+        tokens_per_round=1 + accepted,
+    )
 
 
 STYLES = {"lenience": "--", "ensemble": "-", "typical acceptance": ":", "fly": "-."}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from specdec_lab import plotting
+from specdec_lab.equivalence.enumeration import EveryDecision
 from specdec_ref.acceptance import Verify, verify
 from specdec_ref.beyond.block import verify_block
 from specdec_ref.errors import SpecdecError, is_whole
@@ -34,31 +35,6 @@ def token_verdict(target: Tensor, draft: Tensor, tokens: tuple[int, ...], start:
 def block_verdict(target: Tensor, draft: Tensor, tokens: tuple[int, ...], start: int = 0) -> list[BlockOutcome]:
     """What block verification can do with the same tokens."""
     return _outcomes(verify_block, target, draft, tokens, start)
-
-
-class EveryDecision:
-    """A `Randomness` for a batch that has one row for each way to decide about n drafted positions.
-
-    Attributes:
-        decisions: [2ⁿ, n] bool, all ways to decide.
-        probability: [2ⁿ], how likely each is, once `accept` was called.
-        next_token: [2ⁿ, V], what `draw` was asked to sample from.
-    """
-
-    def __init__(self, n: int):
-        self.decisions = torch.tensor(list(product((False, True), repeat=n)))
-        self.probability = torch.empty(0)
-        self.next_token = torch.empty(0)
-
-    def accept(self, probability: Tensor) -> Tensor:
-        """The decisions of each row. Where one cannot come, the row has probability 0 and gets the possible one."""
-        self.probability = torch.where(self.decisions, probability, 1 - probability).prod(-1)
-        return (self.decisions | (probability >= 1)) & (probability > 0)
-
-    def draw(self, probabilities: Tensor) -> Tensor:
-        """Any token: what matters here is the distribution."""
-        self.next_token = probabilities
-        return probabilities.argmax(-1)
 
 
 def _outcomes(rule: Verify, target: Tensor, draft: Tensor, tokens: tuple[int, ...], start: int) -> list[BlockOutcome]:
