@@ -188,7 +188,7 @@ def test_what_pytorch_has_not_implemented_is_a_crash_and_a_stub_is_not() -> None
 
 def test_each_seed_has_the_time_of_the_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judging, "SECONDS", 1.0)
-    pause = 0.72 / len(EXERCISES["residual"].cases(PUBLIC_SEED))
+    pause = 0.5 / len(EXERCISES["residual"].cases(PUBLIC_SEED))
 
     def slow(p: Any, q: Any) -> Any:
         time.sleep(pause)

@@ -226,11 +226,26 @@ def available_memory(device: str | torch.device | None = None) -> int:
     if where.type == "cuda":
         cached = torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
         return int(torch.cuda.mem_get_info(where)[0] + cached)
-    free = psutil.virtual_memory().available
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.is_file() and used.is_file() and (limit_bytes := limit.read_text().strip()).isdigit():
-        free = min(free, max(0, int(limit_bytes) - int(used.read_text())))
-    return int(free)
+    free = int(psutil.virtual_memory().available)
+    in_container = container_memory(Path("/sys/fs/cgroup"))
+    return free if in_container is None else min(free, in_container)
+
+
+def container_memory(folder: Path) -> int | None:
+    """Bytes that a container can still allocate, from the files of its control group; None if it has no limit.
+
+    memory.current includes the page cache. The kernel frees the inactive part of it when memory is needed, so that
+    part counts as available here. Source: https://docs.kernel.org/admin-guide/cgroup-v2.html (memory.stat).
+    """
+    limit, used, statistics = (folder / name for name in ("memory.max", "memory.current", "memory.stat"))
+    if not (limit.is_file() and used.is_file() and statistics.is_file()):
+        return None
+    limit_bytes = limit.read_text().strip()
+    if limit_bytes == "max":
+        return None
+    parts = dict(line.split() for line in statistics.read_text().splitlines())
+    needed = int(used.read_text()) - int(parts.get("inactive_file", 0))
+    return max(0, int(limit_bytes) - needed)
 
 
 @styled
