@@ -57,7 +57,7 @@ RULES = {
     "standard": AcceptanceRule("token by token, with min(1, p/q)", True, "everywhere"),
     "block": AcceptanceRule("the longest prefix that passes, decided over the block", True, "model runner V2 only"),
     "synthetic": AcceptanceRule("at given rates, whatever the models say", False, "everywhere; for benchmarks"),
-    "fly": AcceptanceRule("rejected tokens, too, where the target is uncertain", False, "not on a CPU"),
+    "fly": AcceptanceRule("also what standard rejects, where the target is unsure", False, "not on a CPU"),
 }
 
 
@@ -110,6 +110,24 @@ def warnings_for(config: Mapping[str, Any], *, cpu: bool = False, data_parallel:
     """
     deployment = _Deployment(config, cpu, data_parallel)
     return [warning for look in _LOOKS for warning in look(deployment)]
+
+
+def environment_for(config: Mapping[str, Any], *, cpu: bool = False, data_parallel: int = 1) -> dict[str, str]:
+    """Environment variables that a server needs so that a configuration takes effect.
+
+    Model runner V2 is reported to ignore a schedule by batch size (vLLM #51510), so a schedule asks for V1. Block
+    verification needs V2. With both, nothing is set, and `warnings_for` names the conflict.
+
+    Args:
+        config: a `speculative_config`.
+        cpu: the server runs on a CPU.
+        data_parallel: size of data parallelism.
+    """
+    deployment = _Deployment(config, cpu, data_parallel)
+    followed = deployment.scheduled and data_parallel == 1 and deployment.rule != "block"
+    if followed and deployment.runner_v1_because is None:
+        return {"VLLM_USE_V2_MODEL_RUNNER": "0"}
+    return {}
 
 
 def _of_the_rule(deployment: _Deployment) -> list[str]:
