@@ -172,16 +172,6 @@ def test_warnings_go_to_the_error_stream_so_that_json_stays_json() -> None:
     assert "warning: schedule: dropped with data parallelism (2)" in copies.stderr
 
 
-def test_a_schedule_asks_for_the_runner_that_follows_it() -> None:
-    """V2 is reported to ignore a schedule; the command sets the variable wherever nothing else decides."""
-    chosen = "VLLM_USE_V2_MODEL_RUNNER=0 vllm serve org/target"
-    with_schedule = ["vllm-config", "org/target", "org/draft", "--max-batch", "4"]
-    assert chosen in CliRunner().invoke(app, with_schedule).stdout
-    for decided in (["--cpu"], ["--data-parallel", "2"], ["--rejection", "block"], ["--method", "suffix"]):
-        assert "VLLM_USE_V2" not in CliRunner().invoke(app, [*with_schedule, *decided]).stdout
-    assert "VLLM_USE_V2" not in CliRunner().invoke(app, with_schedule[:3]).stdout
-
-
 def test_every_method_can_be_asked_for_on_the_command_line() -> None:
     for arguments in (("t", "--method", "suffix"), ("t", "--method", "mtp"), ("t", "head", "--method", "eagle3")):
         config = json.loads(CliRunner().invoke(app, ["vllm-config", *arguments, "--json"]).stdout)

@@ -80,9 +80,8 @@ def test_block_is_silent_on_a_gpu_and_gains_nothing_from_a_one_hot_q() -> None:
         (speculative_config("d"), {"cpu": True}, "#55005"),
         (OTHER_VOCABULARY | {"draft_sample_method": "probabilistic"}, {}, "vLLM refuses it together"),
         (for_latency("d"), {"data_parallel": 2}, "dropped with data parallelism (2)"),
-        (for_latency("d"), {}, "#51510"),
+        (for_latency("d"), {}, "tokens beyond k are thrown away"),
         (for_latency("d"), {"cpu": True}, "#47014"),
-        (for_latency("d") | {"rejection_sample_method": "block"}, {}, "schedule and block"),
         (SUFFIX | {"num_speculative_tokens_per_batch_size": [[1, 4, 2]]}, {}, "dropped with suffix decoding"),
         (SUFFIX, {}, "arctic-inference"),
         (PARALLEL, {}, "trained to predict k tokens in one pass"),
@@ -98,6 +97,7 @@ def test_every_other_warning(config: dict[str, Any], deployment: dict[str, Any],
         speculative_config(None),
         speculative_config("d", exact_q=False),
         speculative_config("h", method="eagle3", exact_q=False),
+        speculative_config("h", method="eagle3", exact_q=False, schedule=[[1, 4, 2], [5, 64, 0]]),
     ],
 )
 def test_nothing_is_said_where_everything_takes_effect(config: dict[str, Any]) -> None:

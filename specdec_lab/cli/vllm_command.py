@@ -60,7 +60,7 @@ def vllm_config(
 ) -> None:
     """Print vLLM's speculative_config and the whole `vllm serve` command line."""
     from specdec_lab.serving.configuration import serve_command, speculative_config
-    from specdec_lab.serving.vllm_methods import environment_for, warnings_for
+    from specdec_lab.serving.vllm_methods import warnings_for
     from specdec_ref.errors import SpecdecError
 
     k, schedule = _draft_length(k, policy, max_batch)
@@ -99,7 +99,6 @@ def vllm_config(
         nodes=nodes,
         max_num_seqs=max_num_seqs,
         data_parallel=data_parallel,
-        environment=environment_for(config, cpu=cpu, data_parallel=data_parallel),
     )
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)

@@ -68,15 +68,15 @@ def check_caches(setup: Setup) -> list[Finding]:
                     f"after {wrong} of {len(values)} rounds its next-token distribution differs from that of a new "
                     f"forward pass over the text, by up to {max(values):.3f} (total variation); rounding errors "
                     f"reach only {noise[role]:.1g}",
-                    "Rejected tokens stayed in the cache, or the model never read a drafted token. It now continues "
-                    "another text. "
+                    "Rejected tokens stayed in the cache, or the model did not read one of the drafted tokens. It "
+                    "now continues another text. "
                     + (
                         "The output is wrong."
                         if role == "target"
                         else "The output stays correct, but fewer tokens are accepted."
                     ),
-                    "Rewind each cache to the accepted text before each step, and feed the last drafted token when all "
-                    "were accepted. If the engine is unchanged, report it as a bug.",
+                    "Rewind each cache to the accepted text before each round, and feed the last drafted token when "
+                    "all were accepted. If the engine is unchanged, report it as a bug.",
                     {"largest_distance": max(values), "noise": noise[role], "rounds": len(values), "wrong": wrong},
                 )
             )

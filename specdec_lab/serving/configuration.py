@@ -191,7 +191,7 @@ def for_throughput(draft: str | None, schedule: Schedule, *, exact_q: bool = Tru
     rows = [list(row) for row in schedule]
     tokens = [row[2] for row in rows if len(row) == 3]
     if any(later > earlier for earlier, later in itertools.pairwise(tokens)):
-        raise SpecdecError(f"schedule: k rises with the batch, {tokens}; a larger batch leaves less capacity unused")
+        raise SpecdecError(f"schedule: k rises with the batch: {tokens}; a larger batch leaves less capacity unused")
     return speculative_config(draft, max(1, *tokens, 1), exact_q=exact_q, schedule=rows)
 
 
@@ -261,7 +261,6 @@ def serve_command(
     max_num_seqs: int | None = None,
     port: int = 8000,
     data_parallel: int = 1,
-    environment: Mapping[str, str] | None = None,
 ) -> str:
     """The full `vllm serve` command line, quoted for a shell.
 
@@ -276,7 +275,6 @@ def serve_command(
         max_num_seqs: the most requests at once.
         port: of the server.
         data_parallel: copies of the whole model. With more than one, vLLM drops a schedule by batch size.
-        environment: variables to write before the command, as `environment_for` returns them.
 
     Raises:
         SpecdecError: a size below 1, or GPUs that cannot be divided evenly among the nodes.
@@ -296,8 +294,7 @@ def serve_command(
         raise SpecdecError(
             f"nodes={nodes}: {tensor_parallel} × {pipeline_parallel} GPUs cannot be divided evenly; takes a divisor"
         )
-    words = [f"{name}={value}" for name, value in (environment or {}).items()]
-    words += ["vllm", "serve", target, "--port", str(port)]
+    words = ["vllm", "serve", target, "--port", str(port)]
     if tensor_parallel > 1:
         words += ["--tensor-parallel-size", str(tensor_parallel)]
     if pipeline_parallel > 1:

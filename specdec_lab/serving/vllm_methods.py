@@ -1,6 +1,6 @@
 """What vLLM can draft with, how it can accept, and where each setting takes effect.
 
-The facts are those of vLLM 0.32, tried on a CPU, and of the 0.33 release. vLLM itself is not imported.
+The facts are those of vLLM 0.32, tried on a CPU, and of the 0.33.0 wheel, read but not run. Nothing imports vLLM.
 `warnings_for` names every setting of a configuration that vLLM accepts and then does not follow.
 """
 
@@ -112,24 +112,6 @@ def warnings_for(config: Mapping[str, Any], *, cpu: bool = False, data_parallel:
     return [warning for look in _LOOKS for warning in look(deployment)]
 
 
-def environment_for(config: Mapping[str, Any], *, cpu: bool = False, data_parallel: int = 1) -> dict[str, str]:
-    """Environment variables that a server needs so that a configuration takes effect.
-
-    Model runner V2 is reported to ignore a schedule by batch size (vLLM #51510), so a schedule asks for V1. Block
-    verification needs V2. With both, nothing is set, and `warnings_for` names the conflict.
-
-    Args:
-        config: a `speculative_config`.
-        cpu: the server runs on a CPU.
-        data_parallel: size of data parallelism.
-    """
-    deployment = _Deployment(config, cpu, data_parallel)
-    followed = deployment.scheduled and data_parallel == 1 and deployment.rule != "block"
-    if followed and deployment.runner_v1_because is None:
-        return {"VLLM_USE_V2_MODEL_RUNNER": "0"}
-    return {}
-
-
 def _of_the_rule(deployment: _Deployment) -> list[str]:
     rule, reason = deployment.rule, deployment.runner_v1_because
     if rule == "synthetic":
@@ -172,14 +154,12 @@ def _of_the_schedule(deployment: _Deployment) -> list[str]:
     if deployment.method == "suffix":
         return ["schedule: dropped with suffix decoding, which chooses its own draft length"]
     warnings = []
-    if deployment.runner_v1_because is None:
-        warnings.append("schedule: model runner V2 is reported to ignore it (#51510); set VLLM_USE_V2_MODEL_RUNNER=0")
+    if deployment.runner_v1_because is None and deployment.method == "draft_model":
+        warnings.append(
+            "schedule: in model runner V2, a draft model runs all its steps; tokens beyond k are thrown away"
+        )
     if deployment.cpu:
         warnings.append("schedule: a change of k is reported to end the server on a CPU (#47014); try it first")
-    if deployment.rule == "block":
-        warnings.append(
-            "schedule and block: the schedule is reported to work in model runner V1 only, block in V2 only"
-        )
     return warnings
 
 
