@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 import specdec_ref as sd
 from specdec_lab.equivalence.enumeration import Script
-from specdec_lab.training.corpus import Document
+from specdec_lab.training.corpus import Document, collect_text
 from specdec_lab.training.fitting import Tick, TrainingPlan
 from specdec_lab.training.heads import HEAD_RECIPES, HeadTraining, draft_logits, head_acceptance, head_costs, new_head
 from specdec_lab.training.tokenizer import save_tokenizer, train_tokenizer
@@ -621,6 +621,44 @@ def test_an_interrupted_training_ends_with_the_same_weights(
         assert torch.equal(weights, interrupted[name]), name
 
 
+def write_prose(folder: Path, files: int = 21) -> Path:
+    """Text files of which none is Python, one of them below a folder."""
+    (folder / "letters").mkdir(parents=True)
+    for i in range(files):
+        name = "letters/last.md" if i == files - 1 else f"{i:02}.txt"
+        (folder / name).write_text(f"Hello, this is letter {i}, and it isn't Python.\n" * 20, encoding="utf-8")
+    (folder / "picture.bin").write_bytes(b"\xff\xfe\x00")
+    (folder / "empty.txt").write_text("\n", encoding="utf-8")
+    return folder
+
+
+def test_every_tenth_text_file_is_held_out(tmp_path: Path) -> None:
+    corpus = collect_text(write_prose(tmp_path))
+    assert [d.path for d in corpus.held_out] == ["00.txt", "10.txt", "letters/last.md"]
+    assert len(corpus.library) == 18
+    assert not {d.path for d in corpus.library} & {d.path for d in corpus.held_out}
+    assert [d.path for d in collect_text(tmp_path, 2).library] == ["01.txt"]
+
+
+@pytest.mark.parametrize("files", [0, 1])
+def test_a_folder_with_too_little_text_is_named(files: int, tmp_path: Path) -> None:
+    if files:
+        (tmp_path / "one.txt").write_text("text", encoding="utf-8")
+    with pytest.raises(sd.SpecdecError, match=f"has {files} text files"):
+        collect_text(tmp_path)
+
+
+def test_a_head_is_trained_on_other_text(tmp_path: Path, byte_tokenizer: Any, byte_target: PreTrainedModel) -> None:
+    folder = write_prose(tmp_path / "prose")
+    stages: list[str] = []
+    arguments: dict[str, Any] = {"text": folder, "on_stage": stages.append}
+    run = head_training("feature", tmp_path, tmp_path / "none", byte_tokenizer, byte_target, **arguments)
+    untrained = new_head(byte_target, "feature", run.recipe)
+    before = head_acceptance(byte_target, untrained, collect_text(folder).held_out, byte_tokenizer, 3)
+    assert run.run()["acceptance"][0] > before[0] + 0.05
+    assert stages[0] == f"reading {folder}"
+
+
 def test_a_checkpoint_of_the_other_kind_is_refused_in_one_line(
     tmp_path: Path, library: Path, byte_tokenizer: Any, byte_target: PreTrainedModel
 ) -> None:
@@ -661,6 +699,8 @@ def test_the_command_line_trains_a_head(tmp_path: Path, byte_tokenizer: Any, byt
     [
         (("--head", "eagle"), "--head eagle: takes 'feature' or 'parallel'"),
         (("--target", "target"), "takes --head as well"),
+        (("--text", "folder"), "--text folder: is what a head is trained on"),
+        (("--head", "feature", "--tiny", "--text", "no/such/folder"), "text='no/such/folder': has 0 text files"),
         (("--head", "feature", "--card"), "leave out --card"),
         (("--head", "feature", "--target", "no/such/folder"), "target='no/such/folder'"),
     ],

@@ -206,8 +206,8 @@ def test_the_readmes_figures_are_those_on_record() -> None:
         "best of ours / best of transformers assisted",
     )
     assert f"emits {at_one[chain]:.2f} times as many tokens per second" in words
-    accepted = f"{100 * at_one['acceptance']:.0f} % of the examined tokens are accepted"
-    assert f"(k = {at_one['best k']}; {accepted})" in words
+    settings = f"k = {at_one['best k']}, α = {100 * at_one['acceptance']:.0f} %"
+    assert f"(`draft-medium`, the default; {settings})" in words
     assert (at_one["best of ours"], greedy["best of ours"]) == ("head, block, k = 8", "suffix, k = 8")
     assert f"The feature head with block verification emits {at_one[best]:.2f} times as many (k = 8)" in words
     assert f"That is {at_one[assisted]:.2f} times the speed of transformers' assisted generation" in words
@@ -256,7 +256,7 @@ def test_the_figures_of_the_benchmarks_page_are_those_on_record() -> None:
     assert f"It emits {tokens:.2f} tokens, so the formula gives {tokens / cost:.2f}" in words
     assert f"the same tokens would give {tokens / v:.2f}" in words
     steps = record("real_model")["v"]
-    assert f"and {steps['plain']['5']:.1f} times as long with plain ones" in words
+    assert f"it takes {steps['plain']['5']:.1f} times as long" in words
     assert round(steps["auto"]["5"], 1) == 1.0  # 'as long as a step of one'
 
 

@@ -31,15 +31,19 @@ def train(
         typer.Option(help="Train a head on the features of --target instead: 'feature' or 'parallel'."),
     ] = None,
     target: TargetOption = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="With --head: a folder of text files to train on, instead of the standard library."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train target and drafts on the source of the Python standard library.
+    """Train target and drafts on the source of the Python standard library, or a head for a target.
 
     After Ctrl-C the same command continues. Checkpoints are kept in OUTPUT.work until you delete them.
     """
-    _check_head_options(head, target, card)
+    _check_head_options(head, target, text, card)
     if head is not None:
-        _train_head(head, target, output, tiny, device, compiled, as_json)
+        _train_head(head, target, text, output, tiny, device, compiled, as_json)
         return
     import torch
 
@@ -67,11 +71,13 @@ def train(
         console.print(f"try it: specdec demo --target {output / 'target'} --draft {output / 'draft-medium'}")
 
 
-def _check_head_options(head: str | None, target: str | None, card: bool) -> None:
+def _check_head_options(head: str | None, target: str | None, text: Path | None, card: bool) -> None:
     if head not in (None, "feature", "parallel"):
         raise SpecdecError(f"--head {head}: takes 'feature' or 'parallel'")
     if head is None and target is not None:
         raise SpecdecError(f"--target {target}: is what a head is trained on; takes --head as well")
+    if head is None and text is not None:
+        raise SpecdecError(f"--text {text}: is what a head is trained on; takes --head as well")
     if head is not None and card:
         raise SpecdecError(f"--head {head}: has no card; leave out --card")
 
@@ -90,7 +96,14 @@ def _work_folder(output: Path, make: bool = True) -> Path:
 
 
 def _train_head(
-    kind: str, target: str | None, output: Path, tiny: bool, device: str | None, compiled: bool, as_json: bool
+    kind: str,
+    target: str | None,
+    text: Path | None,
+    output: Path,
+    tiny: bool,
+    device: str | None,
+    compiled: bool,
+    as_json: bool,
 ) -> None:
     """Train a head on a target's features, and measure its cost."""
     import torch
@@ -122,6 +135,7 @@ def _train_head(
             on_stage,
             on_tick,
             on_evaluation,
+            text,
         )
         facts = training.run()
     torch.set_grad_enabled(False)

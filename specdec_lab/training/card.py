@@ -38,7 +38,8 @@ _CARD = """\
 A target, four draft models and two heads. They are small enough for a laptop and for this repository, so that
 you can see speculative decoding work and measure it. The target and the drafts have the Llama architecture,
 bfloat16 safetensors, a byte-level BPE vocabulary of {vocab_size} tokens and a context of {context} tokens. They
-load with plain `AutoModelForCausalLM.from_pretrained`. `specdec_ref.load_head` loads the heads.
+load with plain `AutoModelForCausalLM.from_pretrained`. `specdec_ref.load_head` loads the heads;
+`load_pair` calls them 'head' and 'parallel-head'.
 
 | model | layers × width | parameters | trained on | c | Σ min(p, q) | same first choice | nats/character |
 |---|---|---|---|---|---|---|---|
@@ -51,7 +52,7 @@ model was trained on ({modules}). Each token has up to {context} tokens before i
   that of the first draft step, on {head_characters:,} of these characters.
 - *same first choice* is the share of positions where draft and target find the same token most likely.
 - *c* is the time of a draft step divided by the time of a target step: batch 1, {device}, float32, torch
-  {torch}, medians. It depends on the machine.
+  {torch}, medians. It depends on the machine, and varies by a tenth from one measurement to the next.
 
 `specdec train --card FOLDER` measures all of this again and writes this page.
 
@@ -77,15 +78,15 @@ trains the pair again, and `specdec train FOLDER --head feature` a head.
 ## What the training taught
 
 - A deep, narrow target (28 × 192) takes twice as long per step as a wide one with as many parameters (10 × 320).
-  In return it scores several tokens for little more than one: both c and v(5) fell.
+  In return it scores several tokens in little more than the time of one: both c and v(5) fell.
 - Judge a target on texts as long as it will read. Training windows grow from 256 to 1,024 tokens only in the last
   fifth of the training. Until then, held-out measurements look bad, because later positions were never trained.
-- A third layer is worth its cost. It lets a draft copy earlier text, and costs half as much again per token.
+- A third layer is worth its cost. It lets a draft copy earlier text, and its step takes about a third longer.
 - Choose distilled weights by acceptance, not by loss. When the objective changes to the total variation distance,
   the loss rises while acceptance still improves.
 - A schedule that was too short can be continued with `TrainingPlan.restarts`: 1.09 nats per character fell to 0.85.
 
-`docs/how-to/train_a_head.md` says the same of the heads.
+`docs/how-to/train_a_head.md` reports what the training of the heads taught.
 
 ## What they are for, and what not
 

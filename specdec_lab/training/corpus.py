@@ -20,6 +20,9 @@ HELD_OUT = frozenset(
 """Modules that no model is trained on. They were chosen by subject (text, numbers, files, network, data structures)
 before any training."""
 
+HELD_OUT_EVERY = 10
+"""Of a folder of text, every tenth file is held out."""
+
 # Generated tables, vendored copies and files that are broken on purpose. People did not write these.
 _NOT_PROSE = frozenset("encodings pydoc_data site-packages ensurepip lib2to3 __pycache__ config-3".split())
 _TEST_FOLDERS = frozenset("test tests idle_test".split())
@@ -65,6 +68,32 @@ def collect(folder: Path | None = None, at_most: int | None = None) -> Corpus:
         tests=tuple(d for d in seen if d.is_test)[:at_most],
         held_out=tuple(d for d in documents if d.module in HELD_OUT and not d.is_test),
     )
+
+
+def collect_text(folder: Path, at_most: int | None = None) -> Corpus:
+    """Read the text files of a folder, at most `at_most` of them: the training text for a target of another kind.
+
+    Every file that is UTF-8 counts, in the folder and below it, in the order of the paths. Every tenth file is held
+    out, the first one included. Raises SpecdecError if there are fewer than two.
+    """
+    documents = list(_read_text(folder))[:at_most]
+    if len(documents) < 2:
+        raise SpecdecError(
+            f"text={str(folder)!r:.200}: has {len(documents)} text files; takes a folder with at least two"
+        )
+    held_out = tuple(documents[::HELD_OUT_EVERY])
+    rest = tuple(d for i, d in enumerate(documents) if i % HELD_OUT_EVERY)
+    return Corpus(library=rest, tests=(), held_out=held_out)
+
+
+def _read_text(folder: Path) -> Iterator[Document]:
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError):
+            continue
+        if text.strip():
+            yield Document(file.relative_to(folder).as_posix(), file.stem, text, is_test=False)
 
 
 def _read(root: Path) -> Iterator[Document]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from specdec_lab.measurement.costs import Costs, time_steps
-from specdec_lab.training.corpus import Corpus, Document, collect
+from specdec_lab.training.corpus import Corpus, Document, collect, collect_text
 from specdec_lab.training.distillation import Losses, distillation_loss
 from specdec_lab.training.evaluation import excerpt, windows
 from specdec_lab.training.fitting import Tick, TrainingPlan, fit, half_precision_pays
@@ -221,7 +221,8 @@ class HeadTraining:
         work: folder of the checkpoints.
         output: folder of the finished head.
         compiled: use torch.compile.
-        stdlib: folder of the text; None for the standard library of this Python.
+        stdlib: folder of a standard library; None for that of this Python.
+        text: folder of other text to train on, read by `collect_text`; None for the standard library.
         on_stage, on_tick: receive the name of each stage, and the progress.
         on_evaluation: receives the step and the acceptance of each draft step on held-out text.
     """
@@ -237,6 +238,7 @@ class HeadTraining:
     on_stage: Callable[[str], None] = lambda stage: None
     on_tick: Callable[[Tick], None] = lambda tick: None
     on_evaluation: Callable[[int, list[float]], None] = lambda step, acceptance: None
+    text: Path | None = None
 
     def run(self) -> dict[str, Any]:
         """Train from the last checkpoint, and write the head. Returns its facts, as in measurements.json.
@@ -245,8 +247,9 @@ class HeadTraining:
             KeyboardInterrupt: the training was interrupted; its state is saved.
         """
         self.work.mkdir(parents=True, exist_ok=True)
-        self.on_stage("reading the standard library")
-        corpus = collect(self.stdlib, self.recipe.documents)
+        self.on_stage("reading the standard library" if self.text is None else f"reading {self.text}")
+        documents = self.recipe.documents
+        corpus = collect(self.stdlib, documents) if self.text is None else collect_text(self.text, documents)
         head = self._fit(corpus)
         save_head(head, self.output)
         self.on_stage("measuring the head on held-out text")
