@@ -1,5 +1,6 @@
 """The lessons as committed: one clean run each, of the sources that stand there, within the rhythm's bounds."""
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,9 @@ def test_is_one_clean_run(path: Path) -> None:
     assert counts == list(range(1, len(counts) + 1))
     assert not [o for o in outputs(notebook) if o.output_type == "error"]
     assert not [o for o in outputs(notebook) if o.output_type == "stream" and o.name == "stderr"]
+    for cell in notebook.cells:
+        kinds = [output.output_type for output in cell.get("outputs", ())]
+        assert ("stream", "stream") not in itertools.pairwise(kinds), f"{cell.id}: its text is stored in parts"
 
 
 @each
@@ -152,6 +156,18 @@ def test_running_writes_back_one_clean_run(tmp_path: Path) -> None:
     assert notebook.cells[1].execution_count == 1
     assert notebook.metadata[HASH] == source_hash(notebook)
     assert 0 < notebook.metadata[SECONDS] == round(seconds, 1)
+
+
+def test_a_run_starts_no_server_and_keeps_printed_text_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SPECDEC_LIVE", raising=False)
+    path = tmp_path / "lesson.ipynb"
+    source = 'import os, sys, time\nprint(os.environ["SPECDEC_LIVE"])\nsys.stdout.flush()\ntime.sleep(0.5)\nprint(2)'
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), path)
+    run(path)
+    (printed,) = outputs(read(path))
+    assert printed.text == "0\n2\n"
 
 
 def test_a_table_s_plain_text_has_its_words_and_not_the_object_s(tmp_path: Path) -> None:

@@ -353,6 +353,7 @@ def test_a_trial_that_breaks_off_says_after_what(server: Server, monkeypatch: py
         def __exit__(self, *error: object) -> None:
             """Nothing to end."""
 
+    monkeypatch.delenv("SPECDEC_LIVE", raising=False)
     monkeypatch.setattr(trial, "VLLMServer", Running)
     monkeypatch.setattr(trial, "find_vllm", lambda: "vllm")
     server.fails_after = 3

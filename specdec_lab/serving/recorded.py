@@ -120,11 +120,11 @@ def live(
     with _together(configs, options) as servers:
         up = {name: server for name, server in servers.items() if isinstance(server, VLLMServer)}
         for mode, sampling in MODES.items():
-            for turn, size in enumerate(batches):
+            for size in batches:
                 for name, server in up.items():
                     try:
-                        if turn == 0:
-                            measure_server(server.url, texts[:1], max_new_tokens=8, sampling=sampling)  # warm-up
+                        # Warm up with as many requests at once: the first step of a batch size is slow.
+                        measure_server(server.url, texts, concurrency=size, max_new_tokens=8, sampling=sampling)
                         measured = measure_server(
                             server.url, texts, concurrency=size, max_new_tokens=max_new_tokens, sampling=sampling
                         )
