@@ -26,6 +26,7 @@ from specdec_lab.teaching.exercises import sandbox as box
 from specdec_lab.teaching.exercises.catalogue import EXERCISES
 from specdec_lab.teaching.exercises.exercise import SubmissionFailed
 from specdec_lab.teaching.exercises.grading import grade_folder, grade_submission
+from specdec_lab.teaching.exercises.hidden import PUBLIC_SEED
 from specdec_lab.teaching.exercises.sandbox import Sandbox, decode
 from specdec_ref.errors import SpecdecError
 
@@ -223,7 +224,8 @@ def test_an_answer_has_as_much_time_for_each_seed_as_in_the_notebook(
     tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(judging, "SECONDS", 1.0)
-    slow = f"import time\n{RIGHT.replace('    rest', '    time.sleep(0.18)' + chr(10) + '    rest', 1)}"
+    pause = 0.5 / len(RESIDUAL.cases(PUBLIC_SEED))  # half of a seed's time; three seeds take more than one has
+    slow = f"import time\n{RIGHT.replace('    rest', f'    time.sleep({pause})' + chr(10) + '    rest', 1)}"
     assert grade_submission("x", [notebook(tmp_path, slow)], sandbox, exercises=[RESIDUAL]).score == 10
 
 
