@@ -43,7 +43,7 @@ def acceptance_probability(p: Tensor, q: Tensor) -> Tensor:
 def residual(p: Tensor, q: Tensor) -> Tensor:
     """The distribution that replaces a rejected token: max(0, p − q), normalized.
 
-    Where p = q no token is rejected, except by rounding. The residual is then p itself. A row of
+    Where p = q, up to rounding, nothing is left. The residual is then p itself. A row of
     zeros in q means that no token was drafted. Its residual is p, which gives the bonus token.
 
     Args:

@@ -30,7 +30,7 @@ ALPHAS = np.linspace(0.01, 0.99, 25)
 """The acceptance rates that `CostModelSpeculation` considers."""
 
 CHANGE = 0.005
-"""Probability that α becomes any other value from one round to the next."""
+"""Probability that α is sampled anew, uniformly from `ALPHAS`, from one round to the next."""
 
 EVIDENCE = 0.5
 """Weight of one token as evidence. Neighboring tokens are alike, so they count less than
@@ -87,6 +87,7 @@ class CostModelSpeculation:
         self._timed: dict[int, RoundCosts] = {}
         self._batch = 1
         self._rests = 0
+        self._requested = 0
         self._began = 0.0
         powers = np.vander(ALPHAS, self.max_k + 1, increasing=True)
         self._tokens = powers.cumsum(1)  # [A, max_k + 1]: expected tokens for each α and k
@@ -116,13 +117,15 @@ class CostModelSpeculation:
             self._began = self.clock()
         if self._rests and self._rests % REST == 0:
             k = min(1, self.max_k)
+        self._requested = k
         return k
 
     def observe(self, rounds: "list[Round]") -> None:
         if self.measures_costs:
             seconds = self.clock() - self._began
             self._batch = len(rounds)
-            self._round_costs().add(max(row.depth for row in rounds), seconds)
+            num_drafted = max(row.depth for row in rounds)
+            self._round_costs().add(self._requested, num_drafted, seconds)
         accepted = sum(row.accepted for row in rounds)
         rejected = sum(row.accepted < row.depth for row in rounds)
         prior = (1 - CHANGE) * self.posterior + CHANGE / len(ALPHAS)
@@ -139,19 +142,24 @@ class CostModelSpeculation:
 
 
 class RoundCosts:
-    """The cost of a round with k = 0 … max_k at one batch size, in rounds with k = 0.
+    """The cost of a round with k = 0 … max_k at one batch size, relative to a round with k = 0.
 
-    A sweep times one round of each k in 0, 1, 2, 4, 8 …, in turn, so that a change in the machine's
-    speed affects all of them alike. The medians of `SWEEPS` sweeps give the cost at k = 0, and a
-    straight line through the costs at the other k, since each further draft step costs the same and
-    so does each further token to score.
+    A sweep requests k = 0, 1, 2, 4, 8 …, one round each, so that a change in the machine's speed
+    affects all of them alike. A round may draft fewer tokens than requested: the text ends, or the
+    drafter has no more to propose. So a time counts for the number of tokens that were drafted.
+    After each sweep, a straight line through the medians gives the costs, since each further draft
+    step costs the same and so does each further token to score.
     """
 
     def __init__(self, max_k: int):
         powers = [2**i for i in range(max_k.bit_length())]
         self.swept = sorted({0, *powers, max_k})
         self.costs = _costs_of_theory(max_k, c=0.1, v=1.0, overhead=0.05)  # until they are timed
-        self._seconds: dict[int, list[float]] = {k: [] for k in self.swept}
+        self._begin_sweeps()
+
+    def _begin_sweeps(self) -> None:
+        self._requests = dict.fromkeys(self.swept, 0)
+        self._seconds: dict[int, list[float]] = {}  # number of drafted tokens → times
         self._rounds = 0
 
     def next_to_time(self, resting: bool) -> int | None:
@@ -160,32 +168,43 @@ class RoundCosts:
         resting: drafting does not pay at present, so old costs are good enough.
         """
         if self._rounds >= SWEEP_AGAIN and not resting:
-            self._seconds = {k: [] for k in self.swept}
-            self._rounds = 0
-        k = min(self.swept, key=lambda k: len(self._seconds[k]))
-        return k if len(self._seconds[k]) < SWEEPS else None
+            self._begin_sweeps()
+        k = min(self.swept, key=lambda k: self._requests[k])
+        return k if self._requests[k] < SWEEPS else None
 
-    def add(self, k: int, seconds: float) -> None:
-        """Record the time of a round with k drafted tokens."""
+    def add(self, k: int, num_drafted: int, seconds: float) -> None:
+        """Record the time of a round for which k was requested."""
         self._rounds += 1
         if k != self.next_to_time(resting=True):
             return
-        self._seconds[k].append(seconds)
+        self._requests[k] += 1
+        self._seconds.setdefault(num_drafted, []).append(seconds)
         if k == self.swept[-1]:
             self._fit()
 
     def _fit(self) -> None:
-        """Fit the costs to the times so far."""
-        medians = [median(self._seconds[k]) for k in self.swept]
-        drafting, seconds = np.array(self.swept[1:]), np.array(medians[1:])
-        degree = min(1, len(drafting) - 1)
-        if degree >= 0 and medians[0] > 0:
-            line = np.polyfit(drafting, seconds, degree)
-            self.costs[1:] = np.polyval(line, np.arange(1, len(self.costs))) / medians[0]
+        """Fit the costs to the times so far.
+
+        A number of tokens that was drafted too rarely is left out: a median of one or two times can
+        be that of a slow round.
+        """
+        drafted = {n: seconds for n, seconds in self._seconds.items() if n > 0}
+        if not drafted:
+            return  # the drafter has proposed nothing yet
+        enough = min(SWEEPS, max(map(len, drafted.values()))) / 2
+        numbers = np.array(sorted(n for n, seconds in drafted.items() if len(seconds) >= enough))
+        without = median(self._seconds[0])
+        if without > 0:
+            costs = [median(drafted[n]) / without for n in numbers]
+            line = np.polyfit(numbers, costs, min(1, len(numbers) - 1))
+            self.costs[1:] = np.polyval(line, np.arange(1, len(self.costs)))
 
 
 def _costs_of_theory(max_k: int, c: float, v: Cost, overhead: float) -> np.ndarray:
-    """Rounds with k = 0 … max_k in target steps, [max_k + 1]: one token at α = 0, divided by S."""
+    """Costs of rounds with k = 0 … max_k in target steps, [max_k + 1].
+
+    At α = 0 a round yields one token, so its cost is 1/S.
+    """
     speedups = [float(predicted_speedup(0.0, k, c, v, overhead)) for k in range(max_k + 1)]
     return 1 / np.array(speedups)
 

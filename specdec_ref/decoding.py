@@ -2,9 +2,9 @@
 one more token.
 
 `speculate` is the whole method. It needs no special cases: autoregressive decoding is k = 0, greedy
-decoding is temperature 0, and one prompt is a batch of one. At the start of a round each model's
-cache holds all tokens of a row except the last one or two, and the round feeds those first. After a
-rejection the caches are rewound, so later steps never attend to rejected tokens.
+decoding is temperature 0, and one prompt is a batch of one. A round first rewinds both caches to
+the accepted tokens, so no step attends to rejected ones. The target's cache then holds all tokens
+of a row except the last, which the round feeds together with the drafted tokens.
 
 A draft may also be a tree of tokens with its own verification rule (`beyond.trees`). Then
 p[:, i + 1] is the distribution after node i, and the cache keeps the accepted path.
@@ -157,15 +157,16 @@ def speculate(
         sampling: applied to the target's logits, and passed to the drafter.
         randomness: the only source of randomness.
         eos: end tokens.
-        context: tokens that the models can hold; default the target's context. A row may have one
-            token more, since its last token is never fed to the models.
+        context: tokens that the models can hold; by default, and for 0, the target's context. A row
+            may have one token more, since its last token is never fed to the models.
         verify: the verification rule.
 
     Yields:
         After every round, the rows that it extended.
 
     Raises:
-        SpecdecError: the controller, the drafter or a model returned something that cannot be used.
+        SpecdecError: there are no rows, a row has no room for a new token, or the controller, the
+            drafter or a model returned something that cannot be used.
     """
     context = context or target.context
     drafter = drafter or NoDrafter(target.device)
@@ -210,6 +211,8 @@ def begin(
     target: LanguageModel, drafter: Drafter, rows: list[Row], max_k: int, context: int
 ) -> None:
     """Start both models. The target reads all but the last token of each prompt."""
+    if not rows or min(row.max_new_tokens for row in rows) < 1:
+        raise SpecdecError("rows: takes at least one row, each with max_new_tokens ≥ 1")
     longest = max(len(row.prompt) + row.max_new_tokens for row in rows)
     capacity = min(context, longest + max_k)
     target.start(len(rows), capacity)
@@ -258,8 +261,8 @@ def score(target: LanguageModel, sequences: list[list[int]], draft: Draft, paddi
         target: the model that scores.
         sequences: the text of each row.
         draft: the drafted tokens, [B, k]. In a tree, each token is scored after its own path.
-        padding: how many tokens fewer than usual the draft has, as in the last rounds of a text. A
-            single row is padded to the usual shape, since a step of a new shape is slow (see
+        padding: by how much the requested k is below the usual one, since the text ends soon. A
+            single row is padded by as many tokens, since a step of a new shape is slow (see
             `fast`).
 
     Returns:
@@ -299,7 +302,8 @@ class Outcome:
 
 
 def fetch(proposed: Draft, draft: Draft, p: Tensor, q: Tensor, verdict: Verdict) -> list[Outcome]:
-    """Copy the outcome of a round to the host. In a round this is the only wait for the device.
+    """Copy the outcome of a round to the host, and check it there. With a chain of tokens from a
+    model, this is the only wait for the device.
 
     Args:
         proposed: what the drafter returned.
@@ -312,19 +316,8 @@ def fetch(proposed: Draft, draft: Draft, p: Tensor, q: Tensor, verdict: Verdict)
         SpecdecError: p or q is not a number, q does not sum to one, or a drafted id is not in the
             vocabulary.
     """
-    size = p.shape[-1]
     num_drafted = draft.num_drafted.to(p.device)
-    mass = q.sum(-1)
-    is_drafted = torch.arange(mass.shape[1], device=p.device) < num_drafted[:, None]
-    off = (mass - is_drafted.to(mass)).abs() > PROBABILITY_TOLERANCE
-    columns = [
-        verdict.accepted,
-        verdict.next_token,
-        num_drafted,
-        p.sum((1, 2)).isnan(),
-        mass.sum(1).isnan(),
-        off.any(1),
-    ]
+    columns = [verdict.accepted, verdict.next_token, num_drafted, *faults(p, q, num_drafted)]
     num_tokens = proposed.tokens.shape[1]
     parts = [torch.stack(columns, 1), proposed.tokens.to(p.device)]
     if verdict.path is not None:
@@ -335,16 +328,7 @@ def fetch(proposed: Draft, draft: Draft, p: Tensor, q: Tensor, verdict: Verdict)
     for row, values in enumerate(table.tolist()):
         accepted, next_token, n, p_is_nan, q_is_nan, q_is_off, *rest = values
         tokens, is_accepted = rest[:num_tokens], rest[num_tokens:]
-        if not 0 <= n <= num_tokens:
-            raise SpecdecError(
-                f"drafter: its lengths hold {n}; takes 0 … {num_tokens}, the tokens of a row"
-            )
-        drafted = tuple(tokens[:n])
-        unknown = [token for token in drafted if not 0 <= token < size]
-        if unknown:
-            raise SpecdecError(
-                f"drafter: token id {unknown[0]} is not in the vocabulary, 0 … {size - 1}"
-            )
+        check_ids(tokens, n, p.shape[-1])
         if p_is_nan or q_is_nan:
             who = "target" if p_is_nan else "draft"
             raise SpecdecError(f"{who}: its logits hold NaN or infinity, nothing to sample from")
@@ -353,6 +337,7 @@ def fetch(proposed: Draft, draft: Draft, p: Tensor, q: Tensor, verdict: Verdict)
                 "drafter: its probabilities do not sum to one; "
                 "takes what each token was sampled from"
             )
+        drafted = tuple(tokens[:n])
         path: Sequence[int] = range(min(accepted, n))
         parents = None
         if draft.parents is not None:
@@ -361,6 +346,27 @@ def fetch(proposed: Draft, draft: Draft, p: Tensor, q: Tensor, verdict: Verdict)
         tokens_on_path = tuple(drafted[node] for node in path)
         outcomes.append(Outcome(drafted, tokens_on_path, next_token, tuple(path), parents))
     return outcomes
+
+
+def faults(p: Tensor, q: Tensor, num_drafted: Tensor) -> list[Tensor]:
+    """Whether p holds NaN, whether q does, and whether q does not sum to one; each [B]."""
+    mass = q.sum(-1)
+    is_drafted = torch.arange(mass.shape[1], device=p.device) < num_drafted[:, None]
+    off = (mass - is_drafted.to(mass)).abs() > PROBABILITY_TOLERANCE
+    return [p.sum((1, 2)).isnan(), mass.sum(1).isnan(), off.any(1)]
+
+
+def check_ids(tokens: list[int], n: int, vocab_size: int) -> None:
+    """Raise SpecdecError unless the first n tokens of a row exist and are in the vocabulary."""
+    if not 0 <= n <= len(tokens):
+        raise SpecdecError(
+            f"drafter: its lengths hold {n}; takes 0 … {len(tokens)}, the tokens of a row"
+        )
+    unknown = [token for token in tokens[:n] if not 0 <= token < vocab_size]
+    if unknown:
+        raise SpecdecError(
+            f"drafter: token id {unknown[0]} is not in the vocabulary, 0 … {vocab_size - 1}"
+        )
 
 
 def keep_accepted(target: LanguageModel, draft: Draft, outcomes: list[Outcome]) -> None:

@@ -32,7 +32,7 @@ class Draft:
             point masses.
         lengths: [B] int64, how many tokens of a row are drafted; the rest is padding. None: all k.
         parents: [B, n] int64 on the host, if the tokens form a tree (see `ancestry`); None for a
-            chain. A tree has more tokens than the k requested levels.
+            chain. A tree of k levels may have more than k tokens.
         verify: the verification rule for this draft; None uses the rule of the loop. A tree needs
             its own rule.
     """
@@ -119,11 +119,9 @@ class Draft:
         elif q.shape[-1] < vocab_size:  # the target has more padding rows than the draft
             q = F.pad(q, (0, vocab_size - q.shape[-1]))
         if self.lengths is not None:
-            is_drafted = (
-                torch.arange(self.tokens.shape[1], device=q.device)
-                < self.lengths.to(q.device)[:, None]
-            )
-            q = q * is_drafted[..., None]
+            lengths = self.lengths.to(q.device, non_blocking=True)
+            is_padding = torch.arange(self.tokens.shape[1], device=q.device) >= lengths[:, None]
+            q = q.masked_fill(is_padding[..., None], 0)
         return q.to(like)
 
 
@@ -197,7 +195,7 @@ class ModelDrafter:
         model: the draft.
         min_confidence: stop after the first token whose probability was below this. That token
             stays in the draft: discarding a sampled token would change the distribution. 0 never
-            stops.
+            stops. At temperature 0 a sampled token has probability 1, so it never stops either.
 
     Raises:
         SpecdecError: an argument is out of range or of the wrong type.
@@ -260,7 +258,7 @@ class ModelDrafter:
     def _catch_up(self, sequences: list[list[int]]) -> Tensor:
         """Rewind to the accepted tokens, and return the tokens to feed next, [B, n].
 
-        n is 1, or 2 if all drafted tokens of some row were accepted. The last of these tokens was
+        n is 1, or 2 if all drafted tokens of some row were accepted. The last drafted token was
         sampled but never fed, so it is fed together with the token after it. Rows that need a
         single token feed their last cached token again.
         """

@@ -1,7 +1,7 @@
 """Speculative decoding in forty lines: one sequence, no cache, no batch. Start here.
 
-`decoding.py` does the same with a KV cache that can be rewound, for a batch of sequences, and emits
-the same tokens.
+`decoding.py` does the same with a KV cache that can be rewound, for a batch of sequences. For one
+sequence and the same seed, it emits the same tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +13,8 @@ from specdec_ref.acceptance import residual
 from specdec_ref.sampling import Randomness
 
 Model = Callable[[list[int]], Tensor]
-"""Token ids [n] → probabilities [n, V]: row i is the distribution of the token that follows the
-first i + 1."""
+"""Token ids [n] → probabilities [n, V], on the CPU, in float32 or float64. Row i is the
+distribution of the token after the first i + 1 tokens."""
 
 
 def generate(
@@ -55,7 +55,8 @@ def generate(
         p = target([*tokens, *drafted])[len(tokens) - 1 :]
 
         # 3. Each drafted token is accepted with probability min(1, p/q), up to the first rejection.
-        #    The last 0 is for the position after them, where there is no drafted token to accept.
+        #    The 0 at the end only uses one more random number, as `verify` does, so that the same
+        #    seed gives the same tokens.
         ratios = [float(p[i, token] / q[i][token]) for i, token in enumerate(drafted)]
         accepted = randomness.accept(torch.tensor([*ratios, 0.0], dtype=p.dtype).clamp(max=1))
         n = int(accepted.long().cumprod(0).sum())

@@ -88,8 +88,8 @@ GREEDY = Sampling(temperature=0.0)
 
 
 class Randomness(Protocol):
-    """The only two kinds of random decision. The exact proof replaces it by an enumeration of all
-    outcomes."""
+    """The only two kinds of random decision. To prove exactness, `specdec_lab.equivalence` puts an
+    enumeration of all outcomes in its place."""
 
     def draw(self, probabilities: Tensor) -> Tensor:
         """Sample one token from each row, never one of probability 0. [..., V] → [...] int64."""
@@ -142,7 +142,7 @@ class SeededRandomness:
         )
 
     def accept(self, probability: Tensor) -> Tensor:
-        """u < probability with u uniform in [0, 1)."""
+        """u < probability with u uniform in [0, 1), in the number type of the probability."""
         u = torch.rand(
             probability.shape,
             generator=self._generator,

@@ -5,8 +5,8 @@
 - v: time to score k + 1 tokens / time to score one.
 - o (`overhead`): everything else a round costs, in target steps.
 
-The formulas assume the same α at every position. That assumption, and v > 1, are the two reasons
-why a measured speedup differs from the papers' formula (v = 1).
+The formulas assume the same α at every position. A measured speedup differs from the papers'
+formula (v = 1, o = 0) for three reasons: α varies, v is above 1, and a round has overhead.
 """
 
 from collections.abc import Callable

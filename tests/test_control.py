@@ -374,6 +374,44 @@ def test_with_costs_given_equal_rounds_lead_to_equal_choices_and_nothing_is_time
     assert len(set(choices(0.0))) > 3
 
 
+@pytest.mark.parametrize("most", [1, 3])
+def test_it_settles_with_a_drafter_that_proposes_fewer_tokens_than_requested(most: int) -> None:
+    """As a tree of three levels: sweeps that request 4 and 8 tokens end, too, and the true costs come out."""
+    controller, now, chosen = CostModelSpeculation(8), [0.0], []
+    controller.clock = lambda: now[0]
+    for i in range(400):
+        k = controller.next_k()
+        drafted = min(k, most)
+        now[0] += 1 + 0.15 * drafted
+        controller.observe([a_round(drafted, 0 if i % 5 == 0 else drafted)])
+        chosen.append(k)
+    assert sorted(set(chosen[:25])) == [0, 1, 2, 4, 8]
+    assert controller.costs[: most + 1] == pytest.approx([1 + 0.15 * n for n in range(most + 1)])
+    assert min(chosen[100:]) >= most
+
+
+def test_it_settles_with_a_drafter_whose_length_is_up_to_the_text() -> None:
+    """As prompt lookup: in half of the rounds it proposes nothing, otherwise any number up to k."""
+    controller, now, rng = CostModelSpeculation(8), [0.0], np.random.default_rng(0)
+    controller.clock = lambda: now[0]
+    for _ in range(400):
+        k = controller.next_k()
+        drafted = int(rng.integers(k + 1)) if rng.random() < 0.5 else 0
+        now[0] += (1 + 0.02 * drafted) * rng.uniform(0.95, 1.05)
+        controller.observe([a_round(drafted, int((rng.random(drafted) < 0.9).cumprod().sum()))])
+    assert controller.costs == pytest.approx([1 + 0.02 * k for k in range(9)], abs=0.1)
+    assert controller.next_k() > 4
+
+
+def test_a_drafter_that_never_proposes_anything_leaves_the_costs_as_they_were() -> None:
+    controller = CostModelSpeculation(4)
+    before = controller.costs.copy()
+    for _ in range(60):
+        controller.next_k()
+        controller.observe([a_round(0, 0)])
+    assert controller.costs.tolist() == before.tolist()
+
+
 def test_a_few_slow_rounds_change_nothing() -> None:
     """Ten times the usual, as when another program gets the core: in one round of ten, of one k only."""
 

@@ -26,6 +26,7 @@ from specdec_ref import (
     Round,
     Sampling,
     SeededRandomness,
+    SpecdecError,
     SuffixDrafter,
     TransformersModel,
     Verify,
@@ -589,6 +590,15 @@ def test_a_round_waits_for_the_device_exactly_once(
         extended = next(loop)
         assert len(extended) == 3
         assert +calls == {"tolist": 1}, f"round {i}"
+
+
+@pytest.mark.parametrize(
+    "rows", [[], [Row((1, 2), 0)], [Row((1, 2), 4), Row((3,), 0)]], ids=["none", "full", "one full"]
+)
+def test_rows_without_room_for_a_token_are_refused(pair: Pair, rows: list[Row]) -> None:
+    loop = speculate(TransformersModel(pair.target), None, rows, FixedK(0), Sampling(), SeededRandomness(0))
+    with pytest.raises(SpecdecError, match="rows: takes at least one row"):
+        next(loop)
 
 
 def test_a_large_max_new_tokens_takes_memory_only_as_the_text_grows(

@@ -347,6 +347,13 @@ def test_prompt_lookup_runs_beside_a_target_on_a_gpu() -> None:
     assert found[0] == found[1]
 
 
+def test_nothing_in_the_padding_of_a_draft_matters() -> None:
+    """A drafter may leave rows that it did not fill uninitialized."""
+    q = torch.tensor([[[0.5, 0.5], [float("nan"), float("inf")]], [[0.5, 0.5], [0.25, 0.75]]])
+    draft = sd.Draft(torch.tensor([[0, 1], [1, 0]]), q, torch.tensor([1, 2]))
+    assert draft.distribution(2, q).tolist() == [[[0.5, 0.5], [0.0, 0.0]], [[0.5, 0.5], [0.25, 0.75]]]
+
+
 def test_lengths_may_be_elsewhere_than_the_tokens() -> None:
     """As prompt lookup makes them: on the host, with the target on 'meta' standing for a GPU."""
     draft = Draft(torch.zeros(2, 3, dtype=torch.int64, device="meta"), lengths=torch.tensor([1, 3]))

@@ -35,9 +35,10 @@ def verify_block(p: Tensor, q: Tensor, drafted: Tensor, randomness: Randomness) 
     check_verify_arguments(p, q, drafted)
     p = p.to(torch.promote_types(p.dtype, torch.float32))  # 16 bits are too coarse to decide with
     q = q.to(torch.promote_types(q.dtype, torch.float32))
-    # Append a row of zeros to q, for the position after the last drafted token. There the surplus
-    # is the weight, so the whole block passes with its weight, and the residual is p. So the bonus
-    # token needs no special case, and neither does a row with fewer than k tokens.
+    # Append a row of zeros to q, for the position after the last drafted token. With q = 0 the
+    # surplus equals the weight w. So the whole block passes with probability w / (w + 1 − w) = w,
+    # and the residual is p. Neither the bonus token nor a row of fewer than k tokens is a special
+    # case.
     q = F.pad(q, (0, 0, 0, 1))
     drafted = F.pad(drafted, (0, 1))
     p_drafted = p.gather(-1, drafted.unsqueeze(-1)).squeeze(-1)

@@ -181,7 +181,8 @@ class BestFirstDrafter:
         parents, log_p = tokens, tokens.to(logits)
         level = _for_rows([-1], sequences).to(logits.device)
         log_p_level = torch.zeros_like(level, dtype=logits.dtype)
-        read_parents = tokens  # the draft reads only the nodes that are continued
+        # The draft reads only the nodes that are continued. These parents number those nodes alone.
+        read_parents = tokens
         for _ in range(min(k, self.depth)):
             if tokens.shape[1]:
                 logits = self._reader.after_level(tokens.gather(1, level), read_parents.cpu())
@@ -304,7 +305,7 @@ def verify_tree(
         raise SpecdecError(f"{shapes}, parents {[*parents.shape]}: do not fit together")
     p = p.to(torch.promote_types(p.dtype, torch.float32))  # 16 bits are too coarse to decide with
     q = q.to(torch.promote_types(q.dtype, torch.float32))
-    parents = parents.to(p.device)
+    parents = parents.to(p.device, non_blocking=True)
     rows = torch.arange(batch, device=p.device)
     path = torch.zeros(batch, n, dtype=torch.bool, device=p.device)
     last = torch.full((batch,), -1, device=p.device)  # the last accepted node, or the text
