@@ -173,9 +173,12 @@ class RoundCosts:
         return k if self._requests[k] < SWEEPS else None
 
     def add(self, k: int, num_drafted: int, seconds: float) -> None:
-        """Record the time of a round for which k was requested."""
+        """Record the time of a round for which k was requested.
+
+        A round with more than k tokens belongs to another request, and is ignored.
+        """
         self._rounds += 1
-        if k != self.next_to_time(resting=True):
+        if k != self.next_to_time(resting=True) or num_drafted > k:
             return
         self._requests[k] += 1
         self._seconds.setdefault(num_drafted, []).append(seconds)

@@ -412,6 +412,19 @@ def test_a_drafter_that_never_proposes_anything_leaves_the_costs_as_they_were() 
     assert controller.costs.tolist() == before.tolist()
 
 
+def test_rounds_that_it_did_not_request_are_not_timed() -> None:
+    """As when rounds of another decoding are shown to it first."""
+    controller, now = CostModelSpeculation(4), [0.0]
+    controller.clock = lambda: now[0]
+    for _ in range(10):
+        controller.observe([a_round(3, 1)])
+    for _ in range(40):
+        k = controller.next_k()
+        now[0] += 1 + 0.1 * k
+        controller.observe([a_round(k, k)])
+    assert controller.costs == pytest.approx([1 + 0.1 * k for k in range(5)])
+
+
 def test_a_few_slow_rounds_change_nothing() -> None:
     """Ten times the usual, as when another program gets the core: in one round of ten, of one k only."""
 

@@ -81,7 +81,7 @@ trains the pair again, and `specdec train FOLDER --head feature` a head.
   In return it scores several tokens in little more than the time of one: both c and v(5) fell.
 - Judge a target on texts as long as it will read. Training windows grow from 256 to 1,024 tokens only in the last
   fifth of the training. Until then, held-out measurements look bad, because later positions were never trained.
-- A third layer is worth its cost. It lets a draft copy earlier text, and its step takes about a third longer.
+- A third layer is worth its cost. It lets a draft copy earlier text, and its step takes a quarter to a third longer.
 - Choose distilled weights by acceptance, not by loss. When the objective changes to the total variation distance,
   the loss rises while acceptance still improves.
 - A schedule that was too short can be continued with `TrainingPlan.restarts`: 1.09 nats per character fell to 0.85.
